@@ -1,0 +1,77 @@
+"""The one interface that all methods share: keypoints, encode the source, render a driving pose.
+
+Training, reconstruction, animation, metrics and pictures speak to `TalkingHead` alone, so a new
+method is one file in `modules/`, one YAML and one line in `build.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Keypoints(NamedTuple):
+    """FOMM keypoints of a batch of images.
+
+    value:    (B, K, 2) positions (x, y) in [-1, 1]
+    jacobian: (B, K, 2, 2) local affine frame around each keypoint; None for methods without one
+    """
+    value: Tensor
+    jacobian: Tensor | None = None
+
+    def map(self, function):
+        """Apply `function` to value and Jacobian: `keypoints.map(Tensor.detach)`."""
+        return Keypoints(*(None if part is None else function(part) for part in self))
+
+
+@dataclass
+class SourceState:
+    """All that depends on the source image alone; computed once per video.
+
+    keypoints: of the source image
+    features:  whatever the method's `render` wants to find again
+    """
+    keypoints: Keypoints
+    features: Any
+
+
+@dataclass
+class Generated:
+    """What a method makes of a source and a driving pose.
+
+    prediction:        (B, 3, H, W) the frame, nominally in [-1, 1], not clamped
+    flows:             coarse flow first, then each refinement; (B, h, w, 2) sampling positions in [-1, 1]
+    occlusions:        (B, 1, h, w) in [0, 1], 1 where the source is visible; as many as the method has
+    coarse_prediction: (B, 3, H, W) second prediction that the objective supervises too, or None
+    losses:            the method's own unweighted losses, scalars by name (training only)
+    health:            scalars worth watching (training only): codes in use, perplexity, ...
+    """
+    prediction: Tensor
+    flows: list[Tensor]
+    occlusions: list[Tensor]
+    coarse_prediction: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    health: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TalkingHead(nn.Module):
+    """A source image and a driving image in, the source person with the driving motion out.
+
+    Images are (B, 3, H, W) in [-1, 1] everywhere.
+    """
+
+    def keypoints(self, image: Tensor) -> Keypoints:
+        """Keypoints of image (B, 3, H, W)."""
+        raise NotImplementedError
+
+    def encode_source(self, image: Tensor) -> SourceState:
+        """Everything about the source that all driving frames share."""
+        raise NotImplementedError
+
+    def render(self, source: SourceState, driving: Keypoints) -> Generated:
+        """Frames for driving keypoints (B, K, 2); a source of batch 1 serves the whole batch."""
+        raise NotImplementedError
+
+    def forward(self, source: Tensor, driving: Tensor) -> Generated:
+        """Rebuild `driving` from `source`, both (B, 3, H, W); in training also the method's losses."""
+        raise NotImplementedError
