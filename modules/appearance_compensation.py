@@ -1,0 +1,60 @@
+"""ACC, appearance compensation by the appearance codebook (Sec. 3.2.3), and how it learns (Sec. 3.2.2, Eq. 5)."""
+
+from torch import nn
+
+from modules.codebook import Codebook
+from modules.layers import tokens, untokens
+from modules.retrieval import Retrieval
+from modules.warp import resize_flow
+
+
+def partition_windows(x, grid):
+    """Cut (B, C, H, W) into grid x grid windows of p x p pixels: (B, grid*grid, p*p*C)."""
+    return x.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def reverse_windows(x, grid, channels):
+    """(B, grid*grid, p*p*C) -> (B, C, H, W); the inverse of `partition_windows`."""
+    patch = round((x.shape[-1] // channels) ** 0.5)
+    x = x.unflatten(2, (patch, patch, channels)).unflatten(1, (grid, grid))          # (B, g, g, p, p, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class AppearanceCompensation(nn.Module):
+    """Restores warped features from appearance codes; the windows bring every scale to one token grid."""
+
+    def __init__(self, params, channels, grid):
+        """channels: feature widths, coarsest first; the feature of scale i has side grid * 2^i."""
+        super().__init__()
+        self.grid = grid
+        self.codebook = Codebook(params)
+        self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid)    # T_A
+        widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.scales])]
+        self.embed = nn.ModuleList(nn.Linear(width, params.code_dim) for width in widths)
+        self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width) for width in widths)
+
+    def project_codes(self):
+        """Keys and values of the appearance codes: the same for all samples and scales."""
+        return self.retrieval.project(self.codebook.embedding)
+
+    def encode(self, scale, feature):
+        """Windows of a feature (B, C_i, H_i, W_i), projected to code dimension: (B, d_a, grid, grid)."""
+        return untokens(self.embed[scale](partition_windows(feature, self.grid)), self.retrieval.size)
+
+    def forward(self, scale, warped, flow, codes):
+        """Compensate F_w^i (B, C_i, H_i, W_i), warped by `flow` (B, h, w, 2), into F_c^i of the same shape.
+
+        Replaces the feature: everything passes through the code dimension, there is no skip.
+        """
+        # Tokens that the flow fetched from outside of the source hold nothing worth reading.
+        visible = resize_flow(flow, self.retrieval.size).abs().amax(-1).flatten(1) <= 1           # (B, grid*grid)
+        visible = visible | ~visible.any(1, keepdim=True)                                         # never mask all
+        completed = self.retrieval(self.encode(scale, warped), codes, self.codebook.slices[scale], visible)
+        return reverse_windows(self.unembed[scale](tokens(completed)), self.grid, warped.shape[1])
+
+    def learn(self, scale, feature):
+        """Eq. 5 for the driving feature F_d^i (B, C_i, H_i, W_i) -> Quantized."""
+        encoded = self.encode(scale, feature)
+        quantized = self.codebook.quantize(encoded, scale)
+        self.codebook.revive(encoded, quantized.indices, scale)
+        return quantized

@@ -1,0 +1,140 @@
+"""The VQGAN-style image encoder E_I and decoder D_I, with taps at every scale (Sec. 3.1, A.1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modules.layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+
+
+@dataclass(frozen=True)
+class AutoencoderParams:
+    channels: tuple[int, ...] = (256, 128, 128, 64)   # per scale, coarsest first; N scales
+    res_blocks: int = 2                               # per scale
+    norm_groups: int = 32                             # of every group normalisation
+
+
+class Level(nn.Module):
+    """The residual blocks of one scale; each is followed by self-attention where `attention` says so."""
+
+    def __init__(self, in_channels, out_channels, params, attention):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * params.res_blocks
+        self.blocks = nn.ModuleList()
+        for pair in zip(widths, widths[1:]):
+            block = [ResBlock(*pair, params.norm_groups)]
+            if attention:
+                block.append(AttentionBlock(out_channels, params.norm_groups))
+            self.blocks.append(nn.Sequential(*block))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def bottleneck(channels, groups):
+    """Residual block, self-attention, residual block at the coarsest scale."""
+    return nn.Sequential(ResBlock(channels, channels, groups), AttentionBlock(channels, groups),
+                         ResBlock(channels, channels, groups))
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) -> features at N scales, coarsest first."""
+
+    def __init__(self, params):
+        super().__init__()
+        fine_to_coarse = params.channels[::-1]
+        self.stem = nn.Conv2d(3, fine_to_coarse[0], 3, padding=1)
+        self.levels, self.downs = nn.ModuleList(), nn.ModuleList()
+        width = fine_to_coarse[0]
+        for depth, channels in enumerate(fine_to_coarse):
+            coarsest = depth == len(fine_to_coarse) - 1
+            self.levels.append(Level(width, channels, params, attention=coarsest))
+            self.downs.append(nn.Identity() if coarsest else Downsample(channels))
+            width = channels
+        self.middle = bottleneck(width, params.norm_groups)
+        # No activation between norm and convolution: so are the published weights.
+        self.head = nn.Sequential(group_norm(width, params.norm_groups), nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, image):
+        """Features of image (B, 3, H, W): a list, coarsest first, of (B, C_i, H_i, W_i).
+
+        The coarsest entry is the encoder's output; finer ones are taken after their scale's residual blocks.
+        """
+        return self.tapped(image)[0]
+
+    def tapped(self, image):
+        """`forward`, and the feature after the first block of the coarsest level.
+
+        The released code learns the appearance codes of the coarsest scale from that mid-encoder feature,
+        not from the encoder's output that is compensated with them; published codes depend on it.
+        """
+        x = self.stem(image)
+        taps = []
+        for level, down in zip(self.levels[:-1], self.downs):
+            x = level(x)
+            taps.append(x)
+            x = down(x)
+        first, *rest = self.levels[-1].blocks
+        middle_tap = x = first(x)
+        for block in rest:
+            x = block(x)
+        return [self.head(self.middle(x)), *reversed(taps)], middle_tap
+
+
+class Decoder(nn.Module):
+    """Feature of the coarsest scale -> image, one `level` per scale, so that callers can fuse in between."""
+
+    def __init__(self, params):
+        super().__init__()
+        width = params.channels[0]
+        self.stem = nn.Conv2d(width, width, 3, padding=1)
+        self.middle = bottleneck(width, params.norm_groups)
+        self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
+        for scale, channels in enumerate(params.channels):
+            self.ups.append(Upsample(width) if scale else nn.Identity())
+            self.levels.append(Level(width, channels, params, attention=scale == 0))
+            width = channels
+        self.head = nn.Sequential(group_norm(width, params.norm_groups), nn.Conv2d(width, 3, 3, padding=1))
+
+    def start(self, feature):
+        """F_c^1 (B, C_1, h, w) -> decoder state of the coarsest scale, same shape."""
+        return self.levels[0](self.middle(self.stem(feature)))
+
+    def up(self, x, scale, fuse=None):
+        """Decoder state of scale - 1 -> that of `scale`; `fuse` is applied after the level's first block."""
+        first, *rest = self.levels[scale].blocks
+        x = first(self.ups[scale](x))
+        if fuse is not None:
+            x = fuse(x)
+        for block in rest:
+            x = block(x)
+        return x
+
+    @property
+    def last_weight(self):
+        """Weight of the last convolution: where the adaptive adversarial weight compares gradients."""
+        return self.head[-1].weight
+
+
+class Fusion(nn.Module):
+    """Brings a compensated feature into the decoder: spatial feature transform, then addition (Sec. 3.3)."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.encode = ResBlock(2 * channels, channels, groups)
+        self.scale = self._head(channels)
+        self.shift = self._head(channels)
+        self.add = nn.Conv2d(channels, channels, 3, padding=1)
+
+    @staticmethod
+    def _head(channels):
+        return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2),
+                             nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x, feature):
+        """Decoder state x and feature, both (B, C, H, W) -> (B, C, H, W)."""
+        h = self.encode(torch.cat([feature, x], dim=1))
+        return x + x * self.scale(h) + self.shift(h) + self.add(feature)

@@ -1,0 +1,115 @@
+"""Codebooks: allocation of codes to scales (Sec. 3.2.1), quantisation and its loss (Eq. 1, 3, 4, 5)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ALLOCATIONS = ('progressive', 'shared', 'equal')
+
+
+@dataclass(frozen=True)
+class CodebookParams:
+    num_codes: int = 1024            # K (motion) or T (appearance)
+    code_dim: int = 32               # d_m or d_a
+    scales: int = 4                  # the coarsest `scales` of the N scales are compensated; 0 builds no codebook
+    allocation: str = 'progressive'  # progressive (the paper's) | shared | equal (Table 4)
+    commitment: float = 0.25         # beta of Eq. 3 and 5
+    revive_after: int = 0            # steps without use until a code is moved onto a feature; 0 never does
+    num_layers: int = 2              # L_M or L_A, retrieval layers
+    num_heads: int = 8               # attention heads of the retrieval layers
+
+    def __post_init__(self):
+        if self.allocation not in ALLOCATIONS:
+            raise ValueError(f'allocation={self.allocation!r}: expected one of {", ".join(ALLOCATIONS)}')
+        if self.scales and self.num_codes % self.scales:
+            raise ValueError(f'num_codes={self.num_codes} cannot be split evenly over scales={self.scales}')
+        if self.code_dim % self.num_heads:
+            raise ValueError(f'code_dim={self.code_dim} is not a multiple of num_heads={self.num_heads}')
+
+
+def allocate(num_codes, scales, allocation):
+    """The slice of codes that each scale may use, coarsest scale first (Sec. 3.2.1, Table 4).
+
+    progressive: scale i of N uses the first i*K/N codes; shared: every scale uses all;
+    equal: scale i uses its own i-th group of K/N codes.
+    """
+    share = num_codes // max(scales, 1)
+    starts = {'progressive': lambda i: 0, 'shared': lambda i: 0, 'equal': lambda i: i * share}[allocation]
+    stops = {'progressive': lambda i: (i + 1) * share, 'shared': lambda i: num_codes,
+             'equal': lambda i: (i + 1) * share}[allocation]
+    return [slice(starts(i), stops(i)) for i in range(scales)]
+
+
+class Quantized(NamedTuple):
+    """What quantisation gives.
+
+    vectors: (B, D, H, W) nearest codes; their gradient passes straight through to the input
+    indices: (B, H, W) into the codes of the scale
+    loss:    scalar, ||sg[z] - z_q||^2 + beta ||z - sg[z_q]||^2 (the code terms of Eq. 3 and 5), mean over elements
+    """
+    vectors: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class Codebook(nn.Module):
+    """K codes of D dimensions, allotted to scales; quantises features and keeps count of the codes in use."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.commitment = params.commitment
+        self.revive_after = params.revive_after
+        self.slices = allocate(params.num_codes, params.scales, params.allocation)
+        bound = 1 / params.num_codes
+        self.embedding = nn.Parameter(torch.empty(params.num_codes, params.code_dim).uniform_(-bound, bound))
+        # Steps since each code was last chosen; part of the checkpoint, so a resumed run revives the same codes.
+        self.register_buffer('idle', torch.zeros(params.num_codes, dtype=torch.long))
+
+    def codes(self, scale):
+        """The codes that scale 0 (coarsest) .. N-1 (finest) may use: (K_i, D)."""
+        return self.embedding[self.slices[scale]]
+
+    def quantize(self, z, scale):
+        """Replace every vector of z (B, D, H, W) by the nearest code of the scale; Eq. 1 and 4."""
+        codes = self.codes(scale)
+        with torch.autocast(z.device.type, enabled=False):
+            vectors = z.float().permute(0, 2, 3, 1)                                  # (B, H, W, D)
+            indices = nearest(vectors.detach().flatten(0, 2), codes.detach())        # (B*H*W,)
+            # A row look-up; its backward is one scatter-add, not a product with a one-hot matrix.
+            z_q = F.embedding(indices, codes).view_as(vectors)
+            loss = F.mse_loss(z_q, vectors.detach()) + self.commitment * F.mse_loss(vectors, z_q.detach())
+            straight = vectors + (z_q - vectors).detach()
+        return Quantized(straight.permute(0, 3, 1, 2), indices.view(vectors.shape[:3]), loss)
+
+    @torch.no_grad()
+    def revive(self, z, indices, scale):
+        """Move codes that were idle for `revive_after` steps onto features z (B, D, H, W) of this batch."""
+        if not (self.training and self.revive_after):
+            return
+        idle = self.idle[self.slices[scale]]                                         # a view
+        idle += 1
+        idle[indices.flatten()] = 0
+        features = z.float().permute(0, 2, 3, 1).flatten(0, 2)
+        # Evenly spaced features, rather than random ones, keep processes and resumed runs in step.
+        picks = torch.arange(len(idle), device=z.device) * len(features) // len(idle)
+        dead = (idle >= self.revive_after)[:, None]
+        codes = self.embedding.data[self.slices[scale]]
+        codes.copy_(torch.where(dead, features[picks].to(codes.dtype), codes))
+        idle.masked_fill_(dead[:, 0], 0)
+
+
+def nearest(vectors, codes):
+    """Index of the nearest code for each vector: (M, D), (K, D) -> (M,); ties go to the lower index."""
+    # |z|^2 is the same for all codes, so it does not decide.
+    return torch.addmm(codes.square().sum(1), vectors, codes.t(), alpha=-2).argmin(1)
+
+
+@torch.no_grad()
+def usage(indices, num_codes):
+    """How a batch uses its codes: (share of codes in use in (0, 1], perplexity in [1, K])."""
+    probability = torch.bincount(indices.flatten(), minlength=num_codes).float() / indices.numel()
+    entropy = -torch.special.xlogy(probability, probability).sum()
+    return (probability > 0).float().mean(), entropy.exp()

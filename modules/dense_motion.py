@@ -1,0 +1,87 @@
+"""FOMM's dense motion network: keypoints -> coarse flow M^0, occlusion, driving heat map (FOMM Sec. 3.2)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modules.keypoint_detector import gaussian_heatmaps
+from modules.layers import AntiAlias, Hourglass
+from modules.warp import identity_grid, invert_2x2, sample
+
+
+@dataclass(frozen=True)
+class DenseMotionParams:
+    block_expansion: int = 64
+    num_blocks: int = 5
+    max_features: int = 1024
+    scale_factor: float = 0.25       # flows live at this fraction of the image size
+    kp_variance: float = 0.01        # of the Gaussian around each keypoint
+
+
+class SourceImage(NamedTuple):
+    """What the dense motion network needs of the source, computed once per video.
+
+    image:    (B, 3, h, w) the source at flow resolution
+    heatmaps: (B, K, h, w) Gaussians at the source keypoints
+    """
+    image: Tensor
+    heatmaps: Tensor
+
+
+class DenseMotion(NamedTuple):
+    """flow (B, h, w, 2); occlusion_logit (B, 1, h, w); mask (B, K+1, h, w); driving_heatmaps (B, K, h, w)."""
+    flow: Tensor
+    occlusion_logit: Tensor
+    mask: Tensor
+    driving_heatmaps: Tensor
+
+
+class DenseMotionNetwork(nn.Module):
+    """Blends the affine motions around each keypoint (and the still background) into one flow."""
+
+    def __init__(self, params, num_kp):
+        super().__init__()
+        self.kp_variance = params.kp_variance
+        self.down = AntiAlias(3, params.scale_factor)
+        self.hourglass = Hourglass((num_kp + 1) * 4, params.block_expansion, params.num_blocks, params.max_features)
+        self.mask = nn.Conv2d(self.hourglass.out_channels, num_kp + 1, 7, padding=3)
+        self.occlusion = nn.Conv2d(self.hourglass.out_channels, 1, 7, padding=3)
+
+    def encode_source(self, image, keypoints):
+        """The part that depends on the source alone: image (B, 3, H, W) -> SourceImage."""
+        small = self.down(image)
+        return SourceImage(small, gaussian_heatmaps(keypoints.value, small.shape[-2:], self.kp_variance))
+
+    def forward(self, source, source_keypoints, driving_keypoints):
+        """DenseMotion for a SourceImage and both Keypoints; a source of batch 1 serves every driving pose."""
+        batch = driving_keypoints.value.shape[0]
+        with torch.autocast(source.image.device.type, enabled=False):
+            motions = self.sparse_motions(source_keypoints, driving_keypoints, source.image)   # (B, K+1, h, w, 2)
+            driving_heatmaps = gaussian_heatmaps(driving_keypoints.value, source.image.shape[-2:], self.kp_variance)
+
+        # Evidence: where keypoints came from and went to, and the source moved by each candidate motion.
+        heatmaps = nn.functional.pad(driving_heatmaps - source.heatmaps, (0, 0, 0, 0, 1, 0))   # background first
+        # All candidates are read in one go, stacked along the height, so the image is never copied K+1 times.
+        image = source.image.expand(batch, -1, -1, -1)
+        deformed = sample(image, motions.flatten(1, 2), align_corners=False)                   # (B, 3, (K+1)h, w)
+        deformed = deformed.unflatten(2, motions.shape[1:3]).transpose(1, 2)                   # (B, K+1, 3, h, w)
+        evidence = torch.cat([heatmaps[:, :, None], deformed], dim=2).flatten(1, 2)            # (B, 4(K+1), h, w)
+
+        # Decision: which motion each pixel follows, and whether the source shows it at all.
+        feature = self.hourglass(evidence)
+        mask = self.mask(feature).float().softmax(dim=1)                                       # (B, K+1, h, w)
+        flow = (mask[..., None] * motions).sum(1)                                              # (B, h, w, 2)
+        return DenseMotion(flow, self.occlusion(feature).float(), mask, driving_heatmaps)
+
+    @staticmethod
+    def sparse_motions(source, driving, like):
+        """First-order motions T_{S<-D} around every keypoint (FOMM Eq. 4), the identity first: (B, K+1, h, w, 2)."""
+        grid = identity_grid(like.shape[-2:], like)                                            # (h, w, 2)
+        offset = grid - driving.value[:, :, None, None]                                        # (B, K, h, w, 2)
+        if driving.jacobian is not None:
+            jacobian = source.jacobian @ invert_2x2(driving.jacobian)                          # (B, K, 2, 2)
+            offset = torch.einsum('bkij,bkhwj->bkhwi', jacobian, offset)
+        motions = offset + source.value[:, :, None, None]
+        return torch.cat([grid.expand(motions.shape[0], 1, *grid.shape), motions], dim=1)

@@ -1,0 +1,58 @@
+"""FOMM's keypoint detector: unsupervised keypoints and their local affine frames (FOMM Sec. 3.1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modules.layers import AntiAlias, Hourglass
+from modules.talking_head import Keypoints
+from modules.warp import identity_grid
+
+
+@dataclass(frozen=True)
+class KeypointDetectorParams:
+    num_kp: int = 15                 # keypoints
+    block_expansion: int = 32        # hourglass width at full detector resolution
+    num_blocks: int = 5              # halvings in the hourglass
+    max_features: int = 1024         # widest hourglass layer
+    scale_factor: float = 0.25       # the detector sees the image at this scale
+    temperature: float = 0.1         # of the softmax that turns logits into heat maps
+    padding: int = 0                 # of the 7x7 heads; published weights use none: heat maps span [-1, 1] without a border
+
+
+class KeypointDetector(nn.Module):
+    """Image -> heat maps -> soft-argmax positions, and Jacobians averaged under the heat maps."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.temperature = params.temperature
+        self.num_kp = params.num_kp
+        self.down = AntiAlias(3, params.scale_factor)
+        self.predictor = Hourglass(3, params.block_expansion, params.num_blocks, params.max_features)
+        self.kp = nn.Conv2d(self.predictor.out_channels, params.num_kp, 7, padding=params.padding)
+        self.jacobian = nn.Conv2d(self.predictor.out_channels, 4 * params.num_kp, 7, padding=params.padding)
+        # Every Jacobian starts as the identity: a keypoint's neighbourhood moves rigidly until learned otherwise.
+        nn.init.zeros_(self.jacobian.weight)
+        with torch.no_grad():
+            self.jacobian.bias.copy_(torch.tensor([1., 0., 0., 1.]).repeat(params.num_kp))
+
+    def forward(self, image):
+        """Keypoints of image (B, 3, H, W) in [-1, 1] (or the range of the imported weights)."""
+        feature = self.predictor(self.down(image))
+        logits = self.kp(feature)                                                              # (B, K, h, w)
+        jacobians = self.jacobian(feature).unflatten(1, (self.num_kp, 4))                      # (B, K, 4, h, w)
+
+        # Sums over thousands of positions: fp32, whatever the convolutions ran in.
+        with torch.autocast(image.device.type, enabled=False):
+            heatmap = (logits.float() / self.temperature).flatten(2).softmax(-1).view(logits.shape)
+            grid = identity_grid(logits.shape[-2:], logits)
+            value = (heatmap[..., None] * grid).sum((2, 3))                                    # (B, K, 2)
+            jacobian = (heatmap[:, :, None] * jacobians.float()).sum((3, 4)).unflatten(-1, (2, 2))
+        return Keypoints(value, jacobian)
+
+
+def gaussian_heatmaps(value, size, variance):
+    """One Gaussian exp(-d^2 / (2 variance)) per keypoint: (B, K, 2) -> (B, K, H, W), peak 1."""
+    distance = identity_grid(size, value) - value[:, :, None, None]                            # (B, K, H, W, 2)
+    return torch.exp(-0.5 * distance.square().sum(-1) / variance)

@@ -1,0 +1,188 @@
+"""Convolution blocks shared by several networks: FOMM's hourglass family and VQGAN's residual family."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from torch import nn
+
+
+# ---------------------------------------------------------------------------- normalisation
+
+class BatchNorm2d(nn.SyncBatchNorm):
+    """Batch normalisation over the global batch: eps 1e-5, momentum 0.1.
+
+    Without a process group this is plain batch normalisation. With one, statistics are those of all
+    ranks together; PyTorch does that on GPUs only, so the CPU (gloo) case is spelled out here.
+    """
+
+    def forward(self, x):
+        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not distributed or x.is_cuda:
+            return super().forward(x)
+
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        mean = dist_nn.all_reduce(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = dist_nn.all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def group_norm(channels, groups=32):
+    """VQGAN's normalisation: at most 32 groups, eps 1e-6."""
+    return nn.GroupNorm(min(groups, channels), channels, eps=1e-6)
+
+
+# ---------------------------------------------------------------------------- FOMM's blocks
+
+class SameBlock2d(nn.Module):
+    """Convolution, batch norm, ReLU at one resolution."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=3):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.norm = BatchNorm2d(out_channels)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+class DownBlock2d(SameBlock2d):
+    """Convolution, batch norm, ReLU, then average pooling: (B, C, H, W) -> (B, C', H/2, W/2)."""
+
+    def forward(self, x):
+        return F.avg_pool2d(super().forward(x), 2)
+
+
+class UpBlock2d(SameBlock2d):
+    """Nearest upsampling, then convolution, batch norm, ReLU: (B, C, H, W) -> (B, C', 2H, 2W)."""
+
+    def forward(self, x):
+        return super().forward(F.interpolate(x, scale_factor=2, mode='nearest'))
+
+
+class Hourglass(nn.Module):
+    """FOMM's U-Net: `num_blocks` halvings, and a skip connection at every resolution.
+
+    Input (B, in_channels, H, W), output (B, out_channels, H, W) with
+    out_channels = block_expansion + in_channels, as the input itself is the last skip.
+    """
+
+    def __init__(self, in_channels, block_expansion, num_blocks, max_features):
+        super().__init__()
+        widths = [in_channels] + [min(max_features, block_expansion * 2 ** level) for level in range(1, num_blocks + 1)]
+        self.down_blocks = nn.ModuleList(DownBlock2d(*pair) for pair in zip(widths, widths[1:]))
+        self.up_blocks = nn.ModuleList()
+        for level in reversed(range(num_blocks)):
+            skip = 0 if level == num_blocks - 1 else widths[level + 1]
+            self.up_blocks.append(UpBlock2d(widths[level + 1] + skip, min(max_features, block_expansion * 2 ** level)))
+        self.out_channels = block_expansion + in_channels
+
+    def forward(self, x):
+        skips = [x]
+        for block in self.down_blocks:
+            skips.append(block(skips[-1]))
+        x = skips.pop()
+        for block in self.up_blocks:
+            x = torch.cat([block(x), skips.pop()], dim=1)
+        return x
+
+
+class AntiAlias(nn.Module):
+    """Gaussian blur, then every 1/scale-th pixel starting at the first (FOMM's anti-aliased downsampling).
+
+    sigma = (1/scale - 1)/2, kernel 2*round(4*sigma) + 1, zero padding.
+    """
+
+    def __init__(self, channels, scale):
+        super().__init__()
+        self.stride = round(1 / scale)
+        sigma = (1 / scale - 1) / 2
+        size = 2 * round(4 * sigma) + 1
+        position = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        line = torch.exp(-position.square() / (2 * sigma ** 2)) if sigma else torch.ones(size)
+        kernel = line[:, None] * line[None, :]
+        # The kernel follows from `scale`, so checkpoints need not carry it.
+        self.register_buffer('weight', (kernel / kernel.sum()).expand(channels, 1, size, size).clone(), persistent=False)
+
+    def forward(self, x):
+        if self.stride == 1:
+            return x
+        # Striding the convolution skips the pixels that would be thrown away.
+        return F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2, stride=self.stride, groups=x.shape[1])
+
+
+# ---------------------------------------------------------------------------- VQGAN's blocks
+
+class ResBlock(nn.Module):
+    """Two (group norm, SiLU, 3x3 convolution) with a skip: (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, in_channels, out_channels, groups=32):
+        super().__init__()
+        self.norm1 = group_norm(in_channels, groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions, with a skip: (B, C, H, W) -> same."""
+
+    def __init__(self, channels, groups=32):
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.project = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        h = self.norm(x)
+        q, k, v = (tokens(layer(h))[:, None] for layer in (self.query, self.key, self.value))   # (B, 1, H*W, C)
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0]                                       # (B, H*W, C)
+        return x + self.project(untokens(h, x.shape[-2:]))
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution; pads right and bottom only, as VQGAN does: (B, C, H, W) -> (B, C, H/2, W/2)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest upsampling, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode='nearest'))
+
+
+# ---------------------------------------------------------------------------- tokens
+
+def tokens(x):
+    """(B, C, H, W) -> (B, H*W, C), row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def untokens(x, size):
+    """(B, H*W, C) -> (B, C, H, W) for size (H, W); the inverse of `tokens`."""
+    return x.transpose(1, 2).unflatten(2, size)

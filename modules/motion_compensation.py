@@ -1,0 +1,139 @@
+"""MCC, motion compensation by the motion codebook (Sec. 3.2.3), and how that codebook learns (Sec. 3.2.2, Eq. 3)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.codebook import Codebook
+from modules.layers import Downsample, ResBlock, Upsample, group_norm
+from modules.retrieval import Retrieval
+from modules.warp import from_displacement, resize, to_displacement, warp
+
+CONTEXT_DIM = 192    # of the warped source feature inside D_MR, as in MRFA's updater
+UPDATE_DIM = 128     # hidden width of D_MR
+
+
+class MotionLesson(NamedTuple):
+    """What the motion codebook learns at one scale.
+
+    reconstruction:      (B, h, w, 2) the flow rebuilt from codes, Eq. 2
+    reconstruction_loss: scalar, L1 to the stopped flow in normalised coordinates
+    code_loss:           scalar, the two code terms of Eq. 3
+    indices:             (B, h_m, w_m) chosen codes, counted within the scale's slice
+    """
+    reconstruction: Tensor
+    reconstruction_loss: Tensor
+    code_loss: Tensor
+    indices: Tensor
+
+
+class MotionEncoder(nn.Module):
+    """Joins retrieved motion features with the flow itself, as MRFA (and RAFT before it) does."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.retrieved1 = nn.Conv2d(dim, 128, 1)
+        self.retrieved2 = nn.Conv2d(128, 96, 3, padding=1)
+        self.motion1 = nn.Conv2d(2, 128, 7, padding=3)
+        self.motion2 = nn.Conv2d(128, 64, 3, padding=1)
+        self.join = nn.Conv2d(96 + 64, UPDATE_DIM - 2, 3, padding=1)
+
+    def forward(self, displacement, retrieved):
+        """displacement (B, 2, h, w) in pixels, retrieved (B, D, h, w) -> (B, 128, h, w)."""
+        r = F.relu(self.retrieved2(F.relu(self.retrieved1(retrieved))))
+        m = F.relu(self.motion2(F.relu(self.motion1(displacement))))
+        return torch.cat([F.relu(self.join(torch.cat([r, m], dim=1))), displacement], dim=1)
+
+
+class FlowUpdate(nn.Module):
+    """D_MR: motion features and source context -> residual displacement and residual occlusion."""
+
+    def __init__(self):
+        super().__init__()
+        self.context = nn.Conv2d(CONTEXT_DIM, UPDATE_DIM, 3, padding=1)
+        self.motion = self._head(2)
+        self.occlusion = self._head(1)
+
+    @staticmethod
+    def _head(channels):
+        return nn.Sequential(nn.Conv2d(2 * UPDATE_DIM, UPDATE_DIM, 3, padding=1), nn.ReLU(),
+                             nn.Conv2d(UPDATE_DIM, channels, 3, padding=1))
+
+    def forward(self, motion, context):
+        """motion (B, 128, h, w), context (B, 192, h, w) -> (B, 2, h, w) in pixels, (B, 1, h, w)."""
+        x = torch.cat([motion, F.relu(self.context(context))], dim=1)
+        return self.motion(x), self.occlusion(x)
+
+
+class MotionCompensation(nn.Module):
+    """Refines the flow scale by scale from motion codes.
+
+    Everything is shared by the scales but the layers that read features of scale-dependent width.
+    """
+
+    def __init__(self, params, channels, num_kp, flow_size, grid, groups=32):
+        """channels: feature widths, coarsest first; flow_size, grid: side of flow and token grid in pixels."""
+        super().__init__()
+        dim = params.code_dim
+        halvings = int(math.log2(flow_size // grid))
+        self.codebook = Codebook(params)
+        self.encode = nn.Sequential(nn.Conv2d(2, dim, 3, padding=1), *(Downsample(dim) for _ in range(halvings)),
+                                    ResBlock(dim, dim, groups))                                # E_M
+        self.decode = nn.Sequential(*(Upsample(dim) for _ in range(halvings)), ResBlock(dim, dim, groups),
+                                    group_norm(dim, groups), nn.Conv2d(dim, 2, 3, padding=1))  # D_M
+        self.retrieval = Retrieval(dim, params.num_heads, params.num_layers, grid)             # T_M
+
+        channels = channels[:params.scales]
+        self.embed_driving = nn.Conv2d(num_kp, dim, 1)
+        self.embed_source = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in channels)
+        self.embed_evidence = nn.Conv2d(2 * dim, dim, 1)
+        self.embed_query = nn.Conv2d(2 * dim, dim, 1)
+        self.context = nn.ModuleList(nn.Conv2d(width, CONTEXT_DIM, 1) for width in channels)
+        self.motion_encoder = MotionEncoder(dim)
+        self.update = FlowUpdate()
+
+    def project_codes(self):
+        """Keys and values of the motion codes: the same for all samples and scales."""
+        return self.retrieval.project(self.codebook.embedding)
+
+    def encode_driving(self, heatmaps):
+        """Driving keypoint feature F_kp^d of heat maps (B, K, h, w) -> (B, D, h_m, w_m), one for all scales."""
+        return F.relu(self.embed_driving(resize(heatmaps, self.retrieval.size)))
+
+    def forward(self, scale, flow, source_feature, driving_feature, codes):
+        """Residuals for one scale.
+
+        flow:            (B, h, w, 2) M^{i-1}
+        source_feature:  (B, C_i, H_i, W_i) F_s^i
+        driving_feature: what `encode_driving` gave
+        codes:           what `project_codes` gave
+        returns:         (B, h, w, 2) M_r^i in normalised coordinates, (B, 1, h, w) occlusion residual
+        """
+        displacement = to_displacement(flow)                                         # (B, 2, h, w)
+        warped = warp(source_feature, flow)                                          # (B, C_i, H_i, W_i)
+
+        # Query: the motion so far, and the evidence it has to explain. The motion's gradient stops here.
+        source = F.relu(self.embed_source[scale](resize(warped, self.retrieval.size)))
+        evidence = self.embed_evidence(torch.cat([source, driving_feature], dim=1))
+        motion = self.encode(displacement.detach())
+        query = self.embed_query(torch.cat([motion, evidence], dim=1))               # (B, D, h_m, w_m)
+
+        # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can mend one.
+        retrieved = self.retrieval(query, codes, self.codebook.slices[scale])
+        retrieved = resize(retrieved, flow.shape[1:3])
+        context = resize(F.relu(self.context[scale](warped)), flow.shape[1:3])
+        residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
+        return from_displacement(residual.float()), occlusion.float()
+
+    def learn(self, scale, flow):
+        """Eq. 3 for the flow M^{i-1} (B, h, w, 2); nothing flows back into the flow itself."""
+        displacement = to_displacement(flow.detach())
+        feature = self.encode(displacement)
+        quantized = self.codebook.quantize(feature, scale)
+        reconstruction = from_displacement(self.decode(quantized.vectors).float())
+        loss = F.l1_loss(reconstruction, from_displacement(displacement))
+        self.codebook.revive(feature, quantized.indices, scale)
+        return MotionLesson(reconstruction, loss, quantized.loss, quantized.indices)

@@ -1,0 +1,147 @@
+"""Transfer of motion at test time: absolute or relative keypoints, best frame, and the driven source (FOMM, Sec. 3.4)."""
+
+import numpy as np
+import torch
+
+from config.errors import UserError
+from modules.talking_head import Keypoints
+from modules.warp import invert_2x2
+
+PRECISIONS = ('fp32', 'bf16')
+LEAST_AREA = 1e-8      # hulls below this are points or lines: their size says nothing about scale
+
+
+def hull_area(points):
+    """Area of the convex hull of points (P, 2), in squared units of the points; 0 for points on a line."""
+    points = np.unique(np.asarray(points, dtype=np.float64), axis=0)      # sorted by x, then y
+    if len(points) < 3:
+        return 0.0
+    outline = np.array(_half_hull(points) + _half_hull(points[::-1]))
+    x, y = outline.T
+    return 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+
+
+def _half_hull(points):
+    """One side of the hull of sorted points, without its last point (Andrew's monotone chain)."""
+    chain = []
+    for point in points:
+        while len(chain) > 1 and _turn(chain[-2], chain[-1], point) <= 0:
+            chain.pop()
+        chain.append(point)
+    return chain[:-1]
+
+
+def _turn(a, b, c):
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def movement_scale(source, initial):
+    """How much larger the source is than the driver: the ratio of hull sizes (lengths, not areas).
+
+    source, initial: Keypoints of one image each (B = 1)
+    returns:         float; 1 where either hull is degenerate
+    """
+    source_area, initial_area = (hull_area(kp.value[0].detach().cpu()) for kp in (source, initial))
+    if min(source_area, initial_area) < LEAST_AREA:
+        return 1.0
+    return float(np.sqrt(source_area / initial_area))
+
+
+def absolute_motion(driving):
+    """The driver's Keypoints as they are: right within one identity, leaks the driver's face shape across two."""
+    return driving
+
+
+class RelativeMotion:
+    """Adds to the source what has changed in the driver since its initial frame.
+
+        value    = source + (driving - initial) * scale
+        jacobian = driving initial^-1 source
+
+    source, initial: Keypoints of one image each (B = 1)
+    adapt_scale:     scale is movement_scale(source, initial), else 1
+    """
+
+    def __init__(self, source, initial, adapt_scale):
+        # Jacobian inverses lose too much in bf16; keypoints are tiny, so fp32 costs nothing.
+        self.source, self.initial = source.map(torch.Tensor.float), initial.map(torch.Tensor.float)
+        self.scale = movement_scale(source, initial) if adapt_scale else 1.0
+        if source.jacobian is not None:
+            self.from_initial = invert_2x2(self.initial.jacobian) @ self.source.jacobian   # (1, K, 2, 2)
+
+    def __call__(self, driving):
+        """Keypoints to render, for driving Keypoints (B, K, 2)."""
+        value = self.source.value + (driving.value.float() - self.initial.value) * self.scale
+        if driving.jacobian is None:
+            return Keypoints(value)
+        return Keypoints(value, driving.jacobian.float() @ self.from_initial)
+
+
+def pose_distance(source, driving):
+    """Squared distance of two shapes after centring each and dividing by the size of its hull.
+
+    source, driving: (P, 2) keypoints or landmarks, in any unit
+    """
+    return float(((_normalised(source) - _normalised(driving)) ** 2).sum())
+
+
+def _normalised(points):
+    points = np.asarray(points, dtype=np.float64)
+    return (points - points.mean(axis=0)) / np.sqrt(max(hull_area(points), LEAST_AREA))
+
+
+def best_frame_by_keypoints(source, driving):
+    """Which driving frame has the pose nearest to the source's: the best initial frame for relative motion.
+
+    source:  Keypoints of one image (B = 1)
+    driving: Keypoints of T frames
+    returns: index in 0..T-1, the first of equals
+    """
+    source = source.value[0].detach().cpu()
+    return int(np.argmin([pose_distance(source, frame) for frame in driving.value.detach().cpu()]))
+
+
+class DrivenSource:
+    """A source image that follows a driver: encoded once, then rendered for batch after batch.
+
+    model:     a TalkingHead in eval mode
+    image:     (1, 3, H, W) in [-1, 1], on the model's device
+    precision: 'fp32', or 'bf16' for autocast in the networks; keypoints are transferred in fp32 either way
+    """
+
+    def __init__(self, model, image, precision='fp32'):
+        assert not model.training, 'the model must be in eval mode: batch statistics would tie frames together'
+        assert precision in PRECISIONS, f'precision is {precision!r}, must be one of {PRECISIONS}'
+        self.model = model
+        self.autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=precision == 'bf16')
+        self.transfer = absolute_motion
+        with torch.inference_mode(), self.autocast:
+            self.state = model.encode_source(image)
+
+    @torch.inference_mode()
+    def follow_relative_to(self, initial, adapt_scale):
+        """From now on follow the change since the driving image `initial` (1, 3, H, W), not the driver itself.
+
+        FOMM plays a video forwards and backwards from its best frame. With a model that has no
+        memory the order of frames does not matter: it is enough to take the keypoints of that frame
+        as the initial ones and to play the video in order.
+        """
+        with self.autocast:
+            initial = self.model.keypoints(initial)
+        self.transfer = RelativeMotion(self.state.keypoints, initial, adapt_scale)
+
+    @torch.inference_mode()
+    def __call__(self, driving):
+        """Frames for driving images (B, 3, H, W) in [-1, 1] -> (B, 3, H, W) float32, not clamped.
+
+        Raises UserError where pixels are not finite: such a model has diverged, or its weights are damaged.
+        """
+        with self.autocast:
+            keypoints = self.model.keypoints(driving)
+        keypoints = self.transfer(keypoints)
+        with self.autocast:
+            prediction = self.model.render(self.state, keypoints).prediction.float()
+        if not prediction.isfinite().all():
+            raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
+                            'use an earlier one, or fp32 if this was bf16')
+        return prediction

@@ -1,0 +1,104 @@
+"""The retrieval transformer T_M and T_A: feature tokens query a codebook (Sec. 3.2.3)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.layers import tokens, untokens
+
+
+class Projection(NamedTuple):
+    """Keys and values of some codes, (1, heads, K, D/heads) each; one copy serves the whole batch."""
+    keys: Tensor
+    values: Tensor
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention on (B, M, D) tokens through scaled_dot_product_attention.
+
+    Queries, keys and values are projected by separate layers, so that a context that depends neither
+    on the sample nor on the scale is projected once and shared.
+    """
+
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.project = nn.Linear(dim, dim)
+        # As torch.nn.MultiheadAttention, the layer of the released code: one Xavier draw for the stacked
+        # 3D x D projection, zero biases.
+        bound = (6 / (4 * dim)) ** 0.5
+        for layer in (self.query, self.key, self.value):
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.project.bias)
+
+    def heads(self, x):
+        """(B, M, D) -> (B, heads, M, D/heads)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def context(self, keys, values):
+        """Project a context (B, M, D) once."""
+        return Projection(self.heads(self.key(keys)), self.heads(self.value(values)))
+
+    def forward(self, x, context, mask=None):
+        """x (B, M, D) attends to a Projection; mask (B, 1, 1, K) is True where a key may be read."""
+        query = self.heads(self.query(x))
+        keys, values = (part.expand(x.shape[0], -1, -1, -1) for part in context)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return self.project(attended.transpose(1, 2).flatten(2))
+
+
+class RetrievalLayer(nn.Module):
+    """Self-attention, cross-attention to codes, convolutional feed-forward; pre-norm, each with a skip."""
+
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attention = MultiHeadAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.cross_attention = MultiHeadAttention(dim, num_heads)
+        self.norm3 = nn.LayerNorm(dim)
+        self.feed_forward = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, padding=1), nn.GELU(),
+                                          nn.Conv2d(2 * dim, dim, 3, padding=1))
+
+    def forward(self, x, position, codes, size, mask=None):
+        """x (B, M, D), position (M, D), codes a Projection, size (H, W) with H*W = M -> (B, M, D)."""
+        h = self.norm1(x)
+        x = x + self.self_attention(h + position, self.self_attention.context(h + position, h), mask)
+        x = x + self.cross_attention(self.norm2(x) + position, codes)
+        return x + tokens(self.feed_forward(untokens(self.norm3(x), size)))
+
+
+class Retrieval(nn.Module):
+    """`num_layers` retrieval layers with a learnable position embedding, shared by all scales."""
+
+    def __init__(self, dim, num_heads, num_layers, grid):
+        super().__init__()
+        self.size = (grid, grid)
+        self.position = nn.Parameter(torch.zeros(grid * grid, dim))
+        self.layers = nn.ModuleList(RetrievalLayer(dim, num_heads) for _ in range(num_layers))
+
+    def project(self, codes):
+        """Keys and values of the whole codebook (K, D), one Projection per layer."""
+        return [layer.cross_attention.context(codes[None], codes[None]) for layer in self.layers]
+
+    def forward(self, query, codes, part, visible=None):
+        """Complete the query from the codes.
+
+        query:   (B, D, h, w) features on the token grid
+        codes:   what `project` gave
+        part:    slice of the codes that this scale may read (Sec. 3.2.1)
+        visible: (B, h*w) bool, tokens that the first layer's self-attention may read as keys; None means all
+        returns: (B, D, h, w)
+        """
+        mask = None if visible is None else visible[:, None, None]
+        x = tokens(query)
+        for layer, (keys, values) in zip(self.layers, codes):
+            x = layer(x, self.position, Projection(keys[:, :, part], values[:, :, part]), self.size, mask)
+            mask = None    # released code: only the first layer is masked
+        return untokens(x, self.size)

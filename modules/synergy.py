@@ -1,0 +1,221 @@
+"""The paper's model: for each scale MCC -> warp -> ACC, then decode (Sec. 3.1, Fig. 2)."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modules.appearance_compensation import AppearanceCompensation
+from modules.autoencoder import AutoencoderParams, Decoder, Encoder, Fusion
+from modules.codebook import CodebookParams, usage
+from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
+from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
+from modules.motion_compensation import MotionCompensation
+from modules.talking_head import Generated, SourceState, TalkingHead
+from modules.warp import occlude, warp
+
+OCCLUSION_UPDATES = ('probability', 'logit')
+
+
+@dataclass(frozen=True)
+class SynergyParams:
+    image_size: int = 256                   # side of the square image in pixels
+    occlusion_update: str = 'probability'   # residuals are added to the probability (released code) or to the logit
+    kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
+    dense_motion_params: DenseMotionParams = DenseMotionParams()
+    autoencoder_params: AutoencoderParams = AutoencoderParams()
+    motion_codebook_params: CodebookParams = CodebookParams(code_dim=32)
+    appearance_codebook_params: CodebookParams = CodebookParams(code_dim=256)
+
+    def __post_init__(self):
+        if self.occlusion_update not in OCCLUSION_UPDATES:
+            raise ValueError(f'occlusion_update={self.occlusion_update!r}: expected one of {", ".join(OCCLUSION_UPDATES)}')
+        scales = len(self.autoencoder_params.channels)
+        if self.image_size % 2 ** (scales - 1):
+            raise ValueError(f'image_size={self.image_size} cannot be halved {scales - 1} times, once per scale '
+                             'of autoencoder_params.channels')
+        if self.flow_size < self.grid or self.flow_size % self.grid:
+            raise ValueError(f'dense_motion_params.scale_factor={self.dense_motion_params.scale_factor} gives flows of '
+                             f'{self.flow_size} px, which is no multiple of the {self.grid} px token grid')
+        for name in ('motion_codebook_params', 'appearance_codebook_params'):
+            if not 0 <= getattr(self, name).scales <= scales:
+                raise ValueError(f'{name}.scales={getattr(self, name).scales}: the model has {scales} scales')
+
+    @property
+    def grid(self):
+        """Side of the token grid: the coarsest scale."""
+        return self.image_size // 2 ** (len(self.autoencoder_params.channels) - 1)
+
+    @property
+    def flow_size(self):
+        return round(self.image_size * self.dense_motion_params.scale_factor)
+
+
+class SourceFeatures(NamedTuple):
+    """What `render` needs of the source.
+
+    pyramid:          F_s^i, coarsest first, (B, C_i, H_i, W_i)
+    image:            the source as the dense motion network sees it
+    motion_codes, appearance_codes: codes projected to keys and values, for every retrieval layer
+    """
+    pyramid: list[Tensor]
+    image: SourceImage
+    motion_codes: list
+    appearance_codes: list
+
+
+@dataclass
+class SynergyGenerated(Generated):
+    """Also everything that the paper's Fig. 7, 8, 10 and 11 show; lists run over scales, coarsest first.
+
+    dense_motion:    the coarse motion M^0 and what it was made of
+    residuals:       M_r^i (B, h, w, 2), compensated scales only
+    reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes (training only)
+    warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
+    compensated:     F_c^i, same shapes; the warped feature itself where there is no compensation
+    motion_indices, appearance_indices: chosen codes (B, h, w) within the scale's slice (training only)
+    motion_code_losses, appearance_code_losses: per scale (training only)
+    """
+    dense_motion: DenseMotion | None = None
+    residuals: list[Tensor] = field(default_factory=list)
+    reconstructions: list[Tensor] = field(default_factory=list)
+    warped: list[Tensor] = field(default_factory=list)
+    compensated: list[Tensor] = field(default_factory=list)
+    motion_indices: list[Tensor] = field(default_factory=list)
+    appearance_indices: list[Tensor] = field(default_factory=list)
+    motion_code_losses: list[Tensor] = field(default_factory=list)
+    appearance_code_losses: list[Tensor] = field(default_factory=list)
+
+
+class Synergy(TalkingHead):
+    """Multi-scale compensatory codebooks for motion and appearance."""
+
+    Params = SynergyParams
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = params
+        channels, groups = params.autoencoder_params.channels, params.autoencoder_params.norm_groups
+        num_kp = params.kp_detector_params.num_kp
+
+        self.keypoint_detector = KeypointDetector(params.kp_detector_params)
+        self.dense_motion = DenseMotionNetwork(params.dense_motion_params, num_kp)
+        self.encoder = Encoder(params.autoencoder_params)
+        self.decoder = Decoder(params.autoencoder_params)
+        self.fusions = nn.ModuleList(Fusion(width, groups) for width in channels[1:])
+        self.motion_scales = params.motion_codebook_params.scales
+        self.appearance_scales = params.appearance_codebook_params.scales
+        if self.motion_scales:
+            self.motion = MotionCompensation(params.motion_codebook_params, channels, num_kp,
+                                             params.flow_size, params.grid, groups)
+        if self.appearance_scales:
+            self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid)
+
+    @property
+    def last_weight(self):
+        """Where the adaptive adversarial weight compares gradients."""
+        return self.decoder.last_weight
+
+    def keypoints(self, image):
+        return self.keypoint_detector(image)
+
+    def encode_source(self, image):
+        return self._source_state(image, self.keypoints(image), self.encoder(image))
+
+    def _source_state(self, image, keypoints, pyramid):
+        return SourceState(keypoints, SourceFeatures(
+            pyramid, self.dense_motion.encode_source(image, keypoints),
+            self.motion.project_codes() if self.motion_scales else [],
+            self.appearance.project_codes() if self.appearance_scales else []))
+
+    def render(self, source, driving):
+        generated = self._compensate(source, driving)
+        state = self.decoder.start(generated.compensated[0])
+        generated.prediction = self._paint(state, generated.compensated[1:])
+        return generated
+
+    def forward(self, source, driving):
+        # The released code detects driving keypoints first; the order moves batch-norm statistics.
+        driving_keypoints, source_keypoints = self.keypoints(driving), self.keypoints(source)
+
+        # One encoder pass for both images: group norm keeps samples apart.
+        pyramid, middle_tap = self.encoder.tapped(torch.cat([source, driving]))
+        source_pyramid, driving_pyramid = zip(*(feature.chunk(2) for feature in pyramid))
+        lessons = [middle_tap.chunk(2)[1], *driving_pyramid[1:]]
+
+        # The prediction, and I_g^1 painted from the coarsest feature alone: the decoder shall not lean on fine ones.
+        state = self._source_state(source, source_keypoints, list(source_pyramid))
+        generated = self._compensate(state, driving_keypoints)
+        decoded = self.decoder.start(generated.compensated[0])
+        generated.prediction = self._paint(decoded, generated.compensated[1:])
+        generated.coarse_prediction = self._paint(decoded)
+
+        self._learn_codes(generated, lessons)
+        return generated
+
+    def _compensate(self, source, driving):
+        """From coarse to fine: mend the flow, warp and occlude the source, restore what the warp could not bring."""
+        features = source.features
+        batch = driving.value.shape[0]
+        coarse = self.dense_motion(features.image, source.keypoints, driving)
+        driving_feature = self.motion.encode_driving(coarse.driving_heatmaps) if self.motion_scales else None
+
+        flow, logit = coarse.flow, coarse.occlusion_logit
+        occlusion = torch.sigmoid(logit)
+        released = self.params.occlusion_update == 'probability'
+        generated = SynergyGenerated(None, [flow], [occlusion], dense_motion=coarse)
+        for scale, feature in enumerate(features.pyramid):
+            feature = feature.expand(batch, -1, -1, -1)                              # one source, many poses
+            if scale < self.motion_scales:
+                residual, occlusion_residual = self.motion(scale, flow, feature, driving_feature, features.motion_codes)
+                flow = flow + residual                                               # M^i = M^{i-1} + M_r^i
+                # The released code adds the residual to the last sigmoid's output and takes the sigmoid again,
+                # which pulls every map towards 0.66; published weights have learned around it.
+                logit = (occlusion if released else logit) + occlusion_residual
+                occlusion = torch.sigmoid(logit)
+                generated.residuals.append(residual)
+                generated.flows.append(flow)
+                generated.occlusions.append(occlusion)
+            warped = occlude(warp(feature, flow), occlusion)                         # F_w^i
+            compensated = warped
+            if scale < self.appearance_scales:
+                compensated = self.appearance(scale, warped, flow, features.appearance_codes)    # F_c^i
+            generated.warped.append(warped)
+            generated.compensated.append(compensated)
+        return generated
+
+    def _paint(self, state, finer=None):
+        """Decoder state of the coarsest scale -> image; `finer` features F_c^2.. are fused where given."""
+        for scale, fusion in enumerate(self.fusions, start=1):
+            fuse = None if finer is None else partial(fusion, feature=finer[scale - 1])
+            state = self.decoder.up(state, scale, fuse)
+        return self.decoder.head(state).float()
+
+    def _learn_codes(self, generated, driving_features):
+        """Eq. 3 on the flows before refinement, Eq. 5 on the driving features, summed over scales."""
+        for scale in range(self.motion_scales):
+            lesson = self.motion.learn(scale, generated.flows[scale])
+            generated.reconstructions.append(lesson.reconstruction)
+            generated.motion_indices.append(lesson.indices)
+            generated.motion_code_losses.append(lesson.code_loss)
+            self._add_loss(generated, 'motion_reconstruction', lesson.reconstruction_loss)
+            self._add_loss(generated, 'motion_code', lesson.code_loss)
+            self._watch(generated, f'motion_{scale}', lesson.indices, self.motion.codebook.slices[scale])
+        for scale in range(self.appearance_scales):
+            quantized = self.appearance.learn(scale, driving_features[scale])
+            generated.appearance_indices.append(quantized.indices)
+            generated.appearance_code_losses.append(quantized.loss)
+            self._add_loss(generated, 'appearance_code', quantized.loss)
+            self._watch(generated, f'appearance_{scale}', quantized.indices, self.appearance.codebook.slices[scale])
+
+    @staticmethod
+    def _add_loss(generated, name, loss):
+        generated.losses[name] = generated.losses[name] + loss if name in generated.losses else loss
+
+    @staticmethod
+    def _watch(generated, name, indices, part):
+        used, perplexity = usage(indices, part.stop - part.start)
+        generated.health[f'codes_used/{name}'] = used
+        generated.health[f'perplexity/{name}'] = perplexity

@@ -1,0 +1,76 @@
+"""Coordinate grids, resizing and sampling: the one place that decides `align_corners` and padding.
+
+Flows are backward flows: flow[b, y, x] is the position (x, y) in [-1, 1] at which the source is
+sampled for the driving pixel (x, y). -1 and 1 are the centres of the first and the last pixel
+(align_corners=True). FOMM's image warps read the same grids with align_corners=False, half a pixel
+wider; published weights depend on that, so every call says which of the two it means.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)    # cached for training too, even if inference asks first
+def _identity_grid(height, width, device):
+    y = torch.linspace(-1, 1, height, device=device)
+    x = torch.linspace(-1, 1, width, device=device)
+    return torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], dim=-1)
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _pixels_per_unit(height, width, device):
+    return torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
+
+
+def identity_grid(size, like):
+    """The flow that moves nothing: (H, W, 2) float32 positions (x, y) on the device of `like`, size (H, W)."""
+    return _identity_grid(*size, like.device)
+
+
+def resize(x, size):
+    """Bilinear resize of (B, C, H, W) to `size` (H', W'), corners aligned; the tensor itself if it fits."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=True)
+
+
+def resize_flow(flow, size):
+    """Resize a flow (B, h, w, 2) to `size` (H, W): positions are normalised, so values stay."""
+    return resize(flow.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+
+
+def sample(x, flow, align_corners=True, padding_mode='zeros'):
+    """Read x (B, C, H, W) at the positions `flow` (B, h, w, 2) -> (B, C, h, w)."""
+    return F.grid_sample(x, flow.to(x.dtype), mode='bilinear', padding_mode=padding_mode, align_corners=align_corners)
+
+
+def warp(x, flow, align_corners=True):
+    """Backward warping of features x (B, C, H, W) by a flow of any size (B, h, w, 2) -> (B, C, H, W); FOMM, Eq. 4."""
+    return sample(x, resize_flow(flow, x.shape[-2:]), align_corners)
+
+
+def occlude(x, occlusion):
+    """Fade x (B, C, H, W) by the occlusion map (B, 1, h, w) in [0, 1]; 1 keeps the feature."""
+    return x * resize(occlusion, x.shape[-2:])
+
+
+def to_displacement(flow):
+    """Flow (B, h, w, 2) -> displacement from the identity (B, 2, h, w), in pixels of its own grid."""
+    size = flow.shape[1:3]
+    return ((flow - identity_grid(size, flow)) * _pixels_per_unit(*size, flow.device)).permute(0, 3, 1, 2)
+
+
+def from_displacement(displacement):
+    """Displacement (B, 2, h, w) in pixels of its own grid -> difference of flows (B, h, w, 2)."""
+    return displacement.permute(0, 2, 3, 1) / _pixels_per_unit(*displacement.shape[-2:], displacement.device)
+
+
+def invert_2x2(matrix):
+    """Inverse of (..., 2, 2) in closed form; torch.linalg.inv synchronises the GPU at every call."""
+    a, b, c, d = matrix.flatten(-2).unbind(-1)
+    adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
+    return adjugate / (a * d - b * c)[..., None, None]
