@@ -11,6 +11,7 @@ from modules.appearance_compensation import AppearanceCompensation
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, Fusion
 from modules.codebook import CodebookParams, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
+from modules.discriminator import PatchDiscriminatorParams
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.motion_compensation import MotionCompensation
 from modules.talking_head import Generated, SourceState, TalkingHead
@@ -28,6 +29,7 @@ class SynergyParams:
     autoencoder_params: AutoencoderParams = AutoencoderParams()
     motion_codebook_params: CodebookParams = CodebookParams(code_dim=32)
     appearance_codebook_params: CodebookParams = CodebookParams(code_dim=256)
+    discriminator_params: PatchDiscriminatorParams = PatchDiscriminatorParams()
 
     def __post_init__(self):
         if self.occlusion_update not in OCCLUSION_UPDATES:
@@ -93,6 +95,7 @@ class Synergy(TalkingHead):
     """Multi-scale compensatory codebooks for motion and appearance."""
 
     Params = SynergyParams
+    own_losses = ('motion_reconstruction', 'motion_code', 'appearance_code')
 
     def __init__(self, params):
         super().__init__()
@@ -151,6 +154,7 @@ class Synergy(TalkingHead):
         decoded = self.decoder.start(generated.compensated[0])
         generated.prediction = self._paint(decoded, generated.compensated[1:])
         generated.coarse_prediction = self._paint(decoded)
+        generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
         self._learn_codes(generated, lessons)
         return generated

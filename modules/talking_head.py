@@ -43,6 +43,7 @@ class Generated:
     flows:             coarse flow first, then each refinement; (B, h, w, 2) sampling positions in [-1, 1]
     occlusions:        (B, 1, h, w) in [0, 1], 1 where the source is visible; as many as the method has
     coarse_prediction: (B, 3, H, W) second prediction that the objective supervises too, or None
+    source_keypoints, driving_keypoints: of both images (training only)
     losses:            the method's own unweighted losses, scalars by name (training only)
     health:            scalars worth watching (training only): codes in use, perplexity, ...
     """
@@ -50,6 +51,8 @@ class Generated:
     flows: list[Tensor]
     occlusions: list[Tensor]
     coarse_prediction: Tensor | None = None
+    source_keypoints: Keypoints | None = None
+    driving_keypoints: Keypoints | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
     health: dict[str, Tensor] = field(default_factory=dict)
 
@@ -58,7 +61,15 @@ class TalkingHead(nn.Module):
     """A source image and a driving image in, the source person with the driving motion out.
 
     Images are (B, 3, H, W) in [-1, 1] everywhere.
+
+    Params:      the dataclass that the constructor takes, `model_params` of the config
+    own_losses:  names that `forward` may put into Generated.losses
+    last_weight: weight of the last layer, where the adaptive adversarial weight compares gradients
     """
+
+    Params: type
+    own_losses: tuple[str, ...] = ()
+    last_weight: nn.Parameter
 
     def keypoints(self, image: Tensor) -> Keypoints:
         """Keypoints of image (B, 3, H, W)."""

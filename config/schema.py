@@ -1,0 +1,274 @@
+"""Loading, checking and overriding the YAML configs.
+
+Every key has a type, a default and a meaning in a dataclass: here for what the loops need, beside the
+network for what a network needs. An unknown key, a wrong type or an impossible value stops at once.
+"""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from config.errors import UserError
+from modules.build import METHODS
+from modules.objective import ObjectiveParams, check_weights
+
+PRECISIONS = ('fp32', 'bf16')
+
+
+@dataclass(frozen=True)
+class AugmentationParams:
+    time_flip: bool = True             # swap source and driving, half of the time
+    horizontal_flip: bool = True       # mirror both, half of the time
+    brightness: float = 0.0            # colour jitter, the same for both frames; FOMM uses 0.1 for all four
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+
+@dataclass(frozen=True)
+class SyntheticParams:
+    train_people: int = 256            # identities to train on
+    test_people: int = 8               # other identities, one clip each
+    clips_per_person: int = 2          # training clips of each identity
+    frames: int = 64                   # per clip
+
+
+@dataclass(frozen=True)
+class DatasetParams:
+    root_dir: str | None = None        # folder with train/ and test/; null trains on the embedded heads
+    id_sampling: bool = True           # persons are equally likely, not clips; names are person#...
+    max_broken: int = 20               # unreadable training clips that are skipped before the run stops
+    augmentation_params: AugmentationParams = AugmentationParams()
+    synthetic_params: SyntheticParams = SyntheticParams()
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    num_iterations: int = 250_000
+    batch_size: int = 16               # over all processes and accumulation steps together
+    accumulate: int = 1                # micro-batches per optimiser step
+    learning_rate: float = 8e-5        # generator and motion estimator
+    discriminator_learning_rate: float = 8e-5
+    betas: tuple[float, ...] = (0.9, 0.99)
+    milestones: tuple[int, ...] = (200_000, 225_000)    # iterations at which the learning rates fall
+    gamma: float = 0.5                 # factor of each fall
+    clip_norm: float = 0.0             # gradient norm limit of generator and motion estimator; 0 does not clip
+    ema_decay: float = 0.995           # of the weights that validation and inference use
+    ema_exclude: tuple[str, ...] = ()  # networks of the model that inference uses without EMA
+    precision: str = 'fp32'            # fp32 | bf16 (autocast)
+    seed: int = 0
+    num_workers: int = 4               # data loading processes per training process
+    log_every: int = 50                # iterations between lines of the log
+    val_every: int = 2500              # iterations between validations
+    val_pairs: int = 32                # fixed test pairs per validation
+    save_every: int = 2500             # iterations between checkpoints
+    keep_checkpoints: int = 3          # newest ones kept on disk
+    max_nonfinite: int = 20            # skipped non-finite steps before the run stops
+    objective_params: ObjectiveParams = ObjectiveParams()
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f'precision={self.precision!r}: expected one of {", ".join(PRECISIONS)}')
+        if len(self.betas) != 2:
+            raise ValueError(f'betas={list(self.betas)}: Adam takes two')
+        for name in ('num_iterations', 'batch_size', 'accumulate', 'log_every', 'val_every', 'save_every',
+                     'keep_checkpoints', 'val_pairs'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)}: expected at least 1')
+
+
+@dataclass(frozen=True)
+class ReconstructionParams:
+    num_videos: int = 1000             # at most so many test clips, in order of their names
+    include_first: bool = True         # score frame 0 too, where source and driving are the same image (FOMM does)
+    batch_size: int = 8                # driving frames rendered at once
+    save_videos: bool = True
+
+
+@dataclass(frozen=True)
+class AnimateParams:
+    num_pairs: int = 50                # random pairs of the test set, where no list is given
+    pairs_list: str | None = None      # CSV with columns source, driving[, anchor]
+    seed: int = 0                      # of the random pairs
+    batch_size: int = 8                # driving frames rendered at once
+
+
+@dataclass(frozen=True)
+class VisualizerParams:
+    samples: int = 4                   # rows of the training and validation pictures
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked config; `model_params` is the Params of the method's class in modules/."""
+    method: str
+    model_params: object
+    dataset_params: DatasetParams = DatasetParams()
+    train_params: TrainParams = TrainParams()
+    reconstruction_params: ReconstructionParams = ReconstructionParams()
+    animate_params: AnimateParams = AnimateParams()
+    visualizer_params: VisualizerParams = VisualizerParams()
+
+    def as_dict(self):
+        """Plain nested dicts and lists: what YAML files, checkpoints and `parse` hold."""
+        sections = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != 'method'}
+        sections['model_params'] = {'method': self.method} | sections['model_params']
+        return sections
+
+
+def load(path, overrides=()):
+    """Read a YAML config, with the configs it is based on, and apply 'section.key=value' overrides.
+
+    Raises UserError naming the file, the key, what was expected and the nearest valid name.
+    """
+    raw = _read(Path(path))
+    for override in overrides:
+        key, separator, value = override.partition('=')
+        if not separator or not key:
+            raise UserError(f'--set {override}: expected section.key=value')
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f'--set {override}: the value is not valid YAML') from None
+        _merge(raw, _nested(key.split('.'), value))
+    return parse(raw, str(path))
+
+
+def parse(raw, where):
+    """Nested dicts -> Config; `where` names their origin in error messages."""
+    raw = dict(raw)
+    model = dict(_mapping(raw.pop('model_params', {}), f'{where}: model_params'))
+    method = model.pop('method', 'synergy')
+    if method not in METHODS:
+        raise UserError(f'{where}: model_params.method={method!r}: expected one of {", ".join(METHODS)}'
+                        f'{_nearest(str(method), METHODS)}')
+    sections = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in ('method', 'model_params')}
+    _check_names(raw, [*sections, 'model_params'], where, '')
+    built = {name: _build(sections[name], value, where, name) for name, value in raw.items()}
+    config = Config(method, _build(METHODS[method].model.Params, model, where, 'model_params'), **built)
+    try:
+        check_weights(config.train_params.objective_params.loss_weights, METHODS[method].model.own_losses)
+    except ValueError as error:
+        raise UserError(f'{where}: {error}') from None
+    return config
+
+
+def save(config, path):
+    """Write the resolved config as YAML."""
+    aside = Path(f'{path}.{os.getpid()}.tmp')
+    aside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    aside.replace(path)
+
+
+def _read(path, seen=()):
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob('*.yaml')) if path.parent.is_dir() else []
+        raise UserError(f'config {path} does not exist{_nearest(str(path), known)}')
+    if path.resolve() in seen:
+        raise UserError(f'config {path} is based on itself')
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
+    raw = dict(_mapping(raw, str(path)))
+    base = raw.pop('base', None)
+    if base is None:
+        return raw
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), raw)
+
+
+def _merge(into, new):
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+    return into
+
+
+def _nested(keys, value):
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _mapping(value, where):
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f'{where}: expected keys and values, found {value!r}')
+    return value
+
+
+def _nearest(name, names):
+    close = difflib.get_close_matches(name, list(names), 1, 0.5)
+    return f'; did you mean {close[0]}?' if close else ''
+
+
+def _check_names(given, known, where, prefix):
+    for name in given:
+        if name not in known:
+            hint = _nearest(str(name), known) or f'; known: {", ".join(known)}'
+            raise UserError(f'{where}: unknown key {prefix}{name}{hint}')
+
+
+def _build(cls, values, where, key):
+    values = _mapping(values, f'{where}: {key}')
+    hints = typing.get_type_hints(cls)
+    _check_names(values, list(hints), where, f'{key}.')
+    defaults = {f.name: f for f in dataclasses.fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        default = defaults[name].default
+        if dataclasses.is_dataclass(hints[name]) and dataclasses.is_dataclass(default):
+            # A nested section keeps its owner's defaults for the keys that are not given.
+            value = _merge(_plain(default), _mapping(value, f'{where}: {key}.{name}'))
+        arguments[name] = _convert(hints[name], value, where, f'{key}.{name}')
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f'{where}: {key}: {error}') from None
+
+
+def _convert(hint, value, where, key):
+    """`value` as the type `hint` asks for, or a UserError."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where, key)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(arguments[0], value, where, key)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(arguments[0], item, where, f'{key}[{i}]') for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _convert(arguments[1], item, where, f'{key}.{name}') for name, item in value.items()}
+    if hint is float and isinstance(value, str):
+        value = _as_float(value)    # YAML 1.1 reads 8e-5, without a dot, as a string
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = getattr(hint, '__name__', str(hint)) if origin is None else {tuple: 'a list', dict: 'keys and values'}[origin]
+    raise UserError(f'{where}: {key}={value!r}: expected {expected}')
+
+
+def _as_float(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,88 @@
+"""Losses on keypoints and on the discriminator's logits: small pure functions."""
+
+import torch
+import torch.nn.functional as F
+
+from modules.warp import identity_grid, invert_2x2, sample
+
+MINIMUM_DISTANCE = 0.2    # keypoints should not come closer than this, in units of [-1, 1]
+
+
+class RandomTransform:
+    """A random smooth warp of the plane: affine plus thin-plate spline (FOMM Sec. 3.1, equivariance).
+
+    theta:   (B, 2, 3) affine part
+    control: (B, 1, P*P) weights of the splines at a P x P grid of control points
+    """
+
+    def __init__(self, theta, control):
+        self.theta, self.control = theta, control
+        side = round(control.shape[-1] ** 0.5)
+        self.points = identity_grid((side, side), control).flatten(0, 1)                     # (P*P, 2)
+
+    @classmethod
+    def draw(cls, batch, generator, sigma_affine=0.05, sigma_tps=0.005, points=5):
+        """Draw from a CPU torch.Generator; FOMM's sigmas and control points."""
+        theta = torch.eye(2, 3) + sigma_affine * torch.randn(batch, 2, 3, generator=generator)
+        return cls(theta, sigma_tps * torch.randn(batch, 1, points ** 2, generator=generator))
+
+    def to(self, device):
+        return RandomTransform(self.theta.to(device), self.control.to(device))
+
+    def warp_coordinates(self, coordinates):
+        """Positions (B, M, 2) -> their images (B, M, 2)."""
+        affine = (self.theta[:, None, :, :2] @ coordinates[..., None])[..., 0] + self.theta[:, None, :, 2]
+        radius = (coordinates[:, :, None] - self.points).abs().sum(-1)                       # (B, M, P*P), L1 as in FOMM
+        bend = (self.control * radius.square() * torch.log(radius + 1e-6)).sum(-1, keepdim=True)
+        return affine + bend
+
+    def jacobian(self, coordinates):
+        """Derivative of `warp_coordinates` at positions (B, M, 2): (B, M, 2, 2)."""
+        offset = coordinates[:, :, None] - self.points                                       # (B, M, P*P, 2)
+        radius = offset.abs().sum(-1)
+        slope = 2 * radius * torch.log(radius + 1e-6) + radius.square() / (radius + 1e-6)
+        bend = (self.control * slope)[..., None] * offset.sign()
+        # The spline moves x and y alike, so both rows share one gradient.
+        return self.theta[:, None, :, :2] + bend.sum(2)[:, :, None]
+
+    def warp_image(self, image):
+        """Warped image (B, 3, H, W), reflecting at the border."""
+        size = image.shape[-2:]
+        grid = identity_grid(size, image).flatten(0, 1).expand(image.shape[0], -1, -1)
+        flow = self.warp_coordinates(grid).unflatten(1, size)
+        return sample(image, flow, align_corners=False, padding_mode='reflection')
+
+
+def equivariance(keypoints, transformed, transform):
+    """How keypoints of an image and of its warped copy disagree (FOMM Eq. 9 and 11): (value, jacobian) losses.
+
+    keypoints: of the image; transformed: of transform.warp_image(image)
+    """
+    value = F.l1_loss(transform.warp_coordinates(transformed.value), keypoints.value)
+    frame = transform.jacobian(transformed.value) @ transformed.jacobian
+    identity = torch.eye(2, device=frame.device)
+    return value, (identity - invert_2x2(keypoints.jacobian) @ frame).abs().mean()
+
+
+def keypoint_distance(value, hinge):
+    """Penalty on keypoints (B, K, 2) closer to each other than MINIMUM_DISTANCE.
+
+    The released code counts close pairs, 1 - sign(d - 0.2), which has no gradient anywhere. `hinge` asks
+    for max(0, 0.2 - d) instead, which does push them apart.
+    """
+    distance = ((value[:, :, None] - value[:, None]).square().sum(-1) + 1e-8).sqrt()         # (B, K, K)
+    # A keypoint is not its own neighbour: the diagonal is moved out of reach.
+    distance = distance + MINIMUM_DISTANCE * torch.eye(value.shape[1], device=value.device)
+    if hinge:
+        return F.relu(MINIMUM_DISTANCE - distance).mean()
+    return (1 - torch.sign(distance - MINIMUM_DISTANCE)).mean()
+
+
+def hinge_generator(fake):
+    """Generator's hinge loss of logits on generated images."""
+    return -fake.mean()
+
+
+def hinge_discriminator(real, fake):
+    """Discriminator's hinge losses of its logits on (real, generated) images."""
+    return F.relu(1 - real).mean(), F.relu(1 + fake).mean()

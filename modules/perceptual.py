@@ -1,0 +1,79 @@
+"""The pyramid VGG19 perceptual loss (FOMM Sec. 3.3, this paper's L_recon)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modules.layers import AntiAlias
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WIDTHS = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M', 512, 512, 512, 512, 'M', 512)
+TAPS = (1, 6, 11, 20, 29)    # relu1_1 .. relu5_1 in torchvision's numbering of VGG19's `features`
+
+
+class VGG19(nn.Module):
+    """VGG19 up to relu5_1 with torchvision's parameter names (`features.N.weight`); frozen."""
+
+    def __init__(self, imagenet_range=False):
+        """imagenet_range: map images from [-1, 1] to [0, 1] before normalising.
+
+        The released code does not, and normalises [-1, 1] as if it were [0, 1]; its numbers depend on it.
+        """
+        super().__init__()
+        layers, channels = [], 3
+        for width in WIDTHS:
+            if width == 'M':
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.imagenet_range = imagenet_range
+        self.register_buffer('mean', torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer('std', torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, image):
+        """image (B, 3, H, W) in [-1, 1] -> five feature maps, relu1_1 .. relu5_1."""
+        if self.imagenet_range:
+            image = (image + 1) / 2
+        x = (image - self.mean) / self.std
+        taps = []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in TAPS:
+                taps.append(x)
+        return taps
+
+
+class PerceptualLoss(nn.Module):
+    """Mean absolute difference of VGG19 features, summed over five layers and a pyramid of scales."""
+
+    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125)):
+        super().__init__()
+        self.network = network
+        self.pyramid = nn.ModuleList(AntiAlias(3, scale) for scale in scales)
+
+    def value_and_gradient(self, predictions, target):
+        """Loss and its gradient at each prediction, level by level.
+
+        Working level by level, each is freed once its gradient is taken; the target is seen once, without
+        gradient; all predictions share one batch.
+
+        predictions: list of (B, 3, H, W), as many as are judged against the one target (B, 3, H, W)
+        returns:     terms (predictions, levels, layers) of the loss, unweighted; list of gradients (B, 3, H, W)
+        """
+        leaves = [prediction.detach().requires_grad_() for prediction in predictions]
+        terms, gradients = [], [torch.zeros_like(leaf) for leaf in leaves]
+        for down in self.pyramid:
+            with torch.no_grad():
+                wanted = self.network(down(target))
+            with torch.enable_grad():
+                seen = self.network(down(torch.cat(leaves)))
+                level = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float())
+                                                  for part in feature.chunk(len(leaves))])
+                                     for feature, truth in zip(seen, wanted)], dim=1)        # (predictions, layers)
+                found = torch.autograd.grad(level.sum(), leaves)
+            terms.append(level.detach())
+            gradients = [total + part for total, part in zip(gradients, found)]
+        return torch.stack(terms, dim=1), gradients
