@@ -1,0 +1,245 @@
+"""Training pairs and test clips from FOMM's folder layout.
+
+    root/train/person#video#start#end.mp4    a video file, or a folder of PNG or JPEG frames,
+    root/test/...                            whose name may or may not end in .mp4
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as TF
+
+from config.errors import UserError
+from datasets.video import VIDEO_SUFFIXES, has_stills, open_clip
+
+log = logging.getLogger(__name__)
+
+_LAYOUT = '<root>/train and <root>/test, each with video files or folders of PNG or JPEG frames'
+
+
+# ---------------------------------------------------------------------------- finding clips
+
+def find_people(root, partition, id_sampling, size):
+    """The clips of each person: dict of person -> list of clips, both sorted by name.
+
+    root:        folder that holds train/ and test/
+    partition:   'train' or 'test'
+    id_sampling: the person is the part of a clip's name before the first '#'; otherwise every
+                 clip is a person of its own
+    size:        frames are resized to (size, size)
+    Hidden files and files that are no video are passed over. Clips are not opened: damage shows
+    at their first use. Raises UserError if folder or clips are missing or names do not fit.
+    """
+    folder = _partition_folder(Path(root), partition)
+    people = {}
+    for name, path in sorted(_clip_paths(folder).items()):
+        people.setdefault(_person(name, path, id_sampling), []).append(open_clip(path, size))
+    return dict(sorted(people.items()))
+
+
+def _partition_folder(root, partition):
+    if not root.is_dir():
+        raise UserError(f'{root}: no such data folder; expected {_LAYOUT}')
+    folder = root / partition
+    if not folder.is_dir():
+        raise UserError(f'{root}: has no folder {partition}; expected {_LAYOUT}')
+    return folder
+
+
+def _clip_paths(folder):
+    """Clip name -> path, for all that can be a clip; UserError where there is none."""
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
+    if not visible:
+        raise UserError(f'{folder}: is empty; expected {_LAYOUT}')
+    paths, passed_over = {}, []
+    for path in visible:
+        if path.is_dir():
+            _require_stills(path)
+            name = path.name.removesuffix('.mp4')
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            name = path.stem
+        else:
+            passed_over.append(path.name)
+            continue
+        if name in paths:
+            raise UserError(f'{folder}: {paths[name].name} and {path.name} are both clip {name}; remove or rename one')
+        paths[name] = path
+    if not paths:
+        raise UserError(f'{folder}: no clips, only {len(passed_over)} file(s) of other kinds such as {passed_over[0]}; '
+                        f'expected folders of frames or files ending in {", ".join(VIDEO_SUFFIXES)}')
+    if passed_over:
+        log.info('%s: passed over %d file(s) that are no video, such as %s', folder, len(passed_over), passed_over[0])
+    return paths
+
+
+def _require_stills(path):
+    if not has_stills(path):
+        raise UserError(f'{path}: this folder holds no PNG or JPEG frames; expected one folder per clip, '
+                        f'directly under train or test')
+
+
+def _person(name, path, id_sampling):
+    if not id_sampling:
+        return name
+    person, separator, _ = name.partition('#')
+    if not separator or not person:
+        raise UserError(f'{path}: this name has no person in it, expected person#video#start#end.mp4; '
+                        f'rename the clips or set id_sampling: false')
+    return person
+
+
+# ---------------------------------------------------------------------------- pairs
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a pair; the same to both of its frames.
+
+    time_flip:       swap source and driving, probability 1/2
+    horizontal_flip: mirror, probability 1/2 where time was not flipped, as FOMM has it
+    brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x]; 0 leaves them
+    hue:             shift drawn from [-x, x] turns of the colour wheel, x <= 0.5
+    """
+    time_flip: bool
+    horizontal_flip: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+    def __post_init__(self):
+        for name in ('brightness', 'contrast', 'saturation', 'hue'):
+            limit = 0.5 if name == 'hue' else float('inf')
+            if not 0 <= getattr(self, name) <= limit:
+                raise UserError(f'augmentation: {name}={getattr(self, name)} must be between 0 and {limit}')
+
+    def __call__(self, pair, rng):
+        """pair: (2, 3, H, W) float32 in [0, 1], earlier frame first; returns the same shape and range."""
+        if self.time_flip and rng.random() < 0.5:
+            pair = pair.flip(0)
+        elif self.horizontal_flip and rng.random() < 0.5:
+            pair = pair.flip(-1)
+        return self._jitter(pair, rng)
+
+    def _jitter(self, pair, rng):
+        """The adjustments in random order, as FOMM and torchvision do: they do not commute."""
+        adjustments = ((TF.adjust_brightness, 1, self.brightness), (TF.adjust_contrast, 1, self.contrast),
+                       (TF.adjust_saturation, 1, self.saturation), (TF.adjust_hue, 0, self.hue))
+        for n in rng.permutation(len(adjustments)):
+            adjust, neutral, strength = adjustments[n]
+            if strength:
+                # Hue is a shift and may be negative; the others are factors and may not.
+                lowest = neutral - strength if neutral == 0 else max(0, neutral - strength)
+                pair = adjust(pair, float(rng.uniform(lowest, neutral + strength)))
+        return pair
+
+
+class PairDataset(Dataset):
+    """An endless stream of training pairs: two frames of one clip of one person.
+
+    Sample i is a function of (seed, i) and of the clips, and of nothing else: not of the order
+    of the calls, the number of workers or what was asked before. So a run that is resumed, or
+    spread over other processes, sees the same pairs.
+
+    As in FOMM an epoch (len(people) samples) visits every person once, in random order; the clip
+    is uniform among the person's, the frames are uniform with replacement, the earlier first.
+
+    people:     person -> clips; a clip has `name`, len() and read(indices) -> uint8 (H, W, 3) frames
+    seed:       int >= 0
+    max_broken: more different damaged clips than this, met in one process, end the run
+
+    A clip that raises UserError is replaced by another one: of the same person if there is one
+    left, else of another person, drawn from the sample's own random numbers. It is logged once
+    per process, by name. When no clip is left, or more than `max_broken` were met: UserError.
+    """
+
+    def __init__(self, people, seed, augmentation, max_broken=20):
+        if not people:
+            raise UserError('there is nobody to train on; the data set has no clips')
+        self._people = [(person, list(clips)) for person, clips in sorted(people.items())]
+        self._seed = seed
+        self._augmentation = augmentation
+        self._max_broken = max_broken
+        self._broken = {}              # (person, clip name) -> why; for messages, never for choices
+        self._epoch, self._order = None, None
+
+    def __getitem__(self, i):
+        """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn before)."""
+        rng = np.random.default_rng((self._seed, i))
+        frames, skipped = self._draw(i, rng)
+        pair = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)       # (2, 3, H, W)
+        pair = pair.float(memory_format=torch.contiguous_format).div_(255)
+        source, driving = self._augmentation(pair, rng).mul_(2).sub_(1)
+        return dict(source=source, driving=driving, index=i, skipped=skipped)
+
+    def _draw(self, i, rng):
+        """Two frames of the first clip drawn that decodes, and how many did not."""
+        # Damage is met anew in every draw: a memory of it would tie the sample to its predecessors.
+        for skipped, (person, clip) in enumerate(self._candidates(i, rng)):
+            try:
+                first, second = sorted(rng.integers(len(clip), size=2).tolist())
+                return clip.read([first, second]), skipped
+            except UserError as error:
+                self._note_broken(person, clip, error)
+        raise UserError(f'no clip of the data set can be read: {self._broken_list()}')
+
+    def _candidates(self, i, rng):
+        """(person, clip) in the order in which sample i tries them; the first is the one it should be."""
+        n = self._person_of(i)
+        others = None
+        while True:
+            person, clips = self._people[n]
+            clips = list(clips)
+            while clips:
+                yield person, clips.pop(rng.integers(len(clips)))
+            others = [m for m in range(len(self._people)) if m != n] if others is None else others
+            if not others:
+                return
+            n = others.pop(rng.integers(len(others)))
+
+    def _person_of(self, i):
+        epoch, position = divmod(i, len(self._people))
+        if epoch != self._epoch:
+            # The 1 keeps the epochs' random numbers apart from the samples'.
+            order = np.random.default_rng((self._seed, epoch, 1)).permutation(len(self._people))
+            self._epoch, self._order = epoch, order
+        return int(self._order[position])
+
+    def _note_broken(self, person, clip, error):
+        key = person, clip.name
+        if key in self._broken:
+            return
+        self._broken[key] = str(error)
+        log.warning('skipping clip %s: %s', clip.name, error)
+        if len(self._broken) > self._max_broken:
+            raise UserError(f'more than max_broken={self._max_broken} clips cannot be read: {self._broken_list()}')
+
+    def _broken_list(self):
+        return ', '.join(name for _, name in sorted(self._broken)) + '; the first: ' + next(iter(self._broken.values()))
+
+
+class Stream(Sampler):
+    """Batches of global sample indices for one process: the `batch_sampler` of its DataLoader.
+
+    Step s gives [s * world * batch_size + rank * batch_size + b for b in range(batch_size)], so the
+    processes share the samples of a step out among them and any step can be started from.
+
+    batch_size: samples per process and step
+    rank:       of this process, 0 .. world - 1
+    start:      first step; a resumed run gives the step it has reached
+    stop:       step before which to stop; None goes on for ever
+    """
+
+    def __init__(self, batch_size, rank=0, world=1, start=0, stop=None):
+        self._batch_size, self._rank, self._world = batch_size, rank, world
+        self._start, self._stop = start, stop
+
+    def __iter__(self):
+        step = self._start
+        while self._stop is None or step < self._stop:
+            first = (step * self._world + self._rank) * self._batch_size
+            yield list(range(first, first + self._batch_size))
+            step += 1

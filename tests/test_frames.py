@@ -1,0 +1,330 @@
+"""A sample depends on its number and the seed alone; damaged clips are passed over loudly; layouts are checked."""
+
+import logging
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from config.errors import UserError
+from datasets.frames import Augmentation, PairDataset, Stream, find_people
+from datasets.video import VideoWriter
+
+SHARED = Path(__file__).parents[2] / 'shared'
+PLAIN = Augmentation(time_flip=False, horizontal_flip=False, brightness=0, contrast=0, saturation=0, hue=0)
+FULL = Augmentation(time_flip=True, horizontal_flip=True, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
+
+
+class Painted:
+    """A clip in memory: red is the clip, green the frame, blue rises from left to right."""
+    fps = Fraction(25)
+
+    def __init__(self, name, value=0, length=20):
+        self.name, self.value, self.length = name, value, length
+
+    def __len__(self):
+        return self.length
+
+    def read(self, indices):
+        frames = np.zeros((len(indices), 8, 8, 3), np.uint8)
+        frames[..., 0] = self.value
+        frames[..., 1] = np.reshape(indices, (-1, 1, 1)) * 10
+        frames[..., 2] = np.arange(8) * 30
+        return list(frames)
+
+
+class Broken(Painted):
+    def read(self, indices):
+        raise UserError(f'{self.name}.mp4: is cut short')
+
+
+def crowd(num_people=5, clips_each=3):
+    return {f'id{p}': [Painted(f'id{p}#{c}', 10 * p + c) for c in range(clips_each)] for p in range(num_people)}
+
+
+def level(image, channel):
+    return round(float((image[channel, 0, 0] + 1) * 127.5))
+
+
+def same(a, b):
+    return a['index'] == b['index'] and a['skipped'] == b['skipped'] \
+        and torch.equal(a['source'], b['source']) and torch.equal(a['driving'], b['driving'])
+
+
+# ---------------------------------------------------------------------------- samples
+
+def test_a_sample_is_two_frames_of_one_clip_in_order_of_time():
+    dataset = PairDataset(crowd(), seed=3, augmentation=PLAIN)
+    distances = set()
+    for i in range(60):
+        sample = dataset[i]
+        source, driving = sample['source'], sample['driving']
+        assert source.shape == (3, 8, 8) and source.dtype == torch.float32 and source.min() >= -1
+        assert level(source, 0) == level(driving, 0)
+        distances.add(level(driving, 1) - level(source, 1))
+        assert sample['index'] == i and sample['skipped'] == 0
+    assert min(distances) >= 0 and max(distances) >= 150
+
+
+def test_values_span_minus_one_to_one():
+    class Extreme(Painted):
+        def read(self, indices):
+            return [np.array([[[0, 255, 51]]], np.uint8) for _ in indices]
+    image = PairDataset({'a': [Extreme('a')]}, 0, PLAIN)[0]['source']
+    assert torch.allclose(image.flatten(), torch.tensor([-1., 1., -0.6]))
+
+
+def test_an_epoch_visits_everybody_once_and_clips_evenly():
+    dataset = PairDataset(crowd(), seed=0, augmentation=PLAIN)
+    values = [level(dataset[i]['source'], 0) for i in range(600)]
+    orders = [tuple(value // 10 for value in values[n:n + 5]) for n in range(0, 600, 5)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders) and len(set(orders)) > 50
+    counts = np.bincount(values)[[10 * p + c for p in range(5) for c in range(3)]]
+    assert counts.min() > 20                         # 40 are expected, standard deviation 5
+
+
+def test_a_sample_depends_on_seed_and_index_alone():
+    expected = [PairDataset(crowd(), 7, FULL)[i] for i in range(24)]
+    dataset = PairDataset(dict(reversed(crowd().items())), 7, FULL)
+    for i in np.random.default_rng(1).permutation(24).tolist():
+        assert same(dataset[i], expected[i])
+
+
+def test_another_seed_gives_other_persons_and_other_frames():
+    for people, most in ((crowd(), 10), ({'a': [Painted('a')]}, 5)):
+        one, other = (PairDataset(people, seed, PLAIN) for seed in (7, 8))
+        assert sum(torch.equal(one[i]['source'], other[i]['source']) for i in range(24)) < most
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_workers_give_the_samples_of_the_main_process(workers):
+    people = crowd()
+    people['id2'] = [Broken('id2#0')]
+    dataset = PairDataset(people, 7, FULL)
+    loader = DataLoader(dataset, batch_sampler=Stream(4, stop=6), num_workers=workers)
+    batches = list(loader)
+    assert torch.cat([batch['index'] for batch in batches]).tolist() == list(range(24))
+    expected = [dataset[i] for i in range(24)]
+    for key in ('source', 'driving'):
+        assert torch.equal(torch.cat([batch[key] for batch in batches]), torch.stack([sample[key] for sample in expected]))
+    assert torch.cat([batch['skipped'] for batch in batches]).tolist() == [sample['skipped'] for sample in expected]
+    assert sum(sample['skipped'] for sample in expected) > 0
+
+
+# ---------------------------------------------------------------------------- augmentation
+
+def test_flips_happen_as_often_as_in_fomm_and_to_both_frames():
+    dataset = PairDataset(crowd(), 0, Augmentation(True, True, 0, 0, 0, 0))
+    swapped = mirrored = both = 0
+    for i in range(400):
+        source, driving = dataset[i]['source'], dataset[i]['driving']
+        back = level(source, 1) > level(driving, 1)
+        flipped = bool(source[2, 0, 0] > source[2, 0, -1])
+        assert flipped == bool(driving[2, 0, 0] > driving[2, 0, -1])
+        swapped, mirrored, both = swapped + back, mirrored + flipped, both + (back and flipped)
+    assert 150 < swapped < 230 and 70 < mirrored < 130 and both == 0  # expected: 190 (10 are twice one frame), 100
+
+
+def test_without_time_flip_half_are_mirrored():
+    dataset = PairDataset(crowd(), 0, Augmentation(False, True, 0, 0, 0, 0))
+    sources = [dataset[i]['source'] for i in range(400)]
+    assert 160 < sum(bool(source[2, 0, 0] > source[2, 0, -1]) for source in sources) < 240
+
+
+def test_jitter_changes_both_frames_alike_and_stays_in_range():
+    still = {'a': [Painted('a', 200, length=1)]}    # both frames of a pair are the same
+    plain = PairDataset(still, 0, PLAIN)[0]['source']
+    jittered = PairDataset(still, 0, Augmentation(False, False, 0.4, 0.4, 0.4, 0.2))
+    for i in range(20):
+        sample = jittered[i]
+        assert torch.equal(sample['source'], sample['driving'])
+        assert sample['source'].abs().max() <= 1 and not torch.allclose(sample['source'], plain, atol=0.02)
+
+
+def test_each_strength_does_what_it_says():
+    pair = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5
+    rng = np.random.default_rng(0)
+    bright = Augmentation(False, False, 0.5, 0, 0, 0)(pair, rng)
+    assert torch.allclose(bright / pair, (bright / pair).mean().expand_as(pair), atol=1e-4)
+    assert 0.5 <= (bright / pair).mean() <= 1.5 and not torch.allclose(bright, pair)
+    hue = Augmentation(False, False, 0, 0, 0, 0.5)(pair, rng)
+    assert torch.allclose(hue.amax(1), pair.amax(1), atol=1e-5) and not torch.allclose(hue, pair)
+
+
+@pytest.mark.parametrize('name, value', [('hue', 0.6), ('contrast', -0.1)])
+def test_impossible_strengths_are_refused(name, value):
+    with pytest.raises(UserError, match=f'{name}={value}'):
+        Augmentation(**{**vars(PLAIN), name: value})
+
+
+# ---------------------------------------------------------------------------- damage
+
+def test_a_broken_clip_is_passed_over_and_named_once(caplog):
+    people = crowd()
+    people['id1'][0] = Broken('id1#0')
+    people['id3'] = [Broken('id3#0')]
+    with caplog.at_level(logging.WARNING):
+        dataset = PairDataset(people, 0, PLAIN)
+        samples = [dataset[i] for i in range(100)]
+    assert sorted(record.getMessage().split(':')[0] for record in caplog.records) == \
+        ['skipping clip id1#0', 'skipping clip id3#0']
+    assert 20 < sum(sample['skipped'] for sample in samples) < 60
+    # History plays no part: each sample comes out the same from a data set that has seen nothing.
+    assert all(same(PairDataset(people, 0, PLAIN)[i], samples[i]) for i in range(0, 100, 7))
+    # A damaged clip is replaced by one of the same person where there is one.
+    honest = PairDataset(crowd(), 0, PLAIN)
+    for i in range(100):
+        intended = level(honest[i]['source'], 0) // 10
+        assert intended == 3 or level(samples[i]['source'], 0) // 10 == intended
+
+
+def test_nothing_readable_is_a_user_error_with_names():
+    dataset = PairDataset({'a': [Broken('a#0'), Broken('a#1')], 'b': [Broken('b#0')]}, 0, PLAIN)
+    with pytest.raises(UserError, match='a#0, a#1, b#0.*cut short'):
+        dataset[0]
+
+
+def test_too_many_broken_clips_end_the_run_with_their_names():
+    people = {f'id{n}': [Broken(f'id{n}#0') if n < 4 else Painted(f'id{n}#0')] for n in range(8)}
+    patient, strict = (PairDataset(people, 0, PLAIN, max_broken=n) for n in (4, 3))
+    assert len([patient[i] for i in range(40)]) == 40
+    with pytest.raises(UserError, match='max_broken=3.*id0#0, id1#0, id2#0, id3#0'):
+        [strict[i] for i in range(40)]
+
+
+def test_a_bug_in_a_clip_is_not_taken_for_damage():
+    class Buggy(Painted):
+        def read(self, indices):
+            raise KeyError('a bug')
+    dataset = PairDataset({'a': [Buggy('a')], 'b': [Painted('b')]}, 0, PLAIN)
+    with pytest.raises(KeyError):
+        [dataset[i] for i in range(2)]
+
+
+def test_nobody_is_a_user_error():
+    with pytest.raises(UserError, match='nobody'):
+        PairDataset({}, 0, PLAIN)
+
+
+# ---------------------------------------------------------------------------- stream
+
+def test_processes_share_every_step_and_any_step_can_be_started_from():
+    single = list(Stream(6, stop=5))
+    assert single == [list(range(6 * step, 6 * step + 6)) for step in range(5)]
+    ranks = [list(Stream(2, rank, world=3, stop=5)) for rank in range(3)]
+    assert [sum(parts, []) for parts in zip(*ranks)] == single
+    assert list(Stream(6, start=3, stop=5)) == single[3:]
+    assert list(islice(Stream(6), 5)) == single
+
+
+# ---------------------------------------------------------------------------- finding clips
+
+def put_video(path, value=50):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, 25) as writer:
+        writer.write(np.full((16, 16, 3), value, np.uint8))
+
+
+def put_folder(path, count=2):
+    path.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(path / f'{number:07d}.png')
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'')
+
+
+@pytest.fixture
+def root(tmp_path):
+    put_video(tmp_path / 'train' / 'id2#b c#0#1.mp4')
+    put_video(tmp_path / 'train' / 'id1#é#5#6.gif')
+    put_folder(tmp_path / 'train' / 'id1#a#0#2.mp4')
+    put_folder(tmp_path / 'train' / 'id1#b#0#2')
+    put_video(tmp_path / 'test' / 'id9#100%#0#1.mp4')
+    touch(tmp_path / 'train' / '.hidden.mp4')
+    touch(tmp_path / 'train' / 'list.csv')
+    return tmp_path
+
+
+def names(people):
+    return {person: [clip.name for clip in clips] for person, clips in people.items()}
+
+
+def test_people_come_sorted_with_their_clips_of_any_kind(root):
+    people = find_people(root, 'train', id_sampling=True, size=8)
+    assert list(names(people).items()) == [('id1', ['id1#a#0#2', 'id1#b#0#2', 'id1#é#5#6']), ('id2', ['id2#b c#0#1'])]
+    assert all(clip.read([0])[0].shape == (8, 8, 3) for clips in people.values() for clip in clips)
+    assert names(find_people(str(root), 'test', True, 8)) == {'id9': ['id9#100%#0#1']}
+
+
+def test_without_id_sampling_every_clip_is_a_person(root):
+    expected = ['id1#a#0#2', 'id1#b#0#2', 'id1#é#5#6', 'id2#b c#0#1']
+    assert names(find_people(root, 'train', False, 8)) == {name: [name] for name in expected}
+
+
+def test_the_order_does_not_depend_on_the_listing(root, monkeypatch):
+    expected = names(find_people(root, 'train', True, 8))
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, 'iterdir', lambda path: reversed(sorted(listing(path))))
+    found = names(find_people(root, 'train', True, 8))
+    assert list(found.items()) == list(expected.items())
+
+
+def test_a_person_is_not_mixed_up_with_one_whose_name_is_longer(tmp_path):
+    for name in ('id1#a#0#1', 'id10#a#0#1'):
+        put_folder(tmp_path / 'train' / name)
+    assert names(find_people(tmp_path, 'train', True, 8)) == {'id1': ['id1#a#0#1'], 'id10': ['id10#a#0#1']}
+
+
+def test_mistakes_in_the_layout_are_named(tmp_path):
+    def expect(what, id_sampling=False):
+        with pytest.raises(UserError, match=what) as caught:
+            find_people(tmp_path / 'data', 'train', id_sampling, 8)
+        assert '\n' not in str(caught.value)
+    folder = tmp_path / 'data' / 'train'
+    expect('data: no such data folder')
+    (tmp_path / 'data').mkdir()
+    expect('data: has no folder train; expected <root>/train')
+    folder.mkdir()
+    touch(folder / '.hidden')
+    expect('train: is empty')
+    touch(folder / 'notes.txt')
+    expect(r'only 1 file\(s\) of other kinds such as notes.txt')
+    (folder / 'nothing').mkdir()
+    expect('nothing: this folder holds no PNG')
+    (folder / 'nothing').rmdir()
+    put_folder(folder / 'clip1')
+    expect('clip1: this name has no person.*person#video#start#end.mp4.*id_sampling: false', id_sampling=True)
+    touch(folder / 'clip1.mp4')
+    expect('clip1 and clip1.mp4 are both clip clip1')
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
+def test_the_real_clips_make_pairs():
+    people = find_people(SHARED / 'real', 'train', id_sampling=True, size=64)
+    assert len(people) == 13 and sum(map(len, people.values())) == 21
+    dataset = PairDataset(people, 0, FULL)
+    samples = [dataset[i] for i in range(13)]
+    assert all(sample['skipped'] == 0 and sample['source'].shape == (3, 64, 64) for sample in samples)
+    assert same(PairDataset(people, 0, FULL)[9], samples[9])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
+def test_truncated_real_clips_are_skipped_by_name(tmp_path, caplog):
+    folder = tmp_path / 'train'
+    folder.mkdir()
+    for name in ('truncated_moov_first.mp4', 'truncated_no_moov.mp4', 'text_file.mp4', 'one_frame.mp4', 'vp9.webm'):
+        (folder / name).symlink_to(SHARED / 'bad' / name)
+    dataset = PairDataset(find_people(tmp_path, 'train', False, 32), 0, PLAIN)
+    with caplog.at_level(logging.WARNING):
+        skipped = [dataset[i]['skipped'] for i in range(15)]
+    assert sum(skipped) >= 9
+    assert sorted(record.getMessage().split()[2].rstrip(':') for record in caplog.records) == \
+        ['text_file', 'truncated_moov_first', 'truncated_no_moov']
