@@ -127,7 +127,15 @@ def load(path, overrides=()):
 
     Raises UserError naming the file, the key, what was expected and the nearest valid name.
     """
-    raw = _read(Path(path))
+    return _overridden(_read(Path(path)), overrides, str(path))
+
+
+def override(config, overrides):
+    """`config` with 'section.key=value' overrides applied."""
+    return _overridden(config.as_dict(), overrides, '--set')
+
+
+def _overridden(raw, overrides, where):
     for override in overrides:
         key, separator, value = override.partition('=')
         if not separator or not key:
@@ -137,7 +145,7 @@ def load(path, overrides=()):
         except yaml.YAMLError:
             raise UserError(f'--set {override}: the value is not valid YAML') from None
         _merge(raw, _nested(key.split('.'), value))
-    return parse(raw, str(path))
+    return parse(raw, where)
 
 
 def parse(raw, where):

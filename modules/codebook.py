@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,20 +86,26 @@ class Codebook(nn.Module):
         return Quantized(straight.permute(0, 3, 1, 2), indices.view(vectors.shape[:3]), loss)
 
     @torch.no_grad()
-    def revive(self, z, indices, scale):
-        """Move codes that were idle for `revive_after` steps onto features z (B, D, H, W) of this batch."""
-        if not (self.training and self.revive_after):
-            return
-        idle = self.idle[self.slices[scale]]                                         # a view
-        idle += 1
-        idle[indices.flatten()] = 0
-        features = z.float().permute(0, 2, 3, 1).flatten(0, 2)
-        # Evenly spaced features, rather than random ones, keep processes and resumed runs in step.
-        picks = torch.arange(len(idle), device=z.device) * len(features) // len(idle)
-        dead = (idle >= self.revive_after)[:, None]
-        codes = self.embedding.data[self.slices[scale]]
-        codes.copy_(torch.where(dead, features[picks].to(codes.dtype), codes))
-        idle.masked_fill_(dead[:, 0], 0)
+    def revive(self, chosen):
+        """Move codes that were idle for `revive_after` steps onto features of this step.
+
+        chosen: per scale, coarsest first, (features (B, D, H, W), indices (B, H, W) as `quantize` gave them)
+        """
+        used = torch.zeros_like(self.idle)
+        offers = torch.zeros_like(self.embedding)
+        for part, (z, indices) in zip(self.slices, chosen):
+            used[part][indices.flatten()] = 1
+            # Evenly spread over the batch; a code of several scales is offered a feature of the finest.
+            features = z.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
+            count = part.stop - part.start
+            offers[part] = features[torch.arange(count, device=z.device) * len(features) // count]
+        if dist.is_available() and dist.is_initialized():    # all processes revive the same codes alike
+            dist.all_reduce(used, dist.ReduceOp.MAX)
+            dist.broadcast(offers, 0)
+        self.idle.add_(1).masked_fill_(used.bool(), 0)
+        dead = self.idle >= self.revive_after
+        self.embedding.copy_(torch.where(dead[:, None], offers, self.embedding))
+        self.idle.masked_fill_(dead, 0)
 
 
 def nearest(vectors, codes):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.codebook import Codebook
+from modules.codebook import Codebook, Quantized
 from modules.layers import Downsample, ResBlock, Upsample, group_norm
 from modules.retrieval import Retrieval
 from modules.warp import from_displacement, resize, to_displacement, warp
@@ -21,13 +21,13 @@ class MotionLesson(NamedTuple):
 
     reconstruction:      (B, h, w, 2) the flow rebuilt from codes, Eq. 2
     reconstruction_loss: scalar, L1 to the stopped flow in normalised coordinates
-    code_loss:           scalar, the two code terms of Eq. 3
-    indices:             (B, h_m, w_m) chosen codes, counted within the scale's slice
+    feature:             (B, d_m, h_m, w_m) the encoded flow
+    quantized:           codes in its place, and the two code terms of Eq. 3
     """
     reconstruction: Tensor
     reconstruction_loss: Tensor
-    code_loss: Tensor
-    indices: Tensor
+    feature: Tensor
+    quantized: Quantized
 
 
 class MotionEncoder(nn.Module):
@@ -135,5 +135,4 @@ class MotionCompensation(nn.Module):
         quantized = self.codebook.quantize(feature, scale)
         reconstruction = from_displacement(self.decode(quantized.vectors).float())
         loss = F.l1_loss(reconstruction, from_displacement(displacement))
-        self.codebook.revive(feature, quantized.indices, scale)
-        return MotionLesson(reconstruction, loss, quantized.loss, quantized.indices)
+        return MotionLesson(reconstruction, loss, feature, quantized)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.appearance_compensation import AppearanceCompensation
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, Fusion
-from modules.codebook import CodebookParams, usage
+from modules.codebook import CodebookParams, Quantized, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
@@ -77,18 +77,15 @@ class SynergyGenerated(Generated):
     reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes (training only)
     warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
     compensated:     F_c^i, same shapes; the warped feature itself where there is no compensation
-    motion_indices, appearance_indices: chosen codes (B, h, w) within the scale's slice (training only)
-    motion_code_losses, appearance_code_losses: per scale (training only)
+    motion_codes, appearance_codes: Quantized, what the codebooks made of flow and driving feature (training only)
     """
     dense_motion: DenseMotion | None = None
     residuals: list[Tensor] = field(default_factory=list)
     reconstructions: list[Tensor] = field(default_factory=list)
     warped: list[Tensor] = field(default_factory=list)
     compensated: list[Tensor] = field(default_factory=list)
-    motion_indices: list[Tensor] = field(default_factory=list)
-    appearance_indices: list[Tensor] = field(default_factory=list)
-    motion_code_losses: list[Tensor] = field(default_factory=list)
-    appearance_code_losses: list[Tensor] = field(default_factory=list)
+    motion_codes: list[Quantized] = field(default_factory=list)
+    appearance_codes: list[Quantized] = field(default_factory=list)
 
 
 class Synergy(TalkingHead):
@@ -199,27 +196,28 @@ class Synergy(TalkingHead):
 
     def _learn_codes(self, generated, driving_features):
         """Eq. 3 on the flows before refinement, Eq. 5 on the driving features, summed over scales."""
-        for scale in range(self.motion_scales):
-            lesson = self.motion.learn(scale, generated.flows[scale])
-            generated.reconstructions.append(lesson.reconstruction)
-            generated.motion_indices.append(lesson.indices)
-            generated.motion_code_losses.append(lesson.code_loss)
-            self._add_loss(generated, 'motion_reconstruction', lesson.reconstruction_loss)
-            self._add_loss(generated, 'motion_code', lesson.code_loss)
-            self._watch(generated, f'motion_{scale}', lesson.indices, self.motion.codebook.slices[scale])
-        for scale in range(self.appearance_scales):
-            quantized = self.appearance.learn(scale, driving_features[scale])
-            generated.appearance_indices.append(quantized.indices)
-            generated.appearance_code_losses.append(quantized.loss)
-            self._add_loss(generated, 'appearance_code', quantized.loss)
-            self._watch(generated, f'appearance_{scale}', quantized.indices, self.appearance.codebook.slices[scale])
+        losses = {}
+        if self.motion_scales:
+            lessons = [self.motion.learn(scale, generated.flows[scale]) for scale in range(self.motion_scales)]
+            generated.reconstructions = [lesson.reconstruction for lesson in lessons]
+            generated.motion_codes = [lesson.quantized for lesson in lessons]
+            losses['motion_reconstruction'] = sum(lesson.reconstruction_loss for lesson in lessons)
+            losses['motion_code'] = sum(codes.loss for codes in generated.motion_codes)
+            self._tend(generated, 'motion', self.motion.codebook,
+                       [(lesson.feature, lesson.quantized.indices) for lesson in lessons])
+        if self.appearance_scales:
+            lessons = [self.appearance.learn(scale, driving_features[scale]) for scale in range(self.appearance_scales)]
+            generated.appearance_codes = [quantized for _, quantized in lessons]
+            losses['appearance_code'] = sum(codes.loss for codes in generated.appearance_codes)
+            self._tend(generated, 'appearance', self.appearance.codebook,
+                       [(feature, quantized.indices) for feature, quantized in lessons])
+        generated.losses = losses
 
-    @staticmethod
-    def _add_loss(generated, name, loss):
-        generated.losses[name] = generated.losses[name] + loss if name in generated.losses else loss
-
-    @staticmethod
-    def _watch(generated, name, indices, part):
-        used, perplexity = usage(indices, part.stop - part.start)
-        generated.health[f'codes_used/{name}'] = used
-        generated.health[f'perplexity/{name}'] = perplexity
+    def _tend(self, generated, name, codebook, chosen):
+        """Note how each scale uses its codes, and bring back the unused ones."""
+        for scale, (part, (_, indices)) in enumerate(zip(codebook.slices, chosen)):
+            used, perplexity = usage(indices, part.stop - part.start)
+            generated.health[f'codes_used/{name}_{scale}'] = used
+            generated.health[f'perplexity/{name}_{scale}'] = perplexity
+        if self.training and codebook.revive_after:
+            codebook.revive(chosen)

@@ -1,0 +1,50 @@
+"""Reading tensors from files that others wrote: safely, and with an answer to what is wrong with them."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from config.errors import UserError
+
+VGG19_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
+
+
+def checkpoint_path(url):
+    """Where torch.hub keeps the weights that it would load from `url`: $TORCH_HOME/hub/checkpoints/name."""
+    return Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
+
+
+def load_tensors(path):
+    """What torch.save wrote to `path`, on the CPU; nothing in the file is executed.
+
+    Raises UserError for a missing or cut file, a Git LFS pointer, a web page, a pickle with code in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'{path}: no such file')
+    with open(path, 'rb') as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith(b'version https://git-lfs'):
+        raise UserError(f'{path}: is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull)')
+    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise UserError(f'{path}: is a web page, not weights; the download went wrong')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or 'Unsupported' in str(error):
+            raise UserError(f'{path}: holds more than tensors (code or unknown objects) and is not opened') from None
+        raise UserError(f'{path}: is not a checkpoint, or is damaged; download or copy it again') from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError):
+        raise UserError(f'{path}: is cut short or damaged ({path.stat().st_size:,} bytes); '
+                        'download or copy it again') from None
+
+
+def vgg19():
+    """ImageNet weights of torchvision's VGG19, for the perceptual loss; UserError says how to get them."""
+    path = checkpoint_path(VGG19_URL)
+    if not path.is_file():
+        raise UserError(f'the perceptual loss needs VGG19: download {VGG19_URL} to {path}; or train without it: '
+                        '--set train_params.objective_params.loss_weights.perceptual=0')
+    return load_tensors(path)
