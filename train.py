@@ -113,7 +113,7 @@ def train(config, run, device):
                     raise UserError(f'{skipped} steps were not finite; the last batch is in {run.path}/nonfinite; '
                                     'lower the learning rate, or set train_params.precision=fp32')
             else:
-                state.update(adversarial)
+                state.update(adversarial, result.generated)
 
             # Figures: kept on the device, read once per log_every steps.
             if not broken:
@@ -193,11 +193,12 @@ class State:
             self.discriminator_optimizer.zero_grad()
 
     @torch.no_grad()
-    def update(self, adversarial):
+    def update(self, adversarial, generated):
         self.optimizer.step()
         if adversarial:
             self.discriminator_optimizer.step()
         self.zero_grad()
+        self.model.after_update(generated)
         torch._foreach_lerp_(*self._average, 1 - self.params.ema_decay)
         for ema, live in zip(*self._follow):
             ema.copy_(live)

@@ -53,6 +53,5 @@ class AppearanceCompensation(nn.Module):
         return reverse_windows(self.unembed[scale](tokens(completed)), self.grid, warped.shape[1])
 
     def learn(self, scale, feature):
-        """Eq. 5 for the driving feature F_d^i (B, C_i, H_i, W_i) -> encoded feature (B, d_a, grid, grid), Quantized."""
-        encoded = self.encode(scale, feature)
-        return encoded, self.codebook.quantize(encoded, scale)
+        """Eq. 5 for the driving feature F_d^i (B, C_i, H_i, W_i) -> Quantized."""
+        return self.codebook.quantize(self.encode(scale, feature), scale)

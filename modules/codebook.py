@@ -47,10 +47,12 @@ def allocate(num_codes, scales, allocation):
 class Quantized(NamedTuple):
     """What quantisation gives.
 
+    encoded: (B, D, H, W) what was quantised, without gradient
     vectors: (B, D, H, W) nearest codes; their gradient passes straight through to the input
     indices: (B, H, W) into the codes of the scale
     loss:    scalar, ||sg[z] - z_q||^2 + beta ||z - sg[z_q]||^2 (the code terms of Eq. 3 and 5), mean over elements
     """
+    encoded: Tensor
     vectors: Tensor
     indices: Tensor
     loss: Tensor
@@ -83,22 +85,24 @@ class Codebook(nn.Module):
             z_q = F.embedding(indices, codes).view_as(vectors)
             loss = F.mse_loss(z_q, vectors.detach()) + self.commitment * F.mse_loss(vectors, z_q.detach())
             straight = vectors + (z_q - vectors).detach()
-        return Quantized(straight.permute(0, 3, 1, 2), indices.view(vectors.shape[:3]), loss)
+        return Quantized(z.detach(), straight.permute(0, 3, 1, 2), indices.view(vectors.shape[:3]), loss)
 
     @torch.no_grad()
     def revive(self, chosen):
         """Move codes that were idle for `revive_after` steps onto features of this step.
 
-        chosen: per scale, coarsest first, (features (B, D, H, W), indices (B, H, W) as `quantize` gave them)
+        chosen: per scale, coarsest first, the step's Quantized
         """
+        if not self.revive_after:
+            return
         used = torch.zeros_like(self.idle)
         offers = torch.zeros_like(self.embedding)
-        for part, (z, indices) in zip(self.slices, chosen):
-            used[part][indices.flatten()] = 1
+        for part, quantized in zip(self.slices, chosen):
+            used[part][quantized.indices.flatten()] = 1
             # Evenly spread over the batch; a code of several scales is offered a feature of the finest.
-            features = z.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
+            features = quantized.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
             count = part.stop - part.start
-            offers[part] = features[torch.arange(count, device=z.device) * len(features) // count]
+            offers[part] = features[torch.arange(count, device=offers.device) * len(features) // count]
         if dist.is_available() and dist.is_initialized():    # all processes revive the same codes alike
             dist.all_reduce(used, dist.ReduceOp.MAX)
             dist.broadcast(offers, 0)

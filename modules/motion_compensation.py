@@ -12,8 +12,6 @@ from modules.layers import Downsample, ResBlock, Upsample, group_norm
 from modules.retrieval import Retrieval
 from modules.warp import from_displacement, resize, to_displacement, warp
 
-CONTEXT_DIM = 192    # of the warped source feature inside D_MR, as in MRFA's updater
-UPDATE_DIM = 128     # hidden width of D_MR
 
 
 class MotionLesson(NamedTuple):
@@ -21,28 +19,26 @@ class MotionLesson(NamedTuple):
 
     reconstruction:      (B, h, w, 2) the flow rebuilt from codes, Eq. 2
     reconstruction_loss: scalar, L1 to the stopped flow in normalised coordinates
-    feature:             (B, d_m, h_m, w_m) the encoded flow
-    quantized:           codes in its place, and the two code terms of Eq. 3
+    quantized:           the encoded flow's codes, and the two code terms of Eq. 3
     """
     reconstruction: Tensor
     reconstruction_loss: Tensor
-    feature: Tensor
     quantized: Quantized
 
 
 class MotionEncoder(nn.Module):
     """Joins retrieved motion features with the flow itself, as MRFA (and RAFT before it) does."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, width):
         super().__init__()
-        self.retrieved1 = nn.Conv2d(dim, 128, 1)
-        self.retrieved2 = nn.Conv2d(128, 96, 3, padding=1)
-        self.motion1 = nn.Conv2d(2, 128, 7, padding=3)
-        self.motion2 = nn.Conv2d(128, 64, 3, padding=1)
-        self.join = nn.Conv2d(96 + 64, UPDATE_DIM - 2, 3, padding=1)
+        self.retrieved1 = nn.Conv2d(dim, width, 1)
+        self.retrieved2 = nn.Conv2d(width, width * 3 // 4, 3, padding=1)
+        self.motion1 = nn.Conv2d(2, width, 7, padding=3)
+        self.motion2 = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.join = nn.Conv2d(width * 3 // 4 + width // 2, width - 2, 3, padding=1)
 
     def forward(self, displacement, retrieved):
-        """displacement (B, 2, h, w) in pixels, retrieved (B, D, h, w) -> (B, 128, h, w)."""
+        """displacement (B, 2, h, w) in pixels, retrieved (B, D, h, w) -> (B, width, h, w)."""
         r = F.relu(self.retrieved2(F.relu(self.retrieved1(retrieved))))
         m = F.relu(self.motion2(F.relu(self.motion1(displacement))))
         return torch.cat([F.relu(self.join(torch.cat([r, m], dim=1))), displacement], dim=1)
@@ -51,19 +47,19 @@ class MotionEncoder(nn.Module):
 class FlowUpdate(nn.Module):
     """D_MR: motion features and source context -> residual displacement and residual occlusion."""
 
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
-        self.context = nn.Conv2d(CONTEXT_DIM, UPDATE_DIM, 3, padding=1)
-        self.motion = self._head(2)
-        self.occlusion = self._head(1)
+        self.context = nn.Conv2d(width * 3 // 2, width, 3, padding=1)
+        self.motion = self._head(width, 2)
+        self.occlusion = self._head(width, 1)
 
     @staticmethod
-    def _head(channels):
-        return nn.Sequential(nn.Conv2d(2 * UPDATE_DIM, UPDATE_DIM, 3, padding=1), nn.ReLU(),
-                             nn.Conv2d(UPDATE_DIM, channels, 3, padding=1))
+    def _head(width, channels):
+        return nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.ReLU(),
+                             nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, motion, context):
-        """motion (B, 128, h, w), context (B, 192, h, w) -> (B, 2, h, w) in pixels, (B, 1, h, w)."""
+        """motion (B, width, h, w), context (B, 3/2 width, h, w) -> (B, 2, h, w) in pixels, (B, 1, h, w)."""
         x = torch.cat([motion, F.relu(self.context(context))], dim=1)
         return self.motion(x), self.occlusion(x)
 
@@ -74,8 +70,9 @@ class MotionCompensation(nn.Module):
     Everything is shared by the scales but the layers that read features of scale-dependent width.
     """
 
-    def __init__(self, params, channels, num_kp, flow_size, grid, groups=32):
-        """channels: feature widths, coarsest first; flow_size, grid: side of flow and token grid in pixels."""
+    def __init__(self, params, channels, num_kp, flow_size, grid, update_width, groups):
+        """channels: feature widths, coarsest first; flow_size, grid: side of flow and token grid in pixels;
+        update_width: hidden width of D_MR; groups: of group norm."""
         super().__init__()
         dim = params.code_dim
         halvings = int(math.log2(flow_size // grid))
@@ -91,9 +88,9 @@ class MotionCompensation(nn.Module):
         self.embed_source = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in channels)
         self.embed_evidence = nn.Conv2d(2 * dim, dim, 1)
         self.embed_query = nn.Conv2d(2 * dim, dim, 1)
-        self.context = nn.ModuleList(nn.Conv2d(width, CONTEXT_DIM, 1) for width in channels)
-        self.motion_encoder = MotionEncoder(dim)
-        self.update = FlowUpdate()
+        self.context = nn.ModuleList(nn.Conv2d(width, update_width * 3 // 2, 1) for width in channels)
+        self.motion_encoder = MotionEncoder(dim, update_width)
+        self.update = FlowUpdate(update_width)
 
     def project_codes(self):
         """Keys and values of the motion codes: the same for all samples and scales."""
@@ -131,8 +128,7 @@ class MotionCompensation(nn.Module):
     def learn(self, scale, flow):
         """Eq. 3 for the flow M^{i-1} (B, h, w, 2); nothing flows back into the flow itself."""
         displacement = to_displacement(flow.detach())
-        feature = self.encode(displacement)
-        quantized = self.codebook.quantize(feature, scale)
+        quantized = self.codebook.quantize(self.encode(displacement), scale)
         reconstruction = from_displacement(self.decode(quantized.vectors).float())
         loss = F.l1_loss(reconstruction, from_displacement(displacement))
-        return MotionLesson(reconstruction, loss, feature, quantized)
+        return MotionLesson(reconstruction, loss, quantized)

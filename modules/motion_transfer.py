@@ -1,4 +1,4 @@
-"""Transfer of motion at test time: absolute or relative keypoints, best frame, and the driven source (FOMM, Sec. 3.4)."""
+"""Motion transfer at test time: absolute or relative keypoints, best frame, the driven source (FOMM, Sec. 3.4)."""
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def movement_scale(source, initial):
     source, initial: Keypoints of one image each (B = 1)
     returns:         float; 1 where either hull is degenerate
     """
-    source_area, initial_area = (hull_area(kp.value[0].detach().cpu()) for kp in (source, initial))
+    source_area, initial_area = (hull_area(kp.value[0].detach().float().cpu()) for kp in (source, initial))
     if min(source_area, initial_area) < LEAST_AREA:
         return 1.0
     return float(np.sqrt(source_area / initial_area))
@@ -97,8 +97,8 @@ def best_frame_by_keypoints(source, driving):
     driving: Keypoints of T frames
     returns: index in 0..T-1, the first of equals
     """
-    source = source.value[0].detach().cpu()
-    return int(np.argmin([pose_distance(source, frame) for frame in driving.value.detach().cpu()]))
+    source = source.value[0].detach().float().cpu()
+    return int(np.argmin([pose_distance(source, frame) for frame in driving.value.detach().float().cpu()]))
 
 
 class DrivenSource:

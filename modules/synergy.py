@@ -24,6 +24,7 @@ OCCLUSION_UPDATES = ('probability', 'logit')
 class SynergyParams:
     image_size: int = 256                   # side of the square image in pixels
     occlusion_update: str = 'probability'   # residuals are added to the probability (released code) or to the logit
+    flow_update_width: int = 128            # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     autoencoder_params: AutoencoderParams = AutoencoderParams()
@@ -109,7 +110,8 @@ class Synergy(TalkingHead):
         self.appearance_scales = params.appearance_codebook_params.scales
         if self.motion_scales:
             self.motion = MotionCompensation(params.motion_codebook_params, channels, num_kp,
-                                             params.flow_size, params.grid, groups)
+                                             params.flow_size, params.grid,
+                                             params.flow_update_width, groups)
         if self.appearance_scales:
             self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid)
 
@@ -203,21 +205,25 @@ class Synergy(TalkingHead):
             generated.motion_codes = [lesson.quantized for lesson in lessons]
             losses['motion_reconstruction'] = sum(lesson.reconstruction_loss for lesson in lessons)
             losses['motion_code'] = sum(codes.loss for codes in generated.motion_codes)
-            self._tend(generated, 'motion', self.motion.codebook,
-                       [(lesson.feature, lesson.quantized.indices) for lesson in lessons])
+            self._watch(generated, 'motion', self.motion.codebook.slices, generated.motion_codes)
         if self.appearance_scales:
             lessons = [self.appearance.learn(scale, driving_features[scale]) for scale in range(self.appearance_scales)]
-            generated.appearance_codes = [quantized for _, quantized in lessons]
+            generated.appearance_codes = lessons
             losses['appearance_code'] = sum(codes.loss for codes in generated.appearance_codes)
-            self._tend(generated, 'appearance', self.appearance.codebook,
-                       [(feature, quantized.indices) for feature, quantized in lessons])
+            self._watch(generated, 'appearance', self.appearance.codebook.slices, lessons)
         generated.losses = losses
 
-    def _tend(self, generated, name, codebook, chosen):
-        """Note how each scale uses its codes, and bring back the unused ones."""
-        for scale, (part, (_, indices)) in enumerate(zip(codebook.slices, chosen)):
-            used, perplexity = usage(indices, part.stop - part.start)
+    @staticmethod
+    def _watch(generated, name, slices, codes):
+        """Note how each scale uses its codes."""
+        for scale, (part, quantized) in enumerate(zip(slices, codes)):
+            used, perplexity = usage(quantized.indices, part.stop - part.start)
             generated.health[f'codes_used/{name}_{scale}'] = used
             generated.health[f'perplexity/{name}_{scale}'] = perplexity
-        if self.training and codebook.revive_after:
-            codebook.revive(chosen)
+
+    def after_update(self, generated):
+        """Bring codes back that nothing has used for long (CodebookParams.revive_after)."""
+        if self.motion_scales:
+            self.motion.codebook.revive(generated.motion_codes)
+        if self.appearance_scales:
+            self.appearance.codebook.revive(generated.appearance_codes)

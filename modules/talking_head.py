@@ -86,3 +86,6 @@ class TalkingHead(nn.Module):
     def forward(self, source: Tensor, driving: Tensor) -> Generated:
         """Rebuild `driving` from `source`, both (B, 3, H, W); in training also the method's losses."""
         raise NotImplementedError
+
+    def after_update(self, generated: Generated) -> None:
+        """Called after each update of the weights, with what the step's `forward` gave; most methods need nothing."""

@@ -1,0 +1,374 @@
+"""From a mesh and a state to pixels: posing, rasterising, shading, and the exact flow between two states.
+
+Pixel positions count from the centre of the top left pixel: (x, y) in [0, size - 1]. The projection is the
+same at every size, so that a small picture is a large one seen from further away.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.head_identity import HeadState, Identity, Light
+from datasets.head_mesh import BODY_PIVOT, EYE, LANDMARK_NAMES, MOUTH, PIVOT, Mesh, build_mesh
+from datasets.head_paint import Atlas, atlas, eye_lids, paint_backdrop, paint_eyes, paint_mouth, pupil_position
+
+ZOOM, RAISE, DISTANCE = 0.60, 0.10, 7.0                    # image units per head unit; upward offset; camera in head units
+SUPER = 2                                                    # raster samples per pixel and axis
+FAR = np.float32(-1e9)
+
+
+class Rendered(NamedTuple):
+    """One picture and what is known about it.
+
+    image:     (H, W, 3) uint8 RGB
+    landmarks: (L, 2) float32 pixel positions (x, y) of LANDMARK_NAMES, sub-pixel, (0, 0) at the centre of the first pixel
+    visible:   (L,) bool, False where something else is in front or the point is outside the image
+    pose:      (3,) float32 yaw, pitch, roll in degrees
+    """
+    image: np.ndarray
+    landmarks: np.ndarray
+    visible: np.ndarray
+    pose: np.ndarray
+
+
+class Posed(NamedTuple):
+    """A mesh in one state; V vertices.
+
+    pixel:  (V, 2) position at `size`
+    depth:  (V,) larger is nearer
+    normal: (V, 3) not of unit length
+    """
+    pixel: np.ndarray
+    depth: np.ndarray
+    normal: np.ndarray
+
+
+# ---- posing
+
+def rotation(yaw, pitch, roll):
+    """(3, 3) matrix of angles in degrees, with the signs of HeadState: first yaw, then pitch, then roll."""
+    yaw, pitch, roll = np.deg2rad([yaw, -pitch, -roll])
+    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    return (about_z @ about_x @ about_y).astype(np.float32)
+
+
+def pose(mesh: Mesh, state: HeadState, size: int) -> Posed:
+    """Deform, turn and project every vertex."""
+    weights = np.array([1, state.jaw, state.smile, state.brow], np.float32)
+    shape = np.tensordot(weights, mesh.shapes, 1)                                         # (V, 6)
+    head = rotation(state.yaw, state.pitch, state.roll)
+    # The shoulders take little part in the movements of the head.
+    body = rotation(0.15 * state.yaw, 0.05 * state.pitch, 0.12 * state.roll)
+    share = mesh.rigid[:, None]
+    of_head = (shape[:, :3] - PIVOT) @ head.T + PIVOT
+    of_body = (shape[:, :3] - BODY_PIVOT) @ body.T + BODY_PIVOT
+    position = of_body + share * (of_head - of_body)
+    normal = shape[:, 3:] @ body.T
+    normal += share * (shape[:, 3:] @ head.T - normal)
+    return Posed(project(position, state, size), position[:, 2], normal)
+
+
+def project(position, state: HeadState, size: int):
+    """Pixel positions (N, 2) of points (N, 3) in head units."""
+    zoom = ZOOM * state.scale * DISTANCE / (DISTANCE - position[:, 2:])
+    image = position[:, :2] * (zoom * np.float32([1, -1])) + np.float32([state.x, state.y - RAISE])
+    return ((image + 1) * (size / 2) - 0.5).astype(np.float32)
+
+
+# ---- rasterising
+
+def rasterise(pixel, depth, triangles, size):
+    """Nearest triangle at every sample of a size x size grid.
+
+    pixel:   (V, 2) vertex positions in samples; depth: (V,); triangles: (T, 3)
+    returns: (size * size,) triangle number, -1 where there is none, and (size * size,) depth
+    """
+    x, y = (np.ascontiguousarray(pixel[:, axis]).take(triangles.T) for axis in (0, 1))      # (3, T) each
+    # Rows run downwards, so a triangle that faces the viewer has negative area; many small ones fall between the rows.
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0])
+    top = np.ceil(np.maximum(np.minimum(np.minimum(y[0], y[1]), y[2]), 0))
+    rows = np.floor(np.minimum(np.maximum(np.maximum(y[0], y[1]), y[2]), size - 1)) - top + 1
+    shown = np.flatnonzero((area < -1e-6) & (rows > 0))
+    x, y, area, top, rows = (values.take(shown, -1) for values in (x, y, area, top, rows))
+    z = depth.take(triangles.take(shown, 0).T)
+
+    # One span for every row of every triangle, between the edges on its left and those on its right.
+    of, row = _expand(rows)
+    row += top.take(of)
+    low, high = np.zeros(len(of), np.float32), np.full(len(of), size - 1, np.float32)
+    z_x, z_y = 0, 0
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        rise, run = y[k] - y[j], x[k] - x[j]
+        z_x, z_y = z_x - z[i] * rise / area, z_y + z[i] * run / area
+        level = np.abs(rise) < 1e-6                                                         # a level edge bounds no row
+        run = run / np.where(level, 1, rise)
+        cross = x[j].take(of) + (row - y[j].take(of)) * run.take(of)
+        left, right = ((rise > 0) & ~level).take(of), ((rise < 0) & ~level).take(of)
+        low = np.where(left, np.maximum(low, cross), low)
+        high = np.where(right, np.minimum(high, cross), high)
+    low = np.ceil(low - 1e-4)
+    span = np.flatnonzero(high + 1e-4 >= low)
+    of, row, low, high = (values.take(span) for values in (of, row, low, high))
+
+    # Every sample of every span; the nearest one wins.
+    start = z[0].take(of) + z_x.take(of) * (low - x[0].take(of)) + z_y.take(of) * (row - y[0].take(of))
+    first, step = row.astype(np.intp) * size + low.astype(np.intp), z_x.take(of)
+    span, along = _expand(np.floor(high + 1e-4) - low + 1)
+    sample = first.take(span) + along.astype(np.intp)
+    near = start.take(span) + step.take(span) * along
+    nearest = np.full(size * size, FAR, np.float32)
+    np.maximum.at(nearest, sample, near)
+    winner = np.flatnonzero(near == nearest.take(sample))
+    number = np.full(size * size, -1)
+    number[sample.take(winner)] = shown.take(of).take(span.take(winner))
+    return number, nearest
+
+
+def _expand(count):
+    """For counts (N,): each index repeated count times, and its running number 0 .. count - 1 as float32."""
+    count = count.astype(np.intp)
+    index = np.repeat(np.arange(len(count)), count)
+    running = np.arange(len(index)) - (np.cumsum(count) - count).take(index)
+    return index, running.astype(np.float32)
+
+
+def barycentric(pixel, corners, position):
+    """Weights (N, 3) of positions (N, 2) in triangles with vertex numbers (N, 3)."""
+    p0, p1, p2 = (pixel.take(corners[:, i], 0) for i in range(3))
+    edge1, edge2, offset = p1 - p0, p2 - p0, position - p0
+    area = edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0]
+    first = (offset[:, 0] * edge2[:, 1] - offset[:, 1] * edge2[:, 0]) / area
+    second = (edge1[:, 0] * offset[:, 1] - edge1[:, 1] * offset[:, 0]) / area
+    return np.stack([1 - first - second, first, second], 1)
+
+
+def interpolate(values, corners, weights):
+    """Vertex values (V, C) at barycentric weights (N, 3)."""
+    return sum(values.take(corners[:, i], 0) * weights[:, i:i + 1] for i in range(3))
+
+
+# ---- shading
+
+def shade(identity: Identity, state: HeadState, mesh: Mesh, posed: Posed, textures: Atlas, number, position, size):
+    """Display colours (N, 3) in [0, 1] of triangles `number` (N,) at pixel positions (N, 2)."""
+    corners = mesh.triangles.take(number, 0)
+    weights = barycentric(posed.pixel, corners, position)
+    values = interpolate(np.concatenate([posed.normal, mesh.surface], 1), corners, weights)       # (N, 8)
+    normal = values[:, :3] / (np.sqrt((values[:, :3] ** 2).sum(1, keepdims=True)) + 1e-6)
+    paint = sample_texture(textures, values[:, 3], values[:, 4], mesh.part.take(number))
+    kind = mesh.kind.take(number)
+    _paint_moving(identity.appearance, state, kind, values, paint, size)
+    # The teeth face forwards; the fold they are painted on does not.
+    normal[kind == MOUTH] = rotation(state.yaw, state.pitch, state.roll)[:, 2]
+    return lit(identity.light, normal, paint)
+
+
+def _paint_moving(a, state, kind, values, paint, size):
+    """Repaint the eyes and the mouth in `paint` (N, 4), in place."""
+    blur = 2 / (ZOOM * state.scale * size)
+    eye, mouth = np.flatnonzero(kind == EYE), np.flatnonzero(kind == MOUTH)
+    if len(eye):
+        paint[eye] = paint_eyes(a, state, paint[eye], values[eye, 5], values[eye, 6], blur)
+    if len(mouth):
+        paint[mouth] = paint_mouth(a, state, values[mouth, 5], values[mouth, 7], blur)
+
+
+def sample_texture(textures: Atlas, u, v, part):
+    """Colour and gloss (N, 4) in [0, 1], bilinear."""
+    column, row = textures.locate(np.clip(u, 0, 1), np.clip(v, 0, 1), part)
+    height, width = textures.texels.shape[:2]
+    left, top = np.minimum(column.astype(np.int32), width - 2), np.minimum(row.astype(np.int32), height - 2)
+    s, t = ((column - left) / 255)[:, None], (row - top)[:, None]
+    texels = textures.texels.reshape(-1, 4)
+    first = top * width + left
+    at = lambda offset: texels.take(first + offset, 0).astype(np.float32)
+    upper = at(0) * (np.float32(1 / 255) - s) + at(1) * s
+    lower = at(width) * (np.float32(1 / 255) - s) + at(width + 1) * s
+    return upper + t * (lower - upper)
+
+
+def lit(light: Light, normal, paint):
+    """Display colours (N, 3) of painted surfaces (N, 4) with unit normals (N, 3)."""
+    azimuth, elevation = np.deg2rad([light.azimuth, light.elevation])
+    key = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], np.float32)
+    tint = np.float32([1 + 0.07 * light.warmth, 1.0, 1 - 0.09 * light.warmth])
+    half = key + np.float32([0, 0, 1])
+    half /= np.linalg.norm(half)
+
+    # Light wraps around the terminator, more so in red: skin scatters it.
+    facing = (normal @ key)[:, None]
+    wrap = np.float32([0.30, 0.18, 0.14])
+    diffuse = np.maximum((facing + wrap) / (1 + wrap), 0)
+    sky = (0.80 + 0.20 * normal[:, 1:2]) * light.ambient
+    fill = 0.18 * np.maximum(-0.8 * np.sign(key[0]) * normal[:, :1] + 0.5 * normal[:, 2:], 0)
+    gleam = np.square(np.square(np.square(np.square(np.maximum(normal @ half, 0)))))
+    # Albedo is a display value: square it to get light, and take the root at the end.
+    shine = (0.22 * light.key) * (paint[:, 3] * gleam)[:, None]
+    radiance = np.square(paint[:, :3]) * (1.35 * light.key * diffuse * tint + sky + fill) + shine
+    return np.sqrt(np.minimum(radiance, 1))
+
+
+# ---- pictures
+
+def render(identity: Identity, state: HeadState, size: int) -> Rendered:
+    """The picture of a person in a state, size x size pixels."""
+    mesh, textures = build_mesh(identity.appearance, size), atlas(identity.appearance, size)
+    posed = pose(mesh, state, size)
+    fine = posed.pixel * SUPER + (SUPER - 1) / 2                                          # the same positions in samples
+    number, depth = rasterise(fine, posed.depth, mesh.triangles, SUPER * size)
+    number, depth = number.reshape(SUPER * size, -1), depth.reshape(SUPER * size, -1)
+
+    # Away from edges one colour will do for a pixel; at an edge every sample gets its own.
+    edges = _edges(mesh, number, depth)
+    rows, columns = np.nonzero(~edges & (number[::2, ::2] >= 0))
+    fine_rows, fine_columns = _samples_of(edges)
+    hit = number[fine_rows, fine_columns] >= 0
+    fine_rows, fine_columns = fine_rows[hit], fine_columns[hit]
+    which = np.concatenate([number[2 * rows, 2 * columns], number[fine_rows, fine_columns]])
+    place = np.stack([np.concatenate([columns, fine_columns / 2 - 0.25]), np.concatenate([rows, fine_rows / 2 - 0.25])], 1)
+    colours = shade(identity, state, mesh, posed, textures, which, place.astype(np.float32), size)
+
+    picture = paint_backdrop(identity.backdrop, size).copy()
+    picture[rows, columns] = colours[:len(rows)]
+    _blend_edges(picture, edges, fine_rows, fine_columns, colours[len(rows):])
+    landmarks, visible = _landmarks(identity, state, mesh, posed, depth, size)
+    return Rendered((picture * 255 + 0.5).astype(np.uint8), landmarks, visible, np.float32([state.yaw, state.pitch, state.roll]))
+
+
+def _edges(mesh: Mesh, number, depth):
+    """Pixels (size, size) that need all their samples: different surfaces meet in or beside them, or they show the open mouth."""
+    part = np.append(mesh.part, np.uint8(255)).take(number)
+    mixed = np.append(mesh.kind == MOUTH, False).take(number[::2, ::2])
+    first = part[::2, ::2], depth[::2, ::2]
+    for i, j in ((0, 1), (1, 0), (1, 1)):
+        mixed |= (part[i::2, j::2] != first[0]) | (np.abs(depth[i::2, j::2] - first[1]) > 0.08)
+    return _dilated(mixed)
+
+
+TENT = np.float32([1, 3, 3, 1]) / 8                          # over the samples of a pixel and of its neighbours
+
+
+def _blend_edges(picture, edges, fine_rows, fine_columns, colours):
+    """Average the samples around edge pixels into picture (size, size, 3), in place; colours (N, 3) of the samples that hit something."""
+    size = SUPER * len(picture)
+    samples = np.empty((size * size, 3), np.float32)                                       # filled around the edges only
+    rows, columns = _samples_of(_dilated(edges))
+    samples[rows * size + columns] = picture[rows // 2, columns // 2]
+    samples[fine_rows * size + fine_columns] = colours
+
+    rows, columns = np.nonzero(edges)
+    blend = np.zeros((len(rows), 3), np.float32)
+    above, beside = (np.clip(2 * pixels + np.arange(-1, 3)[:, None], 0, size - 1) for pixels in (rows, columns))
+    for down, row in zip(TENT, above * size):
+        for across, column in zip(TENT, beside):
+            blend += (down * across) * samples.take(row + column, 0)
+    picture[rows, columns] = blend
+
+
+def _samples_of(pixels):
+    """Rows and columns of the four samples of each marked pixel (size, size)."""
+    rows, columns = np.nonzero(pixels)
+    return (2 * rows + np.array([0, 0, 1, 1])[:, None]).ravel(), (2 * columns + np.array([0, 1, 0, 1])[:, None]).ravel()
+
+
+def _dilated(mask):
+    """A mask (H, W) grown by one pixel in all eight directions."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    tall = wide.copy()
+    wide[:, 1:] |= tall[:, :-1]
+    wide[:, :-1] |= tall[:, 1:]
+    return wide
+
+
+# ---- landmarks and flow
+
+def _landmarks(identity, state, mesh: Mesh, posed: Posed, depth, size):
+    """Positions (L, 2) and visibility (L,), given the depth of every sample."""
+    weights = mesh.landmark_weights[..., None]
+    position = (posed.pixel[mesh.landmark_vertices] * weights).sum(1)
+    near = (posed.depth[mesh.landmark_vertices] * weights[..., 0]).sum(1)
+    position += _gaze_shift(identity, state, size)
+    inside = ((position > -0.5) & (position < size - 0.5)).all(1)
+    sample = np.clip(np.rint(position * 2 + 0.5).astype(int), 0, 2 * size - 1)
+    return position.astype(np.float32), inside & (near > depth[sample[:, 1], sample[:, 0]] - 0.06)
+
+
+def _gaze_shift(identity, state, size):
+    """How far gaze moves each landmark (L, 2) in pixels: the pupils only."""
+    a = identity.appearance
+    across, up = pupil_position(a, state)
+    shift = np.zeros((len(LANDMARK_NAMES), 2), np.float32)
+    pixels = _eye_to_pixels(a, state, size) @ np.float32([across, up])
+    for name in ('left_pupil', 'right_pupil'):
+        shift[LANDMARK_NAMES.index(name)] = pixels
+    return shift
+
+
+def _eye_to_pixels(a, state, size):
+    """(2, 2) from movements on an eye, in half widths, to pixels."""
+    zoom = ZOOM * state.scale * size / 2 * a.eye_width
+    return zoom * rotation(state.yaw, state.pitch, state.roll)[:2, :2] * np.float32([[1], [-1]])
+
+
+def flow(identity: Identity, source: HeadState, driving: HeadState, size: int):
+    """Where each pixel of the driving picture comes from in the source picture.
+
+    returns: (size, size, 2) float32 positions (x, y) in the source, in [-1, 1] with corners aligned, as grid_sample takes them;
+             (size, size) bool, False where the source does not show that point of the surface
+    """
+    mesh, a = build_mesh(identity.appearance, size), identity.appearance
+    there, here = pose(mesh, source, size), pose(mesh, driving, size)
+    number, _ = rasterise(here.pixel, here.depth, mesh.triangles, size)
+    cover, depth = rasterise(there.pixel, there.depth, mesh.triangles, size)
+
+    axis = np.arange(size, dtype=np.float32)
+    target = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    # The background stays where it is.
+    position, visible = target.copy(), (number < 0) & (cover < 0)
+
+    hit = np.flatnonzero(number >= 0)
+    corners = mesh.triangles[number[hit]]
+    weights = barycentric(here.pixel, corners, target[hit])
+    position[hit] = interpolate(there.pixel, corners, weights)
+    near = interpolate(there.depth[:, None], corners, weights)[:, 0]
+    seen = _area(there.pixel, corners) < 0.25 * _area(here.pixel, corners)               # both negative: faces us, and not edge-on
+    seen &= _shown(position[hit], near, depth, size)
+
+    eye = mesh.kind[number[hit]] == EYE
+    shift, agree = _eye_flow(a, source, driving, interpolate(mesh.surface[:, 2:4], corners[eye], weights[eye]), size)
+    position[hit[eye]] += shift
+    seen[eye] &= agree
+    visible[hit] = seen
+    return (position * (2 / (size - 1)) - 1).reshape(size, size, 2), visible.reshape(size, size)
+
+
+def _area(pixel, corners):
+    p0, p1, p2 = (pixel.take(corners[:, i], 0) for i in range(3))
+    return (p1[:, 0] - p0[:, 0]) * (p2[:, 1] - p0[:, 1]) - (p1[:, 1] - p0[:, 1]) * (p2[:, 0] - p0[:, 0])
+
+
+def _shown(position, near, depth, size):
+    """Whether points (N,) at `position` and depth `near` are the nearest there."""
+    inside = ((position >= -0.5) & (position <= size - 0.5)).all(1)
+    cell = np.clip(np.floor(position).astype(int), 0, size - 2)
+    first = cell[:, 1] * size + cell[:, 0]
+    # One of the four pixels around may lie across an edge or on a slope.
+    around = np.stack([depth[first], depth[first + 1], depth[first + size], depth[first + size + 1]])
+    return inside & (np.abs(around - near).min(0) < 0.04)
+
+
+def _eye_flow(a, source, driving, face, size):
+    """Extra flow (N, 2) in pixels of the eyeball at face positions (N, 2), and whether both pictures show the same: ball or lid."""
+    ex = (np.abs(face[:, 0]) - a.eye_x) / a.eye_width
+    ey = (face[:, 1] - a.eye_y) / a.eye_width - a.eye_tilt * ex
+    moved = np.float32(pupil_position(a, source)) - np.float32(pupil_position(a, driving))
+    lid, lower = eye_lids(a, driving, ex)
+    ball = (ey < lid) & (ey > lower)
+    ex, ey = ex + np.sign(face[:, 0]) * moved[0] * ball, ey + moved[1] * ball
+    lid, lower = eye_lids(a, source, ex)
+    shift = _eye_to_pixels(a, source, size) @ moved
+    return ball[:, None] * shift, ball == ((ey < lid) & (ey > lower))

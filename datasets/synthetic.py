@@ -1,0 +1,119 @@
+"""The embedded data set: talking heads rendered from parameters, with exact landmarks, pose and flow.
+
+Deterministic by seed, unlimited in people, at any resolution. See `HeadState` for the units of pose and
+expression, `Rendered` and `flow` for those of the ground truth.
+"""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Iterator, Sequence
+
+import numpy as np
+
+from datasets.head_identity import HeadState, Identity
+from datasets.head_mesh import LANDMARK_NAMES
+from datasets.head_renderer import Rendered, flow, render
+
+__all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'flow', 'motion', 'render', 'synthetic_people']
+
+FPS = 25
+MAX_PEOPLE = 100_000                                         # per seed; keeps the people of different seeds apart
+
+
+# ---- motion
+
+def motion(seed: int, num_frames: int, fps: float = FPS) -> list[HeadState]:
+    """A smooth trajectory of pose and expression; frame i is the same whatever num_frames is."""
+    return [state_at(seed, index / fps) for index in range(num_frames)]
+
+
+def state_at(seed: int, time: float) -> HeadState:
+    """Pose and expression `time` seconds into the trajectory `seed`."""
+    rng = np.random.default_rng([seed, 0x307103])
+    sway = lambda slow, fast: _sway(rng, time, slow, fast)
+    # Where this person mostly looks, and how lively they are.
+    lively = rng.uniform(0.6, 1.1)
+    yaw = rng.uniform(-9, 9) + lively * 19 * sway(0.08, 0.5)
+    pitch = rng.uniform(-4, 4) + lively * 12 * sway(0.1, 0.6)
+    roll = lively * 11 * sway(0.07, 0.4)
+    x, y, scale = 0.10 * sway(0.05, 0.25), 0.06 * sway(0.05, 0.25), 1 + 0.08 * sway(0.04, 0.2)
+    smile, brow = 0.15 + 0.8 * sway(0.08, 0.4), 0.8 * sway(0.1, 0.7)
+    gaze_x, gaze_y = 0.8 * sway(0.2, 0.9) - yaw / 60, 0.6 * sway(0.2, 0.8)
+    return HeadState(*(float(value) for value in (
+        np.clip(yaw, -32, 32), np.clip(pitch, -18, 18), np.clip(roll, -15, 15), x, y, scale, _talk(rng, time),
+        np.clip(smile, -1, 1), _blink(rng, time), np.clip(brow, -1, 1), np.clip(gaze_x, -1, 1), np.clip(gaze_y, -1, 1))))
+
+
+def _sway(rng, time, slow, fast):
+    """About [-1, 1]: five slow waves; frequencies in Hz, the fast ones small."""
+    frequency = np.geomspace(slow, fast, 5) * rng.uniform(0.8, 1.25, 5)
+    size = frequency ** -0.6
+    return 1.25 * np.sum(size * np.sin(2 * np.pi * (frequency * time + rng.uniform(0, 1, 5)))) / size.sum() * 1.25
+
+
+def _talk(rng, time):
+    """Jaw opening in [0, 1]: syllables of about 4 Hz, in phrases with pauses."""
+    phrase = np.clip(0.35 + 1.3 * _sway(rng, time, 0.15, 0.6), 0, 1)
+    syllable = np.sin(np.pi * rng.uniform(3.2, 4.2) * time + 1.5 * _sway(rng, time, 0.3, 1.2)) ** 2
+    return phrase * syllable * np.clip(0.6 + 0.5 * _sway(rng, time, 0.5, 2.0), 0.15, 1)
+
+
+def _blink(rng, time):
+    """Lid closure in [0, 1]: an event of about 0.3 s every 2 to 5 s."""
+    period, phase = rng.uniform(2.0, 5.0), rng.uniform(0, 1)
+    since = ((time / period + phase) % 1) * period
+    return np.exp(-((since - 0.3) / 0.085) ** 4)
+
+
+# ---- clips
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """A video that is rendered when it is read; the interface of the clips on disk.
+
+    name: 'person#clip#first frame#last frame', as file-based clips are called
+    """
+    name: str
+    identity: Identity
+    motion_seed: int
+    num_frames: int
+    size: int
+    fps: Fraction = Fraction(FPS)
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def state(self, index: int) -> HeadState:
+        """Pose and expression of a frame."""
+        if not 0 <= index < self.num_frames:
+            raise IndexError(f'{self.name}: frame {index} of {self.num_frames}')
+        return state_at(self.motion_seed, index / float(self.fps))
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The frames at `indices`, each (size, size, 3) uint8 RGB."""
+        return [render(self.identity, self.state(int(index)), self.size).image for index in indices]
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """All frames in order, each (size, size, 3) uint8 RGB."""
+        return (self.read([index])[0] for index in range(self.num_frames))
+
+
+def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, size: int, seed: int) -> dict[str, list[SyntheticClip]]:
+    """Clips of `num_people` by name; another seed gives other people with other names."""
+    if not 0 < num_people <= MAX_PEOPLE:
+        raise ValueError(f'num_people={num_people} must be in 1..{MAX_PEOPLE}')
+    people = {}
+    for number in range(seed * MAX_PEOPLE, seed * MAX_PEOPLE + num_people):
+        name, identity = f'id{number:05d}', Identity.sample(number)
+        people[name] = [_clip(name, identity, number, clip, num_frames, size) for clip in range(clips_per_person)]
+    return people
+
+
+def _clip(name, identity, person, clip, num_frames, size):
+    """Clip number `clip` of a person: the same look in slightly other light, another motion."""
+    rng = np.random.default_rng([person, clip, 0xC11B])
+    light = identity.light
+    light = replace(light, azimuth=light.azimuth + rng.uniform(-12, 12), elevation=light.elevation + rng.uniform(-6, 6),
+                    key=light.key * rng.uniform(0.93, 1.07))
+    return SyntheticClip(f'{name}#s{clip:04d}#{0:06d}#{num_frames:06d}', replace(identity, light=light),
+                         int(rng.integers(2 ** 31)), num_frames, size)

@@ -1,0 +1,472 @@
+"""Reconstruction and animation, driven by a toy model on small clips: streaming, rates, pairs, files, errors."""
+
+import csv
+import json
+import logging
+import types
+import warnings
+import weakref
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import animate as animation
+from animate import Pair, animate, animate_pairs, draw_pairs, find_best_frame, read_pairs
+from config.errors import UserError
+from datasets.video import VideoWriter, open_clip
+from modules.motion_transfer import DrivenSource
+from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
+from modules.warp import identity_grid, warp
+from reconstruction import reconstruct
+from tests.test_metrics import save_random_weights
+from visualizer import (CELL, ContactSheet, batches, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8,
+                        training_sheet)
+from weights import checkpoint_path
+
+SIZE = 32
+NTSC = Fraction(30000, 1001)
+
+
+class ToyHead(TalkingHead):
+    """Shifts the source by the mean motion of keypoints, which are centres of mass of bright colours."""
+
+    def __init__(self, num_kp=5):
+        super().__init__()
+        self.heat = nn.Conv2d(3, num_kp, 3, padding=1)
+        nn.init.normal_(self.heat.weight, std=2)
+        self.sources_encoded, self.largest_batch = 0, 0
+
+    def keypoints(self, image):
+        heat = self.heat(image).float().flatten(2).softmax(-1)                         # (B, K, H*W)
+        return Keypoints(heat @ identity_grid(image.shape[-2:], image).flatten(0, 1))
+
+    def encode_source(self, image):
+        self.sources_encoded += 1
+        return SourceState(self.keypoints(image), image)
+
+    def render(self, source, driving):
+        batch = driving.value.shape[0]
+        self.largest_batch = max(self.largest_batch, batch)
+        shift = (driving.value - source.keypoints.value).mean(1)                        # (B, 2)
+        image = source.features.expand(batch, -1, -1, -1)
+        flow = identity_grid(image.shape[-2:], image) - shift[:, None, None]            # (B, H, W, 2)
+        return Generated(warp(image, flow), [flow], [torch.ones(batch, 1, 8, 8)])
+
+    def forward(self, source, driving):
+        return self.render(self.encode_source(source), self.keypoints(driving))
+
+
+class ToyClip:
+    """A bright disc on a gradient, moving; frames are made when asked for, and counted while they live."""
+
+    def __init__(self, name='clip', num_frames=12, fps=Fraction(25), seed=0):
+        self.name, self.fps, self.num_frames, self.seed = name, fps, num_frames, seed
+        self.alive, self.most_alive = 0, 0
+
+    def __len__(self):
+        return self.num_frames
+
+    def frame(self, index):
+        y, x = np.mgrid[:SIZE, :SIZE]
+        centre = SIZE / 2 + 6 * np.array([np.sin(index / 5 + self.seed), np.cos(index / 7)])
+        disc = np.hypot(x - centre[0], y - centre[1]) < 6
+        frame = np.stack([disc * 200 + 20, x * 4 + self.seed * 10, y * 4], axis=-1).astype(np.uint8)
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        weakref.finalize(frame, self.forget)
+        return frame
+
+    def forget(self):
+        self.alive -= 1
+
+    def read(self, indices):
+        return [self.frame(i) for i in indices]
+
+    def frames(self):
+        return (self.frame(i) for i in range(self.num_frames))
+
+
+class BrokenClip(ToyClip):
+    def frames(self):
+        yield from self.read(range(3))
+        raise UserError(f'{self.name}: frame 3 does not decode')
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return ToyHead()
+
+
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path_factory, monkeypatch):
+    """No metric or detector finds weights, whatever the machine has."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))
+    animation._face_detector.cache_clear()
+
+
+def settings(**changes):
+    return {'device': 'cpu', 'batch_size': 4, **changes}
+
+
+def animation_settings(**changes):
+    return settings(**{'relative': True, 'adapt_scale': True, **changes})
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+
+# Reconstruction
+
+def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
+    clips = [ToyClip('a#1', 10, NTSC), ToyClip('b#2', 7, seed=2)]
+    summary, skipped = reconstruct(model, clips, tmp_path / 'new' / 'out', **settings())
+
+    out = tmp_path / 'new' / 'out'
+    assert names_in(out) == ['contact_sheet.png', 'metrics.csv', 'metrics.json', 'videos/a#1.mp4', 'videos/b#2.mp4']
+    written = open_clip(out / 'videos' / 'a#1.mp4')
+    assert written.fps == NTSC and len(written) == 10
+    assert written.read([0])[0].shape == (SIZE, 3 * SIZE, 3)                 # source | driving | prediction
+    report = json.loads((out / 'metrics.json').read_text())
+    assert [clip['frames'] for clip in report['clips']] == [10, 7] and summary['frames'] == 17
+    assert 'vgg16' in skipped['lpips'] and report['skipped'] == skipped
+    assert [row['clip'] for row in csv.DictReader((out / 'metrics.csv').open())] == ['a#1', 'b#2', 'mean']
+    assert model.sources_encoded == 2 and model.largest_batch == 4 and not model.training
+
+
+def test_first_frame_is_rebuilt_from_itself_and_equals_its_copy(model, tmp_path):
+    summary, _ = reconstruct(model, [ToyClip(num_frames=1)], tmp_path, **settings(save_videos=False))
+    assert summary['copy'] == {'l1': 0, 'psnr': None, 'ssim': pytest.approx(1)}
+    assert summary['model']['l1'] < 1e-3 and names_in(tmp_path) == ['contact_sheet.png', 'metrics.csv', 'metrics.json']
+
+
+def test_scores_do_not_depend_on_the_batch_size(model, tmp_path):
+    one, four = (reconstruct(model, [ToyClip()], tmp_path, **settings(batch_size=size, save_videos=False))[0]
+                 for size in (1, 4))
+    assert one['model'] == pytest.approx(four['model'], rel=1e-4)
+
+
+def test_frame_limit_and_leaving_out_the_first_frame(model, tmp_path):
+    summary, _ = reconstruct(model, [ToyClip()], tmp_path,
+                             **settings(frame_limit=5, include_first=False, save_videos=False))
+    assert summary['frames'] == 4
+    sheet = np.asarray(Image.open(tmp_path / 'contact_sheet.png'))
+    assert sheet[-CELL // 2, -CELL // 2].max() > 50                       # the last moment was met, its cell is filled
+    assert 'first 5 frames' in json.loads((tmp_path / 'metrics.json').read_text())['definitions']['protocol']
+
+
+def test_a_broken_clip_is_named_and_nothing_half_written_stays(model, tmp_path):
+    with pytest.raises(UserError, match='broken: frame 3'):
+        reconstruct(model, [ToyClip('good'), BrokenClip('broken')], tmp_path, **settings())
+    assert names_in(tmp_path) == ['videos/good.mp4']
+
+
+def test_an_interrupt_leaves_nothing_half_written(model, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(model, 'render', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(model, [ToyClip()], tmp_path, **settings())
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize('clips, message', [
+    ([], 'no clips'),
+    ([ToyClip('same'), ToyClip('same')], 'two clips are named same'),
+    ([ToyClip('short', 1)], 'short: has 1 frame'),
+])
+def test_what_cannot_be_reconstructed_is_said_before_it_begins(model, tmp_path, clips, message):
+    with pytest.raises(UserError, match=message):
+        reconstruct(model, clips, tmp_path / 'out', **settings(include_first=False))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_that_is_a_file_is_refused(model, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='file'):
+        reconstruct(model, [ToyClip()], tmp_path / 'file', **settings())
+
+
+def test_a_diverged_model_is_named(model, tmp_path):
+    with torch.no_grad():
+        model.heat.weight.fill_(float('nan'))
+    with pytest.raises(UserError, match='not finite'):
+        reconstruct(model, [ToyClip()], tmp_path, **settings())
+    assert names_in(tmp_path) == []
+
+
+# Animation of one pair
+
+def collect(model, driving, batch_size=4, **changes):
+    """Frames of an animation before they are encoded, (T, H, W, 3)."""
+    motion = {'relative': True, 'adapt_scale': True, 'anchor': None, **changes}
+    source = ToyClip(seed=3).frame(0)
+    parts = animation._animated(model, source, driving, 'cpu', batch_size, 'fp32', **motion)
+    return np.concatenate([made for _, made in parts]).astype(int)
+
+
+@pytest.mark.parametrize('relative', [False, True])
+def test_animation_equals_rendering_frame_by_frame(model, relative):
+    alone, together = (collect(model, ToyClip(num_frames=9), size, relative=relative) for size in (1, 4))
+    assert len(alone) == 9 and np.abs(alone - together).max() <= 1       # one level: sums in another order
+
+
+def test_relative_animation_starts_at_the_source_and_absolute_does_not(model):
+    source = ToyClip(seed=3).frame(0).astype(int)
+    assert np.abs(collect(model, ToyClip(), relative=True)[0] - source).max() <= 1
+    assert np.abs(collect(model, ToyClip(), relative=False)[0] - source).max() > 20
+
+
+def test_at_the_anchor_the_result_is_the_source(model):
+    made, source = collect(model, ToyClip(), anchor=7), ToyClip(seed=3).frame(0).astype(int)
+    differences = np.abs(made - source).mean(axis=(1, 2, 3))
+    assert differences.argmin() == 7 and differences[7] < 0.1
+
+
+def test_frame_rate_length_and_size_are_the_drivers(model, tmp_path):
+    result = tmp_path / 'new' / 'result.mp4'
+    count = animate(model, ToyClip().frame(0), ToyClip(num_frames=9, fps=NTSC), result, **animation_settings())
+    clip = open_clip(result)
+    assert count == len(clip) == 9 and clip.fps == NTSC and clip.read([0])[0].shape == (SIZE, SIZE, 3)
+    assert names_in(tmp_path) == ['new/result.mp4']
+
+
+def test_side_by_side_shows_source_driving_result(model, tmp_path):
+    source, driving = ToyClip(seed=3).frame(0), ToyClip()
+    animate(model, source, driving, tmp_path / 'r.mp4', **animation_settings(side_by_side=True))
+    frame = open_clip(tmp_path / 'r.mp4').read([5])[0].astype(int)
+    assert frame.shape == (SIZE, 3 * SIZE, 3)
+    assert np.abs(frame[:, :SIZE] - source).mean() < 8                    # H.264 with subsampled colour
+    assert np.abs(frame[:, SIZE:2 * SIZE] - driving.frame(5)).mean() < 8
+
+
+def test_long_clips_stream(model, tmp_path):
+    driving = ToyClip(num_frames=600)
+    animate(model, ToyClip().frame(0), driving, tmp_path / 'r.mp4', **animation_settings(batch_size=8))
+    assert driving.most_alive <= 2 * 8 + 2 and model.sources_encoded == 1
+    assert len(open_clip(tmp_path / 'r.mp4')) == 600
+
+
+def test_long_clips_stream_through_reconstruction(model, tmp_path):
+    clip = ToyClip(num_frames=200)
+    reconstruct(model, [clip], tmp_path, **settings(batch_size=8, save_videos=False))
+    assert clip.most_alive <= 2 * 8 + 2 + ContactSheet.MOMENTS and model.sources_encoded == 1
+
+
+def test_an_anchor_outside_the_clip_is_refused(model, tmp_path):
+    with pytest.raises(UserError, match='clip: has no frame 12 .* 0 to 11'):
+        animate(model, ToyClip().frame(0), ToyClip(), tmp_path / 'r.mp4', **animation_settings(anchor=12))
+    assert names_in(tmp_path) == []
+
+
+def test_half_precision_stays_close(model):
+    source, driving = (to_tensor([ToyClip(seed=seed).frame(0)]) for seed in (3, 0))
+    full, half = (DrivenSource(model.eval(), source, precision)(driving) for precision in ('fp32', 'bf16'))
+    assert half.dtype == torch.float32 and (full - half).abs().mean() < 0.05
+
+
+def test_batch_statistics_are_refused(model):
+    with pytest.raises(AssertionError, match='eval'):
+        DrivenSource(model.train(), torch.zeros(1, 3, SIZE, SIZE))
+
+
+# The best frame
+
+def test_best_frame_by_keypoints_says_what_was_missing(model, caplog):
+    driving = ToyClip(num_frames=20)
+    with caplog.at_level(logging.INFO):
+        assert find_best_frame(model, driving.frame(13), driving, 'cpu') == 13
+    assert 'keypoints' in caplog.text and 's3fd-619a316812.pth' in caplog.text and '2DFAN4' in caplog.text
+
+
+def test_only_some_frames_of_a_long_clip_are_looked_at(model, monkeypatch):
+    monkeypatch.setattr(animation, 'MOST_CANDIDATES', 5)
+    looked_at = []
+    driving = ToyClip(num_frames=401)
+    driving.read = lambda indices: looked_at.extend(indices) or ToyClip.read(driving, indices)
+    assert find_best_frame(model, driving.frame(200), driving, 'cpu') == 200
+    assert looked_at == [0, 100, 200, 300, 400]
+
+
+def test_best_frame_by_landmarks_passes_over_frames_without_a_face(model, monkeypatch, caplog):
+    shapes = np.random.default_rng(0).random((12, 68, 2))
+
+    class Detector:
+        """Finds no face in even frames, and a smaller second one in the others."""
+
+        def get_landmarks_from_image(self, image):
+            index = int(np.argmin([np.abs(ToyClip().frame(i).astype(int) - image).sum() for i in range(12)]))
+            return None if index % 2 == 0 and not asks_for_source.pop() else [shapes[0] * 0.1, shapes[index]]
+
+    asks_for_source = [False] * 12 + [True]
+    monkeypatch.setattr(animation, '_face_detector', lambda device: Detector())
+    # The source has the shape of frame 5, an odd one.
+    with caplog.at_level(logging.INFO):
+        assert find_best_frame(model, ToyClip().frame(5), ToyClip(), 'cpu') == 5
+    assert 'landmarks' in caplog.text
+
+
+def test_face_alignment_loads_its_weights_from_the_place_it_names(tmp_path, monkeypatch):
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+    from face_alignment.models import FAN
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    for network, url in zip((s3fd(), FAN(4)), animation.FACE_WEIGHTS):
+        save_random_weights(network, checkpoint_path(url))
+
+    detector = animation._face_detector(torch.device('cpu'))
+    monkeypatch.setattr(detector.face_detector, 'detect_from_image', lambda image: [])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert animation._landmarks(detector, ToyClip().frame(0)) is None
+
+
+def test_no_face_anywhere_falls_back_to_keypoints(model, monkeypatch, caplog):
+    nobody = types.SimpleNamespace(get_landmarks_from_image=lambda image: None)
+    monkeypatch.setattr(animation, '_face_detector', lambda device: nobody)
+    assert find_best_frame(model, ToyClip().frame(5), ToyClip(), 'cpu') == 5
+    assert 'no face was found in the source' in caplog.text
+
+
+# Pairs
+
+def people(order=1):
+    groups = {'id1': ['id1#a', 'id1#b', 'id1#c'], 'id2': ['id2#a'], 'id3': ['id3#a', 'id3#b']}
+    return {person: [ToyClip(name, 5) for name in names[::order]] for person, names in list(groups.items())[::order]}
+
+
+def drawn(num_pairs, seed, order=1):
+    return [(pair.source.name, pair.driving.name) for pair in draw_pairs(people(order), num_pairs, seed)]
+
+
+def test_pairs_depend_on_names_and_seed_alone():
+    assert drawn(8, seed=0) == drawn(8, seed=0, order=-1)
+    assert drawn(8, seed=0) != drawn(8, seed=1)
+
+
+def test_all_pairs_are_all_ordered_pairs_of_different_people():
+    clips = [clip.name for group in people().values() for clip in group]
+    expected = {(a, b) for a in clips for b in clips if a[:3] != b[:3]}
+    assert len(drawn(10 ** 6, seed=0)) == len(expected) == 22 and set(drawn(10 ** 6, seed=0)) == expected
+
+
+@pytest.mark.parametrize('group', [{}, {'id1': [ToyClip('a'), ToyClip('b')]}])
+def test_one_person_makes_no_pair(group):
+    with pytest.raises(UserError, match='at least 2'):
+        draw_pairs(group, 3, seed=0)
+
+
+def test_pairs_are_animated_side_by_side_with_a_sheet(model, tmp_path):
+    pairs = draw_pairs(people(), 2, seed=0)
+    results = animate_pairs(model, pairs, tmp_path, **animation_settings(best_frame=True))
+    assert [path.name for path in results] == [f'{i:03d}_{p.source.name}--{p.driving.name}.mp4'
+                                               for i, p in enumerate(pairs)]
+    assert names_in(tmp_path) == sorted([path.name for path in results] + ['contact_sheet.png'])
+    assert open_clip(results[0]).read([0])[0].shape == (SIZE, 3 * SIZE, 3)
+
+
+def test_a_pair_may_name_its_anchor(model, tmp_path):
+    with pytest.raises(UserError, match='no frame 99'):
+        animate_pairs(model, [Pair(ToyClip('a'), ToyClip('b'), anchor=99)], tmp_path, **animation_settings())
+    assert names_in(tmp_path) == []
+
+
+@pytest.fixture
+def test_root(tmp_path):
+    """Two clips in root/test, and an image beside the list of pairs."""
+    root = tmp_path / 'root' / 'test'
+    root.mkdir(parents=True)
+    for name in ('id1#a.mp4', 'id2#b.mp4'):
+        with VideoWriter(root / name, Fraction(25)) as video:
+            for frame in ToyClip(num_frames=3).frames():
+                video.write(frame)
+    (tmp_path / 'lists').mkdir()
+    Image.fromarray(ToyClip().frame(0)).resize((50, 50)).save(tmp_path / 'lists' / 'portrait.png')
+    return root
+
+
+def test_pairs_are_read_from_a_list(model, test_root, tmp_path):
+    path = tmp_path / 'lists' / 'pairs.csv'
+    path.write_text(f'\ufeffsource, driving, anchor\nid1#a.mp4, id2#b.mp4, 2\n\n'
+                    f'portrait.png, {test_root}/id1#a.mp4,\n', encoding='utf-8')
+    pairs = read_pairs(path, test_root, SIZE)
+    assert [(pair.source.name, pair.driving.name, pair.anchor) for pair in pairs] == [
+        ('id1#a', 'id2#b', 2), ('portrait', 'id1#a', None)]
+    assert len(animate_pairs(model, pairs, tmp_path / 'out', **animation_settings())) == 2
+
+
+@pytest.mark.parametrize('text, message', [
+    ('source,driver\na,b\n', 'pairs.csv: the first row must name'),
+    ('', 'pairs.csv: the first row must name'),
+    ('source,driving\n', 'pairs.csv: names no pairs'),
+    ('source,driving\nid1#a.mp4,id2#b.mp4\nid1#a.mp4\n', 'pairs.csv, row 3: driving is empty'),
+    ('source,driving\nid1#a.mp4,gone.mp4\n', "pairs.csv, row 2: driving 'gone.mp4' is not found"),
+    ('source,driving,anchor\nid1#a.mp4,id2#b.mp4,first\n', "pairs.csv, row 2: anchor is 'first'"),
+    ('source,driving\nid1#a.mp4,id2,b.mp4\n', 'pairs.csv, row 2: has more fields'),
+    ('source,driving\nid1#a.mp4,pairs.csv\n', 'pairs.csv, row 2: .*not a known kind of video'),
+])
+def test_mistakes_in_a_list_are_named_by_file_and_row(test_root, tmp_path, text, message):
+    path = tmp_path / 'lists' / 'pairs.csv'
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_pairs(path, test_root, SIZE)
+    assert '\n' not in str(error.value)
+
+
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(UserError, match='pairs.csv'):
+        read_pairs(tmp_path / 'pairs.csv', None, SIZE)
+
+
+# Pictures
+
+def test_frames_survive_the_way_to_tensors_and_back():
+    frames = [np.arange(192, dtype=np.uint8).reshape(8, 8, 3) + np.uint8(64 * i) for i in range(2)]
+    tensor = to_tensor(frames)
+    assert tensor.shape == (2, 3, 8, 8) and tensor.min() >= -1 and tensor.max() <= 1
+    assert np.array_equal(to_uint8(tensor), np.stack(frames))
+    assert to_uint8(torch.full((1, 3, 1, 1), 7.0)).max() == 255
+
+
+def test_batches_hold_the_rest_too():
+    assert [len(frames) for frames, _ in batches(ToyClip(num_frames=10).frames(), 4)] == [4, 4, 2]
+
+
+def test_stillness_is_white_and_directions_have_their_own_colours():
+    grid_ = identity_grid((8, 8), torch.zeros(1))
+    right, left = (grid_ + torch.tensor([shift, 0.]) for shift in (1., -1.))
+    white, red, cyan = flow_to_rgb(torch.stack([grid_, right, left]))
+    assert (white == 255).all() and red[0, 0, 0] == 255 and cyan[0, 0, 0] == 0
+
+
+def test_keypoints_are_drawn_at_corner_aligned_positions():
+    image = np.zeros((65, 65, 3), np.uint8)
+    centre, corner = (draw_keypoints(image, [point]) for point in ([0, 0], [1, -1]))
+    assert centre[32, 32].any() and np.array_equal(centre, centre[::-1, ::-1])
+    assert corner[0, 64].any() and not corner[0, 60].any() and not image.any()
+
+
+def test_sheet_holds_ragged_rows_and_long_texts(tmp_path):
+    image = np.full((16, 16, 3), 128, np.uint8)
+    sheet = grid([[image, image], [image]], ['a very long title that does not fit above its column', 'b'], ['x', 'y'])
+    assert sheet.shape[0] > 2 * CELL and 2 * CELL < sheet.shape[1] < 3 * CELL
+    save_png(tmp_path / 'sheet.png', sheet)
+    assert names_in(tmp_path) == ['sheet.png'] and np.array_equal(np.asarray(Image.open(tmp_path / 'sheet.png')), sheet)
+    with pytest.raises(UserError, match='cannot be written'):
+        save_png(tmp_path / 'absent' / 'sheet.png', sheet)
+
+
+def test_training_sheet_shows_all_there_is(model):
+    source, driving = (to_tensor(ToyClip(seed=seed).read([0, 4])) for seed in (0, 1))
+    generated = model(source, driving)
+    columns = 2 + 1 + 1 + 1 + 1
+    sheet = training_sheet(source, driving, generated, model.keypoints(source), model.keypoints(driving))
+    assert sheet.shape[1] // CELL == columns and sheet.shape[0] // CELL == 2
+    generated.coarse_prediction = F.avg_pool2d(generated.prediction, 2)
+    assert training_sheet(source, driving, generated).shape[1] // CELL == columns + 1

@@ -1,0 +1,251 @@
+"""Pictures: between 8-bit frames and the model's tensors, drawn for the eye, and saved.
+
+A frame or image is a numpy array (H, W, 3), uint8, RGB. Nothing here draws on its arguments.
+"""
+
+import colorsys
+import os
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from config.errors import UserError
+from modules.warp import to_displacement
+
+CELL = 192             # height of every cell of a sheet, pixels
+MARGIN = 4             # between cells, pixels
+TEXT = 16              # height of the text, pixels
+STRIP = TEXT + 8       # height of a line of text with its air, pixels
+FULL_COLOUR = 0.1      # displacement with full saturation, as a fraction of the picture's width
+FULL_ERROR = 0.5       # error drawn white, for pixels in [0, 1]
+BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
+
+
+# Files
+
+def make_folder(path):
+    """The folder `path`, made if need be. Raises UserError where it cannot be made or written in."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be made a folder ({error.strerror}); choose another') from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f'{path}: no permission to write in this folder; choose another')
+    return path
+
+
+@contextmanager
+def written_whole(path):
+    """Yields another name to write to; afterwards it becomes `path`, or vanishes if anything went wrong.
+
+    Raises UserError where the file cannot be written.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror})') from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_png(path, image):
+    """Write `image` (H, W, 3) uint8 to `path`, whole or not at all."""
+    with written_whole(path) as unfinished:
+        Image.fromarray(image).save(unfinished, format='PNG')
+
+
+# Between frames and tensors
+
+def to_tensor(frames, device='cpu'):
+    """Frames of one size -> (B, 3, H, W) float32 in [-1, 1] on `device`."""
+    frames = torch.from_numpy(np.stack(frames)).to(device)       # bytes travel, floats are made there
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images):
+    """(B, 3, H, W) nominally in [-1, 1] -> (B, H, W, 3) uint8: clamped and rounded, on the CPU."""
+    images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
+    return images.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def batches(frames, batch_size, device='cpu'):
+    """Iterator of frames -> pairs (list of at most `batch_size` frames, their to_tensor); holds one batch at a time."""
+    frames = iter(frames)
+    while batch := list(islice(frames, batch_size)):
+        yield batch, to_tensor(batch, device)
+
+
+def beside(*frames):
+    """Frames of one height, side by side in one frame."""
+    return np.concatenate(frames, axis=1)
+
+
+# Quantities as colours
+
+def flow_to_rgb(flow):
+    """Flow (B, h, w, 2), positions (x, y) in [-1, 1] -> (B, h, w, 3) uint8 colours of its displacement.
+
+    Hue is the direction, saturation the length up to FULL_COLOUR; white stands still.
+    """
+    motion = to_displacement(flow.detach().float()).cpu().numpy() / (flow.shape[2] * FULL_COLOUR)   # (B, 2, h, w)
+    angle, length = np.arctan2(motion[:, 1], motion[:, 0]), np.hypot(motion[:, 0], motion[:, 1]).clip(0, 1)
+    # Three cosines, a third of a turn apart, give the hue; the length blends it with white.
+    phase = angle[..., None] - np.array([0, 2, 4]) * np.pi / 3
+    hue = 0.5 + 0.5 * np.cos(phase)                                                                  # (B, h, w, 3)
+    return (255 * (1 - length[..., None] * (1 - hue))).round().astype(np.uint8)
+
+
+def occlusion_to_rgb(occlusion):
+    """Occlusion (B, 1, h, w) in [0, 1] -> (B, h, w, 3) uint8 grey; white where the source is visible."""
+    return to_uint8(occlusion.expand(-1, 3, -1, -1) * 2 - 1)
+
+
+def error_to_rgb(prediction, target):
+    """Frames (B, H, W, 3) uint8 -> (B, H, W, 3) uint8: mean absolute error from black over red and yellow to white."""
+    error = np.abs(prediction.astype(np.float32) - target).mean(axis=-1, keepdims=True) / 255
+    heat = (error / FULL_ERROR * 3 - np.arange(3)).clip(0, 1)
+    return (255 * heat).round().astype(np.uint8)
+
+
+def draw_keypoints(image, keypoints):
+    """A copy of `image` with keypoints (K, 2), (x, y) in [-1, 1], as discs; the colour says which keypoint.
+
+    -1 and 1 are the centres of the first and the last pixel. Keypoints outside are cut off.
+    """
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    height, width = image.shape[:2]
+    radius = max(2, width // 64)
+    for k, (x, y) in enumerate(np.asarray(keypoints, dtype=np.float64)):
+        x, y = round((x + 1) / 2 * (width - 1)), round((y + 1) / 2 * (height - 1))
+        red, green, blue = colorsys.hsv_to_rgb(k / len(keypoints), 1, 1)
+        colour = tuple(round(255 * channel) for channel in (red, green, blue))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(0, 0, 0))
+    return np.asarray(picture)
+
+
+# Sheets
+
+def enlarge(image):
+    """`image` at the height of a cell: whole factors repeat pixels, so that coarse maps look coarse."""
+    height, width = image.shape[:2]
+    size = (round(width * CELL / height), CELL)
+    return np.asarray(Image.fromarray(image).resize(size, Image.NEAREST if CELL % height == 0 else Image.LANCZOS))
+
+
+def grid(rows, titles, captions=None):
+    """A sheet with one line of images per row.
+
+    rows:     lists of images of any size; a short row leaves its last cells empty
+    titles:   one text per column, above the first row
+    captions: one text per row, above it; None for none
+    returns:  (H, W, 3) uint8
+    """
+    rows = [[enlarge(image) for image in row] for row in rows]
+    font = ImageFont.load_default(TEXT)
+    column = MARGIN + max(image.shape[1] for row in rows for image in row)
+    line = MARGIN + CELL + (STRIP if captions else 0)
+    sheet = Image.new('RGB', (MARGIN + column * len(titles), STRIP + line * len(rows) + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+
+    for i, title in enumerate(titles):
+        draw.text((MARGIN + column * i + 2, 3), _fit(title, column - MARGIN, font), INK, font)
+    for j, row in enumerate(rows):
+        top = STRIP + line * j + MARGIN
+        if captions:
+            draw.text((MARGIN + 2, top), _fit(captions[j], sheet.width - 2 * MARGIN, font), INK, font)
+            top += STRIP
+        for i, image in enumerate(row):
+            sheet.paste(Image.fromarray(image), (MARGIN + column * i, top))
+    return np.asarray(sheet)
+
+
+def _fit(text, width, font):
+    """`text`, cut short with dots if it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + '…') > width:
+        text = text[:-1]
+    return text + '…'
+
+
+def training_sheet(source, driving, generated, source_keypoints=None, driving_keypoints=None):
+    """What the model saw and made, one row per sample, as one image.
+
+    source, driving: (B, 3, H, W) in [-1, 1]
+    generated:       Generated for them
+    *_keypoints:     their Keypoints, drawn on the images; None draws none
+    """
+    sources, drivings, predictions = to_uint8(source), to_uint8(driving), to_uint8(generated.prediction)
+    columns = {
+        'source': _with_keypoints(sources, source_keypoints),
+        'driving': _with_keypoints(drivings, driving_keypoints),
+        'prediction': predictions,
+        'error': error_to_rgb(predictions, drivings),
+    }
+    if generated.coarse_prediction is not None:
+        columns['coarse'] = to_uint8(generated.coarse_prediction)
+    for i, flow in enumerate(generated.flows):
+        columns[f'flow {i} ({flow.shape[1]} px)'] = flow_to_rgb(flow)
+    for i, occlusion in enumerate(generated.occlusions):
+        columns[f'visible {i} ({occlusion.shape[2]} px)'] = occlusion_to_rgb(occlusion)
+    return grid(list(zip(*columns.values())), list(columns))
+
+
+def _with_keypoints(images, keypoints):
+    if keypoints is None:
+        return images
+    # Drawn at the size of the sheet: on 64 pixels the discs would hide the face.
+    return [draw_keypoints(enlarge(image), points)
+            for image, points in zip(images, keypoints.value.detach().float().cpu().numpy())]
+
+
+class ContactSheet:
+    """A few moments of a few clips, gathered while they stream by, then drawn as one sheet.
+
+    Each row is one clip: its source, then driving and prediction at evenly spread times.
+
+    num_clips: how many clips will stream by; evenly spread ones get a row
+    """
+
+    MAX_ROWS, MOMENTS = 6, 4
+
+    def __init__(self, num_clips):
+        self.chosen = set(_spread(num_clips, self.MAX_ROWS))
+        self.rows, self.captions = [], []
+
+    def begin(self, clip_index, caption, source, num_frames):
+        """The next clip: its number among all, a text, its source frame, and how many frames will be added."""
+        self.frame_index, self.moments = 0, set()
+        if clip_index in self.chosen:
+            # Moments are middles of equal parts: the first frame, often the source itself, shows nothing.
+            self.moments = {(2 * i + 1) * num_frames // (2 * self.MOMENTS) for i in range(self.MOMENTS)}
+            self.rows.append([source])
+            self.captions.append(caption)
+
+    def add(self, driving, prediction):
+        """Its next driving frames and what became of them, in the same order."""
+        for pair in zip(driving, prediction):
+            if self.frame_index in self.moments:
+                self.rows[-1].extend(pair)
+            self.frame_index += 1
+
+    def draw(self):
+        """(H, W, 3) uint8."""
+        percents = [100 * (2 * i + 1) // (2 * self.MOMENTS) for i in range(self.MOMENTS)]
+        titles = [title for percent in percents for title in (f'driving at {percent} %', 'result')]
+        return grid(self.rows, ['source', *titles], self.captions)
+
+
+def _spread(total, most):
+    """At most `most` of the indices 0..total-1, evenly spread."""
+    count = min(total, most)
+    return [i * total // count for i in range(count)]
