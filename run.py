@@ -20,6 +20,7 @@ from modules.build import build_model
 from modules.checkpoint_import import FORMATS
 
 DEFAULT_CONFIG = 'config/vox-256.yaml'
+DEMO_CONFIG = 'config/demo-64.yaml'
 
 log = logging.getLogger('run')
 
@@ -106,8 +107,9 @@ def run_animate(options, device):
         source, driving = read_image(options.source_image, size), open_clip(options.driving_video, size)
         result = Path(options.result_video or run_path(options) / 'animation' / f'{driving.name}.mp4')
         anchor = animate.find_best_frame(model, source, driving, device) if options.find_best_frame else None
+        sound = Path(options.driving_video) if Path(options.driving_video).is_file() else None
         frames = animate.animate(model, source, driving, result, anchor=anchor, side_by_side=options.side_by_side,
-                                 audio_from=Path(options.driving_video), **how)
+                                 audio_from=sound, **how)
         print(f'{result}: {frames} frames at {float(driving.fps):.6g} fps')
         return
     root = config.dataset_params.root_dir
@@ -120,6 +122,20 @@ def run_animate(options, device):
     print(f'{len(pairs)} videos and contact_sheet.png are in {folder}')
 
 
+def run_demo(options, device):
+    options.config = options.config or DEMO_CONFIG
+    for mode in (run_train, run_reconstruction, run_animate):
+        mode(options, device)
+    folder = run_path(options)
+    print(f"""
+A model at {folder}, trained on heads that this project draws itself. Look at
+  {folder}/reconstruction/contact_sheet.png   unseen heads, rebuilt from their first frame; videos beside it
+  {folder}/animation/contact_sheet.png        unseen heads that follow another one; videos beside it
+  {folder}/pictures/                          how it learned: flows and occlusion per scale
+  tensorboard --logdir {folder}/tensorboard    curves, codes in use, pictures
+Real data next: README.md, "Train on VoxCeleb1".""")
+
+
 def run_import(options, device):
     from import_checkpoint import import_published
     if not options.source or not options.files:
@@ -129,7 +145,8 @@ def run_import(options, device):
     print(f'{count} tensors imported into {options.out}')
 
 
-MODES = {'train': run_train, 'reconstruction': run_reconstruction, 'animate': run_animate, 'import': run_import}
+MODES = {'train': run_train, 'reconstruction': run_reconstruction, 'animate': run_animate, 'demo': run_demo,
+         'import': run_import}
 
 
 # ---------------------------------------------------------------------------- shared by the modes
@@ -202,7 +219,8 @@ def main(arguments=None):
                             format='%(message)s', handlers=[AboveProgressBar()])
         MODES[options.mode](options, device)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        # From a data loading process it arrives behind that process's traceback; the message is the last line.
+        print(f'error: {str(error).strip().splitlines()[-1].removeprefix("config.errors.UserError: ")}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

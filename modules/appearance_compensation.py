@@ -23,8 +23,12 @@ def reverse_windows(x, grid, channels):
 class AppearanceCompensation(nn.Module):
     """Restores warped features from appearance codes; the windows bring every scale to one token grid."""
 
-    def __init__(self, params, channels, grid):
-        """channels: feature widths, coarsest first; the feature of scale i has side grid * 2^i."""
+    def __init__(self, params, channels, grid, tied_windows=False):
+        """channels: feature widths, coarsest first; the feature of scale i has side grid * 2^i.
+
+        tied_windows: start with un-embedding = embedding transposed, rows orthonormal, so that features pass as far
+        as code_dim allows. From PyTorch's default start, the released one, passing them is what training learns first.
+        """
         super().__init__()
         self.grid = grid
         self.codebook = Codebook(params)
@@ -32,6 +36,10 @@ class AppearanceCompensation(nn.Module):
         widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.scales])]
         self.embed = nn.ModuleList(nn.Linear(width, params.code_dim) for width in widths)
         self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width) for width in widths)
+        if tied_windows:
+            for embed, unembed in zip(self.embed, self.unembed):
+                nn.init.orthogonal_(embed.weight)
+                unembed.weight.data.copy_(embed.weight.data.t())
 
     def project_codes(self):
         """Keys and values of the appearance codes: the same for all samples and scales."""

@@ -95,17 +95,21 @@ class Codebook(nn.Module):
         """
         if not self.revive_after:
             return
+        distributed = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         used = torch.zeros_like(self.idle)
         offers = torch.zeros_like(self.embedding)
         for part, quantized in zip(self.slices, chosen):
             used[part][quantized.indices.flatten()] = 1
-            # Evenly spread over the batch; a code of several scales is offered a feature of the finest.
+            # Evenly spread over the global batch; a code of several scales is offered a feature of the finest.
             features = quantized.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
             count = part.stop - part.start
-            offers[part] = features[torch.arange(count, device=offers.device) * len(features) // count]
-        if dist.is_available() and dist.is_initialized():    # all processes revive the same codes alike
+            picks = torch.arange(count, device=offers.device) * (world * len(features)) // count - rank * len(features)
+            here = (0 <= picks) & (picks < len(features))
+            offers[part] = torch.where(here[:, None], features[picks.clamp(0, len(features) - 1)], 0)
+        if world > 1:    # each process offers what it has; all revive the same codes alike
             dist.all_reduce(used, dist.ReduceOp.MAX)
-            dist.broadcast(offers, 0)
+            dist.all_reduce(offers)
         self.idle.add_(1).masked_fill_(used.bool(), 0)
         dead = self.idle >= self.revive_after
         self.embedding.copy_(torch.where(dead[:, None], offers, self.embedding))

@@ -9,28 +9,28 @@ from torch import nn
 
 # ---------------------------------------------------------------------------- normalisation
 
-class BatchNorm2d(nn.SyncBatchNorm):
+class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the global batch: eps 1e-5, momentum 0.1.
 
     Without a process group this is plain batch normalisation. With one, statistics are those of all
-    ranks together; PyTorch does that on GPUs only, so the CPU (gloo) case is spelled out here.
+    processes together, on any device (torch's SyncBatchNorm knows GPUs only).
     """
 
     def forward(self, x):
-        distributed = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not distributed or x.is_cuda:
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
 
-        count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = dist_nn.all_reduce(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
+        values = x.float()
+        count = values.numel() // values.shape[1] * dist.get_world_size()
+        mean = dist_nn.all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
         variance = dist_nn.all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def group_norm(channels, groups=32):
@@ -64,6 +64,21 @@ class UpBlock2d(SameBlock2d):
 
     def forward(self, x):
         return super().forward(F.interpolate(x, scale_factor=2, mode='nearest'))
+
+
+class ResBlock2d(nn.Module):
+    """Two (batch norm, ReLU, 3x3 convolution) with a skip: (B, C, H, W) -> same."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm1 = BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        h = self.conv1(F.relu(self.norm1(x)))
+        return x + self.conv2(F.relu(self.norm2(h)))
 
 
 class Hourglass(nn.Module):
@@ -186,3 +201,15 @@ def tokens(x):
 def untokens(x, size):
     """(B, H*W, C) -> (B, C, H, W) for size (H, W); the inverse of `tokens`."""
     return x.transpose(1, 2).unflatten(2, size)
+
+
+# ---------------------------------------------------------------------------- image ranges
+
+def to_unit(image):
+    """Image in [-1, 1], our interface's range -> [0, 1], the range that FOMM's networks and discriminators see."""
+    return (image + 1) / 2
+
+
+def from_unit(image):
+    """Image in [0, 1] -> [-1, 1]."""
+    return 2 * image - 1

@@ -15,15 +15,15 @@ from modules.warp import from_displacement, resize, to_displacement, warp
 
 
 class MotionLesson(NamedTuple):
-    """What the motion codebook learns at one scale.
+    """What the motion codebook learns; lists run over scales, coarsest first.
 
-    reconstruction:      (B, h, w, 2) the flow rebuilt from codes, Eq. 2
-    reconstruction_loss: scalar, L1 to the stopped flow in normalised coordinates
-    quantized:           the encoded flow's codes, and the two code terms of Eq. 3
+    reconstructions:     (B, h, w, 2) flows rebuilt from codes, Eq. 2
+    codes:               Quantized, with the two code terms of Eq. 3
+    reconstruction_loss: scalar, L1 to the stopped flows in normalised coordinates, summed over scales
     """
-    reconstruction: Tensor
+    reconstructions: list[Tensor]
+    codes: list[Quantized]
     reconstruction_loss: Tensor
-    quantized: Quantized
 
 
 class MotionEncoder(nn.Module):
@@ -107,7 +107,8 @@ class MotionCompensation(nn.Module):
         source_feature:  (B, C_i, H_i, W_i) F_s^i
         driving_feature: what `encode_driving` gave
         codes:           what `project_codes` gave
-        returns:         (B, h, w, 2) M_r^i in normalised coordinates, (B, 1, h, w) occlusion residual
+        returns:         (B, h, w, 2) M_r^i in normalised coordinates, (B, 1, h, w) occlusion residual,
+                         (B, d_m, h_m, w_m) F_m^{i-1}, from which the codebook learns
         """
         displacement = to_displacement(flow)                                         # (B, 2, h, w)
         warped = warp(source_feature, flow)                                          # (B, C_i, H_i, W_i)
@@ -123,12 +124,17 @@ class MotionCompensation(nn.Module):
         retrieved = resize(retrieved, flow.shape[1:3])
         context = resize(F.relu(self.context[scale](warped)), flow.shape[1:3])
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
-        return from_displacement(residual.float()), occlusion.float()
+        return from_displacement(residual.float()), occlusion.float(), motion
 
-    def learn(self, scale, flow):
-        """Eq. 3 for the flow M^{i-1} (B, h, w, 2); nothing flows back into the flow itself."""
-        displacement = to_displacement(flow.detach())
-        quantized = self.codebook.quantize(self.encode(displacement), scale)
-        reconstruction = from_displacement(self.decode(quantized.vectors).float())
-        loss = F.l1_loss(reconstruction, from_displacement(displacement))
-        return MotionLesson(reconstruction, loss, quantized)
+    def learn(self, flows, features):
+        """Eq. 3 for the flows M^{i-1} (B, h, w, 2) of all scales and their encodings (B, d_m, h_m, w_m).
+
+        The encodings stop the flow's gradient, so nothing flows back into the flows.
+        """
+        codes = [self.codebook.quantize(feature, scale) for scale, feature in enumerate(features)]
+        # D_M is shared, so all scales are decoded in one batch.
+        decoded = self.decode(torch.cat([quantized.vectors for quantized in codes])).float()
+        reconstructions = from_displacement(decoded).chunk(len(flows))
+        loss = sum(F.l1_loss(reconstruction, from_displacement(to_displacement(flow.detach())))
+                   for reconstruction, flow in zip(reconstructions, flows))
+        return MotionLesson(list(reconstructions), codes, loss)

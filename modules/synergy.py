@@ -24,6 +24,7 @@ OCCLUSION_UPDATES = ('probability', 'logit')
 class SynergyParams:
     image_size: int = 256                   # side of the square image in pixels
     occlusion_update: str = 'probability'   # residuals are added to the probability (released code) or to the logit
+    tied_windows: bool = False              # ACC starts by passing features, not from PyTorch's default start
     flow_update_width: int = 128            # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
@@ -74,6 +75,7 @@ class SynergyGenerated(Generated):
     """Also everything that the paper's Fig. 7, 8, 10 and 11 show; lists run over scales, coarsest first.
 
     dense_motion:    the coarse motion M^0 and what it was made of
+    motion_features: F_m^{i-1} (B, d_m, h_m, w_m), the encoded flow before refinement, compensated scales only
     residuals:       M_r^i (B, h, w, 2), compensated scales only
     reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes (training only)
     warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
@@ -81,6 +83,7 @@ class SynergyGenerated(Generated):
     motion_codes, appearance_codes: Quantized, what the codebooks made of flow and driving feature (training only)
     """
     dense_motion: DenseMotion | None = None
+    motion_features: list[Tensor] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
     reconstructions: list[Tensor] = field(default_factory=list)
     warped: list[Tensor] = field(default_factory=list)
@@ -113,7 +116,8 @@ class Synergy(TalkingHead):
                                              params.flow_size, params.grid,
                                              params.flow_update_width, groups)
         if self.appearance_scales:
-            self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid)
+            self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid,
+                                                     params.tied_windows)
 
     @property
     def last_weight(self):
@@ -151,8 +155,8 @@ class Synergy(TalkingHead):
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
         decoded = self.decoder.start(generated.compensated[0])
-        generated.prediction = self._paint(decoded, generated.compensated[1:])
-        generated.coarse_prediction = self._paint(decoded)
+        both = self._paint(torch.cat([decoded, decoded]), generated.compensated[1:])
+        generated.prediction, generated.coarse_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
         self._learn_codes(generated, lessons)
@@ -172,12 +176,14 @@ class Synergy(TalkingHead):
         for scale, feature in enumerate(features.pyramid):
             feature = feature.expand(batch, -1, -1, -1)                              # one source, many poses
             if scale < self.motion_scales:
-                residual, occlusion_residual = self.motion(scale, flow, feature, driving_feature, features.motion_codes)
+                residual, occlusion_residual, motion = self.motion(scale, flow, feature, driving_feature,
+                                                                   features.motion_codes)
                 flow = flow + residual                                               # M^i = M^{i-1} + M_r^i
                 # The released code adds the residual to the last sigmoid's output and takes the sigmoid again,
                 # which pulls every map towards 0.66; published weights have learned around it.
                 logit = (occlusion if released else logit) + occlusion_residual
                 occlusion = torch.sigmoid(logit)
+                generated.motion_features.append(motion)
                 generated.residuals.append(residual)
                 generated.flows.append(flow)
                 generated.occlusions.append(occlusion)
@@ -189,21 +195,27 @@ class Synergy(TalkingHead):
             generated.compensated.append(compensated)
         return generated
 
-    def _paint(self, state, finer=None):
-        """Decoder state of the coarsest scale -> image; `finer` features F_c^2.. are fused where given."""
-        for scale, fusion in enumerate(self.fusions, start=1):
-            fuse = None if finer is None else partial(fusion, feature=finer[scale - 1])
-            state = self.decoder.up(state, scale, fuse)
+    def _paint(self, state, finer):
+        """Decoder state of the coarsest scale -> images.
+
+        The finer features F_c^2.. are fused into as many samples as they have; any further samples of `state` are
+        painted from the coarsest feature alone.
+        """
+        for scale, (fusion, feature) in enumerate(zip(self.fusions, finer), start=1):
+            state = self.decoder.up(state, scale, partial(self._fuse, fusion, feature))
         return self.decoder.head(state).float()
+
+    @staticmethod
+    def _fuse(fusion, feature, state):
+        fused, plain = state[:len(feature)], state[len(feature):]
+        return torch.cat([fusion(fused, feature), plain]) if len(plain) else fusion(fused, feature)
 
     def _learn_codes(self, generated, driving_features):
         """Eq. 3 on the flows before refinement, Eq. 5 on the driving features, summed over scales."""
         losses = {}
         if self.motion_scales:
-            lessons = [self.motion.learn(scale, generated.flows[scale]) for scale in range(self.motion_scales)]
-            generated.reconstructions = [lesson.reconstruction for lesson in lessons]
-            generated.motion_codes = [lesson.quantized for lesson in lessons]
-            losses['motion_reconstruction'] = sum(lesson.reconstruction_loss for lesson in lessons)
+            lesson = self.motion.learn(generated.flows[:self.motion_scales], generated.motion_features)
+            generated.reconstructions, generated.motion_codes, losses['motion_reconstruction'] = lesson
             losses['motion_code'] = sum(codes.loss for codes in generated.motion_codes)
             self._watch(generated, 'motion', self.motion.codebook.slices, generated.motion_codes)
         if self.appearance_scales:

@@ -1,0 +1,19 @@
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test clean
+
+# Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64
+demo: .venv/installed
+	$(RUN) run.py --mode demo
+
+test: .venv/installed
+	OMP_NUM_THREADS=2 $(RUN) -m pytest -q tests
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv log

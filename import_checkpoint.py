@@ -1,0 +1,40 @@
+"""Published checkpoint files -> one checkpoint of this project."""
+
+from pathlib import Path
+
+from config.errors import UserError
+from logger import write_checkpoint
+from modules.build import build_discriminator, build_model
+from modules.checkpoint_import import FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors
+from weights import load_tensors
+
+
+def import_published(source, files, config, out):
+    """Read the `files` that the public code `source` published and write them as checkpoint `out`.
+
+    Inference uses the EMA weights where the files have them. The discriminator comes along if its file is given.
+    Returns the number of published tensors. Raises UserError naming file and tensor; nothing is written then.
+    """
+    layout = FORMATS[source]
+    if config.method != layout.method:
+        raise UserError(f'--from {source} gives a {layout.method} model, the config describes {config.method}: '
+                        'give another --config')
+    names = ', '.join(map(str, files))
+    try:
+        loaded = [load_tensors(file) for file in files]
+        published = flatten_checkpoint(source, loaded)
+        model, ema = build_model(config), build_model(config)
+        discriminator = build_discriminator(config) if has_discriminator(source, published) else None
+        import_tensors(source, published, model, discriminator)
+        import_tensors(source, flatten_checkpoint(source, loaded, ema=True), ema, discriminator)
+    except ImportFault as fault:
+        raise UserError(f'{names}: {fault}') from None
+
+    state = {'config': config.as_dict(), 'step': 0, 'model': model.state_dict(), 'ema': ema.state_dict()}
+    if discriminator is not None:
+        state['discriminator'] = discriminator.state_dict()
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise UserError(f'--out {out}: there is no folder {out.parent}')
+    write_checkpoint(out, state)
+    return len(published)

@@ -1,0 +1,233 @@
+"""Training: nothing gets lost, and nothing depends on how often the run was interrupted or spread."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from config.errors import UserError
+from logger import RunFolder, read_checkpoint
+from modules.build import METHODS
+from tests.tiny import ROOT, SIZES, tiny
+from train import State, draw_transform, split, train
+
+CPU = torch.device('cpu')
+
+
+def command(log_dir, *overrides, launcher=(sys.executable,)):
+    return [*launcher, 'run.py', '--mode', 'train', '--config', 'config/vox-256.yaml', '--device', 'cpu',
+            '--log_dir', str(log_dir), '--run_name', 'run', '--set', *SIZES, *overrides]
+
+
+def environment():
+    return os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+
+
+def run(*arguments, **options):
+    result = subprocess.run(command(*arguments, **options), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def final(log_dir, step):
+    return torch.load(log_dir / 'run' / 'checkpoints' / f'{step:08d}.pt', weights_only=True)
+
+
+def flat(state, prefix=''):
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    for key, value in items:
+        if isinstance(value, (dict, list)):
+            yield from flat(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def assert_bit_equal(a, b):
+    a, b = dict(flat(a)), dict(flat(b))
+    assert a.keys() == b.keys()
+    different = [key for key in a if not (torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key])]
+    assert not different, different[:5]
+
+
+STEPS = 12
+LONG = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
+        'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20',
+        'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=2']
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed')
+    run(folder, *LONG)
+    return folder
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end, f'{path} did not appear'
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
+def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, tmp_path, number, code):
+    process = subprocess.Popen(command(tmp_path, *LONG), cwd=ROOT, env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(tmp_path / 'run' / 'checkpoints' / '00000004.pt', process)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == code
+    assert not (tmp_path / 'run' / 'checkpoints' / f'{STEPS:08d}.pt').exists(), 'it had finished already'
+
+    run(tmp_path, *LONG)
+    assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
+    steps = [line.split('"step": ')[1].split(',')[0] for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
+    assert steps.count(str(STEPS)) == 2 and steps.count('5') == 1    # figures and validation; none twice
+
+
+def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path):
+    folder = tmp_path / 'run' / 'checkpoints'
+    folder.mkdir(parents=True)
+    for step in (8, 10):
+        data = (undisturbed / 'run' / 'checkpoints' / f'{step:08d}.pt').read_bytes()
+        (folder / f'{step:08d}.pt').write_bytes(data[:len(data) // 2] if step == 10 else data)
+    result = run(tmp_path, *LONG)
+    assert '00000010.pt: is cut short or damaged' in result.stderr and '00000008.pt' in result.stderr
+    assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
+    options = ['train_params.num_iterations=3', 'train_params.batch_size=4', 'train_params.log_every=1',
+               'model_params.motion_codebook_params.revive_after=2']
+    torchrun = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517')
+    run(tmp_path / 'two', *options, launcher=torchrun)
+    run(tmp_path / 'one', *options)
+    one, two = (dict(flat(final(tmp_path / name, 3))) for name in ('one', 'two'))
+    for key in one:
+        if isinstance(one[key], torch.Tensor) and one[key].is_floating_point() and not key.startswith('discriminator_opt'):
+            # Adam turns a gradient of 1e-9 into a step of 1e-4: weights agree to a few steps' worth of that.
+            torch.testing.assert_close(one[key], two[key], atol=3e-4, rtol=2e-3, msg=lambda m: f'{key}: {m}')
+
+
+def test_accumulation_equals_one_batch_in_gradient():
+    batch = {'source': torch.arange(8.).view(8, 1), 'index': torch.arange(8)}
+    parts = split(batch, 4)
+    assert [part['index'].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_transforms_depend_on_the_sample_alone():
+    together, alone = draw_transform(0, [5, 6, 7]), draw_transform(0, [6])
+    assert torch.equal(together.theta[1:2], alone.theta) and torch.equal(together.control[1:2], alone.control)
+    assert not torch.equal(draw_transform(1, [6]).theta, alone.theta)
+
+
+def train_in(folder, *overrides):
+    config = tiny(*overrides)
+    run_folder = RunFolder(folder)
+    try:
+        train(config, run_folder, CPU)
+    finally:
+        run_folder.close()
+    return config
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    train_in(tmp_path)
+    before = (tmp_path / 'checkpoints' / '00000004.pt').stat().st_mtime_ns
+    train_in(tmp_path)
+    assert (tmp_path / 'checkpoints' / '00000004.pt').stat().st_mtime_ns == before
+    assert list((tmp_path / 'pictures').glob('*.png')) and list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_old_checkpoints_go(tmp_path):
+    train_in(tmp_path, 'train_params.save_every=1', 'train_params.keep_checkpoints=2')
+    assert sorted(path.stem for path in (tmp_path / 'checkpoints').glob('*.pt')) == ['00000003', '00000004']
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train_in(tmp_path)
+    with pytest.raises(UserError, match='motion_codebook_params.num_codes is 32 there and 16'):
+        train_in(tmp_path, 'model_params.motion_codebook_params.num_codes=16')
+
+
+class Poisoned(METHODS['synergy'].model):
+    """Gives a loss that is not finite at chosen steps."""
+    poisoned = ()
+    calls = 0
+
+    def forward(self, source, driving):
+        generated = super().forward(source, driving)
+        if self.training:
+            type(self).calls += 1
+            if self.calls in self.poisoned:
+                generated.losses['motion_code'] = generated.losses['motion_code'] * float('nan')
+                self.keypoint_detector.predictor.down_blocks[0].norm.running_mean.data.fill_(float('nan'))
+        return generated
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    monkeypatch.setitem(METHODS, 'synergy', METHODS['synergy']._replace(model=Poisoned))
+    monkeypatch.setattr(Poisoned, 'calls', 0)
+    return lambda steps: monkeypatch.setattr(Poisoned, 'poisoned', steps)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, poison):
+    poison((2, 3))
+    train_in(tmp_path, 'train_params.log_every=4')
+    state = read_checkpoint(tmp_path / 'checkpoints' / '00000004.pt')
+    assert all(value.isfinite().all() for key in ('model', 'ema') for value in state[key].values())
+    assert state['optimizer']['state'][0]['step'] == 2
+    assert '"health/skipped_steps": 2' in (tmp_path / 'log.jsonl').read_text()
+
+
+def test_too_many_of_them_stop_the_run_and_keep_the_batch(tmp_path, poison):
+    poison(range(1, 100))
+    with pytest.raises(UserError, match='3 steps were not finite'):
+        train_in(tmp_path, 'train_params.max_nonfinite=2')
+    saved = torch.load(next((tmp_path / 'nonfinite').iterdir()), weights_only=True)
+    assert saved['source'].shape == (2, 3, 32, 32) and saved['step'] == 3
+
+
+def test_ema_is_the_running_average_and_excluded_networks_follow(tmp_path):
+    config = tiny('train_params.ema_decay=0.75')
+    model = METHODS['synergy'].model(config.model_params)
+    state = State(config.train_params, model, None)
+    before = {name: value.clone() for name, value in state.ema.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    state.optimizer.step = lambda: None
+    state.model.after_update = lambda generated: None
+    state.update(False, None)
+    after = state.ema.state_dict()
+    torch.testing.assert_close(after['encoder.stem.weight'], before['encoder.stem.weight'] + 0.25)
+    torch.testing.assert_close(after['dense_motion.mask.weight'], before['dense_motion.mask.weight'] + 1)
+
+
+def test_learning_rate_falls_at_the_milestones():
+    config = tiny('train_params.milestones=[10, 20]', 'train_params.gamma=0.5', 'train_params.learning_rate=1.0')
+    state = State(config.train_params, METHODS['synergy'].model(config.model_params), None)
+    assert [state.learning_rate(step) for step in (1, 10, 11, 20, 21)] == [1, 1, 0.5, 0.5, 0.25]
+
+
+def test_the_run_keeps_its_resolved_config(undisturbed):
+    saved = yaml.safe_load((undisturbed / 'run' / 'config.yaml').read_text())
+    assert saved['model_params']['image_size'] == 32 and saved['train_params']['num_iterations'] == STEPS
+
+
+def test_every_group_of_codes_is_used_after_some_training(tmp_path):
+    """A few hundred steps on the embedded heads: no group of either codebook is dead (Sec. 3.2.1)."""
+    train_in(tmp_path, 'train_params.num_iterations=200', 'train_params.log_every=50', 'train_params.val_every=200',
+             'train_params.learning_rate=1e-3', 'train_params.objective_params.adversarial_start=1000',
+             'model_params.motion_codebook_params.revive_after=50', 'model_params.appearance_codebook_params.revive_after=50')
+    state = read_checkpoint(tmp_path / 'checkpoints' / '00000200.pt')
+    for name in ('motion', 'appearance'):
+        idle = state['model'][f'{name}.codebook.idle'].view(4, -1)
+        assert (idle < 20).any(1).all(), f'{name}: steps since last use {idle.amin(1).tolist()}'
