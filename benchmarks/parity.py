@@ -2,6 +2,7 @@
 
     python -m benchmarks.parity FIXTURE.npz [--config config/vox-256.yaml] [--set key=value ...]
 
+The config names the method that the fixture belongs to: vox-256, fomm-vox-256 or mcnet-vox-256.
 Fills our networks, through the true checkpoint importer, with weights that follow from their published
 names, runs the fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance.
 """
@@ -9,6 +10,7 @@ names, runs the fixture's inputs, and compares every stored tensor. Exits with 1
 import argparse
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +20,12 @@ import torch
 from config import schema
 from config.errors import UserError
 from modules.build import METHODS, build_discriminator, build_model, build_objective
-from modules.checkpoint_import import FORMATS, import_tensors, published_shapes, smac_origin
+from modules.checkpoint_import import FORMATS, import_tensors, published_shapes
+from modules.layers import from_unit, to_unit
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective
 from modules.perceptual import VGG19
+from modules.published_names import smac_origin
 
 
 class Comparison(NamedTuple):
@@ -106,11 +110,12 @@ def images(seeds):
                                            align_corners=False)
 
 
-# ---------------------------------------------------------------------------- this paper, forward pass
+# ---------------------------------------------------------------------------- forward passes
 
 FLOW = (8e-5, 1e-5)            # ten times the fp32 rounding of the released code
 FEATURE = (7e-3, 3e-4)
 IMAGE = (7e-3, 3e-4)
+UNIT = (7e-4, 3e-5)           # images in [0, 1], features of order 1; the paper's are ten times as large
 FLIPS = 8                      # of 1024 quantisation indices: near-ties may go either way
 
 
@@ -130,12 +135,36 @@ def shared_motion(fixture, source, driving, dense):
         yield Comparison('mask_s4', numpy(dense.mask[:, :, ::4, ::4]), fixture['mask_s4'], *FLOW)
 
 
+def generate(fixture, config, source_format):
+    """What our model, filled, makes of the fixture's images in eval mode."""
+    model, _ = filled(config, source_format)
+    with torch.no_grad():
+        return model(*(from_unit(torch.from_numpy(fixture[name])) for name in ('source', 'driving')))
+
+
+def fomm_forward(fixture, config):
+    """Every stored result of FOMM in eval mode."""
+    ours = generate(fixture, config, 'fomm')
+    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
+
+
+def mcnet_forward(fixture, config):
+    """Every stored result of MCNet in eval mode: also what its memory was asked and what it holds."""
+    ours = generate(fixture, config, 'mcnet')
+    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    for name, tensors in (('feat', ours.features), ('value', ours.values)):
+        for i, tensor in enumerate(tensors):
+            theirs = fixture[f'{name}_list_{i}_sub']
+            step = tensor.shape[-1] // theirs.shape[-1]
+            yield Comparison(f'{name}_list_{i}_sub', numpy(tensor[:, ::32, ::step, ::step]), theirs, *UNIT)
+    yield Comparison('deformed_s4', numpy(ours.warped_source[:, :, ::4, ::4]), fixture['deformed_s4'], *UNIT)
+    yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
+
+
 def smac_forward(fixture, config):
     """Every intermediate result of the paper's model in eval mode."""
-    model, _ = filled(config, 'smac')
-    source, driving = (2 * torch.from_numpy(fixture[name]) - 1 for name in ('source', 'driving'))
-    with torch.no_grad():
-        ours = model(source, driving)
+    ours = generate(fixture, config, 'smac')
     yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
     yield Comparison('driving_kp_heatmap_s4', numpy(ours.dense_motion.driving_heatmaps[:, :, ::4, ::4]),
                      fixture['driving_kp_heatmap_s4'], *FLOW)
@@ -147,12 +176,11 @@ def smac_forward(fixture, config):
     for i, tensor in enumerate(ours.reconstructions):
         # A flipped index changes the pixels around its token; the mean says whether more than that differs.
         yield Comparison(f'motion_recon_list_{i}', numpy(tensor), fixture[f'motion_recon_list_{i}'], 1.0, 1e-4)
-    for name, losses, indices in (('motion', ours.motion_code_losses, ours.motion_indices),
-                                  ('app', ours.appearance_code_losses, ours.appearance_indices)):
+    for name, codes in (('motion', ours.motion_codes), ('app', ours.appearance_codes)):
         theirs = fixture[f'codebook_loss_{name}_list']
-        yield Comparison(f'codebook_loss_{name}_list', numpy(torch.stack(losses)), theirs, 1e-4 * theirs.max(), 1e-4 * theirs.max())
-        for i, index in enumerate(indices):
-            flips = numpy(index).ravel() != fixture[f'vq_index_{name}_{i}']
+        yield Comparison(f'codebook_loss_{name}_list', numpy(torch.stack([scale.loss for scale in codes])), theirs, 1e-4 * theirs.max(), 1e-4 * theirs.max())
+        for i, scale in enumerate(codes):
+            flips = numpy(scale.indices).ravel() != fixture[f'vq_index_{name}_{i}']
             yield Comparison(f'vq_index_{name}_{i} flips', np.array([flips.sum()]), np.zeros(1), FLIPS, FLIPS)
 
     for name, tensors in (('before', ours.warped), ('after', ours.compensated)):
@@ -183,7 +211,7 @@ def smac_step(fixture, config):
     model, discriminator = filled(config, 'smac', with_discriminator=True)
     vgg = {name: recipe(f'vgg19/{name}', value.shape) for name, value in VGG19().state_dict().items()}
     objective = build_objective(config, model, vgg)
-    discriminator_objective = DiscriminatorObjective(discriminator)
+    discriminator_objective = DiscriminatorObjective(discriminator, config.train_params.objective_params)
     objective.train(training), discriminator_objective.train(training)
     source, driving = (2 * images(fixture[f'seeds_{name}']) - 1 for name in ('source', 'driving'))
     transform = RandomTransform(*(torch.from_numpy(fixture[name]) for name in ('theta', 'control_params')))
@@ -192,7 +220,7 @@ def smac_step(fixture, config):
     step = objective(source, driving, transform, discriminator)
     step.total.backward()
     discriminator.requires_grad_(True)
-    total, real_fake = discriminator_objective(driving, step.generated.prediction)
+    total, real_fake = discriminator_objective(driving, step.generated)
     total.backward()
 
     yield from shared_motion(fixture, step.generated.source_keypoints, step.generated.driving_keypoints,
@@ -211,7 +239,7 @@ def smac_step(fixture, config):
                'log/l_equivariance_value': losses['equivariance_value'],
                'log/l_equivariance_jacobian': losses['equivariance_jacobian'],
                'log/l_kpd': losses['keypoint_distance'],
-               'l_g_total': float(step.total),
+               'l_g_total': float(step.total.detach()),
                'recon_grad_norm': step.gradient_norms[0], 'gan_grad_norm': step.gradient_norms[1],
                'gan_d_real_raw': real_fake['discriminator_real'], 'gan_d_fake_raw': real_fake['discriminator_fake']}
     for name, value in scalars.items():
@@ -226,6 +254,9 @@ def smac_step(fixture, config):
         yield from batch_norm_statistics(fixture, model, discriminator)
 
 
+GRADIENT_LIMIT = 2e-2      # relative, for the gradient norm of any one parameter
+
+
 def gradient_norms(fixture, model, discriminator):
     """Norm of every published parameter's gradient: parts that we keep apart are put together again."""
     squares = {}
@@ -233,16 +264,23 @@ def gradient_norms(fixture, model, discriminator):
         for name, parameter in network.named_parameters():
             origin = smac_origin(model, f'{prefix}.{name}').name
             squares[origin] = squares.get(origin, 0.0) + float(parameter.grad.double().square().sum())
-    names = [str(name) for name in fixture['grad_norm_names']]
-    theirs = dict(zip(names, fixture['grad_norms'].tolist()))
+    theirs = dict(zip(map(str, fixture['grad_norm_names']), fixture['grad_norms'].tolist()))
     largest = {}
     for name, value in theirs.items():
         network = name.split('/')[0]
         largest[network] = max(largest.get(network, 0.0), value)
+    errors = []
     for name, value in theirs.items():
         # A gradient that is zero but for rounding (a bias before batch norm) has no relative error.
-        yield relative(f'grad {name}', squares.get(name, float('nan')) ** 0.5, value,
-                       floor=2e-7 * largest[name.split('/')[0]])
+        ours = squares.get(name, float('nan')) ** 0.5
+        floor = 2e-7 * largest[name.split('/')[0]]
+        errors.append(abs(ours - value) / max(value, 1000 * floor))
+        yield relative(f'grad {name}', ours, value, GRADIENT_LIMIT, floor)
+    # fp32 rounding is amplified on the way down: the fixtures themselves differ from the same step in float64 by more
+    # than 1e-3 in 25 (eval) and 188 (train) of 576 parameters, by 0.14 at worst. So single parameters get
+    # GRADIENT_LIMIT, and 1e-3 is asked of the bulk.
+    bulk = np.quantile(errors, 0.85)
+    yield Comparison('85 % of all gradient norms, relative', np.array([bulk]), np.zeros(1), 1e-3, 1e-3)
 
 
 def batch_norm_statistics(fixture, model, discriminator):
@@ -256,10 +294,20 @@ def batch_norm_statistics(fixture, model, discriminator):
 
 # ---------------------------------------------------------------------------- command line
 
-KINDS = {    # a key that only fixtures of this kind hold -> (method, comparisons)
-    'vq_index_motion_0': ('synergy', smac_forward),
-    'perceptual_raw': ('synergy', smac_step),
-}
+class Kind(NamedTuple):
+    """Fixtures of one kind hold all keys of `has` and none of `lacks`."""
+    method: str
+    comparisons: Callable
+    has: set[str]
+    lacks: set[str] = frozenset()
+
+
+KINDS = [
+    Kind('synergy', smac_forward, {'vq_index_motion_0'}),
+    Kind('synergy', smac_step, {'perceptual_raw'}),
+    Kind('mcnet', mcnet_forward, {'feat_list_0_sub'}),
+    Kind('fomm', fomm_forward, {'prediction', 'deformation', 'mask_s4'}, {'feat_list_0_sub', 'warp_img_s4'}),
+]
 
 
 def compare(path, config):
@@ -269,12 +317,12 @@ def compare(path, config):
             fixture = {name: stored[name] for name in stored.files}
     except (OSError, ValueError) as error:
         raise UserError(f'fixture {path} cannot be read: {error}') from None
-    for key, (method, comparisons) in KINDS.items():
-        if key in fixture:
-            if method != config.method:
-                raise UserError(f'fixture {path} is of method {method}, the config of {config.method}: '
+    for kind in KINDS:
+        if kind.has <= fixture.keys() and not kind.lacks & fixture.keys():
+            if kind.method != config.method:
+                raise UserError(f'fixture {path} is of method {kind.method}, the config of {config.method}: '
                                 f'give another --config')
-            return list(comparisons(fixture, config))
+            return list(kind.comparisons(fixture, config))
     raise UserError(f'fixture {path} is of no known kind; methods: {", ".join(METHODS)}')
 
 

@@ -1,23 +1,38 @@
 """Config -> networks. A new method is one line in METHODS."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import nn
-
-from modules.discriminator import PatchDiscriminator
+from modules.discriminator import MultiScaleDiscriminator, PatchDiscriminator
+from modules.fomm import Fomm
+from modules.mcnet import MCNet
 from modules.objective import Objective
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
 
 
 class Method(NamedTuple):
-    """The classes of one method; each has a `Params` dataclass, the discriminator's is `discriminator_params`."""
+    """What builds the networks of one method from its Params.
+
+    model:         the class; its `Params` are `model_params` of the config
+    discriminator: Params -> discriminator, (image, keypoints) -> Judgement
+    """
     model: type[TalkingHead]
-    discriminator: type[nn.Module]
+    discriminator: Callable
+
+
+def _patch_discriminator(params):
+    return PatchDiscriminator(params.discriminator_params)
+
+
+def _multi_scale_discriminator(params):
+    return MultiScaleDiscriminator(params.discriminator_params, params.kp_detector_params.num_kp)
 
 
 METHODS = {
-    'synergy': Method(Synergy, PatchDiscriminator),
+    'synergy': Method(Synergy, _patch_discriminator),
+    'fomm': Method(Fomm, _multi_scale_discriminator),
+    'mcnet': Method(MCNet, _multi_scale_discriminator),
 }
 
 
@@ -28,7 +43,7 @@ def build_model(config):
 
 def build_discriminator(config):
     """The discriminator that the config describes, freshly initialised."""
-    return METHODS[config.method].discriminator(config.model_params.discriminator_params)
+    return METHODS[config.method].discriminator(config.model_params)
 
 
 def build_objective(config, model, vgg_state=None):

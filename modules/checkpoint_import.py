@@ -1,168 +1,143 @@
-"""Published checkpoints -> our state dicts: names and layouts, strict in both directions.
+"""Published checkpoints -> our networks, strict in both directions.
 
-A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. Each format says
-for every tensor of ours where it comes from; a published tensor that nobody asked for is an error too.
+A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. `published_names` says for
+every tensor of ours where it comes from; a published tensor that nobody asked for is an error too.
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from modules.layers import AttentionBlock, Downsample, ResBlock, Upsample
+from modules.published_names import (first_order_constants, fomm_origin, mcnet_origin, smac_constants, smac_origin)
 
 
 class ImportFault(ValueError):
-    """A published checkpoint does not fit: the message names the tensor."""
-
-
-class Origin(NamedTuple):
-    """Where a tensor of ours lies in the published checkpoint: part `part` of `parts` along the first axis."""
-    name: str
-    part: int = 0
-    parts: int = 1
+    """A published checkpoint does not fit: the message names the file's network or the tensor."""
 
 
 # What cannot be in a published checkpoint: our own bookkeeping.
 OURS_ALONE = re.compile(r'.*\.codebook\.idle')
 
 
-def _substitute(rules, name):
-    for pattern, replacement in rules:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return match.expand(replacement)
-    raise KeyError(name)
+# ---------------------------------------------------------------------------- files of each format
+
+# A tensor name that only this network of the paper's has begins so.
+SMAC_NETWORKS = {'net_g': 'encoder.blocks.', 'net_motion_estimator': 'dense_motion_network.', 'net_d': 'main.'}
 
 
-# ---------------------------------------------------------------------------- this paper (released code)
-
-HOURGLASS = [(r'keypoint_detector\.predictor\.down_(.*)', r'kp_detector.predictor.encoder.down_\1'),
-             (r'keypoint_detector\.predictor\.up_(.*)', r'kp_detector.predictor.decoder.up_\1'),
-             (r'keypoint_detector\.(.*)', r'kp_detector.\1'),
-             (r'dense_motion\.hourglass\.down_(.*)', r'dense_motion_network.hourglass.encoder.down_\1'),
-             (r'dense_motion\.hourglass\.up_(.*)', r'dense_motion_network.hourglass.decoder.up_\1'),
-             (r'dense_motion\.(.*)', r'dense_motion_network.\1')]
-
-RETRIEVAL = [(r'position', 'position_emb_{0}'),
-             (r'layers\.(\d+)\.(self|cross)_attention\.project\.(.*)', r'{0}_block.\1.\2_attn.out_proj.\3'),
-             (r'layers\.(\d+)\.feed_forward\.0\.(.*)', r'{0}_block.\1.conv1.\2'),
-             (r'layers\.(\d+)\.feed_forward\.2\.(.*)', r'{0}_block.\1.conv2.\2'),
-             (r'layers\.(\d+)\.(norm\d.*)', r'{0}_block.\1.\2')]
-
-MOTION = [(r'codebook\.embedding', 'quantize_motion.embedding.weight'),
-          (r'encode\.(.*)', r'motion_emb.\1'),
-          (r'decode\.(.*)', r'to_motion.\1'),
-          (r'embed_driving\.(.*)', r'driving_kp_enc.\1'),
-          (r'embed_source\.(\d+)\.(.*)', r'warped_source_enc_<\1>.\2'),
-          (r'embed_evidence\.(.*)', r'motion_query_enc_1.\1'),
-          (r'embed_query\.(.*)', r'motion_query_enc_2.\1'),
-          (r'context\.(.*)', r'to_context.\1'),
-          (r'motion_encoder\.retrieved(\d)\.(.*)', r'BasicMotionEncoder.convc\1.\2'),
-          (r'motion_encoder\.motion(\d)\.(.*)', r'BasicMotionEncoder.convf\1.\2'),
-          (r'motion_encoder\.join\.(.*)', r'BasicMotionEncoder.conv.\1'),
-          (r'update\.context\.(.*)', r'refine.convc1.\1'),
-          (r'update\.motion\.0\.(.*)', r'refine.conv1.\1'),
-          (r'update\.motion\.2\.(.*)', r'refine.conv2.\1'),
-          (r'update\.occlusion\.0\.(.*)', r'refine.convo1.\1'),
-          (r'update\.occlusion\.2\.(.*)', r'refine.convo2.\1')]
-
-APPEARANCE = [(r'codebook\.embedding', 'quantize_app.embedding.weight'),
-              (r'embed\.0\.(.*)', r'app_feat_emb_<0>.\1'),
-              (r'unembed\.0\.(.*)', r'to_app_feat_<0>.\1'),
-              (r'embed\.(\d+)\.(.*)', r'app_feat_emb_<\1>.1.\2'),
-              (r'unembed\.(\d+)\.(.*)', r'to_app_feat_<\1>.0.\2')]
-
-FUSIONS = [(r'fusions\.(\d+)\.encode\.(.*)', r'fuse_convs_dict.<\1+1>.encode_enc.\2'),
-           (r'fusions\.(\d+)\.(scale|shift)\.(.*)', r'fuse_convs_dict.<\1+1>.\2.\3'),
-           (r'fusions\.(\d+)\.add\.(.*)', r'fuse_ms_dict.<\1+1>.\2')]
-
-# Inside of VQGAN's blocks.
-LEAVES = [('.skip.', '.conv_out.'), ('.query.', '.q.'), ('.key.', '.k.'), ('.value.', '.v.'), ('.project.', '.proj_out.')]
-
-TO_1X1 = re.compile(r'appearance\.(un)?embed\.0\.weight')    # a 1x1 convolution there, the same matrix here
+def _is_state(state):
+    return isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
 
 
-def _block_numbers(network):
-    """Prefix of each block of our encoder or decoder -> its number in the released code's flat list."""
-    kinds = (ResBlock, AttentionBlock, Downsample, Upsample)
-    if hasattr(network, 'downs'):
-        pairs = [(f'levels.{i}', f'downs.{i}') for i in range(len(network.levels))]
-        order = ['stem', *(name for pair in pairs for name in pair), 'middle', 'head']
+def _without_prefix(state):
+    """Drops the 'module.' that DistributedDataParallel puts before every name."""
+    return {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+
+
+def _smac_networks(loaded, ema):
+    """One file holds one network: {params}, and {params_ema} too for net_g; told apart by their names."""
+    if not _is_state(loaded.get('params')):
+        return None
+    state = _without_prefix(loaded['params'])
+    for network, mark in SMAC_NETWORKS.items():
+        if any(name.startswith(mark) for name in state):
+            break
     else:
-        pairs = [(f'ups.{i}', f'levels.{i}') for i in range(len(network.levels))]
-        order = ['stem', 'middle', *(name for pair in pairs for name in pair), 'head']
-    names = []
-    for prefix in order:
-        for name, module in network.get_submodule(prefix).named_modules(prefix=prefix):
-            if isinstance(module, kinds) or re.fullmatch(r'stem|head\.\d+', name):
-                names.append(name)
-    return {name: number for number, name in enumerate(names)}
+        return None
+    if ema and network == 'net_g':
+        if not _is_state(loaded.get('params_ema')):
+            raise ImportFault('the file of net_g holds no averaged weights (params_ema)')
+        state = _without_prefix(loaded['params_ema'])
+    return {network: state}
 
 
-def _vqgan_name(network, published, name):
-    prefix = max((p for p in _block_numbers(network) if name.startswith(p + '.')), key=len)
-    leaf = name[len(prefix):]
-    for ours, theirs in LEAVES:
-        leaf = leaf.replace(ours, theirs)
-    return f'net_g/{published}.blocks.{_block_numbers(network)[prefix]}{leaf}'
+def _first_order_networks(is_mcnet, loaded, ema):
+    """One file holds all networks, and what training needs besides (optimizer_*, epoch); no averaged weights."""
+    networks = {name: _without_prefix(state) for name, state in loaded.items() if _is_state(state)}
+    if 'generator' not in networks or is_mcnet != ('mbUnit.mb' in networks['generator']):
+        return None
+    return networks
 
 
-def _with_sizes(name, grid):
-    """'<i>' or '<i+1>' -> pixels of that scale: the released code names layers by feature size."""
-    name = re.sub(r'<(\d+)\+1>', lambda m: str(grid * 2 ** (int(m[1]) + 1)), name)
-    return re.sub(r'<(\d+)>', lambda m: str(grid * 2 ** int(m[1])), name)
+def _fomm_networks(loaded, ema):
+    return _first_order_networks(False, loaded, ema)
 
 
-def smac_origin(model, name):
-    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in the released checkpoints of this paper."""
-    owner, name = name.split('.', 1)
-    if owner == 'discriminator':
-        return Origin(f'net_d/{name}')
-    head, _, rest = name.partition('.')
-    if head in ('keypoint_detector', 'dense_motion'):
-        return Origin('net_motion_estimator/' + _substitute(HOURGLASS, name))
-    if head == 'encoder':
-        return Origin(_vqgan_name(model.encoder, 'encoder', rest))
-    if head == 'decoder':
-        return Origin(_vqgan_name(model.decoder, 'generator', rest))
-    if head == 'fusions':
-        published = _substitute(FUSIONS, name)
-    elif rest.startswith('retrieval.'):
-        return _retrieval_origin('app' if head == 'appearance' else 'motion', rest.removeprefix('retrieval.'))
-    else:
-        published = _substitute(MOTION if head == 'motion' else APPEARANCE, rest)
-    published = published.replace(*LEAVES[0])
-    return Origin('net_g/' + _with_sizes(published, model.params.grid))
+def _mcnet_networks(loaded, ema):
+    return _first_order_networks(True, loaded, ema)
 
-
-def _retrieval_origin(kind, name):
-    stacked = re.fullmatch(r'layers\.(\d+)\.(self|cross)_attention\.(query|key|value)\.(weight|bias)', name)
-    if stacked:    # torch.nn.MultiheadAttention keeps the three in one tensor
-        layer, attention, role, leaf = stacked.groups()
-        return Origin(f'net_g/{kind}_block.{layer}.{attention}_attn.in_proj_{leaf}',
-                      ('query', 'key', 'value').index(role), 3)
-    return Origin('net_g/' + _substitute(RETRIEVAL, name).format(kind))
-
-
-def smac_constants(model):
-    """Published tensors that follow from the config: the anti-alias kernels."""
-    return {'net_motion_estimator/kp_detector.down.weight': model.keypoint_detector.down.weight,
-            'net_motion_estimator/dense_motion_network.down.weight': model.dense_motion.down.weight}
-
-
-# ---------------------------------------------------------------------------- formats
 
 class Format(NamedTuple):
-    """How one public code names and stores the tensors of one method."""
-    method: str                  # model_params.method that it fits
-    origin: callable             # (model, our name) -> Origin
-    constants: callable          # model -> published tensors that we recompute
-    networks: tuple[str, ...]    # network keys; the discriminator's last, as it may be absent
+    """How one public code names and stores the tensors of one method.
+
+    method:    model_params.method that it fits
+    networks:  network keys; the discriminator's last, as it may be absent
+    unpack:    (loaded file, whether averaged weights are wanted) -> {network: state dict}, None for another format
+    origin:    (model, our name) -> Origin
+    constants: model -> published tensors that we recompute
+    """
+    method: str
+    networks: tuple[str, ...]
+    unpack: Callable
+    origin: Callable
+    constants: Callable
 
 
-FORMATS = {'smac': Format('synergy', smac_origin, smac_constants, ('net_g', 'net_motion_estimator', 'net_d'))}
+FIRST_ORDER_NETWORKS = ('generator', 'kp_detector', 'discriminator')
 
+FORMATS = {
+    'smac': Format('synergy', tuple(SMAC_NETWORKS), _smac_networks, smac_origin, smac_constants),
+    'fomm': Format('fomm', FIRST_ORDER_NETWORKS, _fomm_networks, fomm_origin, first_order_constants),
+    'mcnet': Format('mcnet', FIRST_ORDER_NETWORKS, _mcnet_networks, mcnet_origin, first_order_constants),
+}
+
+
+def flatten_checkpoint(source, loaded, ema=False):
+    """Loaded checkpoint files of the format `source` -> '<network>/<name>' -> tensor.
+
+    loaded:  what torch.load gave for each file, in any order
+    ema:     take averaged weights for the networks that have them (the paper's net_g), instead of the raw ones
+    Raises ImportFault for a file of another network, method or kind, for a network that is given twice or not at all.
+    """
+    networks = {}
+    for contents in loaded:
+        for network, state in _unpack(source, contents, ema).items():
+            if network in networks:
+                raise ImportFault(f'network {network} is in two of the files')
+            if network not in FORMATS[source].networks:
+                raise ImportFault(f'network {network} is not of format {source}, which has '
+                                  f'{", ".join(FORMATS[source].networks)}')
+            networks[network] = state
+    for network in FORMATS[source].networks[:-1]:
+        if network not in networks:
+            raise ImportFault(f'network {network} is in none of the files; found: {", ".join(networks) or "none"}')
+    return {f'{network}/{name}': tensor for network, state in networks.items() for name, tensor in state.items()}
+
+
+def has_discriminator(source, published):
+    """Whether the tensors '<network>/<name>' of format `source` include the discriminator's."""
+    return any(name.startswith(f'{FORMATS[source].networks[-1]}/') for name in published)
+
+
+def _unpack(source, contents, ema):
+    if not isinstance(contents, dict):
+        raise ImportFault(f'the file is no checkpoint of format {source}: it holds a {type(contents).__name__}')
+    networks = FORMATS[source].unpack(contents, ema)
+    if networks is None:
+        others = [name for name, layout in FORMATS.items() if layout.unpack(contents, False) is not None]
+        holds = f'it is one of format {others[0]}' if others else f'it holds {_few(contents)}'
+        raise ImportFault(f'the file is no checkpoint of format {source}: {holds}')
+    return networks
+
+
+def _few(names):
+    names = [str(name) for name in names]
+    return (', '.join(names[:6]) or 'nothing') + (', ...' if len(names) > 6 else '')
+
+
+# ---------------------------------------------------------------------------- tensors
 
 def _ours(model, discriminator):
     named = {f'model.{name}': tensor for name, tensor in model.state_dict().items()}
@@ -180,9 +155,7 @@ def published_shapes(source, model, discriminator=None):
         shape = list(tensor.shape)
         if origin.parts > 1:
             shape[0] *= origin.parts
-        if TO_1X1.fullmatch(name.removeprefix('model.')):
-            shape += [1, 1]
-        shapes[origin.name] = tuple(shape)
+        shapes[origin.name] = origin.published(tuple(shape))
     return shapes
 
 
@@ -211,4 +184,4 @@ def import_tensors(source, published, model, discriminator=None):
         value = published[origin.name]
         if origin.parts > 1:
             value = value.chunk(origin.parts)[origin.part]
-        tensor.copy_(value.view_as(tensor))
+        tensor.copy_(value.reshape(tensor.shape))

@@ -1,11 +1,28 @@
-"""The patch discriminator (VQGAN's, five strided or plain 4x4 convolutions with batch norm)."""
+"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, which may see keypoints."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from modules.layers import BatchNorm2d
+from modules.keypoint_detector import gaussian_heatmaps
+from modules.layers import AntiAlias, BatchNorm2d, to_unit
 
+
+class Judgement(NamedTuple):
+    """What a discriminator says of images.
+
+    logits:   one (B, 1, h, w) per scale, high for real
+    features: (B, C, h, w) after each hidden layer, scale after scale; what feature matching compares
+    """
+    logits: list[Tensor]
+    features: list[Tensor]
+
+
+# ---------------------------------------------------------------------------- VQGAN's
 
 @dataclass(frozen=True)
 class PatchDiscriminatorParams:
@@ -14,9 +31,7 @@ class PatchDiscriminatorParams:
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit per overlapping patch: high for real."""
-
-    Params = PatchDiscriminatorParams
+    """One logit per overlapping patch: five strided or plain 4x4 convolutions with batch norm."""
 
     def __init__(self, params):
         super().__init__()
@@ -39,6 +54,85 @@ class PatchDiscriminator(nn.Module):
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
 
-    def forward(self, image):
-        """image (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w)."""
-        return self.main(image).float()
+    def forward(self, image, keypoints):
+        """Judgement of image (B, 3, H, W) in [-1, 1]; the pose, `keypoints`, does not matter to this one."""
+        features, x = [], image
+        for layer in self.main:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                features.append(x)
+        return Judgement([x.float()], features)
+
+
+# ---------------------------------------------------------------------------- FOMM's
+
+@dataclass(frozen=True)
+class MultiScaleDiscriminatorParams:
+    scales: tuple[float, ...] = (1,)    # of the image; one network each
+    block_expansion: int = 32           # half the width of the first layer, which is doubled at each layer
+    max_features: int = 512             # widest layer
+    num_blocks: int = 4                 # layers; all but the last halve the image
+    spectral_norm: bool = False         # divides each kernel by its largest singular value
+    use_keypoints: bool = False         # heat maps of the driving keypoints are input channels
+    kp_variance: float = 0.01           # of the Gaussian around each keypoint
+
+
+class JudgeBlock(nn.Module):
+    """4x4 convolution without padding, instance norm if `norm`, leaky ReLU, and halving if `pool`."""
+
+    def __init__(self, in_channels, out_channels, norm, pool, parametrize):
+        super().__init__()
+        self.conv = parametrize(nn.Conv2d(in_channels, out_channels, 4))
+        self.norm = nn.InstanceNorm2d(out_channels, affine=True) if norm else nn.Identity()
+        self.pool = nn.AvgPool2d(2) if pool else nn.Identity()
+
+    def forward(self, x):
+        return self.pool(F.leaky_relu(self.norm(self.conv(x)), 0.2))
+
+
+class ScaleDiscriminator(nn.Module):
+    """FOMM's discriminator at one scale."""
+
+    def __init__(self, params, in_channels):
+        super().__init__()
+        widths = [in_channels] + [min(params.max_features, params.block_expansion * 2 ** level)
+                                  for level in range(1, params.num_blocks + 1)]
+        parametrize = spectral_norm if params.spectral_norm else (lambda layer: layer)
+        last = params.num_blocks - 1
+        self.blocks = nn.ModuleList(JudgeBlock(*pair, norm=level > 0, pool=level < last, parametrize=parametrize)
+                                    for level, pair in enumerate(zip(widths, widths[1:])))
+        self.head = parametrize(nn.Conv2d(widths[-1], 1, 1))
+
+    def forward(self, x):
+        """(B, C, H, W) -> (logits (B, 1, h, w), feature after each block)."""
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return self.head(x).float(), features
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """One ScaleDiscriminator per scale of the image; each may see where the driving keypoints should be."""
+
+    def __init__(self, params, num_kp):
+        """num_kp: keypoints of the model, needed with use_keypoints."""
+        super().__init__()
+        self.params = params
+        in_channels = 3 + (num_kp if params.use_keypoints else 0)
+        self.pyramid = nn.ModuleList(AntiAlias(3, scale) for scale in params.scales)
+        self.scales = nn.ModuleList(ScaleDiscriminator(params, in_channels) for _ in params.scales)
+
+    def forward(self, image, keypoints):
+        """Judgement of image (B, 3, H, W) in [-1, 1] under the driving Keypoints, which should carry no gradient."""
+        image = to_unit(image)
+        logits, features = [], []
+        for down, judge in zip(self.pyramid, self.scales):
+            x = down(image)
+            if self.params.use_keypoints:
+                heatmaps = gaussian_heatmaps(keypoints.value, x.shape[-2:], self.params.kp_variance)
+                x = torch.cat([x, heatmaps], dim=1)
+            logit, found = judge(x)
+            logits.append(logit)
+            features += found
+        return Judgement(logits, features)

@@ -1,7 +1,11 @@
-"""Losses on keypoints and on the discriminator's logits: small pure functions."""
+"""Losses on keypoints and on what a discriminator says: small pure functions."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from modules.warp import identity_grid, invert_2x2, sample
 
@@ -78,11 +82,29 @@ def keypoint_distance(value, hinge):
     return (1 - torch.sign(distance - MINIMUM_DISTANCE)).mean()
 
 
-def hinge_generator(fake):
-    """Generator's hinge loss of logits on generated images."""
-    return -fake.mean()
+class AdversarialForm(NamedTuple):
+    """Three losses of a discriminator's logits, scalars.
+
+    generator: of logits on generated images, for the generator
+    real:      of logits on real images, for the discriminator
+    fake:      of logits on generated images, for the discriminator
+    """
+    generator: Callable[[Tensor], Tensor]
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
 
 
-def hinge_discriminator(real, fake):
-    """Discriminator's hinge losses of its logits on (real, generated) images."""
-    return F.relu(1 - real).mean(), F.relu(1 + fake).mean()
+ADVERSARIAL_FORMS = {
+    'hinge': AdversarialForm(generator=lambda logits: -logits.mean(),
+                             real=lambda logits: F.relu(1 - logits).mean(),
+                             fake=lambda logits: F.relu(1 + logits).mean()),
+    # Least squares (LSGAN), FOMM's: real shall be 1, generated 0.
+    'lsgan': AdversarialForm(generator=lambda logits: (1 - logits).square().mean(),
+                             real=lambda logits: (1 - logits).square().mean(),
+                             fake=lambda logits: logits.square().mean()),
+}
+
+
+def feature_matching(real, fake):
+    """Mean absolute difference of a discriminator's features on real and generated images, summed over layers."""
+    return sum(F.l1_loss(theirs, ours) for theirs, ours in zip(real, fake, strict=True))

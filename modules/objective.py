@@ -1,5 +1,6 @@
 """One training step's losses and gradients for any TalkingHead (Sec. 3.3, Eq. 6)."""
 
+import difflib
 from dataclasses import dataclass, field
 
 import torch
@@ -7,21 +8,27 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.losses import equivariance, hinge_discriminator, hinge_generator, keypoint_distance
+from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
 
-COMMON_LOSSES = ('l1', 'perceptual', 'coarse', 'adversarial',
+COMMON_LOSSES = ('l1', 'perceptual', 'coarse', 'adversarial', 'feature_matching',
                  'equivariance_value', 'equivariance_jacobian', 'keypoint_distance')
 
 
 @dataclass(frozen=True)
 class ObjectiveParams:
-    loss_weights: dict[str, float] = field(default_factory=dict)    # common losses and the method's own, all of them
+    loss_weights: dict[str, float] = field(default_factory=dict)    # common losses and the method's own; 0 if not given
     perceptual_scales: tuple[float, ...] = (1, 0.5, 0.25, 0.125)
     perceptual_imagenet_range: bool = False      # feed VGG19 its own range; the released code feeds it [-1, 1]
     keypoint_distance_hinge: bool = False        # a hinge with gradient; the released code's sign has none
+    adversarial: str = 'hinge'                   # hinge | lsgan
+    adaptive_weight: bool = True                 # scale the adversarial loss by VQGAN's balance of gradients
     adversarial_start: int = 5001                # last iteration without adversarial training
+
+    def __post_init__(self):
+        if self.adversarial not in ADVERSARIAL_FORMS:
+            raise ValueError(f'adversarial={self.adversarial!r}: expected one of {", ".join(ADVERSARIAL_FORMS)}')
 
 
 @dataclass
@@ -31,7 +38,7 @@ class Step:
     total:     scalar whose value is Eq. 6 and whose backward pass gives its gradient
     losses:    unweighted losses, detached scalars by name
     generated: what the model made, with its graph
-    gradient_norms: at the last layer, (reconstruction, adversarial); None before adversarial training
+    gradient_norms: at the last layer, (reconstruction, adversarial); None without adaptive weight
     perceptual_terms: (predictions, levels, layers), detached; None without perceptual loss
     """
     total: Tensor
@@ -49,7 +56,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.params = params
-        self.weights = params.loss_weights
+        self.weights = dict.fromkeys((*COMMON_LOSSES, *model.own_losses), 0.0) | params.loss_weights
         self.perceptual = None
         if needs_vgg(params):
             network = VGG19(params.perceptual_imagenet_range)
@@ -74,11 +81,13 @@ class Objective(nn.Module):
         image_losses, gradients, terms = self._reconstruction(predictions, driving)
         norms = None
         if discriminator is not None:
-            adversarial, gradient = self._adversarial(discriminator, generated.prediction)
-            image_losses['adversarial'] = adversarial
-            norms = self._last_layer_norms(generated.prediction, gradients[0], gradient)
-            image_losses['adaptive_weight'] = adaptive_weight(*norms)
-            gradients[0] = gradients[0] + self.weights['adversarial'] * image_losses['adaptive_weight'] * gradient
+            judged, judged_gradients = self._judged(discriminator, generated, driving)
+            if self.params.adaptive_weight:
+                norms = self._last_layer_norms(generated.prediction, gradients[0], judged_gradients['adversarial'])
+                judged['adaptive_weight'] = adaptive_weight(*norms)
+            image_losses |= judged
+            gradients[0] = gradients[0] + sum(self._judged_weight(name, image_losses) * gradient
+                                              for name, gradient in judged_gradients.items())
 
         # ... and sent down the model once, together with the losses that live inside of it.
         inner = sum(self.weights[name] * loss for name, loss in losses.items())
@@ -112,12 +121,25 @@ class Objective(nn.Module):
             gradients = [have + self.weights['perceptual'] * new for have, new in zip(gradients, found)]
         return losses, [scale * gradient for scale, gradient in zip(scales, gradients)], terms
 
-    @staticmethod
-    def _adversarial(discriminator, prediction):
-        leaf = prediction.detach().requires_grad_()
+    def _judged(self, discriminator, generated, target):
+        """What the discriminator asks for: (losses by name, their gradients at the prediction by name)."""
+        keypoints = generated.driving_keypoints.map(Tensor.detach)
+        leaf = generated.prediction.detach().requires_grad_()
         with torch.enable_grad():
-            loss = hinge_generator(discriminator(leaf))
-        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+            fake = discriminator(leaf, keypoints)
+            form = ADVERSARIAL_FORMS[self.params.adversarial]
+            losses = {'adversarial': sum(form.generator(logits) for logits in fake.logits)}
+            if self.weights['feature_matching']:
+                with torch.no_grad():
+                    real = discriminator(target, keypoints)
+                losses['feature_matching'] = feature_matching(real.features, fake.features)
+        gradients = {name: torch.autograd.grad(loss, leaf, retain_graph=True)[0] for name, loss in losses.items()}
+        return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+    def _judged_weight(self, name, losses):
+        """Weight of one of the discriminator's losses."""
+        balance = losses.get('adaptive_weight', 1.0) if name == 'adversarial' else 1.0
+        return self.weights[name] * balance
 
     def _last_layer_norms(self, prediction, *gradients):
         """Norms that gradients at the prediction have at the last layer's weight, over the global batch."""
@@ -133,22 +155,30 @@ class Objective(nn.Module):
         main = sum(weights[name] * image_losses[name] for name in ('l1', 'perceptual') if name in image_losses)
         coarse = sum(weights[name] * image_losses[f'coarse_{name}'] for name in ('l1', 'perceptual')
                      if f'coarse_{name}' in image_losses)
-        total = main + weights['coarse'] * coarse
-        if 'adversarial' in image_losses:
-            total = total + weights['adversarial'] * image_losses['adaptive_weight'] * image_losses['adversarial']
-        return total
+        judged = sum(self._judged_weight(name, image_losses) * image_losses[name]
+                     for name in ('adversarial', 'feature_matching') if name in image_losses)
+        return main + weights['coarse'] * coarse + judged
 
 
 class DiscriminatorObjective(nn.Module):
-    """The discriminator's hinge loss; holds the discriminator, so that DDP can wrap it."""
+    """The discriminator's loss; holds the discriminator, so that DDP can wrap it."""
 
-    def __init__(self, discriminator):
+    def __init__(self, discriminator, params):
+        """params: ObjectiveParams."""
         super().__init__()
         self.discriminator = discriminator
+        self.form = ADVERSARIAL_FORMS[params.adversarial]
 
-    def forward(self, real, fake):
-        """Images (B, 3, H, W) -> (total, losses by name). Two passes: batch norm shall not mix real with fake."""
-        on_real, on_fake = hinge_discriminator(self.discriminator(real), self.discriminator(fake.detach()))
+    def forward(self, driving, generated):
+        """Driving images (B, 3, H, W) and what was Generated for them -> (total, losses by name).
+
+        Two passes: batch norm shall not mix real with generated images.
+        """
+        keypoints = generated.driving_keypoints.map(Tensor.detach)
+        real = self.discriminator(driving, keypoints)
+        fake = self.discriminator(generated.prediction.detach(), keypoints)
+        on_real = sum(self.form.real(logits) for logits in real.logits)
+        on_fake = sum(self.form.fake(logits) for logits in fake.logits)
         return on_real + on_fake, {'discriminator_real': on_real.detach(), 'discriminator_fake': on_fake.detach()}
 
 
@@ -162,9 +192,16 @@ def needs_vgg(params):
     return params.loss_weights.get('perceptual', 0) > 0
 
 
+def needs_discriminator(params):
+    """Whether an objective with these ObjectiveParams ever asks a discriminator."""
+    return any(params.loss_weights.get(name, 0) > 0 for name in ('adversarial', 'feature_matching'))
+
+
 def check_weights(weights, own_losses):
-    """Every loss has a weight and every weight a loss, before the first step; ValueError otherwise."""
-    known = {*COMMON_LOSSES, *own_losses}
-    for problem, names in (('unknown', set(weights) - known), ('missing', known - set(weights))):
-        if names:
-            raise ValueError(f'train_params.objective_params.loss_weights: {problem} {", ".join(sorted(names))}')
+    """Every weight belongs to a loss, before the first step; ValueError naming the nearest loss otherwise."""
+    known = [*COMMON_LOSSES, *own_losses]
+    for name in weights:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(known)}'
+            raise ValueError(f'train_params.objective_params.loss_weights: unknown loss {name}; {hint}')

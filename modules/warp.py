@@ -31,16 +31,16 @@ def identity_grid(size, like):
     return _identity_grid(*size, like.device)
 
 
-def resize(x, size):
-    """Bilinear resize of (B, C, H, W) to `size` (H', W'), corners aligned; the tensor itself if it fits."""
+def resize(x, size, align_corners=True):
+    """Bilinear resize of (B, C, H, W) to `size` (H', W'); the tensor itself if it fits."""
     if x.shape[-2:] == tuple(size):
         return x
-    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=True)
+    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=align_corners)
 
 
-def resize_flow(flow, size):
+def resize_flow(flow, size, align_corners=True):
     """Resize a flow (B, h, w, 2) to `size` (H, W): positions are normalised, so values stay."""
-    return resize(flow.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+    return resize(flow.permute(0, 3, 1, 2), size, align_corners).permute(0, 2, 3, 1)
 
 
 def sample(x, flow, align_corners=True, padding_mode='zeros'):
@@ -50,12 +50,12 @@ def sample(x, flow, align_corners=True, padding_mode='zeros'):
 
 def warp(x, flow, align_corners=True):
     """Backward warping of features x (B, C, H, W) by a flow of any size (B, h, w, 2) -> (B, C, H, W); FOMM, Eq. 4."""
-    return sample(x, resize_flow(flow, x.shape[-2:]), align_corners)
+    return sample(x, resize_flow(flow, x.shape[-2:], align_corners), align_corners)
 
 
-def occlude(x, occlusion):
+def occlude(x, occlusion, align_corners=True):
     """Fade x (B, C, H, W) by the occlusion map (B, 1, h, w) in [0, 1]; 1 keeps the feature."""
-    return x * resize(occlusion, x.shape[-2:])
+    return x * resize(occlusion, x.shape[-2:], align_corners)
 
 
 def to_displacement(flow):

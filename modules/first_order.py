@@ -1,0 +1,103 @@
+"""What FOMM and its descendants trained on [0, 1] share: keypoints, coarse motion, and the border to our [-1, 1].
+
+The public codes of FOMM and MCNet feed images in [0, 1] to every network. Our interface speaks [-1, 1], so
+these methods convert on the way in and on the way out: published weights work, and numbers compare like for like.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from modules.dense_motion import DenseMotion, DenseMotionNetwork, SourceImage
+from modules.keypoint_detector import KeypointDetector
+from modules.layers import DownBlock2d, SameBlock2d, to_unit
+from modules.talking_head import Generated, SourceState, TalkingHead
+
+
+class SourceFeatures(NamedTuple):
+    """What `render` needs of the source.
+
+    image:   (B, 3, H, W) in [0, 1]
+    pyramid: encoder features, finest first, (B, C_i, H / 2^i, W / 2^i)
+    small:   the source as the dense motion network sees it
+    """
+    image: Tensor
+    pyramid: list[Tensor]
+    small: SourceImage
+
+
+@dataclass
+class FirstOrderGenerated(Generated):
+    """Also the coarse motion and what it was made of."""
+    dense_motion: DenseMotion | None = None
+
+
+class Encoder(nn.Module):
+    """FOMM's encoder: a 7x7 block, then halvings; keeps the feature of every scale, finest first."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.first = SameBlock2d(3, widths[0], 7)
+        self.down_blocks = nn.ModuleList(DownBlock2d(*pair) for pair in zip(widths, widths[1:]))
+
+    def forward(self, image):
+        """image (B, 3, H, W) in [0, 1] -> list of (B, C_i, H / 2^i, W / 2^i)."""
+        pyramid = [self.first(image)]
+        for block in self.down_blocks:
+            pyramid.append(block(pyramid[-1]))
+        return pyramid
+
+
+class FirstOrderModel(TalkingHead):
+    """Keypoints, coarse motion and a source encoder; a method adds `render`.
+
+    params needs kp_detector_params, dense_motion_params and `widths`, the encoder's channels, finest first.
+    """
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = params
+        self.keypoint_detector = KeypointDetector(params.kp_detector_params)
+        self.dense_motion = DenseMotionNetwork(params.dense_motion_params, params.kp_detector_params.num_kp)
+        self.encoder = Encoder(params.widths)
+        self.head = nn.Conv2d(params.widths[0], 3, 7, padding=3)
+
+    @property
+    def last_weight(self):
+        return self.head.weight
+
+    def keypoints(self, image):
+        return self.keypoint_detector(to_unit(image))
+
+    def encode_source(self, image):
+        return self._source_state(image, self.keypoints(image))
+
+    def _source_state(self, image, keypoints):
+        image = to_unit(image)
+        return SourceState(keypoints, SourceFeatures(image, self.encoder(image),
+                                                     self.dense_motion.encode_source(image, keypoints)))
+
+    def forward(self, source, driving):
+        # Source first, as in the public codes: the order moves batch-norm statistics.
+        source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
+        generated = self.render(self._source_state(source, source_keypoints), driving_keypoints)
+        generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
+        return generated
+
+
+def encoder_widths(block_expansion, max_features, num_down_blocks):
+    """Channels of the encoder's features, finest first."""
+    return [min(max_features, block_expansion * 2 ** level) for level in range(num_down_blocks + 1)]
+
+
+def check_sizes(params):
+    """ValueError if the image cannot be halved as often as the networks with these Params do."""
+    halvings = {'num_down_blocks': (params.image_size, params.num_down_blocks)}
+    for name in ('kp_detector_params', 'dense_motion_params'):
+        part = getattr(params, name)
+        halvings[f'{name}.num_blocks'] = (round(params.image_size * part.scale_factor), part.num_blocks)
+    for name, (size, count) in halvings.items():
+        if size % 2 ** count:
+            raise ValueError(f'image_size={params.image_size} gives {name} inputs of {size} px, '
+                             f'which cannot be halved {count} times')

@@ -1,0 +1,60 @@
+"""FOMM, the First Order Motion Model (Siarohin et al., NeurIPS 2019, arXiv 2003.00196): the first baseline."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from modules.dense_motion import DenseMotionParams
+from modules.discriminator import MultiScaleDiscriminatorParams
+from modules.first_order import FirstOrderGenerated, FirstOrderModel, check_sizes, encoder_widths
+from modules.keypoint_detector import KeypointDetectorParams
+from modules.layers import ResBlock2d, UpBlock2d, from_unit
+from modules.warp import occlude, warp
+
+
+@dataclass(frozen=True)
+class FommParams:
+    image_size: int = 256            # side of the square image in pixels
+    block_expansion: int = 64        # channels at full resolution; doubled at each halving
+    max_features: int = 512          # widest feature
+    num_down_blocks: int = 2         # halvings before the feature is warped
+    num_bottleneck_blocks: int = 6   # residual blocks on the warped feature
+    kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10)
+    dense_motion_params: DenseMotionParams = DenseMotionParams()
+    discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams()
+
+    def __post_init__(self):
+        check_sizes(self)
+
+    @property
+    def widths(self):
+        """Channels of the encoder's features, finest first."""
+        return encoder_widths(self.block_expansion, self.max_features, self.num_down_blocks)
+
+
+class Fomm(FirstOrderModel):
+    """Encode the source, warp and occlude its feature, repaint what the warp could not bring (FOMM Sec. 3.3)."""
+
+    Params = FommParams
+
+    def __init__(self, params):
+        super().__init__(params)
+        widths = params.widths[::-1]
+        self.bottleneck = nn.Sequential(*(ResBlock2d(widths[0]) for _ in range(params.num_bottleneck_blocks)))
+        self.up_blocks = nn.ModuleList(UpBlock2d(*pair) for pair in zip(widths, widths[1:]))
+
+    def render(self, source, driving):
+        features = source.features
+        motion = self.dense_motion(features.small, source.keypoints, driving)
+        occlusion = torch.sigmoid(motion.occlusion_logit)
+
+        # FOMM reads flow and occlusion with align_corners=False, unlike its descendants.
+        feature = features.pyramid[-1].expand(len(driving.value), -1, -1, -1)    # one source, many poses
+        feature = occlude(warp(feature, motion.flow, align_corners=False), occlusion, align_corners=False)
+
+        feature = self.bottleneck(feature)
+        for block in self.up_blocks:
+            feature = block(feature)
+        prediction = torch.sigmoid(self.head(feature).float())
+        return FirstOrderGenerated(from_unit(prediction), [motion.flow], [occlusion], dense_motion=motion)

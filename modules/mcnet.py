@@ -1,0 +1,242 @@
+"""MCNet (Hong and Xu, ICCV 2023, arXiv 2307.09906): a meta-memory of faces mends the warped source feature.
+
+The memory is learned over the whole training set. An implicit identity, read off the source keypoints and the
+warped feature, modulates it per sample; the feature then queries the modulated memory at each decoder scale.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.dense_motion import DenseMotionParams
+from modules.discriminator import MultiScaleDiscriminatorParams
+from modules.first_order import FirstOrderGenerated, FirstOrderModel, check_sizes, encoder_widths
+from modules.keypoint_detector import KeypointDetectorParams
+from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
+from modules.warp import occlude, resize, warp
+
+TEMPERATURE = 34           # of the softmax over dynamic kernels: nearly uniform at first, so that every kernel learns
+ATTENTION_SCALE = 1 / 4    # of query . key; the public code's constant, whatever the width
+
+
+@dataclass(frozen=True)
+class MCNetParams:
+    image_size: int = 256            # side of the square image in pixels
+    block_expansion: int = 64        # channels at full resolution; doubled at each halving
+    max_features: int = 512          # widest feature
+    num_down_blocks: int = 3         # halvings; the memory mends the features of the coarsest `num_down_blocks` scales
+    memory_channels: int = 512       # of the meta-memory, and of queries, keys and values
+    memory_size: int = 32            # side of the meta-memory
+    style_channels: int = 512        # of the implicit identity code
+    style_hidden: int = 128          # hidden width on the way to it
+    num_kernels: int = 4             # that the dynamic convolution mixes
+    kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=15)
+    dense_motion_params: DenseMotionParams = DenseMotionParams()
+    discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams(use_keypoints=True)
+
+    def __post_init__(self):
+        check_sizes(self)
+        if self.num_down_blocks < 1:
+            raise ValueError(f'num_down_blocks={self.num_down_blocks}: expected at least 1')
+        if self.block_expansion % 2:
+            raise ValueError(f'block_expansion={self.block_expansion}: expected an even number, as the memory mends '
+                             'every second channel')
+
+    @property
+    def widths(self):
+        """Channels of the encoder's features, finest first."""
+        return encoder_widths(self.block_expansion, self.max_features, self.num_down_blocks)
+
+
+@dataclass
+class MCNetGenerated(FirstOrderGenerated):
+    """Also what the memory did; lists run over scales, coarsest first.
+
+    warped_source: (B, 3, H, W) in [0, 1], the source image moved by the coarse flow
+    features:      (B, C, H_i, W_i) every second channel of the warped feature, projected to the memory's channels
+    values:        (B, C, M, M) values of the conditioned memory
+    """
+    warped_source: Tensor | None = None
+    features: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------- convolutions made for the sample
+
+class ModulatedConv(nn.Module):
+    """StyleGAN2's style convolution at one resolution: modulate, convolve, demodulate, noise, bias, leaky ReLU.
+
+    The published weights keep StyleGAN2's equalised learning rate: weights are N(0, 1) and scaled when used.
+    """
+
+    def __init__(self, channels, style_channels, kernel_size=3):
+        super().__init__()
+        self.style_weight = nn.Parameter(torch.randn(channels, style_channels))
+        self.style_bias = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.randn(channels, channels, kernel_size, kernel_size))
+        self.noise_strength = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x, style):
+        """x (1 or B, C, H, W), style (B, S) -> (B, C, H, W)."""
+        style = F.linear(style, self.style_weight / math.sqrt(style.shape[1]), self.style_bias)      # (B, C)
+        weight = self.weight / math.sqrt(self.weight[0].numel())
+        # Scaling input and output channels equals scaling the kernels, and one kernel serves the whole batch.
+        x = F.conv2d(x * style[:, :, None, None], weight, padding=weight.shape[-1] // 2)
+        energy = style.square() @ weight.square().sum((2, 3)).t()                                    # (B, C)
+        x = x * torch.rsqrt(energy + 1e-8)[:, :, None, None]
+        # The public code draws noise in evaluation too; we do not, so that a pose gives one picture.
+        if self.training:
+            x = x + self.noise_strength * torch.randn_like(x[:, :1])
+        return math.sqrt(2) * F.leaky_relu(x + self.bias[:, None, None], 0.2)
+
+
+class DynamicConv(nn.Module):
+    """A convolution whose kernel is mixed, per sample, from a few; a feature's mean decides the mixture."""
+
+    def __init__(self, in_channels, out_channels, num_kernels, kernel_size=3):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_kernels * out_channels, in_channels, kernel_size, kernel_size))
+        # The public code leaves this bias as whatever was in memory, from which training from scratch becomes infinite.
+        self.bias = nn.Parameter(torch.zeros(num_kernels, out_channels))
+        self.squeeze = nn.Conv2d(in_channels, in_channels // 4 + 1, 1, bias=False)
+        self.choose = nn.Conv2d(in_channels // 4 + 1, num_kernels, 1)
+        nn.init.kaiming_uniform_(self.weight)
+        for layer in (self.squeeze, self.choose):
+            nn.init.kaiming_normal_(layer.weight, mode='fan_out', nonlinearity='relu')
+        nn.init.zeros_(self.choose.bias)
+
+    def forward(self, x, condition):
+        """x (B, C, H, W), condition (B, C, h, w) -> (B, C', H, W)."""
+        batch = len(x)
+        logits = self.choose(F.relu(self.squeeze(condition.mean((2, 3), keepdim=True)))).flatten(1)
+        mixture = (logits.float() / TEMPERATURE).softmax(1)                                          # (B, K)
+        kernels = self.weight.unflatten(0, self.bias.shape)                                          # (K, C', C, k, k)
+        weight = torch.einsum('bk,koiyx->boiyx', mixture, kernels)
+        bias = mixture @ self.bias                                                                   # (B, C')
+        # One group per sample: each is convolved by its own kernel.
+        x = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), bias.flatten(),
+                     padding=weight.shape[-1] // 2, groups=batch)
+        return x.view(batch, -1, *x.shape[2:])
+
+
+# ---------------------------------------------------------------------------- memory
+
+class Compensated(NamedTuple):
+    """feature (B, C_i, H, W) mended; projected (B, C, H, W) and value (B, C, M, M), see MCNetGenerated."""
+    feature: Tensor
+    projected: Tensor
+    value: Tensor
+
+
+class MemoryCompensation(nn.Module):
+    """The meta-memory and its reading; all scales share it but for the projections in and out."""
+
+    def __init__(self, params):
+        super().__init__()
+        channels, halves = params.memory_channels, [width // 2 for width in params.widths[:0:-1]]    # coarsest first
+        self.memory = nn.Parameter(torch.empty(1, channels, params.memory_size, params.memory_size))
+        nn.init.kaiming_uniform_(self.memory)
+        self.project = nn.ModuleList(nn.Conv2d(half, channels, 1) for half in halves)
+        self.identity = nn.Sequential(nn.Linear(channels + 2 * params.kp_detector_params.num_kp, params.style_hidden),
+                                      nn.ReLU(), nn.Linear(params.style_hidden, params.style_channels))
+        self.condition = ModulatedConv(channels, params.style_channels)
+        self.key_value = DynamicConv(channels, 2 * channels, params.num_kernels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.difference = nn.Conv2d(channels, channels, 1)
+        self.unproject = nn.ModuleList(nn.Conv2d(channels, half, 3, padding=1) for half in halves)
+        self.norm = nn.ModuleList(nn.InstanceNorm2d(half, affine=True) for half in halves)
+
+    def forward(self, scale, warped, source_keypoints):
+        """Mend every second channel of a warped feature by what the memory knows of such a face.
+
+        scale:            0 is the coarsest
+        warped:           (B, C_i, H, W) source feature, warped and occluded
+        source_keypoints: (B, K, 2) positions
+        """
+        kept, mended = warped[:, ::2], warped[:, 1::2]
+        feature = self.project[scale](mended)                                                        # (B, C, H, W)
+
+        # Implicit identity: source keypoints and the pooled feature decide what the memory looks like.
+        identity = self.identity(torch.cat([feature.mean((2, 3)), source_keypoints.flatten(1)], dim=1))
+        memory = self.condition(self.memory, identity)                                               # (B, C, M, M)
+
+        # Cross-attention from the feature to the memory.
+        key, value = F.relu(self.key_value(memory, feature)).chunk(2, dim=1)
+        query = F.relu(self.query(feature))
+        q, k, v = (tokens(x)[:, None] for x in (query, key, value))                                  # (B, 1, H*W, C)
+        found = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE)
+        found = untokens(found[:, 0], feature.shape[-2:])                                            # (B, C, H, W)
+
+        # What the memory knows and the feature lacks.
+        mended = feature + F.relu(self.difference(feature - found))
+        mended = F.relu(self.norm[scale](self.unproject[scale](mended)))
+        return Compensated(torch.stack([kept, mended], dim=2).flatten(1, 2), feature, value)
+
+
+# ---------------------------------------------------------------------------- the method
+
+class DecoderLevel(nn.Module):
+    """Two residual blocks, then an upsampling block: (B, C, H, W) -> (B, C', 2H, 2W)."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.residual = nn.Sequential(ResBlock2d(in_channels), ResBlock2d(in_channels))
+        self.up = UpBlock2d(in_channels, out_channels)
+
+    def forward(self, x):
+        return self.up(self.residual(x))
+
+
+class MCNet(FirstOrderModel):
+    """Warp the source at every scale, let the memory mend it, decode from coarse to fine."""
+
+    Params = MCNetParams
+    own_losses = ('feature_consistency',)
+
+    def __init__(self, params):
+        super().__init__(params)
+        self.compensation = MemoryCompensation(params)
+        widths = params.widths[::-1]                                                                 # coarsest first
+        joined = [widths[0], *(2 * width for width in widths[1:-1])]        # decoder state and encoder feature
+        self.levels = nn.ModuleList(DecoderLevel(*pair) for pair in zip(joined, widths[1:]))
+
+    def render(self, source, driving):
+        features, batch = source.features, len(driving.value)
+        motion = self.dense_motion(features.small, source.keypoints, driving)
+        occlusion = torch.sigmoid(motion.occlusion_logit)
+        generated = MCNetGenerated(None, [motion.flow], [occlusion], dense_motion=motion)
+
+        # One source, many poses; features coarsest first.
+        *warped, finest = [occlude(warp(feature.expand(batch, -1, -1, -1), motion.flow), occlusion)
+                           for feature in reversed(features.pyramid)]
+        keypoints = source.keypoints.value.expand(batch, -1, -1)
+
+        # From coarse to fine: mend, join with what is decoded so far, decode.
+        state = None
+        for scale, (level, feature) in enumerate(zip(self.levels, warped)):
+            compensated = self.compensation(scale, feature, keypoints)
+            generated.features.append(compensated.projected)
+            generated.values.append(compensated.value)
+            state = level(compensated.feature if state is None else torch.cat([state, compensated.feature], dim=1))
+
+        # The warped source shows through where it is visible, the painting everywhere else.
+        visible = resize(occlusion, features.image.shape[-2:])
+        painted = torch.sigmoid(self.head(state * (1 - visible) + finest).float())
+        generated.warped_source = warp(features.image.expand(batch, -1, -1, -1), motion.flow)
+        generated.prediction = from_unit(painted * (1 - visible) + generated.warped_source * visible)
+        return generated
+
+    def forward(self, source, driving):
+        generated = super().forward(source, driving)
+        generated.losses['feature_consistency'] = sum(map(feature_consistency, generated.features, generated.values))
+        return generated
+
+
+def feature_consistency(feature, value):
+    """Mean |difference|; pulls the memory's values (B, C, M, M) towards the feature (B, C, H, W), which stays."""
+    return F.l1_loss(value, resize(feature.detach(), value.shape[-2:]))

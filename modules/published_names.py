@@ -1,0 +1,221 @@
+"""Where each tensor of ours lies in the published checkpoints: rules from our names to theirs.
+
+A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. The rules are tried from
+top to bottom; a tensor of ours that no rule knows is an error of ours.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from modules.layers import AttentionBlock, Downsample, ResBlock, Upsample
+
+
+class Origin(NamedTuple):
+    """Where a tensor of ours lies in the published checkpoint.
+
+    name:        '<network>/<name>'
+    part, parts: it is part `part` of `parts` along the first axis
+    published:   our shape, of all parts together -> the published one, where axes are split or of size 1
+    """
+    name: str
+    part: int = 0
+    parts: int = 1
+    published: Callable[[tuple], tuple] = tuple
+
+
+def _substitute(rules, name):
+    for pattern, replacement in rules:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(replacement)
+    raise KeyError(name)
+
+
+# ---------------------------------------------------------------------------- this paper (released code)
+
+HOURGLASS = [(r'keypoint_detector\.predictor\.down_(.*)', r'kp_detector.predictor.encoder.down_\1'),
+             (r'keypoint_detector\.predictor\.up_(.*)', r'kp_detector.predictor.decoder.up_\1'),
+             (r'keypoint_detector\.(.*)', r'kp_detector.\1'),
+             (r'dense_motion\.hourglass\.down_(.*)', r'dense_motion_network.hourglass.encoder.down_\1'),
+             (r'dense_motion\.hourglass\.up_(.*)', r'dense_motion_network.hourglass.decoder.up_\1'),
+             (r'dense_motion\.(.*)', r'dense_motion_network.\1')]
+
+RETRIEVAL = [(r'position', 'position_emb_{0}'),
+             (r'layers\.(\d+)\.(self|cross)_attention\.project\.(.*)', r'{0}_block.\1.\2_attn.out_proj.\3'),
+             (r'layers\.(\d+)\.feed_forward\.0\.(.*)', r'{0}_block.\1.conv1.\2'),
+             (r'layers\.(\d+)\.feed_forward\.2\.(.*)', r'{0}_block.\1.conv2.\2'),
+             (r'layers\.(\d+)\.(norm\d.*)', r'{0}_block.\1.\2')]
+
+MOTION = [(r'codebook\.embedding', 'quantize_motion.embedding.weight'),
+          (r'encode\.(.*)', r'motion_emb.\1'),
+          (r'decode\.(.*)', r'to_motion.\1'),
+          (r'embed_driving\.(.*)', r'driving_kp_enc.\1'),
+          (r'embed_source\.(\d+)\.(.*)', r'warped_source_enc_<\1>.\2'),
+          (r'embed_evidence\.(.*)', r'motion_query_enc_1.\1'),
+          (r'embed_query\.(.*)', r'motion_query_enc_2.\1'),
+          (r'context\.(.*)', r'to_context.\1'),
+          (r'motion_encoder\.retrieved(\d)\.(.*)', r'BasicMotionEncoder.convc\1.\2'),
+          (r'motion_encoder\.motion(\d)\.(.*)', r'BasicMotionEncoder.convf\1.\2'),
+          (r'motion_encoder\.join\.(.*)', r'BasicMotionEncoder.conv.\1'),
+          (r'update\.context\.(.*)', r'refine.convc1.\1'),
+          (r'update\.motion\.0\.(.*)', r'refine.conv1.\1'),
+          (r'update\.motion\.2\.(.*)', r'refine.conv2.\1'),
+          (r'update\.occlusion\.0\.(.*)', r'refine.convo1.\1'),
+          (r'update\.occlusion\.2\.(.*)', r'refine.convo2.\1')]
+
+APPEARANCE = [(r'codebook\.embedding', 'quantize_app.embedding.weight'),
+              (r'embed\.0\.(.*)', r'app_feat_emb_<0>.\1'),
+              (r'unembed\.0\.(.*)', r'to_app_feat_<0>.\1'),
+              (r'embed\.(\d+)\.(.*)', r'app_feat_emb_<\1>.1.\2'),
+              (r'unembed\.(\d+)\.(.*)', r'to_app_feat_<\1>.0.\2')]
+
+FUSIONS = [(r'fusions\.(\d+)\.encode\.(.*)', r'fuse_convs_dict.<\1+1>.encode_enc.\2'),
+           (r'fusions\.(\d+)\.(scale|shift)\.(.*)', r'fuse_convs_dict.<\1+1>.\2.\3'),
+           (r'fusions\.(\d+)\.add\.(.*)', r'fuse_ms_dict.<\1+1>.\2')]
+
+# Inside of VQGAN's blocks.
+LEAVES = [('.skip.', '.conv_out.'), ('.query.', '.q.'), ('.key.', '.k.'), ('.value.', '.v.'), ('.project.', '.proj_out.')]
+
+def _block_numbers(network):
+    """Prefix of each block of our encoder or decoder -> its number in the released code's flat list."""
+    kinds = (ResBlock, AttentionBlock, Downsample, Upsample)
+    if hasattr(network, 'downs'):
+        pairs = [(f'levels.{i}', f'downs.{i}') for i in range(len(network.levels))]
+        order = ['stem', *(name for pair in pairs for name in pair), 'middle', 'head']
+    else:
+        pairs = [(f'ups.{i}', f'levels.{i}') for i in range(len(network.levels))]
+        order = ['stem', 'middle', *(name for pair in pairs for name in pair), 'head']
+    names = []
+    for prefix in order:
+        for name, module in network.get_submodule(prefix).named_modules(prefix=prefix):
+            if isinstance(module, kinds) or re.fullmatch(r'stem|head\.\d+', name):
+                names.append(name)
+    return {name: number for number, name in enumerate(names)}
+
+
+def _vqgan_name(network, published, name):
+    prefix = max((p for p in _block_numbers(network) if name.startswith(p + '.')), key=len)
+    leaf = name[len(prefix):]
+    for ours, theirs in LEAVES:
+        leaf = leaf.replace(ours, theirs)
+    return f'net_g/{published}.blocks.{_block_numbers(network)[prefix]}{leaf}'
+
+
+def _with_sizes(name, grid):
+    """'<i>' or '<i+1>' -> pixels of that scale: the released code names layers by feature size."""
+    name = re.sub(r'<(\d+)\+1>', lambda m: str(grid * 2 ** (int(m[1]) + 1)), name)
+    return re.sub(r'<(\d+)>', lambda m: str(grid * 2 ** int(m[1])), name)
+
+
+def smac_origin(model, name):
+    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in the released checkpoints of this paper."""
+    owner, name = name.split('.', 1)
+    if owner == 'discriminator':
+        return Origin(f'net_d/{name}')
+    head, _, rest = name.partition('.')
+    if head in ('keypoint_detector', 'dense_motion'):
+        return Origin('net_motion_estimator/' + _substitute(HOURGLASS, name))
+    if head == 'encoder':
+        return Origin(_vqgan_name(model.encoder, 'encoder', rest))
+    if head == 'decoder':
+        return Origin(_vqgan_name(model.decoder, 'generator', rest))
+    if head == 'fusions':
+        published = _substitute(FUSIONS, name)
+    elif rest.startswith('retrieval.'):
+        return _retrieval_origin('app' if head == 'appearance' else 'motion', rest.removeprefix('retrieval.'))
+    else:
+        published = _substitute(MOTION if head == 'motion' else APPEARANCE, rest)
+    published = 'net_g/' + _with_sizes(published.replace(*LEAVES[0]), model.params.grid)
+    if re.fullmatch(r'appearance\.(un)?embed\.0\.weight', name):
+        return Origin(published, published=lambda shape: (*shape, 1, 1))    # a 1x1 convolution there, a matrix here
+    return Origin(published)
+
+
+def _retrieval_origin(kind, name):
+    stacked = re.fullmatch(r'layers\.(\d+)\.(self|cross)_attention\.(query|key|value)\.(weight|bias)', name)
+    if stacked:    # torch.nn.MultiheadAttention keeps the three in one tensor
+        layer, attention, role, leaf = stacked.groups()
+        return Origin(f'net_g/{kind}_block.{layer}.{attention}_attn.in_proj_{leaf}',
+                      ('query', 'key', 'value').index(role), 3)
+    return Origin('net_g/' + _substitute(RETRIEVAL, name).format(kind))
+
+
+def smac_constants(model):
+    """Published tensors that follow from the config: the anti-alias kernels."""
+    return {'net_motion_estimator/kp_detector.down.weight': model.keypoint_detector.down.weight,
+            'net_motion_estimator/dense_motion_network.down.weight': model.dense_motion.down.weight}
+
+
+# ---------------------------------------------------------------------------- FOMM and MCNet (public codes)
+
+FIRST_ORDER = [(r'encoder\.(.*)', r'\1'),
+               (r'head\.(.*)', r'final.\1')]
+
+FOMM = [(r'bottleneck\.(\d+)\.(.*)', r'bottleneck.r\1.\2'),
+        (r'(up_blocks\..*)', r'\1')]
+
+MCNET = [(r'levels\.(\d+)\.residual\.(\d)\.(.*)', r'resblock.<2*\1+\2>.\3'),
+         (r'levels\.(\d+)\.up\.(.*)', r'up_blocks.\1.\2'),
+         (r'compensation\.memory', 'mbUnit.mb'),
+         (r'compensation\.project\.(\d+)\.(.*)', r'mbUnit.feat_forward_proj_<\1>.\2'),
+         (r'compensation\.unproject\.(\d+)\.(.*)', r'mbUnit.conv_<\1>.\2'),
+         (r'compensation\.norm\.(\d+)\.(.*)', r'mbUnit.norm_<\1>.\2'),
+         (r'compensation\.identity\.(.*)', r'mbUnit.style_route.\1'),
+         (r'compensation\.condition\.style_(.*)', r'mbUnit.styleconv.modulated_conv.modulation.\1'),
+         (r'compensation\.condition\.weight', 'mbUnit.styleconv.modulated_conv.weight'),
+         (r'compensation\.condition\.noise_strength', 'mbUnit.styleconv.weight'),
+         (r'compensation\.condition\.bias', 'mbUnit.styleconv.activate.bias'),
+         (r'compensation\.key_value\.squeeze\.(.*)', r'mbUnit.conv_kv.attention.fc1.\1'),
+         (r'compensation\.key_value\.choose\.(.*)', r'mbUnit.conv_kv.attention.fc2.\1'),
+         (r'compensation\.key_value\.(.*)', r'mbUnit.conv_kv.\1'),
+         (r'compensation\.query\.(.*)', r'mbUnit.query_conv.\1'),
+         (r'compensation\.difference\.(.*)', r'mbUnit.diff_conv.\1')]
+
+# torch.nn.utils.spectral_norm's names there, those of its successor here.
+SPECTRAL = [('.parametrizations.weight.original', '.weight_orig'), ('.parametrizations.weight.0._', '.weight_')]
+
+DISCRIMINATOR = [(r'(\d+)\.blocks\.(.*)', r'\1.down_blocks.\2'),
+                 (r'(\d+)\.head\.(.*)', r'\1.conv.\2')]
+
+
+def _discriminator_origin(params, name):
+    for ours, theirs in SPECTRAL:
+        name = name.replace(ours, theirs)
+    index, _, rest = _substitute(DISCRIMINATOR, name.removeprefix('scales.')).partition('.')
+    scale = f'{params.scales[int(index)]:g}'.replace('.', '-')    # named by their scale: '1', '0-5'
+    return Origin(f'discriminator/discs.{scale}.{rest}')
+
+
+def _first_order_origin(rules, model, name):
+    owner, name = name.split('.', 1)
+    if owner == 'discriminator':
+        return _discriminator_origin(model.params.discriminator_params, name)
+    published = _substitute(HOURGLASS + FIRST_ORDER + rules, name)
+    if published.startswith('kp_detector.'):
+        return Origin(published.replace('.', '/', 1))
+    return Origin(f'generator/{published}')
+
+
+def fomm_origin(model, name):
+    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in a checkpoint of FOMM's public code."""
+    return _first_order_origin(FOMM, model, name)
+
+
+def mcnet_origin(model, name):
+    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in a checkpoint of MCNet's public code."""
+    params, origin = model.params, _first_order_origin(MCNET, model, name)
+    published = re.sub(r'<2\*(\d+)\+(\d+)>', lambda m: str(2 * int(m[1]) + int(m[2])), origin.name)
+    published = _with_sizes(published, params.image_size // 2 ** params.num_down_blocks)
+    if published.endswith('conv_kv.weight'):
+        count = params.num_kernels
+        return Origin(published, published=lambda shape: (count, shape[0] // count, *shape[1:]))
+    if published.endswith('modulated_conv.weight'):
+        return Origin(published, published=lambda shape: (1, *shape))
+    return Origin(published)
+
+
+def first_order_constants(model):
+    """Published tensors that follow from the config: the anti-alias kernels."""
+    return {'kp_detector/down.weight': model.keypoint_detector.down.weight,
+            'generator/dense_motion_network.down.weight': model.dense_motion.down.weight}

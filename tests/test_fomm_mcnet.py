@@ -1,0 +1,463 @@
+"""FOMM and MCNet on the interface of the paper's model, their recipes and checkpoints, and the ablations' configs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import parity
+from config import schema
+from config.errors import UserError
+from modules.build import build_discriminator, build_model, build_objective
+from modules.checkpoint_import import (FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors,
+                                       published_shapes)
+from modules.discriminator import Judgement, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
+from modules.losses import ADVERSARIAL_FORMS, RandomTransform, feature_matching
+from modules.mcnet import DynamicConv, ModulatedConv, feature_consistency
+from modules.objective import (DiscriminatorObjective, Objective, ObjectiveParams, check_weights, needs_discriminator)
+from modules.talking_head import Generated, Keypoints
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT.parent / 'shared' / 'facts' / 'reference'
+ABLATIONS = sorted((ROOT / 'config' / 'ablation').glob('*.yaml'))
+
+SMALL = ['model_params.image_size=64',
+         'model_params.kp_detector_params={num_kp: 4, block_expansion: 8, num_blocks: 2, max_features: 32, '
+         'scale_factor: 0.5, padding: 3}',
+         'model_params.dense_motion_params={block_expansion: 8, num_blocks: 2, max_features: 32, scale_factor: 0.25}',
+         'train_params.objective_params.loss_weights={l1: 10, perceptual: 0, keypoint_distance: 0}']
+SMALL_FIRST_ORDER = [*SMALL, 'model_params.block_expansion=8', 'model_params.max_features=32',
+                     'model_params.discriminator_params={block_expansion: 4, max_features: 32, num_blocks: 3}']
+SMALL_METHOD = {'fomm': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1'],
+                'fomm-adv': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1'],
+                'mcnet': [*SMALL_FIRST_ORDER, 'model_params.memory_channels=16', 'model_params.memory_size=6',
+                          'model_params.style_channels=12', 'model_params.style_hidden=8']}
+SMALL_SYNERGY = [*SMALL, 'model_params.autoencoder_params={channels: [16, 12, 8, 8], res_blocks: 1, norm_groups: 4}',
+                 'model_params.motion_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',
+                 'model_params.appearance_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',
+                 'model_params.discriminator_params={channels: 4, num_layers: 2}',
+                 'train_params.objective_params.adversarial_start=0']
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small spend their time on waking threads, many times over when cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_config(name):
+    return schema.load(ROOT / 'config' / f'{name}-vox-256.yaml', SMALL_METHOD[name])
+
+
+def small_model(name):
+    """A model whose keypoints have Jacobians, and whose noise would show."""
+    torch.manual_seed(0)
+    model = build_model(small_config(name))
+    nn.init.normal_(model.keypoint_detector.jacobian.weight, std=0.02)
+    if name == 'mcnet':
+        nn.init.constant_(model.compensation.condition.noise_strength, 0.5)
+    return model.eval()
+
+
+def random_images(batch, seed=1, size=64):
+    low = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(2 * low - 1, size=size, mode='bilinear')
+
+
+def train(config, steps):
+    """`steps` updates on one batch; yields (losses, objective) after each."""
+    torch.manual_seed(0)
+    params = config.train_params.objective_params
+    model = build_model(config)
+    objective = build_objective(config, model).train()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3, (0.5, 0.999))
+    discriminator = build_discriminator(config) if needs_discriminator(params) else None
+    if discriminator is not None:
+        judge = DiscriminatorObjective(discriminator, params)
+        discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999))
+    source, driving = random_images(2, 1), random_images(2, 2)
+    transform = RandomTransform.draw(2, torch.Generator().manual_seed(3))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        if discriminator is not None:
+            discriminator.requires_grad_(False)
+        step = objective(source, driving, transform, discriminator)
+        step.total.backward()
+        losses = {'total': step.total.detach()} | step.losses
+        optimizer.step()
+        if discriminator is not None:
+            discriminator.requires_grad_(True)
+            discriminator_optimizer.zero_grad()
+            total, found = judge(driving, step.generated)
+            total.backward()
+            discriminator_optimizer.step()
+            losses |= found
+        yield losses, model
+
+
+# ---------------------------------------------------------------------------- the interface
+
+@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+@torch.no_grad()
+def test_a_batch_gives_what_its_samples_give_alone(name):
+    model, source, driving = small_model(name), random_images(3, 1), random_images(3, 2)
+    together = model(source, driving)
+    assert together.prediction.shape == source.shape and together.prediction.std() > 0.01
+    for i in range(3):
+        alone = model(source[i:i + 1], driving[i:i + 1])
+        torch.testing.assert_close(together.prediction[i:i + 1], alone.prediction, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+@torch.no_grad()
+def test_one_encoded_source_serves_many_poses(name):
+    model, source, driving = small_model(name), random_images(1, 1), random_images(3, 2)
+    rendered = model.render(model.encode_source(source), model.keypoints(driving))
+    straight = model(source.expand(3, -1, -1, -1), driving)
+    torch.testing.assert_close(rendered.prediction, straight.prediction, atol=1e-4, rtol=0)
+    assert not rendered.losses and rendered.source_keypoints is None
+
+
+@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+@torch.no_grad()
+def test_images_are_in_our_range(name):
+    model = small_model(name)
+    nn.init.normal_(model.head.weight, std=30.)  # saturates
+    nn.init.constant_(model.dense_motion.occlusion.bias, -40.)
+    prediction = model(random_images(2, 1), random_images(2, 2)).prediction
+    assert -1 <= prediction.min() < -0.9 and 0.9 < prediction.max() <= 1
+
+
+def test_mcnet_shows_the_warped_source_where_it_is_visible():
+    model, source, driving = small_model('mcnet'), random_images(1, 1), random_images(1, 2)
+    nn.init.constant_(model.dense_motion.occlusion.bias, 40.)      # everything visible
+    with torch.no_grad():
+        generated = model(source, driving)
+    torch.testing.assert_close(generated.prediction, 2 * generated.warped_source - 1, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('name, sub_network, count', [
+    ('fomm', None, 45_575_391 + 14_215_368), ('fomm-adv', None, 45_575_391 + 14_215_368),
+    ('mcnet', None, 87_583_005 + 14_258_268), ('mcnet', 'compensation', 25_049_289)])
+def test_parameters_are_as_many_as_published(name, sub_network, count):
+    with torch.device('meta'):
+        model = build_model(schema.load(ROOT / 'config' / f'{name}-vox-256.yaml'))
+    assert sum(p.numel() for p in (model.get_submodule(sub_network) if sub_network else model).parameters()) == count
+
+
+# ---------------------------------------------------------------------------- MCNet's parts
+
+def test_modulated_convolution_is_one_demodulated_kernel_per_sample():
+    torch.manual_seed(0)
+    layer = ModulatedConv(4, 3).eval()
+    x, style = torch.randn(1, 4, 5, 5), torch.randn(2, 3)
+    found = layer(x, style)
+    for i in range(2):
+        scale = layer.style_weight @ style[i] / 3 ** 0.5 + layer.style_bias
+        kernel = layer.weight / (4 * 9) ** 0.5 * scale[None, :, None, None]
+        kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected = F.leaky_relu(F.conv2d(x, kernel, padding=1), 0.2) * 2 ** 0.5
+        torch.testing.assert_close(found[i:i + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dynamic_convolution_mixes_kernels_by_the_condition():
+    torch.manual_seed(0)
+    layer = DynamicConv(4, 6, num_kernels=3)
+    nn.init.normal_(layer.bias)
+    nn.init.normal_(layer.choose.weight, std=50.)        # against the temperature, which makes mixtures even
+    x, condition = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 7, 7)
+    found = layer(x, condition)
+    kernels, mixtures = layer.weight.unflatten(0, (3, 6)), []
+    for i in range(2):
+        hidden = F.relu(layer.squeeze.weight[:, :, 0, 0] @ condition[i].mean((1, 2)))
+        mixture = ((layer.choose.weight[:, :, 0, 0] @ hidden + layer.choose.bias) / 34).softmax(0)
+        expected = sum(weight * F.conv2d(x[i:i + 1], kernel, bias, padding=1)
+                       for weight, kernel, bias in zip(mixture, kernels, layer.bias))
+        torch.testing.assert_close(found[i:i + 1], expected, atol=1e-5, rtol=1e-5)
+        mixtures.append(mixture)
+    assert (mixtures[0] - mixtures[1]).abs().max() > 0.01
+
+
+def test_consistency_moves_the_memory_and_not_the_feature():
+    feature = torch.randn(2, 3, 8, 8, requires_grad=True)
+    value = torch.randn(2, 3, 4, 4, requires_grad=True)
+    feature_consistency(feature, value).backward()
+    assert feature.grad is None and value.grad.abs().min() > 0
+    same = torch.randn(2, 3, 4, 4)
+    assert feature_consistency(same, same) == 0 and feature_consistency(same, same + 2) == pytest.approx(2)
+
+
+def test_gradients_reach_memory_identity_and_dynamic_convolution():
+    model = small_model('mcnet').train()
+    model(random_images(2, 1), random_images(2, 2)).prediction.square().mean().backward()
+    # Biases before a normalisation have no gradient but rounding.
+    silent = [name for name, parameter in model.compensation.named_parameters()
+              if parameter.grad is None or not parameter.grad.abs().max() > 1e-9]
+    assert set(silent) <= {f'unproject.{scale}.bias' for scale in range(3)}
+    assert model.keypoint_detector.kp.weight.grad.any()
+
+
+def test_mcnet_has_no_uninitialised_weights():
+    torch.use_deterministic_algorithms(True)      # fills fresh memory with NaN
+    try:
+        model = build_model(small_config('mcnet'))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+# ---------------------------------------------------------------------------- training
+
+@pytest.mark.parametrize('name', ['fomm', 'fomm-adv', 'mcnet'])
+def test_a_recipe_trains(name):
+    history = [losses for losses, _ in train(small_config(name), 16)]
+    for losses in history:
+        assert all(torch.isfinite(value) for value in losses.values()), losses
+    assert history[-1]['l1'] < 0.9 * history[0]['l1']
+    assert history[-1]['total'] < 0.9 * history[0]['total']
+    assert ('feature_consistency' in history[0]) == (name == 'mcnet')
+    assert ('discriminator_real' in history[0]) == (name == 'fomm-adv')
+    if name == 'fomm-adv':
+        assert history[-1]['discriminator_real'] + history[-1]['discriminator_fake'] < \
+            history[0]['discriminator_real'] + history[0]['discriminator_fake']
+
+
+@pytest.mark.parametrize('path', ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_builds_and_steps(path):
+    config = schema.load(path, SMALL_SYNERGY)
+    (losses, model), = train(config, 1)
+    assert all(torch.isfinite(value) for value in losses.values())
+    named = {'baseline': (0, 0), 'smc': (1, 0), 'mmc': (4, 0), 'mmc-sac': (4, 1)}
+    scales = named.get(path.stem, (4, 4))
+    assert (model.motion_scales, model.appearance_scales) == scales
+    assert ('motion_code' in losses, 'appearance_code' in losses) == (scales[0] > 0, scales[1] > 0)
+    expected = {'shared': (0, 16), 'equal': (12, 16)}.get(path.stem, (0, 16))
+    if scales[0]:
+        assert (model.motion.codebook.slices[-1].start, model.motion.codebook.slices[-1].stop) == expected
+
+
+def test_ablations_are_the_rows_of_both_tables():
+    assert {path.stem for path in ABLATIONS} == {'baseline', 'smc', 'mmc', 'mmc-sac', 'mmc-mac',
+                                                 'shared', 'equal', 'progressive'}
+
+
+def test_a_discriminator_is_built_only_where_it_has_a_weight():
+    wanted = {name: needs_discriminator(small_config(name).train_params.objective_params) for name in SMALL_METHOD}
+    assert wanted == {'fomm': False, 'fomm-adv': True, 'mcnet': False}
+
+
+def test_an_unknown_loss_is_refused_by_its_nearest_name():
+    with pytest.raises(UserError, match='unknown loss feature_consistancy; did you mean feature_consistency'):
+        schema.load(ROOT / 'config' / 'mcnet-vox-256.yaml',
+                    ['train_params.objective_params.loss_weights.feature_consistancy=1'])
+    check_weights({}, ())                         # what is not given weighs nothing
+
+
+# ---------------------------------------------------------------------------- adversarial losses
+
+class Still(nn.Module):
+    """A model that always gives its parameter: what reaches the parameter is the gradient at the image."""
+
+    own_losses = ()
+
+    def __init__(self):
+        super().__init__()
+        self.picture = nn.Parameter(random_images(2, 5, 8))
+
+    def keypoints(self, image):
+        return Keypoints(torch.zeros(2, 1, 2), torch.eye(2).expand(2, 1, 2, 2))
+
+    def forward(self, source, driving):
+        prediction = self.picture * 1.0
+        return Generated(prediction, [], [], None, self.keypoints(source), self.keypoints(driving))
+
+    @property
+    def last_weight(self):
+        return self.picture
+
+
+class Judge(nn.Module):
+    """Two scales, two features."""
+
+    def forward(self, image, keypoints):
+        hidden = torch.tanh(3 * image)
+        return Judgement([hidden.mean(1, keepdim=True), hidden.amax(1, keepdim=True)], [hidden, hidden.square()])
+
+
+@pytest.mark.parametrize('form', ADVERSARIAL_FORMS)
+def test_the_objective_is_the_sum_it_says(form):
+    weights = {'l1': 2., 'adversarial': 0.5, 'feature_matching': 10.}
+    params = ObjectiveParams(weights, adversarial=form, adaptive_weight=False)
+    objective, judge, driving = Objective(Still(), params), Judge(), random_images(2, 6, 8)
+    transform = RandomTransform(torch.eye(2, 3).expand(2, 2, 3), torch.zeros(2, 1, 25))
+    step = objective(driving, driving, transform, judge)
+    step.total.backward()
+
+    picture = objective.model.picture.detach().requires_grad_()
+    fake, real = judge(picture, None), judge(driving, None)
+    if form == 'lsgan':
+        adversarial = ((1 - fake.logits[0]) ** 2).mean() + ((1 - fake.logits[1]) ** 2).mean()
+    else:
+        adversarial = -fake.logits[0].mean() - fake.logits[1].mean()
+    matching = sum((a - b).abs().mean() for a, b in zip(fake.features, real.features))
+    expected = 2 * (picture - driving).abs().mean() + 0.5 * adversarial + 10 * matching
+    expected.backward()
+    torch.testing.assert_close(step.total, expected)
+    torch.testing.assert_close(objective.model.picture.grad, picture.grad)
+    assert step.gradient_norms is None and 'adaptive_weight' not in step.losses
+
+
+def test_adversarial_forms_by_hand():
+    logits = torch.tensor([-1., 0.5, 3.])
+    lsgan, hinge = ADVERSARIAL_FORMS['lsgan'], ADVERSARIAL_FORMS['hinge']
+    assert lsgan.generator(logits) == lsgan.real(logits) == pytest.approx((4 + 0.25 + 4) / 3)
+    assert lsgan.fake(logits) == pytest.approx((1 + 0.25 + 9) / 3)
+    assert hinge.generator(logits) == pytest.approx(-2.5 / 3)
+    assert hinge.real(logits) == pytest.approx((2 + 0.5 + 0) / 3)
+    assert hinge.fake(logits) == pytest.approx((0 + 1.5 + 4) / 3)
+    assert feature_matching([torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.full((3,), 3.)]) == 3
+
+
+def test_keypoints_condition_the_discriminator_without_gradient():
+    config = small_config('fomm-adv')
+    torch.manual_seed(0)
+    discriminator, image = build_discriminator(config), random_images(1)
+    here, there = (Keypoints(torch.full((1, 4, 2), x)) for x in (-0.5, 0.5))
+    assert (discriminator(image, here).logits[0] - discriminator(image, there).logits[0]).abs().max() > 1e-4
+
+    generated = Generated(image, [], [], driving_keypoints=Keypoints(here.value.clone().requires_grad_()))
+    total, _ = DiscriminatorObjective(discriminator, config.train_params.objective_params)(image, generated)
+    total.backward()
+    assert generated.driving_keypoints.value.grad is None and discriminator.scales[0].head.weight.grad.any()
+
+
+def test_spectral_norm_bounds_every_kernel():
+    torch.manual_seed(0)
+    params = MultiScaleDiscriminatorParams(scales=(1, 0.5), block_expansion=4, num_blocks=2, spectral_norm=True)
+    discriminator = MultiScaleDiscriminator(params, num_kp=4)
+    for _ in range(30):
+        judged = discriminator(random_images(1), None)
+    assert len(judged.logits) == 2 and len(judged.features) == 4
+    for module in discriminator.modules():
+        if isinstance(module, nn.Conv2d):
+            assert float(torch.linalg.matrix_norm(module.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------- published checkpoints
+
+IMPORTS = [('fomm', 'fomm'), ('fomm', 'fomm-adv'), ('mcnet', 'mcnet')]
+
+
+def small_networks(name):
+    config = small_config(name)
+    return build_model(config), build_discriminator(config)
+
+
+def published_tensors(source, model, discriminator):
+    torch.manual_seed(7)
+    shapes = published_shapes(source, model, discriminator)
+    return {name: torch.randn(shape) for name, shape in shapes.items()} | FORMATS[source].constants(model)
+
+
+def as_file(tensors, prefix=''):
+    """What the public codes save: one state dict per network, and the optimisers'."""
+    contents = {'epoch': 99, 'optimizer_generator': {'state': {}, 'param_groups': []}}
+    for name, tensor in tensors.items():
+        network, name = name.split('/', 1)
+        contents.setdefault(network, {})[prefix + name] = tensor
+    return contents
+
+
+@pytest.mark.parametrize('source, name', IMPORTS)
+def test_a_published_file_fills_every_tensor(source, name):
+    model, discriminator = small_networks(name)
+    tensors = published_tensors(source, model, discriminator)
+    flat = flatten_checkpoint(source, [as_file(tensors, 'module.' if source == 'mcnet' else '')])
+    assert has_discriminator(source, flat)
+    before = {key: value.clone() for net in (model, discriminator) for key, value in net.state_dict().items()}
+    import_tensors(source, flat, model, discriminator)
+    after = {key: value for net in (model, discriminator) for key, value in net.state_dict().items()}
+    same = [key for key, value in after.items() if torch.equal(value, before[key])]
+    assert all(key.endswith('num_batches_tracked') for key in same), same
+    assert torch.equal(model.head.weight, tensors['generator/final.weight'])
+    if name == 'fomm':
+        original = discriminator.scales[0].blocks[1].conv.parametrizations.weight.original
+        assert torch.equal(original, tensors['discriminator/discs.1.down_blocks.1.conv.weight_orig'])
+    if name == 'mcnet':
+        kernels = tensors['generator/mbUnit.conv_kv.weight']
+        assert torch.equal(model.compensation.key_value.weight, kernels.flatten(0, 1))
+        assert torch.equal(model.levels[1].residual[1].conv1.weight, tensors['generator/resblock.3.conv1.weight'])
+
+
+@pytest.mark.parametrize('source, name', IMPORTS)
+def test_a_tensor_at_fault_is_named_and_nothing_is_copied(source, name):
+    model, discriminator = small_networks(name)
+    tensors = published_tensors(source, model, discriminator)
+    before = model.head.weight.clone()
+    key = 'generator/first.conv.weight'
+    faults = {'is missing': {k: v for k, v in tensors.items() if k != key},
+              'has no place': tensors | {key + '2': tensors[key]},
+              'has shape': tensors | {key: tensors[key][:3]}}
+    for complaint, faulty in faults.items():
+        with pytest.raises(ImportFault, match=f'{key}.*{complaint}'):
+            import_tensors(source, faulty, model, discriminator)
+    kernel = 'kp_detector/down.weight'
+    with pytest.raises(ImportFault, match='differs from the kernel'):
+        import_tensors(source, tensors | {kernel: tensors[kernel] + 0.1}, model, discriminator)
+    assert torch.equal(model.head.weight, before)
+
+
+def test_files_of_another_method_or_network_are_refused():
+    zero, one = torch.zeros(1), torch.ones(1)
+    fomm, mcnet = ({'generator': {mark: zero}, 'kp_detector': {'kp.bias': zero}}
+                   for mark in ('final.bias', 'module.mbUnit.mb'))
+    net_g = {'params': {'encoder.blocks.0.bias': zero}, 'params_ema': {'encoder.blocks.0.bias': one}}
+    estimator = {'params': {'dense_motion_network.mask.bias': zero}}
+    for source, files, complaint in [
+            ('fomm', [mcnet], 'it is one of format mcnet'),
+            ('mcnet', [fomm], 'it is one of format fomm'),
+            ('smac', [fomm], 'it is one of format fomm'),
+            ('fomm', [net_g], 'it is one of format smac'),
+            ('fomm', [{'model': {}, 'epoch': 3}], 'it holds model, epoch'),
+            ('fomm', [[1]], 'it holds a list'),
+            ('fomm', [fomm, fomm], 'generator is in two'),
+            ('smac', [net_g, net_g], 'net_g is in two'),
+            ('smac', [net_g], 'net_motion_estimator is in none'),
+            ('fomm', [], 'generator is in none'),
+            ('fomm', [{'generator': fomm['generator']}], 'kp_detector is in none'),
+            ('fomm', [fomm | {'avd_network': {'x': zero}}], 'avd_network is not of format fomm')]:
+        with pytest.raises(ImportFault, match=complaint):
+            flatten_checkpoint(source, files)
+    # The order of the paper's files does not matter, and averaged weights are another variant.
+    raw, ema = (flatten_checkpoint('smac', [estimator, net_g], ema=ema) for ema in (False, True))
+    assert raw['net_g/encoder.blocks.0.bias'] == 0 and ema['net_g/encoder.blocks.0.bias'] == 1
+    assert raw.keys() == ema.keys() and not has_discriminator('smac', raw)
+
+
+# ---------------------------------------------------------------------------- parity
+
+@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+def test_parity_with_the_public_code(name):
+    fixture = REFERENCE / f'{name}_fixture_A.npz'
+    if not fixture.exists():
+        pytest.skip('no fixtures here')
+    comparisons = parity.compare(fixture, schema.load(ROOT / 'config' / f'{name}-vox-256.yaml'))
+    assert len(comparisons) >= 8
+    assert not [comparison.name for comparison in comparisons if not comparison.verdict()[2]]
+
+
+@pytest.mark.parametrize('keys, config, complaint', [
+    (['prediction', 'deformation', 'mask_s4', 'warp_img_s4'], 'fomm', 'of no known kind'),
+    (['feat_list_0_sub'], 'fomm', 'of method mcnet, the config of fomm'),
+    (['embedding'], 'mcnet', 'of no known kind')])
+def test_a_fixture_of_another_kind_is_one_clear_line(keys, config, complaint, tmp_path, capsys):
+    parity.np.savez(tmp_path / 'fixture.npz', **{key: parity.np.zeros(1) for key in keys})
+    arguments = [str(tmp_path / 'fixture.npz'), '--config', str(ROOT / 'config' / f'{config}-vox-256.yaml')]
+    assert parity.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count('\n') == 1
