@@ -3,9 +3,10 @@ RUN := .venv/bin/python
 
 .PHONY: demo test clean
 
-# Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64
+# Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64.
+# One thread for the networks and one process that draws heads: two cores' worth.
 demo: .venv/installed
-	$(RUN) run.py --mode demo
+	OMP_NUM_THREADS=1 $(RUN) run.py --mode demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=2 $(RUN) -m pytest -q tests

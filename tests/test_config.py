@@ -23,7 +23,7 @@ VOX = ROOT / 'config/vox-256.yaml'
     ('model_params.image_size=100', 'image_size=100 cannot be halved 3 times'),
     ('model_params.motion_codebook_params.allocation=fair', 'expected one of progressive, shared, equal'),
     ('model_params.motion_codebook_params.num_codes=1022', 'num_codes=1022 cannot be split evenly over scales=4'),
-    ('model_params.appearance_codebook_params.scales=5', 'the model has 4 scales'),
+    ('model_params.appearance_codebook_params.scales=8', 'the model has 4 scales'),
     ('model_params=7', 'model_params: expected keys and values'),
     ('nonsense', '--set nonsense: expected section.key=value'),
     ('train_params.betas=[1', 'the value is not valid YAML'),
