@@ -1,7 +1,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test
 
 # Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64.
 # One thread for the networks and one process that draws heads: two cores' worth.
@@ -15,6 +15,3 @@ test: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
-
-clean:
-	rm -rf .venv log

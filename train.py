@@ -337,7 +337,7 @@ def health(generated):
     """Scalars that show a collapse before the losses do."""
     value = generated.driving_keypoints.value.float()
     motion = to_displacement(generated.flows[-1].float())
-    return {'health/keypoint_spread': value.std(dim=1).mean(),
+    return {'health/keypoint_spread': value.std(dim=1, correction=0).mean(),
             'health/flow_magnitude_px': motion.square().sum(1).sqrt().mean(),
             **generated.health}
 
