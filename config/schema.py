@@ -24,7 +24,7 @@ PRECISIONS = ('fp32', 'bf16')
 @dataclass(frozen=True)
 class AugmentationParams:
     time_flip: bool = True             # swap source and driving, half of the time
-    horizontal_flip: bool = True       # mirror both, half of the time
+    horizontal_flip: bool = True       # mirror both, half of the time where time was not flipped, as in FOMM
     brightness: float = 0.0            # colour jitter, the same for both frames; FOMM uses 0.1 for all four
     contrast: float = 0.0
     saturation: float = 0.0
