@@ -9,7 +9,7 @@ demo: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) run.py --mode demo
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -q -n 2 --dist loadfile tests
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -324,8 +324,12 @@ def compare(path, config):
                                 f'give another --config')
             # The fixtures' sums were split over two threads. Batch norm over a batch of two, at the bottom of an
             # hourglass, makes the order of summation show: on one thread the training step drifts by thirty times more.
+            threads = torch.get_num_threads()
             torch.set_num_threads(2)
-            return list(kind.comparisons(fixture, config))
+            try:
+                return list(kind.comparisons(fixture, config))
+            finally:
+                torch.set_num_threads(threads)
     raise UserError(f'fixture {path} is of no known kind; methods: {", ".join(METHODS)}')
 
 
