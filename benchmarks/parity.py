@@ -1,18 +1,21 @@
 """Do our networks compute what the released implementations compute?
 
-    python -m benchmarks.parity FIXTURE.npz [--config config/vox-256.yaml] [--set key=value ...]
+    python -m benchmarks.parity FIXTURE.npz [--config config/vox-256.yaml] [--set key=value ...] [--float64]
 
 The config names the method that the fixture belongs to: vox-256, fomm-vox-256 or mcnet-vox-256.
 Fills our networks, through the true checkpoint importer, with weights that follow from their published
 names, runs the fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance.
+With --float64 we compute in double precision, so that what differs is the rounding of the fixture alone.
 """
 
 import argparse
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -78,7 +81,23 @@ def recipe(key, shape):
         weight = 1 + 0.1 * noise
     else:
         weight = 0.05 * noise
-    return torch.from_numpy(np.asarray(weight, dtype=np.float32))
+    return from_fixture(np.asarray(weight, dtype=np.float32))
+
+
+def from_fixture(array):
+    """A stored float32 array as a tensor of the precision that we compute in."""
+    return torch.from_numpy(array).to(torch.get_default_dtype())
+
+
+@contextmanager
+def float64():
+    """Compute in double precision: also where the networks ask for fp32 because autocast could have given them less."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mock.patch.object(torch.Tensor, 'float', torch.Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def published_state(source, model, discriminator=None):
@@ -106,7 +125,7 @@ def filled(config, source, with_discriminator=False):
 def images(seeds):
     """The fixtures' inputs: smooth noise (B, 3, 256, 256) in [0, 1] from seeds."""
     low = [np.random.default_rng(int(seed)).uniform(0, 1, (1, 3, 16, 16)).astype(np.float32) for seed in seeds]
-    return torch.nn.functional.interpolate(torch.from_numpy(np.concatenate(low)), size=256, mode='bilinear',
+    return torch.nn.functional.interpolate(from_fixture(np.concatenate(low)), size=256, mode='bilinear',
                                            align_corners=False)
 
 
@@ -139,7 +158,7 @@ def generate(fixture, config, source_format):
     """What our model, filled, makes of the fixture's images in eval mode."""
     model, _ = filled(config, source_format)
     with torch.no_grad():
-        return model(*(from_unit(torch.from_numpy(fixture[name])) for name in ('source', 'driving')))
+        return model(*(from_unit(from_fixture(fixture[name])) for name in ('source', 'driving')))
 
 
 def fomm_forward(fixture, config):
@@ -214,7 +233,7 @@ def smac_step(fixture, config):
     discriminator_objective = DiscriminatorObjective(discriminator, config.train_params.objective_params)
     objective.train(training), discriminator_objective.train(training)
     source, driving = (2 * images(fixture[f'seeds_{name}']) - 1 for name in ('source', 'driving'))
-    transform = RandomTransform(*(torch.from_numpy(fixture[name]) for name in ('theta', 'control_params')))
+    transform = RandomTransform(*(from_fixture(fixture[name]) for name in ('theta', 'control_params')))
 
     discriminator.requires_grad_(False)
     step = objective(source, driving, transform, discriminator)
@@ -280,7 +299,8 @@ def gradient_norms(fixture, model, discriminator):
     # than 1e-3 in 25 (eval) and 188 (train) of 576 parameters, by 0.14 at worst. So single parameters get
     # GRADIENT_LIMIT, and 1e-3 is asked of the bulk.
     bulk = np.quantile(errors, 0.85)
-    yield Comparison('85 % of all gradient norms, relative', np.array([bulk]), np.zeros(1), 1e-3, 1e-3)
+    beyond = sum(error > 1e-3 for error in errors)
+    yield Comparison(f'85 % of all gradient norms, relative ({beyond} of {len(errors)} beyond 1e-3)', np.array([bulk]), np.zeros(1), 1e-3, 1e-3)
 
 
 def batch_norm_statistics(fixture, model, discriminator):
@@ -338,10 +358,12 @@ def main(arguments=None):
     parser.add_argument('fixture', type=Path)
     parser.add_argument('--config', default='config/vox-256.yaml')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='override config values')
+    parser.add_argument('--float64', action='store_true', help='compute in double precision: shows the fixture\'s own rounding')
     parser.add_argument('--failures', action='store_true', help='print only what is out of tolerance')
     options = parser.parse_args(arguments)
     try:
-        comparisons = compare(options.fixture, schema.load(options.config, options.set))
+        with float64() if options.float64 else nullcontext():
+            comparisons = compare(options.fixture, schema.load(options.config, options.set))
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

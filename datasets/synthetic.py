@@ -33,15 +33,15 @@ def state_at(seed: int, time: float) -> HeadState:
     sway = lambda slow, fast: _sway(rng, time, slow, fast)
     # Where this person mostly looks, and how lively they are.
     lively = rng.uniform(0.6, 1.1)
-    yaw = rng.uniform(-9, 9) + lively * 19 * sway(0.08, 0.5)
-    pitch = rng.uniform(-4, 4) + lively * 12 * sway(0.1, 0.6)
-    roll = lively * 11 * sway(0.07, 0.4)
-    x, y, scale = 0.10 * sway(0.05, 0.25), 0.06 * sway(0.05, 0.25), 1 + 0.08 * sway(0.04, 0.2)
+    yaw = rng.uniform(-9, 9) + lively * 14 * sway(0.08, 0.5)
+    pitch = rng.uniform(-4, 4) + lively * 8 * sway(0.1, 0.6)
+    roll = lively * 8 * sway(0.07, 0.4)
+    x, y, scale = 0.07 * sway(0.05, 0.25), 0.04 * sway(0.05, 0.25), 1 + 0.06 * sway(0.04, 0.2)
     smile, brow = 0.15 + 0.8 * sway(0.08, 0.4), 0.8 * sway(0.1, 0.7)
     gaze_x, gaze_y = 0.8 * sway(0.2, 0.9) - yaw / 60, 0.6 * sway(0.2, 0.8)
     return HeadState(*(float(value) for value in (
         np.clip(yaw, -32, 32), np.clip(pitch, -18, 18), np.clip(roll, -15, 15), x, y, scale, _talk(rng, time),
-        np.clip(smile, -1, 1), _blink(rng, time), np.clip(brow, -1, 1), np.clip(gaze_x, -1, 1), np.clip(gaze_y, -1, 1))))
+        np.clip(smile, -1, 1), _lids(rng, time, gaze_y), np.clip(brow, -1, 1), np.clip(gaze_x, -1, 1), np.clip(gaze_y, -1, 1))))
 
 
 def _sway(rng, time, slow, fast):
@@ -53,16 +53,18 @@ def _sway(rng, time, slow, fast):
 
 def _talk(rng, time):
     """Jaw opening in [0, 1]: syllables of about 4 Hz, in phrases with pauses."""
-    phrase = np.clip(0.35 + 1.3 * _sway(rng, time, 0.15, 0.6), 0, 1)
+    phrase = np.clip(0.5 + 1.3 * _sway(rng, time, 0.15, 0.6), 0, 1)
     syllable = np.sin(np.pi * rng.uniform(3.2, 4.2) * time + 1.5 * _sway(rng, time, 0.3, 1.2)) ** 2
     return phrase * syllable * np.clip(0.6 + 0.5 * _sway(rng, time, 0.5, 2.0), 0.15, 1)
 
 
-def _blink(rng, time):
-    """Lid closure in [0, 1]: an event of about 0.3 s every 2 to 5 s."""
-    period, phase = rng.uniform(2.0, 5.0), rng.uniform(0, 1)
+def _lids(rng, time, gaze_y):
+    """Lid closure in [0, 1]: a blink of about 0.3 s every 1.5 to 4 s; between them lids follow the gaze down, and tire."""
+    period, phase = rng.uniform(1.5, 4.0), rng.uniform(0, 1)
     since = ((time / period + phase) % 1) * period
-    return np.exp(-((since - 0.3) / 0.085) ** 4)
+    blink = np.exp(-((since - 0.3) / 0.085) ** 4)
+    rest = np.clip(0.1 + 0.3 * _sway(rng, time, 0.2, 0.9) - 0.3 * gaze_y, 0, 0.6)
+    return max(blink, rest)
 
 
 # ---- clips

@@ -1,4 +1,4 @@
-"""Losses on keypoints and on what a discriminator says: small pure functions."""
+"""Losses on keypoints, on images, and on what a discriminator says: small pure functions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modules.warp import identity_grid, invert_2x2, sample
 
+BANDS = 3                 # of the Laplacian pyramid
 MINIMUM_DISTANCE = 0.2    # keypoints should not come closer than this, in units of [-1, 1]
 
 
@@ -55,6 +56,20 @@ class RandomTransform:
         grid = identity_grid(size, image).flatten(0, 1).expand(image.shape[0], -1, -1)
         flow = self.warp_coordinates(grid).unflatten(1, size)
         return sample(image, flow, align_corners=False, padding_mode='reflection')
+
+
+def laplacian(difference):
+    """L1 over the bands of a Laplacian pyramid (Lap1 of Bojanowski et al. 2018) of an image difference (B, 3, H, W).
+
+    Sides must halve BANDS times. Fine bands hold eyes, lips and edges, which plain L1 counts by their few pixels:
+    what is left of a perceptual loss where its network is not at hand.
+    """
+    total = 0.0
+    for _ in range(BANDS):
+        coarser = F.avg_pool2d(difference, 2)
+        total = total + (difference - F.interpolate(coarser, scale_factor=2, mode='bilinear')).abs().mean()
+        difference = coarser
+    return total
 
 
 def equivariance(keypoints, transformed, transform):

@@ -8,11 +8,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance
+from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance, laplacian
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
 
-COMMON_LOSSES = ('l1', 'perceptual', 'coarse', 'adversarial', 'feature_matching',
+IMAGE_LOSSES = ('l1', 'laplacian', 'perceptual')      # of the prediction, and times `coarse` of the coarse prediction
+COMMON_LOSSES = (*IMAGE_LOSSES, 'coarse', 'adversarial', 'feature_matching',
                  'equivariance_value', 'equivariance_jacobian', 'keypoint_distance')
 
 
@@ -106,14 +107,19 @@ class Objective(nn.Module):
         return {'equivariance_value': value, 'equivariance_jacobian': jacobian, 'keypoint_distance': distance}
 
     def _reconstruction(self, predictions, target):
-        """L1 and perceptual losses of each prediction -> (losses by name, gradient at each prediction, terms)."""
+        """IMAGE_LOSSES of each prediction -> (losses by name, gradient at each prediction, perceptual terms)."""
         scales = [1.0, self.weights['coarse']]
         names = ['', 'coarse_']
         losses, gradients = {}, []
         for name, prediction in zip(names, predictions):
-            difference = prediction.detach() - target
-            losses[f'{name}l1'] = difference.abs().mean()
-            gradients.append(self.weights['l1'] * difference.sign() / difference.numel())
+            difference = (prediction.detach() - target).requires_grad_()
+            with torch.enable_grad():
+                found = {'l1': difference.abs().mean()}
+                if self.weights['laplacian']:
+                    found['laplacian'] = laplacian(difference)
+                weighted = sum(self.weights[loss] * value for loss, value in found.items())
+            gradients += torch.autograd.grad(weighted, difference)
+            losses |= {f'{name}{loss}': value.detach() for loss, value in found.items()}
         terms = None
         if self.perceptual is not None:
             terms, found = self.perceptual.value_and_gradient(predictions, target)
@@ -152,9 +158,8 @@ class Objective(nn.Module):
 
     def _weighted(self, image_losses):
         weights = self.weights
-        main = sum(weights[name] * image_losses[name] for name in ('l1', 'perceptual') if name in image_losses)
-        coarse = sum(weights[name] * image_losses[f'coarse_{name}'] for name in ('l1', 'perceptual')
-                     if f'coarse_{name}' in image_losses)
+        main, coarse = (sum(weights[name] * image_losses[f'{which}{name}'] for name in IMAGE_LOSSES
+                            if f'{which}{name}' in image_losses) for which in ('', 'coarse_'))
         judged = sum(self._judged_weight(name, image_losses) * image_losses[name]
                      for name in ('adversarial', 'feature_matching') if name in image_losses)
         return main + weights['coarse'] * coarse + judged

