@@ -1,0 +1,178 @@
+"""The ablation benchmark: one protocol for every row, nothing trained twice, errors in honest units."""
+
+import json
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import ablation
+from benchmarks.ablation import ROWS, SCORES, Truth, clip_truth, copying, follow, motion_scores, run_name, settings
+from datasets.synthetic import flow, render, synthetic_people
+from modules.objective import COMMON_LOSSES
+from visualizer import CELL
+
+CPU = torch.device('cpu')
+TINY = ['model_params.image_size=32', 'dataset_params.synthetic_params={train_people: 2, test_people: 2, frames: 3}',
+        'train_params.batch_size=2', 'train_params.num_iterations=2', 'train_params.val_pairs=1',
+        'train_params.save_every=1', 'train_params.keep_checkpoints=2', 'visualizer_params.samples=1']
+
+
+# ---------------------------------------------------------------------------- settings
+
+@pytest.mark.parametrize('budget', ['quick', 'full'])
+def test_rows_differ_in_what_they_name_alone(budget):
+    configs = {name: config.as_dict() for name, config in settings(budget).items()}
+    assert list(configs) == list(ROWS)
+    for name, config in configs.items():
+        assert config['dataset_params'] == configs['mmc-mac']['dataset_params'], name
+        for key, value in config['train_params'].items():
+            if key not in ('objective_params', 'discriminator_learning_rate'):
+                assert value == configs['mmc-mac']['train_params'][key], f'{name}: {key}'
+        ours, theirs = (each['train_params']['objective_params']['loss_weights']
+                        for each in (config, configs['mmc-mac']))
+        assert all(ours.get(key, 0) == theirs.get(key, 0) for key in COMMON_LOSSES), name
+        for key in ('image_size', 'kp_detector_params', 'dense_motion_params'):
+            assert config['model_params'][key] == configs['mmc-mac']['model_params'][key], f'{name}: {key}'
+        if config['model_params']['method'] == 'synergy':
+            for book in ('motion_codebook_params', 'appearance_codebook_params'):
+                for key in ('scales', 'allocation'):
+                    config['model_params'][book][key] = configs['mmc-mac']['model_params'][book][key]
+            assert config == configs['mmc-mac'], name
+
+
+def test_rows_of_one_model_are_one_run():
+    configs = settings('quick')
+    names = {row: run_name(configs, row, 0) for row in ROWS}
+    assert names['progressive'] == names['mmc-mac'] and len(set(names.values())) == len(ROWS) - 1
+    assert names['smc'] != run_name(configs, 'smc', 1)
+    assert names['smc'] != run_name(settings('quick', ['train_params.batch_size=3']), 'smc', 0)
+
+
+# ---------------------------------------------------------------------------- scores
+
+@pytest.fixture(scope='module')
+def clip():
+    return synthetic_people(1, 1, 3 * ablation.SPACING, 128, seed=7)['id700000'][0]
+
+
+@pytest.fixture(scope='module')
+def truth(clip):
+    return clip_truth(clip)
+
+
+def test_the_true_flow_finds_the_landmarks_and_no_flow_leaves_them(clip, truth):
+    states = [clip.state(index) for index in range(0, len(clip), ablation.SPACING)]
+    true = np.stack([flow(clip.identity, states[0], state, clip.size)[0] for state in states[1:]])
+    right = motion_scores(follow(torch.from_numpy(true), truth), truth)
+    still = motion_scores(truth.landmarks[1:], truth)
+    assert right['head'] < 0.5 < 0.25 * still['head']
+    assert right['expression'] < 1 and right['pose'] < 0.5
+
+    unit = torch.linspace(-1, 1, 16)
+    identity = torch.stack(torch.meshgrid(unit, unit, indexing='xy'), -1).expand(len(states) - 1, -1, -1, -1)
+    np.testing.assert_allclose(follow(identity, truth), truth.landmarks[1:], atol=1e-3)
+
+
+def test_pose_error_is_in_degrees(clip, truth):
+    rest = clip.state(0)
+    turned = render(clip.identity, replace(rest, yaw=rest.yaw + 3, roll=rest.roll - 3, x=rest.x + 0.05), clip.size)
+    pair = truth._replace(landmarks=np.stack([truth.landmarks[0], turned.landmarks]),
+                          visible=np.stack([truth.visible[0], turned.visible]))
+    assert motion_scores(pair.landmarks[1:], pair)['pose'] == pytest.approx(2, rel=0.15)     # mean of 3, 0, 3 degrees
+
+
+# ---------------------------------------------------------------------------- runs
+
+class Here(Executor):
+    """Does the work at once, in this process: training wants the main thread."""
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def trained(out, row='baseline'):
+    """A tiny run of one row and its scores."""
+    ablation.make_folder(out / 'results')
+    configs = settings('quick', TINY)
+    run = ablation.collect(configs, [row], out, ablation.heads(configs[row], out, Here()))[row][1]
+    ablation.run_all([run], Here(), 1, CPU)
+    return run, json.loads(run.result.read_text())['scores']
+
+
+@pytest.fixture(scope='module')
+def first(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield trained(tmp_path_factory.mktemp('ablation'))
+    torch.set_num_threads(threads)
+
+
+def test_a_finished_run_is_kept(first):
+    run, scores = first
+    before = run.result.stat().st_mtime_ns
+    assert trained(run.out)[1] == scores and run.result.stat().st_mtime_ns == before
+    assert set(SCORES) == set(scores) and all(np.isfinite(value) for value in scores.values())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_scores(first):
+    run, scores = first
+    early, late = (run.out / 'runs' / run.name / 'checkpoints' / f'{step:08d}.pt' for step in (1, 2))
+    before = early.stat().st_mtime_ns
+    run.result.unlink()
+    late.unlink()
+    assert trained(run.out)[1] == scores and late.exists()
+    assert early.stat().st_mtime_ns == before, 'it began anew'
+
+
+def test_a_stopped_training_leaves_no_result(first, monkeypatch):
+    run, _ = first
+    monkeypatch.setattr(ablation, 'train', lambda config, folder, device: None)
+    longer = run._replace(name='longer', config=replace(run.config, train_params=replace(
+        run.config.train_params, num_iterations=3)))
+    (run.out / 'runs' / run.name).rename(run.out / 'runs' / 'longer')
+    with pytest.raises(KeyboardInterrupt):
+        ablation.make(longer, CPU)
+    assert not longer.result.exists()
+    (run.out / 'runs' / 'longer').rename(run.out / 'runs' / run.name)
+
+
+# ---------------------------------------------------------------------------- table and picture
+
+def test_the_table_stands_beside_the_paper(tmp_path):
+    (tmp_path / 'results').mkdir()
+    configs = settings('quick')
+    runs = ablation.collect(configs, ['fomm', 'mmc-mac', 'progressive'], tmp_path, 'heads')
+    for of_row in runs.values():
+        for seed, run in enumerate(of_row):
+            run.result.write_text(json.dumps({'scores': dict.fromkeys(SCORES, 20 + seed), 'parameters': 1_234_567}))
+            Image.new('RGB', (4 * CELL, CELL)).save(run.strip)
+    lines = ablation.table(runs, dict.fromkeys(SCORES, 3.14159)).splitlines()
+    assert len({line.count('|') for line in lines}) == 1 and len(lines) == 6
+    assert lines[2].startswith('| copy of the source | 3.14 | 3.1416 | 3.1416 |')
+    assert lines[3].startswith('| FOMM | 21.00 ± 1.00 | 21.0000 ± 1.0000 |')
+    assert lines[3].endswith('| 1.23 M | 22.96 | 0.0474 | 1.4037 |')
+    assert lines[4].split('|')[2:] == lines[5].split('|')[2:]
+
+    frames = np.zeros((2, 2, 32, 32, 3), np.uint8)
+    still = Truth(frames, np.zeros((2, 2, 29, 2)), np.ones((2, 2, 29), bool), np.zeros((2, 29, 2, 6)))
+    assert ablation.picture(runs, still).shape[0] > 4 * CELL
+
+
+def test_copying_is_scored_like_a_model(truth):
+    scores = copying(Truth(*(value[None] for value in truth)))
+    assert set(scores) == set(SCORES) and scores['psnr'] < 100
+    assert scores['head'] == pytest.approx(motion_scores(truth.landmarks[1:], truth)['head'])
+
+
+def test_a_wrong_row_or_setting_is_one_clear_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ablation.main(['--rows', 'mmcc'])
+    assert stopped.value.code == 2
+    assert ablation.main(['--out', str(tmp_path), '--set', 'train_params.batchsize=3']) == 2
+    assert 'did you mean batch_size' in capsys.readouterr().err
