@@ -2,6 +2,7 @@
 
     root/train/person#video#start#end.mp4    a video file, or a folder of PNG or JPEG frames,
     root/test/...                            whose name may or may not end in .mp4
+    root/manifest.jsonl                      of prepared data: which clips count, and who is in them
 """
 
 import logging
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
 from config.errors import UserError
+from datasets.manifest import NAME as MANIFEST, OK, read_manifest
 from datasets.video import VIDEO_SUFFIXES, has_stills, open_clip
 
 log = logging.getLogger(__name__)
@@ -28,17 +30,34 @@ def find_people(root, partition, id_sampling, size):
 
     root:        folder that holds train/ and test/
     partition:   'train' or 'test'
-    id_sampling: the person is the part of a clip's name before the first '#'; otherwise every
-                 clip is a person of its own
+    id_sampling: the person is the one of the manifest, without a manifest the part of a clip's
+                 name before the first '#'; otherwise every clip is a person of its own
     size:        frames are resized to (size, size)
-    Hidden files and files that are no video are passed over. Clips are not opened: damage shows
-    at their first use. Raises UserError if folder or clips are missing or names do not fit.
+    Hidden files and files that are no video are passed over, and so are clips that a manifest does
+    not list. Clips are not opened: damage shows at their first use. Raises UserError if folder or
+    clips are missing or names do not fit.
     """
     folder = _partition_folder(Path(root), partition)
-    people = {}
-    for name, path in sorted(_clip_paths(folder).items()):
-        people.setdefault(_person(name, path, id_sampling), []).append(open_clip(path, size))
+    paths, records, people = _clip_paths(folder), read_manifest(root), {}
+    if records is not None:
+        paths = _listed(paths, folder, {name for name, record in records.items()
+                                        if record.status == OK and record.partition == partition})
+    for name, path in sorted(paths.items()):
+        person = records[name].person if records and id_sampling else _person(name, path, id_sampling)
+        people.setdefault(person, []).append(open_clip(path, size))
     return dict(sorted(people.items()))
+
+
+def _listed(paths, folder, names):
+    """Those of `paths` that are in the manifest; says how many of the one are not in the other."""
+    unlisted, absent = paths.keys() - names, names - paths.keys()
+    for what, found in (('not listed and left out', unlisted), ('listed but not there', absent)):
+        if found:
+            log.warning('%s: %d clip(s) are %s, such as %s; see %s', folder, len(found), what, min(found), MANIFEST)
+    if not paths.keys() & names:
+        raise UserError(f'{folder}: none of its {len(paths)} clips is in {MANIFEST}; prepare the data again, '
+                        f'or remove {MANIFEST} to use what is there')
+    return {name: paths[name] for name in paths.keys() & names}
 
 
 def _partition_folder(root, partition):
@@ -149,11 +168,12 @@ class PairDataset(Dataset):
 
     people:     person -> clips; a clip has `name`, len() and read(indices) -> uint8 (H, W, 3) frames
     seed:       int >= 0
-    max_broken: more different damaged clips than this, met in one process, end the run
+    max_broken: more different damaged clips than this end the run
 
     A clip that raises UserError is replaced by another one: of the same person if there is one
-    left, else of another person, drawn from the sample's own random numbers. It is logged once
-    per process, by name. When no clip is left, or more than `max_broken` were met: UserError.
+    left, else of another person, drawn from the sample's own random numbers. It is logged once,
+    by name, by one of the loader's workers. When no clip is left, or more than `max_broken` were
+    met: UserError.
     """
 
     def __init__(self, people, seed, augmentation, max_broken=20):
@@ -163,7 +183,10 @@ class PairDataset(Dataset):
         self._seed = seed
         self._augmentation = augmentation
         self._max_broken = max_broken
-        self._broken = {}              # (person, clip name) -> why; for messages, never for choices
+        self._numbers = {(person, clip.name): n for n, (person, clip) in enumerate(
+            (person, clip) for person, clips in self._people for clip in clips)}
+        # Seen by all workers; for messages, never for choices.
+        self._broken = torch.zeros(len(self._numbers), dtype=torch.bool).share_memory_()
         self._epoch, self._order = None, None
 
     def __getitem__(self, i):
@@ -184,7 +207,8 @@ class PairDataset(Dataset):
                 return clip.read([first, second]), skipped
             except UserError as error:
                 self._note_broken(person, clip, error)
-        raise UserError(f'no clip of the data set can be read: {self._broken_list()}')
+                last = error
+        raise UserError(f'no clip of the data set can be read: {self._broken_names()}; the last: {last}')
 
     def _candidates(self, i, rng):
         """(person, clip) in the order in which sample i tries them; the first is the one it should be."""
@@ -209,16 +233,17 @@ class PairDataset(Dataset):
         return int(self._order[position])
 
     def _note_broken(self, person, clip, error):
-        key = person, clip.name
-        if key in self._broken:
+        number = self._numbers[person, clip.name]
+        if self._broken[number]:
             return
-        self._broken[key] = str(error)
+        self._broken[number] = True
         log.warning('skipping clip %s: %s', clip.name, error)
-        if len(self._broken) > self._max_broken:
-            raise UserError(f'more than max_broken={self._max_broken} clips cannot be read: {self._broken_list()}')
+        if self._broken.sum() > self._max_broken:
+            raise UserError(f'more than max_broken={self._max_broken} clips cannot be read: {self._broken_names()}; '
+                            f'the last: {error}')
 
-    def _broken_list(self):
-        return ', '.join(name for _, name in sorted(self._broken)) + '; the first: ' + next(iter(self._broken.values()))
+    def _broken_names(self):
+        return ', '.join(sorted(name for (_, name), n in self._numbers.items() if self._broken[n]))
 
 
 class Stream(Sampler):

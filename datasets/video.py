@@ -1,34 +1,41 @@
-"""Video and stills, in and out: streaming, frame exact, loud about damaged files.
+"""Reading video and stills: streaming, frame exact, loud about damaged files.
 
 Every frame in this project is uint8 (H, W, 3), RGB, 0..255. A clip, whatever it is stored as, offers
 
     name      str, file or folder name without its suffix
     fps       Fraction, frames per second; 29.97 is 30000/1001
     len(clip) number of frames that decode
+    times     (stamps, tick): frame i starts stamps[i] * tick seconds after the first; (T,) int64, Fraction
     read(indices) -> list of frames, random access
-    frames()      -> iterator over all frames in order, in constant memory
+    frames()      -> iterator over all frames in order, in constant memory; frames(indices) over these alone
 
 and read([i]) is bit-identical to the i-th of frames(). A clip that cannot give all its frames
 raises `UserError`; it never gives fewer.
 """
 
 import logging
+import math
 import os
 import re
-import uuid
 from bisect import bisect_right
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from config.errors import UserError
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:          # announced for a later torchvision; then PIL reads all stills
+    decode_image = None
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
 STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')  # of the stills in a frame folder
@@ -49,20 +56,38 @@ def read_image(path, size=None):
     orientation is applied. Transparent pixels are laid over white, as a viewer shows them.
     Raises UserError if the file is missing, damaged or not an image.
     """
-    return np.array(_resized(_upright_still(Path(path)), size))
+    return _resized(_still(Path(path)), size)
 
 
-def _upright_still(path):
-    """A PIL image in mode RGB, with EXIF orientation applied."""
+def _still(path):
+    """uint8 (H, W, 3) RGB, upright."""
+    with suppress(OSError, RuntimeError):     # PIL says better what is wrong
+        data = np.fromfile(path, np.uint8)
+        if decode_image and _is_plain(data):
+            image = decode_image(torch.from_numpy(data), ImageReadMode.RGB, apply_exif_orientation=True)
+            return image.permute(1, 2, 0).numpy()
     try:
         with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError as error:
         raise UserError(f'{path}: no such image') from error
     # PIL answers damage with any of these, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = 'not an image, or empty' if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f'{path}: cannot be read as an image ({reason}); replace or remove the file') from error
+
+
+def _is_plain(data):
+    """Whether torchvision reads this file, uint8 (N,), as PIL does: JPEG in colour, PNG with 8 bits of RGB; not cut.
+
+    It is 2.5 times as fast with JPEG, but drops transparency, keeps 16 bits, and fills what is cut off with grey.
+    """
+    head = data[:26].tobytes()
+    if head.startswith(b'\xff\xd8\xff'):
+        return data[-2:].tobytes() == b'\xff\xd9'
+    if head.startswith(b'\x89PNG\r\n\x1a\n') and head[24:] == b'\x08\x02':
+        return b'tRNS' not in data[:4096].tobytes().partition(b'IDAT')[0]
+    return False
 
 
 def _to_rgb(image):
@@ -79,10 +104,10 @@ def _to_rgb(image):
 
 
 def _resized(image, size):
-    """PIL's bicubic filter widens when it shrinks an image, so it does not alias."""
-    if size is None or image.size == (size, size):
+    """uint8 (H, W, 3) -> (size, size, 3). PIL's bicubic filter widens when it shrinks, so it does not alias."""
+    if size is None or image.shape[:2] == (size, size):
         return image
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 # ---------------------------------------------------------------------------- frame folders
@@ -113,9 +138,14 @@ class FrameFolder:
         names = self._names.split('/')
         return [self._frame(names[i]) for i in indices]
 
-    def frames(self):
-        """All frames in order, one in memory at a time. Raises UserError."""
-        return (self._frame(name) for name in self._names.split('/'))
+    def frames(self, indices=None, threads=1):
+        """All frames in order, or those at `indices`, one in memory at a time; `threads` is for videos. UserError."""
+        names = self._names.split('/')
+        return (self._frame(names[i]) for i in (range(len(names)) if indices is None else indices))
+
+    @property
+    def times(self):
+        return np.arange(len(self)), 1 / self.fps
 
     @cached_property
     def _names(self):
@@ -131,16 +161,16 @@ class FrameFolder:
         return '/'.join(names)
 
     @cached_property
-    def _stored_size(self):
-        """(width, height) of the first still, which the others must have."""
-        return _upright_still(self.path / self._names.split('/', 1)[0]).size
+    def _stored_shape(self):
+        """(H, W, 3) of the first still, which the others must have."""
+        return _still(self.path / self._names.split('/', 1)[0]).shape
 
     def _frame(self, name):
-        image = _upright_still(self.path / name)
-        if image.size != self._stored_size:
+        image = _still(self.path / name)
+        if image.shape != self._stored_shape:
             raise UserError('{}: is {}x{} but the first frame of the folder is {}x{}; all must have one size'.format(
-                self.path / name, *image.size, *self._stored_size))
-        return np.array(_resized(image, self.size))
+                self.path / name, *image.shape[1::-1], *self._stored_shape[1::-1]))
+        return _resized(image, self.size)
 
 
 def has_stills(path):
@@ -185,12 +215,14 @@ class _Index:
     stamps: (T,) ascending; tells frame i in the decoder's output: its presentation time, or its
             plain number where `timed` is False
     keys:   ascending indices of the frames at which decoding can start; the first is 0
+    tick:   seconds that stamps count in
     """
     fps: Fraction
     has_audio: bool
     timed: bool
     stamps: np.ndarray
     keys: list
+    tick: Fraction
 
     def key_before(self, i):
         """The last of `keys` that is not after frame i."""
@@ -219,6 +251,10 @@ class VideoClip:
     def has_audio(self):
         return self._index.has_audio
 
+    @property
+    def times(self):
+        return self._index.stamps - self._index.stamps[0], self._index.tick
+
     def __len__(self):
         return len(self._index.stamps)
 
@@ -232,9 +268,12 @@ class VideoClip:
         frame_at = dict(zip(wanted, self._decode(wanted, threads=1)))
         return [frame_at[i] for i in indices]
 
-    def frames(self):
-        """All frames in order, in constant memory. Raises UserError."""
-        return self._decode(range(len(self)), threads=0)
+    def frames(self, indices=None, threads=0):
+        """All frames in order, or those at the ascending `indices`, in constant memory. Raises UserError.
+
+        threads: of the decoder; 0 lets it choose
+        """
+        return self._decode(range(len(self)) if indices is None else indices, threads)
 
     @cached_property
     def _index(self):
@@ -271,9 +310,7 @@ class VideoClip:
     def _picture(self, frame):
         array = frame.to_ndarray(format='rgb24')
         array = np.rot90(array, frame.rotation // 90)  # counter-clockwise, as frame.rotation
-        if self.size is None:
-            return np.ascontiguousarray(array)
-        return np.array(_resized(Image.fromarray(array), self.size))
+        return _resized(np.ascontiguousarray(array), self.size)
 
 
 @contextmanager
@@ -321,7 +358,8 @@ def _build_index(path, container, stream):
         raise UserError(f'{path}: has no frames')
     if container.format.name == 'gif':
         keys = [0]  # it builds each frame on the one before
-    return _Index(_rate(container, stream, stamps), bool(container.streams.audio), timed, stamps, keys)
+    fps = _rate(container, stream, stamps)
+    return _Index(fps, bool(container.streams.audio), timed, stamps, keys, stream.time_base if timed else 1 / fps)
 
 
 class _Packet(NamedTuple):
@@ -389,6 +427,35 @@ def _matroska_size(head):
     return 0 if size == (1 << bits) - 1 else at + length + size
 
 
+# ---------------------------------------------------------------------------- constant rate
+
+def indices_at(clip, fps, start=Fraction(0), count=None):
+    """Which frame of a clip is on display at start, start + 1/fps, ...: (count,) ascending, with repeats.
+
+    By time stamps, as FFmpeg's fps filter does it: the last frame that begins before the middle of the tick.
+    start: seconds from the clip's first frame; count None goes on to the clip's end
+    Raises UserError where the clip ends before `count` ticks are over.
+    """
+    stamps, tick = clip.times
+    duration = stamps[-1] * tick + 1 / clip.fps
+    available = int((duration - start) * fps + Fraction(1, 2))
+    if count is None:
+        count = available
+    elif count > available:
+        raise UserError(f'{clip.path}: lasts {float(duration):.2f} s, but frames up to '
+                        f'{float(start + count / Fraction(fps)):.2f} s are asked for')
+    middles = [math.ceil((start + Fraction(2 * n + 1, 2) / fps) / tick) for n in range(count)]
+    return np.searchsorted(stamps, middles) - 1
+
+
+def frames_at(clip, indices, threads=0):
+    """Iterator over the frames at ascending `indices`, repeats allowed, one in memory at a time. Raises UserError."""
+    indices, repeats = np.unique(indices, return_counts=True)
+    for frame, count in zip(clip.frames(indices.tolist(), threads), repeats, strict=True):
+        for _ in range(count):
+            yield frame
+
+
 # ---------------------------------------------------------------------------- dispatch
 
 def open_clip(path, size=None):
@@ -411,193 +478,3 @@ def _check_indices(clip, indices):
     wrong = [i for i in indices if not 0 <= i < len(clip)]
     if wrong:
         raise IndexError(f'{clip.path}: has no frame {wrong[0]}, only 0 to {len(clip) - 1}')
-
-
-# ---------------------------------------------------------------------------- writing
-
-class VideoWriter:
-    """Writes frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
-
-    path:       must end in .mp4 or .gif; appears only when complete, nothing is left after an exception
-    fps:        Fraction or int, kept exactly in an mp4; a gif counts in 1/100 s, right on average
-    audio_from: a file whose first audio track is copied, packet by packet and unchanged, as far as
-                there are frames; it keeps its offset to that file's video. A file without an audio
-                track adds none, and a gif carries none.
-    crf:        quality of the mp4, 0 (lossless) to 51; 18 is hard to tell from the original
-
-    An odd height or width, which yuv420p cannot have, is made even by repeating the last row or column.
-    Memory does not grow with the number of frames. Raises UserError if the path cannot be written,
-    if the sound cannot be copied and if no frame is written.
-    """
-
-    def __init__(self, path, fps, audio_from=None, crf=18):
-        self.path = Path(path)
-        if self.path.suffix.lower() not in _ENCODERS:
-            raise UserError(f'{path}: cannot write this kind of video; let the name end in {" or ".join(_ENCODERS)}')
-        if self.path.is_dir():
-            raise UserError(f'{path}: is a folder; give the name of a file to write')
-        if not self.path.parent.is_dir():
-            raise UserError(f'{path}: its folder does not exist; create it first')
-        self.fps = Fraction(fps).limit_denominator(100_000)
-        if self.fps <= 0:
-            raise ValueError(f'fps={fps} must be positive')
-        self._encoder = _ENCODERS[self.path.suffix.lower()]
-        self._options = {'crf': str(crf)} if self._encoder.name == 'libx264' else {}
-        self._audio_from = audio_from if self._encoder.name == 'libx264' else None
-        self._partial = self.path.with_name(f'.{uuid.uuid4().hex}.partial{self.path.suffix}')
-        self._output = self._video = self._audio = None
-        self._shape, self._count = None, 0
-
-    def __enter__(self):
-        try:
-            with self._writing():
-                self._output = av.open(os.path.abspath(self._partial), 'w', format=self._encoder.format)
-                self._video = self._output.add_stream(self._encoder.name, rate=self.fps, options=self._options)
-                self._video.pix_fmt = self._encoder.pix_fmt
-            if self._audio_from is not None:
-                self._audio = _AudioCopy.of(self._audio_from, self._output)
-        except BaseException:
-            self._abandon()
-            raise
-        return self
-
-    def write(self, frame):
-        """Appends one frame, uint8 (H, W, 3) RGB, of the same size as the first."""
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f'expected a uint8 frame (H, W, 3) but found {frame.dtype} {frame.shape}')
-        if self._shape is None:
-            self._set_size(frame.shape)
-        if frame.shape != self._shape:
-            raise ValueError(f'expected a frame {self._shape} as the first but found {frame.shape}')
-
-        picture = self._encoder.picture(frame)
-        picture.pts, picture.time_base = self._count, 1 / self.fps
-        self._count += 1
-        with self._writing():
-            self._output.mux(self._video.encode(picture))
-            if self._audio is not None:
-                self._audio.copy_until(self._count / self.fps)
-
-    def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._abandon()
-
-    def _set_size(self, shape):
-        self._shape = shape
-        self._video.height, self._video.width = (side + side % self._encoder.multiple_of for side in shape[:2])
-
-    def _finish(self):
-        if not self._count:
-            raise UserError(f'{self.path}: not written, there are no frames')
-        with self._writing():
-            self._output.mux(self._video.encode(None))
-            self._output.close()
-            os.replace(self._partial, self.path)
-
-    def _abandon(self):
-        """Closes what is open and removes the unfinished file; after success there is nothing to do."""
-        for part in (self._audio, self._output):
-            if part is not None:
-                with suppress(av.error.FFmpegError):
-                    part.close()
-        self._partial.unlink(missing_ok=True)
-
-    @contextmanager
-    def _writing(self):
-        try:
-            yield
-        except (av.error.FFmpegError, OSError) as error:
-            raise UserError(f'{self.path}: cannot be written ({error.strerror})') from error
-
-
-class _AudioCopy:
-    """Copies the packets of a file's audio track into an output, up to a time that moves on."""
-
-    @classmethod
-    def of(cls, path, output):
-        """The copy, or None if the file has no audio track. Raises UserError."""
-        try:
-            source = av.open(os.path.abspath(path), metadata_errors='ignore')
-        except av.error.FFmpegError as error:
-            raise UserError(f'{path}: cannot be read for its sound ({error.strerror})') from error
-        track = source.streams.best('audio')
-        if track is None:
-            source.close()
-            return None
-        codec = track.codec_context.codec.canonical_name
-        if codec not in output.supported_codecs:
-            source.close()
-            raise UserError(f'{path}: its sound ({codec}) cannot be copied into an mp4; convert it to AAC first')
-        return cls(path, source, track, output)
-
-    def __init__(self, path, source, track, output):
-        self._path, self._source, self._output = path, source, output
-        self._stream = output.add_stream_from_template(track)
-        self._packets = (packet for packet in source.demux(track) if packet.pts is not None)
-        self._waiting = None
-        video = source.streams.best('video')
-        # Frames are written from time 0 on, so sound moves by as much as the first frame does.
-        self._shift = video.start_time * video.time_base if video and video.start_time else Fraction(0)
-
-    def copy_until(self, end):
-        """Writes the packets whose middle comes before `end` seconds, so the sound ends within half a packet of it."""
-        while (packet := self._next()) is not None:
-            start = packet.pts * packet.time_base - self._shift
-            duration = (packet.duration or 0) * packet.time_base
-            if start + duration / 2 > end:
-                return
-            self._waiting = None
-            if start + duration >= 0:
-                self._copy(packet)
-
-    def _next(self):
-        if self._waiting is None:
-            try:
-                self._waiting = next(self._packets, None)
-            except av.error.FFmpegError as error:
-                raise UserError(f'{self._path}: its sound cannot be read ({error.strerror})') from error
-        return self._waiting
-
-    def _copy(self, packet):
-        shift = round(self._shift / packet.time_base)
-        packet.pts -= shift
-        packet.dts = packet.pts if packet.dts is None else packet.dts - shift
-        packet.stream = self._stream
-        self._output.mux(packet)
-
-    def close(self):
-        self._source.close()
-
-
-def _even_picture(frame):
-    height, width, _ = frame.shape
-    frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
-    return av.VideoFrame.from_ndarray(frame, format='rgb24')
-
-
-def _palette_picture(frame):
-    """Each gif frame brings its own 256 colours, so none has to be known before the last is seen."""
-    image = Image.fromarray(frame).quantize(256)
-    palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
-    colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
-    palette[:, 0] = 255
-    palette[:len(colours), 1:] = colours
-    return av.VideoFrame.from_ndarray((np.array(image), palette), format='pal8')
-
-
-class _Encoder(NamedTuple):
-    """How one kind of file is written; `picture` turns a frame into what the encoder takes."""
-    format: str
-    name: str
-    pix_fmt: str
-    multiple_of: int
-    picture: Callable
-
-
-_ENCODERS = {
-    '.mp4': _Encoder('mp4', 'libx264', 'yuv420p', 2, _even_picture),
-    '.gif': _Encoder('gif', 'gif', 'pal8', 1, _palette_picture),
-}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from config.errors import UserError
 from datasets.frames import Augmentation, PairDataset, Stream, find_people
-from datasets.video import VideoWriter
+from datasets.video_writer import VideoWriter
 
 SHARED = Path(__file__).parents[2] / 'shared'
 PLAIN = Augmentation(time_flip=False, horizontal_flip=False, brightness=0, contrast=0, saturation=0, hue=0)
@@ -181,6 +181,22 @@ def test_a_broken_clip_is_passed_over_and_named_once(caplog):
     for i in range(100):
         intended = level(honest[i]['source'], 0) // 10
         assert intended == 3 or level(samples[i]['source'], 0) // 10 == intended
+
+
+def test_workers_name_a_broken_clip_once_between_them(tmp_path):
+    people = {f'id{n}': [Broken(f'id{n}#0') if n < 2 else Painted(f'id{n}#0')] for n in range(4)}
+    handler = logging.FileHandler(tmp_path / 'log')
+    logging.getLogger('datasets.frames').addHandler(handler)
+    try:
+        list(DataLoader(PairDataset(people, 0, PLAIN), batch_sampler=Stream(4, stop=8), num_workers=2))
+    finally:
+        logging.getLogger('datasets.frames').removeHandler(handler)
+        handler.close()
+    lines = (tmp_path / 'log').read_text().splitlines()
+    assert sorted(line.split(':')[0] for line in lines) == ['skipping clip id0#0', 'skipping clip id1#0']
+    strict = DataLoader(PairDataset(people, 0, PLAIN, max_broken=1), batch_sampler=Stream(4, stop=8), num_workers=2)
+    with pytest.raises(UserError, match='max_broken=1 clips cannot be read: id0#0, id1#0'):
+        list(strict)
 
 
 def test_nothing_readable_is_a_user_error_with_names():

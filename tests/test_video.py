@@ -14,7 +14,8 @@ from PIL import Image
 
 from config.errors import UserError
 from datasets import video
-from datasets.video import FrameFolder, VideoClip, VideoWriter, open_clip, read_image
+from datasets.video import FrameFolder, VideoClip, open_clip, read_image
+from datasets.video_writer import VideoWriter
 
 SHARED = Path(__file__).parents[2] / 'shared'
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
@@ -128,6 +129,16 @@ def test_a_late_frame_is_reached_from_its_key_frame(make, kind, most, monkeypatc
 def test_resizing_does_not_depend_on_the_way_of_reading(make):
     frames = assert_exact(open_clip(make('gop10.mp4'), size=32))
     assert frames[0].shape == (32, 32, 3) and frames[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize('kind', ['gop10.mp4', 'vfr.mp4', 'mpeg4.avi', 'moving.gif'])
+def test_times_and_chosen_frames(make, kind):
+    clip = open_clip(make(kind))
+    stamps, tick = clip.times
+    expected = [Fraction(n, 25) for n in KINDS[kind].get('times', range(50))]
+    assert [int(stamp) * tick for stamp in stamps] == expected
+    chosen = [0, 1, 7, 30, 31, 49]
+    assert [number_in(frame) for frame in clip.frames(chosen)] == chosen
 
 
 def test_a_clip_survives_pickling_before_and_after_use(make):
@@ -263,12 +274,12 @@ def test_odd_real_clips_read_exactly(name):
 
 
 @needs_shared
-@pytest.mark.parametrize('name', ['train/id00010#s20#000000#000070.mp4', 'test/id10001#d12#000000#000183.mp4'])
-def test_real_clips_read_exactly(name):
-    clip = open_clip(SHARED / 'real' / name)
+@pytest.mark.parametrize('path', sorted(SHARED.glob('real/t*/*.mp4')), ids=lambda path: path.stem)
+def test_real_clips_read_exactly(path):
+    clip = open_clip(path)
     start, end = (int(part) for part in clip.name.split('#')[-2:])
-    assert len(assert_exact(clip, picks=4)) == end - start and clip.fps == 25
-    assert clip.has_audio == ('id10001' in name)
+    assert len(assert_exact(clip, picks=3)) == end - start and clip.fps == 25
+    assert clip.has_audio == ('id10001' in path.name)
 
 
 @needs_shared
@@ -291,6 +302,15 @@ def test_odd_real_stills():
         assert read_image(folder / name).shape == (256, 256, 3)
     with pytest.raises(UserError, match='zero_byte.png'):
         read_image(folder / 'zero_byte.png')
+
+
+@needs_shared
+def test_the_fast_decoder_reads_what_pil_reads(monkeypatch):
+    paths = sorted(path for path in SHARED.glob('*/*/*') if path.suffix in ('.png', '.jpg')) \
+        + [path for path in sorted((SHARED / 'bad').iterdir()) if path.suffix in ('.png', '.jpg') and path.stat().st_size]
+    fast = [read_image(path) for path in paths]
+    monkeypatch.setattr(video, 'decode_image', None)
+    assert len(paths) > 20 and all(np.array_equal(read_image(path), image) for path, image in zip(paths, fast))
 
 
 # ---------------------------------------------------------------------------- stills
@@ -328,12 +348,14 @@ def test_shrinking_a_still_averages_instead_of_skipping(tmp_path):
     assert np.abs(read_image(tmp_path / 'stripes.png', 8)[1:-1, 1:-1].astype(int) - 127).max() < 4
 
 
+@pytest.mark.parametrize('name', ['bad.png', 'bad.jpg'])
 @pytest.mark.parametrize('content', [b'', b'text', None])
-def test_damaged_stills_are_refused_by_name(tmp_path, content):
-    path = tmp_path / 'bad.png'
+def test_damaged_stills_are_refused_by_name(tmp_path, content, name):
+    path = tmp_path / name
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
-    with pytest.raises(UserError, match='bad.png'):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match=name):
         read_image(path)
     with pytest.raises(UserError, match='gone.png'):
         read_image(tmp_path / 'gone.png')
@@ -432,6 +454,15 @@ def test_rate_count_and_pictures_come_back(tmp_path, fps):
     with VideoWriter(tmp_path / 'smooth.mp4', fps) as writer:
         writer.write(smooth)
     assert np.abs(open_clip(tmp_path / 'smooth.mp4').read([0])[0].astype(int) - smooth).mean() < 2
+
+
+def test_key_frames_come_as_often_as_asked(tmp_path):
+    frame = numbered(5)
+    for name, options, expected in (('short.mp4', dict(gop=8), [0, 8, 16, 24]), ('long.mp4', {}, [0])):
+        with VideoWriter(tmp_path / name, 25, **options) as writer:
+            for _ in range(30):
+                writer.write(frame)
+        assert open_clip(tmp_path / name)._index.keys == expected
 
 
 def test_an_odd_size_is_made_even_at_the_border(tmp_path):

@@ -1,0 +1,46 @@
+"""Videos from YouTube through yt-dlp, an external program, whose own words about a failure are kept."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from config.errors import UserError
+from datasets.video import VIDEO_SUFFIXES
+
+# Sound is not needed; a picture stream alone comes in one file, without a second tool to join it.
+_PICTURES_ONLY = ('-f', 'bv*[ext=mp4]/bv*/b')
+
+
+class DownloadFailed(Exception):
+    """A video cannot be had; the message is the program's own, one line."""
+
+
+def check_command(command):
+    """Raises UserError if the program is not there; command: list, the program and its options."""
+    if not command or shutil.which(command[0]) is None:
+        raise UserError(f'--download: there is no program {" ".join(command[:1]) or "named"}; '
+                        'pip install yt-dlp, or give its path')
+
+
+def download(command, video_id, folder):
+    """Path of the YouTube video in `folder`; what a broken transfer left there is gone on with.
+
+    command: list, yt-dlp and its options (cookies, proxy, rate ...)
+    Raises DownloadFailed.
+    """
+    chosen = () if {'-f', '--format'} & set(command) else _PICTURES_ONLY
+    done = subprocess.run([*command, *chosen, '--no-playlist', '--no-progress', '-P', str(folder),
+                           '-o', '%(id)s.%(ext)s', '--', f'https://www.youtube.com/watch?v={video_id}'],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
+    path = next((path for suffix in VIDEO_SUFFIXES if (path := Path(folder, video_id + suffix)).is_file()), None)
+    if done.returncode or path is None:
+        raise DownloadFailed(f'{Path(command[0]).name}: {_reason(done)}')
+    return path
+
+
+def _reason(done):
+    """What the program said: its errors, else its last line."""
+    lines = [line.strip() for line in (done.stderr + '\n' + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith('ERROR')]
+    said = ' '.join(errors or lines[-1:])
+    return said or f'ended with code {done.returncode}, without a word'

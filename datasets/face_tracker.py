@@ -1,0 +1,141 @@
+"""Faces in frames: boxes, landmarks and head pose, found by MediaPipe's Face Landmarker.
+
+https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker
+"""
+
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from config.errors import UserError
+from weights import checkpoint_path
+
+MODEL_URL = ('https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/'
+             'face_landmarker.task')
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face in a frame of W x H pixels; coordinates may lie outside of the frame.
+
+    box:       (x0, y0, x1, y1) around the landmarks, pixels: chin to hairline, not the whole head
+    landmarks: (478, 2) x and y in pixels; 0 and 1 are the edges of the frame's first pixel. The last ten are the irises
+    matrix:    (4, 4) from MediaPipe's canonical face, in centimetres, to a camera that looks at the middle of what was
+               searched: rotation, scale, translation; None where it could not be solved for
+    """
+    box: tuple[float, float, float, float]
+    landmarks: np.ndarray
+    matrix: np.ndarray | None
+
+    @property
+    def size(self):
+        """The longer side of the box, pixels."""
+        x0, y0, x1, y1 = self.box
+        return max(x1 - x0, y1 - y0)
+
+
+class FaceDetector:
+    """Finds the faces of a frame, each frame by itself; a context manager. For one thread, on the CPU.
+
+    max_faces: at most so many are found in a frame
+    Raises UserError where the package or its model file is missing; the message says how to get them.
+    """
+
+    def __init__(self, max_faces=5):
+        self._landmarker, self._image = _open_landmarker(max_faces)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        self._landmarker.close()
+
+    def detect(self, frame):
+        """Frame uint8 (H, W, 3) RGB -> list of Face, the largest first; empty where there is none.
+
+        The model shrinks what it is given, so it misses faces below a ninth of the longer side. Where it finds none,
+        squares of the shorter side are searched one by one.
+        """
+        faces = self._search(frame) or _distinct(face for left, top, part in _squares(frame)
+                                                 for face in self._search(part, left, top))
+        return sorted(faces, key=lambda face: face.size, reverse=True)
+
+    def _search(self, part, left=0, top=0):
+        """The faces of a part of a frame whose corner is at (left, top), in the frame's pixels."""
+        height, width, _ = part.shape
+        found = self._landmarker.detect(self._image(np.ascontiguousarray(part)))
+        matrices = found.facial_transformation_matrixes or [None] * len(found.face_landmarks)
+        faces = []
+        for points, matrix in zip(found.face_landmarks, matrices, strict=True):
+            landmarks = np.array([(left + point.x * width, top + point.y * height) for point in points])
+            box = *landmarks.min(0).tolist(), *landmarks.max(0).tolist()
+            faces.append(Face(box, landmarks, None if matrix is None else np.array(matrix)))
+        return faces
+
+
+def overlap(a, b):
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    def area(x0, y0, x1, y1):
+        return max(0, x1 - x0) * max(0, y1 - y0)
+    shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    return shared / max(area(*a) + area(*b) - shared, 1e-9)
+
+
+def _squares(frame):
+    """(left, top, part) for squares that cover a frame along its longer side, each half over the one before."""
+    height, width, _ = frame.shape
+    side, length = min(height, width), max(height, width)
+    count = 1 + math.ceil((length - side) / (side / 2))
+    for start in np.linspace(0, length - side, count).astype(int).tolist() if count > 1 else ():
+        left, top = (start, 0) if width > height else (0, start)
+        yield left, top, frame[top:top + side, left:left + side]
+
+
+def _distinct(faces):
+    """The faces without those that were found before, in another square."""
+    kept = []
+    for face in faces:
+        if all(overlap(face.box, other.box) < 0.3 for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _open_landmarker(max_faces):
+    """(MediaPipe's FaceLandmarker, a function from an array to its image)."""
+    path = checkpoint_path(MODEL_URL)
+    if not path.is_file():
+        raise UserError(f'finding faces needs a model: download {MODEL_URL} to {path}')
+    try:
+        import mediapipe
+        from mediapipe.tasks.python import BaseOptions, vision
+    except ImportError as error:
+        raise UserError(f'finding faces needs MediaPipe ({error}): pip install mediapipe') from error
+    options = vision.FaceLandmarkerOptions(
+        base_options=BaseOptions(model_asset_buffer=path.read_bytes()), num_faces=max_faces,
+        output_facial_transformation_matrixes=True)
+    try:
+        with _silenced():
+            landmarker = vision.FaceLandmarker.create_from_options(options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'{path}: is no face landmarker, or is damaged ({str(error).splitlines()[0]}); '
+                        f'download {MODEL_URL} again') from error
+    return landmarker, lambda frame: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=frame)
+
+
+@contextmanager
+def _silenced():
+    """Drops what is written to standard error meanwhile, by C++ code too: MediaPipe greets with a page of log."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)

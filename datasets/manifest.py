@@ -1,0 +1,109 @@
+"""The manifest of a prepared data set: what became of every clip, one JSON object per line.
+
+    <root>/manifest.jsonl
+
+It says which clips a data set has, who is in them and why others are missing. Preparation adds a line when a clip
+is done, so a run that is killed loses at most the clip at hand; of lines with the same id the last one counts.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.errors import UserError
+
+NAME = 'manifest.jsonl'
+
+OK = 'ok'                    # the clip is there
+FAILED = 'failed'            # could not be made
+DUPLICATE = 'duplicate'      # has the same frames as another clip, which is kept
+LEFT_OUT = 'left_out'        # of a person who is in the other partition too
+STATUSES = (OK, FAILED, DUPLICATE, LEFT_OUT)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One clip of the manifest.
+
+    id:        person#video#start#end, start and end in frames at 25 fps; the name of the clip
+    person:    who is in it, as far as is known: the part of the name before the first '#'
+    partition: 'train' or 'test'
+    status:    one of STATUSES
+    error:     why there is no clip, one line; null if there is one
+    source:    name of the video that it was cut from; null if there was none
+    start:     seconds from the first frame of that video
+    frames:    how many the clip has, at `fps`
+    crop:      'square', 'legacy' or 'face': how `box` was chosen
+    box:       (x0, y0, x1, y1) in pixels of the upright video; outside of it the border was repeated
+    size:      side of the clip's frames, pixels
+    format:    'mp4', 'png' or 'jpeg'
+    hash:      SHA-256 of all frames in order, uint8 RGB, before they were encoded
+    """
+    id: str
+    person: str
+    partition: str
+    status: str
+    error: str | None = None
+    source: str | None = None
+    start: float | None = None
+    frames: int | None = None
+    fps: int | None = None
+    crop: str | None = None
+    box: tuple[int, int, int, int] | None = None
+    size: int | None = None
+    format: str | None = None
+    hash: str | None = None
+
+    @property
+    def file(self):
+        """Where the clip lies below the root. A folder of stills ends in .mp4 too, as in FOMM's VoxCeleb."""
+        return f'{self.partition}/{self.id}.mp4'
+
+
+def read_manifest(root):
+    """id -> Record, in the order of the file; None where the data set has no manifest.
+
+    A last line that was cut by an interruption is passed over. Raises UserError for any other line that is no record.
+    """
+    path = Path(root) / NAME
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: cannot be read ({error})') from error
+    records = {}
+    for number, line in enumerate(lines[:-1], 1):     # a whole line ends in a line break, so the last part is empty
+        try:
+            fields = json.loads(line)
+            record = Record(**fields | {'box': fields.get('box') and tuple(fields['box'])})
+            if record.status not in STATUSES or record.partition not in ('train', 'test'):
+                raise ValueError(f'status {record.status!r}, partition {record.partition!r}')
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'{path}: line {number} is no record of a clip ({error}); mend or remove it, '
+                            'or prepare the data again') from error
+        records[record.id] = record
+    return records
+
+
+def append(root, records):
+    """Add records at the end of the manifest, at once: processes may do so at the same time."""
+    descriptor = os.open(Path(root) / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, _lines(records))
+    finally:
+        os.close(descriptor)
+
+
+def rewrite(root, records):
+    """Replace the manifest by one with these records, sorted by id."""
+    path = Path(root) / NAME
+    aside = path.with_name(f'.{NAME}.partial')
+    aside.write_bytes(_lines(sorted(records, key=lambda record: record.id)))
+    aside.replace(path)
+
+
+def _lines(records):
+    return ''.join(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + '\n' for record in records).encode()

@@ -1,0 +1,293 @@
+"""From raw videos to a data set: clips of heads at 25 fps in FOMM's folders, and a manifest that accounts for each.
+
+    videos + metadata (datasets/prepare_metadata.py), or videos alone (datasets/prepare_track.py)
+      -> root/train, root/test: person#video#start#end.mp4, a video or a folder of stills
+      -> root/manifest.jsonl  (datasets/manifest.py)
+
+One video is one job of one process. A clip appears whole or not at all, and what is done is not done again, so a run
+that was killed goes on with the same command and ends with the same files.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.errors import UserError
+from datasets import prepare_crop
+from datasets.download import check_command
+from datasets.face_tracker import FaceDetector
+from datasets.manifest import DUPLICATE, FAILED, LEFT_OUT, OK, Record, read_manifest, rewrite
+from datasets.prepare_job import Job, Settings, do_job, remove, unfinished
+from datasets.prepare_metadata import SOURCES, in_test
+from datasets.video import FRAME_FOLDER_FPS as FPS, VIDEO_SUFFIXES, has_stills
+
+DATASETS = (*SOURCES, 'folder')
+FORMATS = ('mp4', 'png', 'jpeg')
+CROPS = ('square', 'legacy')
+PARTITIONS = ('train', 'test')
+TEST_ONE_IN = 10                     # people of a folder that has no split of its own
+
+log = logging.getLogger(__name__)
+
+
+def prepare(dataset, root, videos, metadata=None, *, crop='square', size=256, format='mp4', workers=1, command=None,
+            keep_shared_people=False):
+    """Make a data set, or go on making it; returns all its records by id.
+
+    dataset:  one of DATASETS
+    videos:   folder of videos, named by their YouTube id, with or without a title: 'id.mp4', 'title [id].webm'
+    metadata: the file that the data set's authors published; none for 'folder'
+    crop:     'square' keeps the aspect: the box grows to a square. 'legacy' crops as the published sets do
+    command:  list, yt-dlp and its options, to download what is missing in `videos`
+    keep_shared_people: keep people in the test set who are in training too
+    Raises UserError where nothing can be made, or the data set in `root` was made otherwise.
+    """
+    root, videos = Path(root), Path(videos)
+    for name, value, known in (('dataset', dataset, DATASETS), ('crop', crop, CROPS), ('format', format, FORMATS)):
+        if value not in known:
+            raise UserError(f'--{name} {value}: expected one of {", ".join(known)}')
+    if size < 8 or workers < 1:
+        raise UserError(f'--size {size} must be at least 8, --workers {workers} at least 1')
+    if dataset == 'folder':
+        if crop == 'legacy' or command or metadata:
+            raise UserError('--dataset folder finds its crops itself: no --metadata, --download or --crop legacy')
+        settings = Settings(root, videos, 'face', prepare_crop.as_listed, size, format)
+        jobs, left_out = folder_jobs(videos), []
+        FaceDetector().close()       # what it lacks would be missed in every video
+    else:
+        source = SOURCES[dataset]
+        if metadata is None:
+            raise UserError(f'--dataset {dataset} needs --metadata: {source.url}')
+        if command:
+            check_command(command)
+            videos.mkdir(parents=True, exist_ok=True)
+        rule = source.legacy if crop == 'legacy' else prepare_crop.square
+        settings = Settings(root, videos, crop, rule, size, format, tuple(command) if command else None)
+        jobs, left_out = metadata_jobs(source.read(metadata), videos, keep_shared_people)
+
+    with _root(settings) as records:
+        records |= {record.id: record for record in left_out}
+        done = _done(records, root)
+        jobs = [job for job in (_undone(job, *done) for job in jobs) if job is not None]
+        for job in jobs:
+            if job.failure:
+                records.pop(job.failure.id, None)
+        rewrite(root, records.values())
+        _run(jobs, settings, workers)
+        return _finish(root)
+
+
+# ---------------------------------------------------------------------------- what is to be done
+
+def metadata_jobs(listed, videos, keep_shared_people):
+    """(jobs, records of clips that are left out) of video id -> list of Clip."""
+    present = _by_video_id(videos)
+    people = {partition: {clip.person for clips in listed.values() for clip in clips if clip.partition == partition}
+              for partition in PARTITIONS}
+    shared = people['train'] & people['test']
+    jobs, left_out, again = [], [], 0
+    for video, clips in sorted(listed.items()):
+        kept = {}
+        for clip in sorted(clips, key=lambda clip: PARTITIONS.index(clip.partition)):
+            again += clip.id in kept         # in both partitions: train has it, as in the published set
+            kept.setdefault(clip.id, clip)
+        out = [clip for clip in kept.values() if clip.partition == 'test' and clip.person in shared
+               and not keep_shared_people]
+        left_out += [Record(clip.id, clip.person, clip.partition, LEFT_OUT,
+                            f'{clip.person} is in train too; --keep_shared_people keeps the clip') for clip in out]
+        jobs.append(Job(video, present.get(video), tuple(clip for clip in kept.values() if clip not in out)))
+    if again:
+        log.info('%d of the listed clips are listed before; they are made once', again)
+    if shared:
+        fate = 'kept in both' if keep_shared_people else f'their {len(left_out)} test clips are left out'
+        log.warning('in train and in test: %s; %s', ', '.join(sorted(shared)), fate)
+    return [job for job in jobs if job.clips], left_out
+
+
+def folder_jobs(videos):
+    """A job for every video below a folder, and for every folder of stills.
+
+    The first folder below names the person, or the video's name does: the part before '#', or all of it. Folders
+    `train` and `test` are a split; else one person in ten, chosen by name, is for testing, at least one of two or more.
+    """
+    found = []                               # (partition or None, person, video, path)
+    for path in _videos_below(videos):
+        *folders, name = path.relative_to(videos).parts
+        partition = folders.pop(0) if folders and folders[0] in PARTITIONS else None
+        stem = name if path.is_dir() else Path(name).stem
+        person, separator, rest = stem.partition('#')
+        if folders:
+            person, video = folders[0], '_'.join((*folders[1:], stem))
+        else:
+            video = rest if separator else stem
+        found.append((partition, person.replace('#', '_'), video.replace('#', '_'), path))
+    if not found:
+        raise UserError(f'{videos}: no videos, expected files ending in {", ".join(VIDEO_SUFFIXES)} '
+                        'or folders of PNG or JPEG frames')
+    to_split = sorted({person for partition, person, *_ in found if partition is None})
+    testers = {person for person in to_split if in_test(person, TEST_ONE_IN)}
+    if not testers and len(to_split) > 1:
+        testers = {to_split[-1]}
+    jobs, taken = [], Counter()
+    for partition, person, video, path in found:
+        taken[person, video] += 1
+        if taken[person, video] > 1:         # a.mp4 beside a.mov
+            video = f'{video}-{taken[person, video]}'
+        name = str(path.relative_to(videos))
+        partition = partition or ('test' if person in testers else 'train')
+        jobs.append(Job(name, path, None, Record(f'{person}#{video}', person, partition, FAILED, source=name)))
+    return jobs
+
+
+def _videos_below(folder):
+    """Paths of the video files below a folder, and of the folders of stills, which have no videos in them; sorted."""
+    if not folder.is_dir():
+        raise UserError(f'{folder}: no such folder of videos')
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        videos = [Path(here, name) for name in files
+                  if not name.startswith('.') and Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        if not videos and Path(here) != folder and has_stills(here):
+            videos = [Path(here)]
+            folders.clear()
+        found += videos
+    return sorted(found)
+
+
+def _by_video_id(folder):
+    """YouTube id -> path, of files named 'id.mp4' or, as yt-dlp does, 'title [id].mp4'."""
+    present = {}
+    for path in _videos_below(folder):
+        present[path.stem] = path
+        if path.stem.endswith(']'):
+            present.setdefault(path.stem[:-1].rpartition('[')[2], path)
+    return present
+
+
+def _done(records, root):
+    """What need not be done again, as sets: (partition, clip id) of clips, (partition, name) of videos."""
+    there = [record for record in records.values() if record.status == OK and (root / record.file).exists()]
+    kept = {record.hash for record in there}
+    there += [record for record in records.values() if record.status == DUPLICATE and record.hash in kept]
+    clips = {(record.partition, record.id) for record in there}
+    videos = {(record.partition, record.source) for record in there}
+    return clips, videos - {(record.partition, record.source) for record in records.values()
+                            if (record.partition, record.id) not in clips}
+
+
+def _undone(job, done_clips, done_videos):
+    """The part of a job that is not done yet; None if all is."""
+    if job.clips is None:
+        return None if (job.failure.partition, job.name) in done_videos else job
+    clips = tuple(clip for clip in job.clips if (clip.partition, clip.id) not in done_clips)
+    return replace(job, clips=clips) if clips else None
+
+
+# ---------------------------------------------------------------------------- the folder of the data set
+
+@contextmanager
+def _root(settings):
+    """Sets up the folders; the body gets the records of an earlier run. What such a run left unfinished is removed."""
+    root = settings.root
+    try:
+        for partition in PARTITIONS:
+            (root / partition).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished(root), ignore_errors=True)
+        unfinished(root).mkdir()
+    except OSError as error:
+        raise UserError(f'{root}: cannot be written ({error.strerror})') from error
+    records = read_manifest(root) or {}
+    wanted = dict(crop=settings.crop, size=settings.size, format=settings.format)
+    for record in records.values():
+        made = {name: getattr(record, name) for name in wanted}
+        if record.status == OK and made != wanted:
+            raise UserError(f'{root}: its clips were made with {_spelled(made)}, not {_spelled(wanted)}; '
+                            'give another --out, or remove the folder')
+    try:
+        yield records
+    finally:
+        shutil.rmtree(unfinished(root), ignore_errors=True)
+
+
+def _spelled(values):
+    return ' '.join(f'{name}={value}' for name, value in values.items())
+
+
+def _finish(root):
+    """Takes duplicates out, removes the files of clips that are none, sorts the manifest; returns its records."""
+    records, first = dict(sorted(read_manifest(root).items())), {}
+    # What is in train and in test under different names stays in test: it must not have been trained on.
+    for record in sorted(records.values(), key=lambda record: (record.partition == 'train', record.id)):
+        if record.status in (OK, DUPLICATE):
+            original = first.setdefault(record.hash, record.id)
+            records[record.id] = replace(record, status=OK if original == record.id else DUPLICATE,
+                                         error=None if original == record.id else f'same frames as {original}')
+    rewrite(root, records.values())
+    for record in records.values():
+        for partition in PARTITIONS:
+            if record.status != OK or partition != record.partition:
+                remove(root / replace(record, partition=partition).file)
+    return records
+
+
+# ---------------------------------------------------------------------------- doing it
+
+def _run(jobs, settings, workers):
+    """Does the jobs in `workers` processes; in this one if that is 1."""
+    with tqdm(total=len(jobs), unit='video', desc=str(settings.root), dynamic_ncols=True) as progress:
+        counts = Counter()
+
+        def count(records):
+            counts.update(record.status for record in records)
+            progress.set_postfix(counts)
+            progress.update()
+
+        if workers == 1:
+            for job in jobs:
+                count(do_job(job, settings))
+            return
+        pool = ProcessPoolExecutor(workers, get_context('spawn'), initializer=_follow_parent)
+        try:
+            for done in as_completed([pool.submit(do_job, job, settings) for job in jobs]):
+                count(done.result())
+        except BrokenProcessPool:
+            raise UserError('a process was ended from outside, most often for want of memory; the same command goes '
+                            'on, with fewer --workers if it happens again') from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent():
+    """A worker ends at once when it is interrupted, and when its parent is gone, killed perhaps."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+# ---------------------------------------------------------------------------- summary
+
+def summary(records):
+    """What was made and what was not, for the user: a few lines."""
+    lines = []
+    for partition in PARTITIONS:
+        clips = [record for record in records.values() if record.status == OK and record.partition == partition]
+        frames = sum(record.frames for record in clips)
+        lines.append(f'{partition:5}  {len(clips):,} clips of {len({record.person for record in clips}):,} people, '
+                     f'{frames:,} frames, {frames / float(FPS) / 3600:.2f} h')
+    for status in (DUPLICATE, LEFT_OUT, FAILED):
+        missing = sorted(record.id for record in records.values() if record.status == status)
+        if missing:
+            why = records[missing[0]].error
+            lines.append(f'{status.replace("_", " ")}: {len(missing):,}, such as {missing[0]}: {why}')
+    return '\n'.join(lines)

@@ -1,0 +1,52 @@
+"""Which part of a frame becomes the picture of a head.
+
+Boxes are (x0, y0, x1, y1) in pixels, those that are returned in whole ones; `frame_size` is (width, height).
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+
+def square(box, frame_size):
+    """The smallest square around a box: moved to lie within the frame where it fits, else centred on the box."""
+    side = round(max(box[2] - box[0], box[3] - box[1]))
+    corner = []
+    for low, high, length in ((box[0], box[2], frame_size[0]), (box[1], box[3], frame_size[1])):
+        start = round((low + high - side) / 2)
+        corner.append(min(max(start, 0), length - side) if side <= length else start)
+    return corner[0], corner[1], corner[0] + side, corner[1] + side
+
+
+def celebvhq_square(box, frame_size):
+    """CelebV-HQ's own crop: the box grown by 2 % of the frame, then the square of its smaller side in its middle.
+
+    https://github.com/CelebV-HQ/CelebV-HQ, download_and_process.py
+    """
+    width, height = frame_size
+    x0, x1 = round(max(box[0] - 0.02 * width, 0)), round(min(box[2] + 0.02 * width, width))
+    y0, y1 = round(max(box[1] - 0.02 * height, 0)), round(min(box[3] + 0.02 * height, height))
+    half, x, y = min(x1 - x0, y1 - y0) // 2, (x0 + x1) // 2, (y0 + y1) // 2
+    return x - half, y - half, x + half, y + half
+
+
+def as_listed(box, frame_size):
+    """The box as it is: VoxCeleb's own crop. Most are narrower than high (median 0.82), so heads come out wide.
+
+    https://github.com/AliaksandrSiarohin/video-preprocessing, load_videos.py
+    """
+    return tuple(math.floor(side) for side in box)
+
+
+def cut(frame, box, size):
+    """The part of a frame, uint8 (H, W, 3), in an integer pixel box, resized to (size, size).
+
+    Outside of the frame its border is repeated. A box that is not square is squeezed.
+    """
+    x0, y0, x1, y1 = box
+    height, width, _ = frame.shape
+    part = frame[max(y0, 0):y1, max(x0, 0):x1]
+    outside = (max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0)), (0, 0)
+    part = np.pad(part, outside, mode='edge')
+    return np.array(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,199 @@
+"""One video becomes clips: opened or downloaded, cut at 25 fps, cropped, written whole, and entered in the manifest."""
+
+import hashlib
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Callable
+
+from PIL import Image
+
+from config.errors import UserError
+from datasets import prepare_crop
+from datasets.download import DownloadFailed, download
+from datasets.manifest import FAILED, OK, Record, append
+from datasets.prepare_metadata import Clip
+from datasets.prepare_track import NoClip, find_heads
+from datasets.video import FRAME_FOLDER_FPS as FPS, frames_at, indices_at, open_clip
+from datasets.video_writer import VideoWriter
+
+GOP = 10                             # key frame distance of the clips: half as large again, five times faster to sample
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be made, alike for all clips.
+
+    root:     folder of the data set
+    crop:     'square', 'legacy' or 'face'; its `rule` is (box, frame size) in pixels -> integer box
+    format:   one of FORMATS
+    command:  yt-dlp and its options, to download into `videos` what is not there; None does not
+    """
+    root: Path
+    videos: Path
+    crop: str
+    rule: Callable
+    size: int
+    format: str
+    command: tuple | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video and its clips.
+
+    name:  YouTube id, or path below the folder
+    path:  where it lies; None if it is not there yet
+    clips: what to cut from it; None if that has to be found. Then there is `failure`, the record in case of none.
+    """
+    name: str
+    path: Path | None
+    clips: tuple[Clip, ...] | None
+    failure: Record | None = None
+
+
+def do_job(job, settings):
+    """Makes the clips of one video and adds them to the manifest; returns their records."""
+    try:
+        video, clips = _open(job, settings)
+    except (_Unreadable, DownloadFailed, NoClip) as error:
+        blank = [job.failure] if job.clips is None else [_blank(clip, job.name) for clip in job.clips]
+        records = [replace(record, status=FAILED, error=str(error)) for record in blank]
+        append(settings.root, records)
+        return records
+    records = []
+    for clip in clips:
+        records.append(_make(clip, job.name, video, settings))
+        if job.clips is not None:
+            append(settings.root, records[-1:])
+    if job.clips is None:
+        append(settings.root, records)       # all at once: a video that has records is done
+    return records
+
+
+def _open(job, settings):
+    """(video, its clips)"""
+    path = job.path
+    if path is None:
+        if settings.command is None:
+            raise _Unreadable(f'no video {job.name} in {settings.videos}; --download fetches it')
+        path = download(settings.command, job.name, settings.videos)
+    with _reading():
+        video = open_clip(path)
+        if job.clips is not None:
+            return video, job.clips
+        return video, [_clip_of(head, job.failure) for head in find_heads(video, settings.size / 2)]
+
+
+def _clip_of(head, video):
+    """The Clip of a Head in a video, whose name, person and partition are those of its Record."""
+    left, top, side = head.square.left, head.square.top, head.square.side
+    height, width, _ = head.shape
+    return Clip(id=f'{video.id}#{head.start:06d}#{head.stop:06d}', person=video.person, partition=video.partition,
+                start=Fraction(head.start, FPS), frames=head.stop - head.start,
+                box=(left, top, left + side, top + side), frame=(width, height))
+
+
+def _blank(clip, source):
+    return Record(clip.id, clip.person, clip.partition, FAILED, source=source, start=float(clip.start))
+
+
+def _make(clip, source, video, settings):
+    """Cuts, crops and writes one clip; returns its record."""
+    record = _blank(clip, source)
+    try:
+        with _reading():
+            indices = indices_at(video, FPS, clip.start, clip.frames)
+            height, width, _ = video.read([int(indices[0])])[0].shape
+        box = _pixels(clip, (width, height), settings.rule)
+        digest = hashlib.sha256()
+        with _written(record, settings) as write:
+            for frame in _readable(frames_at(video, indices, threads=1)):
+                if frame.shape != (height, width, 3):
+                    raise _Unreadable(f'{source}: its frames change their size')
+                picture = prepare_crop.cut(frame, box, settings.size)
+                digest.update(picture)
+                write(picture)
+    except _Unreadable as error:
+        return replace(record, error=str(error))
+    return replace(record, status=OK, frames=clip.frames, fps=int(FPS), crop=settings.crop, box=box, size=settings.size,
+                   format=settings.format, hash=digest.hexdigest())
+
+
+def _pixels(clip, frame_size, rule):
+    """The clip's box in a frame of this size."""
+    width, height = frame_size
+    across, down = width / clip.frame[0], height / clip.frame[1]
+    if clip.frame != (1, 1) and abs(across / down - 1) > 0.02:
+        raise _Unreadable(f'the video is {width}x{height}, but its boxes were made for '
+                          f'{clip.frame[0]}x{clip.frame[1]}; is it another version?')
+    x0, y0, x1, y1 = clip.box
+    box = rule((x0 * across, y0 * down, x1 * across, y1 * down), frame_size)
+    if min(box[2], width) - max(box[0], 0) < 1 or min(box[3], height) - max(box[1], 0) < 1:
+        raise _Unreadable(f'the box {box} is not in the {width}x{height} video')
+    return box
+
+
+class _Unreadable(Exception):
+    """A clip cannot be made of its video. Other than a clip that cannot be written, that does not end the run."""
+
+
+@contextmanager
+def _reading():
+    try:
+        yield
+    except UserError as error:
+        raise _Unreadable(str(error)) from error
+
+
+def _readable(frames):
+    with _reading():
+        yield from frames
+
+
+@contextmanager
+def _written(record, settings):
+    """Yields a function that takes the frames; they become the clip when the body is done. Raises UserError."""
+    aside, path = unfinished(settings.root) / f'{record.id}.mp4', settings.root / record.file
+    try:
+        if settings.format == 'mp4':
+            with VideoWriter(aside, FPS, gop=GOP, threads=1) as writer:
+                yield writer.write
+        else:
+            aside.mkdir()
+            yield StillWriter(aside, settings.format)
+        remove(path)
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror})') from error
+    finally:
+        remove(aside)
+
+
+class StillWriter:
+    """Writes frames as 0000000.png or 0000000.jpg, ... into a folder."""
+
+    OPTIONS = {'png': ('.png', dict(format='PNG')), 'jpeg': ('.jpg', dict(format='JPEG', quality=95, subsampling=0))}
+
+    def __init__(self, folder, format):
+        self.folder, self.count = folder, 0
+        self.suffix, self.options = self.OPTIONS[format]
+
+    def __call__(self, frame):
+        Image.fromarray(frame).save(self.folder / f'{self.count:07d}{self.suffix}', **self.options)
+        self.count += 1
+
+
+def unfinished(root):
+    """Where clips are written before they are whole."""
+    return root / '.unfinished'
+
+
+def remove(path):
+    """Removes a clip, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

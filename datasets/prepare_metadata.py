@@ -1,0 +1,134 @@
+"""What public data sets say about themselves: clips, people and boxes, from the files their authors published.
+
+A YouTube video is not part of any of them; the metadata name its id, and the times and boxes of the clips in it.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from config.errors import UserError
+from datasets import prepare_crop
+from datasets.video import FRAME_FOLDER_FPS
+
+FPS = FRAME_FOLDER_FPS
+
+# CelebV-HQ has no official split, and a share like VoxCeleb's is enough to test on: one video in 50, about 700 clips.
+TEST_ONE_IN = 50
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to be cut from a video.
+
+    start:  seconds from the first frame of the video
+    frames: at 25 fps
+    box:    (x0, y0, x1, y1) of the head in a frame of the size `frame`, (width, height); of (1, 1) where the box is
+            given in shares
+    """
+    id: str
+    person: str
+    partition: str
+    start: Fraction
+    frames: int
+    box: tuple[float, float, float, float]
+    frame: tuple[int, int] = (1, 1)
+
+
+class Source(NamedTuple):
+    """A public data set; read: path of the metadata -> video id -> list of Clip; legacy: the rule of its own crops."""
+    read: Callable
+    legacy: Callable
+    url: str
+
+
+def read_voxceleb(path):
+    """`vox-metadata.csv` of FOMM's authors -> video id -> list of Clip.
+
+    Columns video_id, start, end, bbox, fps, width, height, partition, person_id; start and end in frames at `fps`, bbox
+    as left-top-right-bottom in pixels of a frame of width x height. Clips that are listed twice are returned twice.
+    """
+    videos = {}
+    with _opened(path) as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            with _explained(f'{path}: line {number}'):
+                clip = _voxceleb_clip(row)
+            videos.setdefault(row['video_id'], []).append(clip)
+    return videos
+
+
+def _voxceleb_clip(row):
+    start, end, fps, width, height = (int(row[name]) for name in ('start', 'end', 'fps', 'width', 'height'))
+    left, top, right, bottom = box = tuple(int(side) for side in row['bbox'].split('-'))
+    if row['partition'] not in ('train', 'test'):
+        raise ValueError(f'partition {row["partition"]!r}, expected train or test')
+    if not (start < end and left < right and top < bottom):
+        raise ValueError('an empty clip or box')
+    return Clip(id=f'{row["person_id"]}#{row["video_id"]}#{start:06d}#{end:06d}', person=row['person_id'],
+                partition=row['partition'], start=Fraction(start, fps), frames=round((end - start) * FPS / fps),
+                box=box, frame=(width, height))
+
+
+def read_celebvhq(path):
+    """`celebvhq_info.json` of its authors -> video id -> list of Clip.
+
+    {'clips': {'<video id>_<number>': {'ytb_id', 'duration': {'start_sec', 'end_sec'}, 'bbox': {'top', 'bottom', 'left',
+    'right'} in 0..1}}}. It labels no people and has no split: the video stands for the person, and its id decides
+    (`in_test`).
+    """
+    with _opened(path) as file, _explained(path):
+        clips = json.load(file)['clips']
+    videos = {}
+    for name, entry in clips.items():
+        with _explained(f'{path}: clip {name}'):
+            video, clip = entry['ytb_id'], _celebvhq_clip(name, entry)
+        videos.setdefault(video, []).append(clip)
+    return videos
+
+
+def _celebvhq_clip(name, entry):
+    video = entry['ytb_id']
+    start, end = (Fraction(entry['duration'][key]).limit_denominator(1000) for key in ('start_sec', 'end_sec'))
+    box = tuple(entry['bbox'][side] for side in ('left', 'top', 'right', 'bottom'))
+    if not (start < end and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise ValueError('an empty clip or box, or one outside of the frame')
+    first, last = round(start * FPS), round(end * FPS)
+    return Clip(id=f'{video}#{name.removeprefix(video + "_")}#{first:06d}#{last:06d}', person=video,
+                partition='test' if in_test(video) else 'train', start=start, frames=last - first, box=box)
+
+
+def in_test(person, one_in=TEST_ONE_IN):
+    """Whether a person is for testing: a function of the name alone, the same for everybody at any time."""
+    return int.from_bytes(hashlib.sha256(person.encode()).digest()[:8]) % one_in == 0
+
+
+SOURCES = {
+    'voxceleb1': Source(read_voxceleb, prepare_crop.as_listed,
+                        'vox-metadata.csv of https://github.com/AliaksandrSiarohin/video-preprocessing'),
+    'celebvhq': Source(read_celebvhq, prepare_crop.celebvhq_square,
+                       'celebvhq_info.json of https://github.com/CelebV-HQ/CelebV-HQ'),
+}
+
+
+def _opened(path):
+    try:
+        return open(Path(path), encoding='utf-8-sig', newline='')
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+@contextmanager
+def _explained(where):
+    """What is wrong in the body with an entry becomes a UserError that says where it stands."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f'{where}: has no {error}; is this the published file?') from error
+    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
+        raise UserError(f'{where}: {error}; is this the published file?') from error

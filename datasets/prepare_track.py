@@ -1,0 +1,133 @@
+"""Finding clips of one head in a video of which nothing is known: scene cuts, faces, and how long a face stays put.
+
+As VoxCeleb's clips were made (video-preprocessing, crop_vox.py): a face is followed while it overlaps the place
+where it was first, and the crop, which does not move, holds all its places. Where there are several faces, the
+largest is followed until it is gone.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from datasets.face_crop import Square, square_around
+from datasets.face_tracker import FaceDetector, overlap
+from datasets.video import FRAME_FOLDER_FPS as FPS, frames_at, indices_at
+
+MIN_FRAMES, MAX_FRAMES = 64, 1024    # of a clip, as in VoxCeleb
+STAYS = 0.25                         # least overlap of a face with its first place, as in VoxCeleb
+LOOK_EVERY = 5                       # frames between looks for the face
+MAX_MISSES = 2                       # looks in a row that may miss the face
+
+
+class NoClip(Exception):
+    """A video has no usable clip of a head; the message is one line and says why."""
+
+
+class Head(NamedTuple):
+    """One head in frames start .. stop - 1 at 25 fps: where it is, and the shape (H, W, 3) of the frames."""
+    start: int
+    stop: int
+    square: Square
+    shape: tuple
+
+
+def find_heads(video, min_side):
+    """List of the Heads in a clip of datasets/video.py.
+
+    min_side: heads in smaller squares are passed over, pixels
+    Raises NoClip, UserError.
+    """
+    cuts, track = SceneCuts(), Track(min_side)
+    indices = indices_at(video, FPS)
+    next_look = 0
+    with FaceDetector() as detector:
+        for n, frame in enumerate(frames_at(video, indices, threads=1)):
+            if cuts.between(frame) or track.is_full(n):
+                track.end(n)
+                next_look = n
+            if n >= next_look:
+                track.look(n, detector.detect(frame), frame.shape)
+                next_look = n + LOOK_EVERY
+    track.end(len(indices))
+    if not track.heads:
+        raise NoClip(track.why_none())
+    return track.heads
+
+
+class SceneCuts:
+    """Tells hard cuts from motion: a step in brightness, large in itself and against those just before."""
+
+    LARGE, TIMES = 10, 5             # of 255; of the median step
+    HISTORY = 12
+
+    def __init__(self):
+        self._last, self._steps = None, deque(maxlen=self.HISTORY)
+
+    def between(self, frame):
+        """Whether a cut lies between the last frame given and this one, uint8 (H, W, 3)."""
+        height, width, _ = frame.shape
+        coarse = Image.fromarray(np.ascontiguousarray(frame[::max(height // 144, 1), ::max(width // 144, 1)]))
+        thumbnail = np.asarray(coarse.convert('L').resize((32, 32), Image.Resampling.BOX), np.float32)
+        last, self._last = self._last, thumbnail
+        if last is None:
+            return False
+        step = float(np.abs(thumbnail - last).mean())
+        usual = median(self._steps) if self._steps else 0
+        self._steps.append(step)
+        return step > max(self.LARGE, self.TIMES * usual)
+
+
+@dataclass
+class Track:
+    """The face that is followed, and the heads found so far; frames are numbered at 25 fps."""
+    min_side: float
+
+    def __post_init__(self):
+        self.heads, self.passed_over = [], Counter()
+        self.looks = self.seen = 0
+        self._places = []            # (frame, box) of every look that saw the face
+        self._misses = 0
+        self._shape = None
+
+    def is_full(self, n):
+        return bool(self._places) and n - self._places[0][0] >= MAX_FRAMES
+
+    def look(self, n, faces, shape):
+        """Go on with the face, or begin with the largest of `faces`."""
+        self.looks, self.seen, self._shape = self.looks + 1, self.seen + bool(faces), shape
+        if self._places:
+            first = self._places[0][1]
+            nearest = max(faces, key=lambda face: overlap(face.box, first), default=None)
+            if nearest is not None and overlap(nearest.box, first) >= STAYS:
+                self._places.append((n, nearest.box))
+                self._misses = 0
+                return
+            self._misses += 1
+            if not faces and self._misses <= MAX_MISSES:
+                return
+            self.end(n)
+        if faces:
+            self._places = [(n, faces[0].box)]
+
+    def end(self, n):
+        """The face does not go on in frame n: what was followed becomes a head, or is too little for one."""
+        places, misses, self._places, self._misses = self._places, self._misses, [], 0
+        if not places:
+            return
+        start, stop = places[0][0], places[-1][0] + 1 if misses else n
+        square = square_around([box for _, box in places], self._shape)
+        if stop - start < MIN_FRAMES:
+            self.passed_over[f'shorter than {MIN_FRAMES} frames at {FPS} fps'] += 1
+        elif square.side < self.min_side:
+            self.passed_over[f'less than {self.min_side:g} pixels large'] += 1
+        else:
+            self.heads.append(Head(start, stop, square, self._shape))
+
+    def why_none(self):
+        if not self.seen:
+            return f'no face in the {self.looks} frames looked at'
+        return 'heads only ' + ', '.join(f'{what} ({count})' for what, count in sorted(self.passed_over.items()))

@@ -1,0 +1,209 @@
+"""Writing videos frame by frame: mp4 (H.264) with the sound of another file, or gif; whole or not at all."""
+
+import os
+import uuid
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import av
+import numpy as np
+from PIL import Image
+
+from config.errors import UserError
+
+
+class VideoWriter:
+    """Writes frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
+
+    path:       must end in .mp4 or .gif; appears only when complete, nothing is left after an exception
+    fps:        Fraction or int, kept exactly in an mp4; a gif counts in 1/100 s, right on average
+    audio_from: a file whose first audio track is copied, packet by packet and unchanged, as far as
+                there are frames; it keeps its offset to that file's video. A file without an audio
+                track adds none, and a gif carries none.
+    crf:        quality of the mp4, 0 (lossless) to 51; 18 is hard to tell from the original
+    gop:        the mp4 has a key frame at least every so many frames; 10 makes a file that is half as large again and
+                read five times faster at random, None leaves the encoder's 250
+    threads:    of the encoder; 0 lets it choose
+
+    An odd height or width, which yuv420p cannot have, is made even by repeating the last row or column.
+    Memory does not grow with the number of frames. Raises UserError if the path cannot be written,
+    if the sound cannot be copied and if no frame is written.
+    """
+
+    def __init__(self, path, fps, audio_from=None, crf=18, gop=None, threads=0):
+        self.path = Path(path)
+        if self.path.suffix.lower() not in _ENCODERS:
+            raise UserError(f'{path}: cannot write this kind of video; let the name end in {" or ".join(_ENCODERS)}')
+        if self.path.is_dir():
+            raise UserError(f'{path}: is a folder; give the name of a file to write')
+        if not self.path.parent.is_dir():
+            raise UserError(f'{path}: its folder does not exist; create it first')
+        self.fps = Fraction(fps).limit_denominator(100_000)
+        if self.fps <= 0:
+            raise ValueError(f'fps={fps} must be positive')
+        self._encoder = _ENCODERS[self.path.suffix.lower()]
+        self._options = {'crf': str(crf)} if self._encoder.name == 'libx264' else {}
+        if self._options and gop is not None:
+            self._options['g'] = str(gop)
+        self._threads = threads
+        self._audio_from = audio_from if self._encoder.name == 'libx264' else None
+        self._partial = self.path.with_name(f'.{uuid.uuid4().hex}.partial{self.path.suffix}')
+        self._output = self._video = self._audio = None
+        self._shape, self._count = None, 0
+
+    def __enter__(self):
+        try:
+            with self._writing():
+                self._output = av.open(os.path.abspath(self._partial), 'w', format=self._encoder.format)
+                self._video = self._output.add_stream(self._encoder.name, rate=self.fps, options=self._options)
+                self._video.pix_fmt = self._encoder.pix_fmt
+                self._video.codec_context.thread_count = self._threads
+            if self._audio_from is not None:
+                self._audio = _AudioCopy.of(self._audio_from, self._output)
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def write(self, frame):
+        """Appends one frame, uint8 (H, W, 3) RGB, of the same size as the first."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f'expected a uint8 frame (H, W, 3) but found {frame.dtype} {frame.shape}')
+        if self._shape is None:
+            self._set_size(frame.shape)
+        if frame.shape != self._shape:
+            raise ValueError(f'expected a frame {self._shape} as the first but found {frame.shape}')
+
+        picture = self._encoder.picture(frame)
+        picture.pts, picture.time_base = self._count, 1 / self.fps
+        self._count += 1
+        with self._writing():
+            self._output.mux(self._video.encode(picture))
+            if self._audio is not None:
+                self._audio.copy_until(self._count / self.fps)
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._abandon()
+
+    def _set_size(self, shape):
+        self._shape = shape
+        self._video.height, self._video.width = (side + side % self._encoder.multiple_of for side in shape[:2])
+
+    def _finish(self):
+        if not self._count:
+            raise UserError(f'{self.path}: not written, there are no frames')
+        with self._writing():
+            self._output.mux(self._video.encode(None))
+            self._output.close()
+            os.replace(self._partial, self.path)
+
+    def _abandon(self):
+        """Closes what is open and removes the unfinished file; after success there is nothing to do."""
+        for part in (self._audio, self._output):
+            if part is not None:
+                with suppress(av.error.FFmpegError):
+                    part.close()
+        self._partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f'{self.path}: cannot be written ({error.strerror})') from error
+
+
+class _AudioCopy:
+    """Copies the packets of a file's audio track into an output, up to a time that moves on."""
+
+    @classmethod
+    def of(cls, path, output):
+        """The copy, or None if the file has no audio track. Raises UserError."""
+        try:
+            source = av.open(os.path.abspath(path), metadata_errors='ignore')
+        except av.error.FFmpegError as error:
+            raise UserError(f'{path}: cannot be read for its sound ({error.strerror})') from error
+        track = source.streams.best('audio')
+        if track is None:
+            source.close()
+            return None
+        codec = track.codec_context.codec.canonical_name
+        if codec not in output.supported_codecs:
+            source.close()
+            raise UserError(f'{path}: its sound ({codec}) cannot be copied into an mp4; convert it to AAC first')
+        return cls(path, source, track, output)
+
+    def __init__(self, path, source, track, output):
+        self._path, self._source, self._output = path, source, output
+        self._stream = output.add_stream_from_template(track)
+        self._packets = (packet for packet in source.demux(track) if packet.pts is not None)
+        self._waiting = None
+        video = source.streams.best('video')
+        # Frames are written from time 0 on, so sound moves by as much as the first frame does.
+        self._shift = video.start_time * video.time_base if video and video.start_time else Fraction(0)
+
+    def copy_until(self, end):
+        """Writes the packets whose middle comes before `end` seconds, so the sound ends within half a packet of it."""
+        while (packet := self._next()) is not None:
+            start = packet.pts * packet.time_base - self._shift
+            duration = (packet.duration or 0) * packet.time_base
+            if start + duration / 2 > end:
+                return
+            self._waiting = None
+            if start + duration >= 0:
+                self._copy(packet)
+
+    def _next(self):
+        if self._waiting is None:
+            try:
+                self._waiting = next(self._packets, None)
+            except av.error.FFmpegError as error:
+                raise UserError(f'{self._path}: its sound cannot be read ({error.strerror})') from error
+        return self._waiting
+
+    def _copy(self, packet):
+        shift = round(self._shift / packet.time_base)
+        packet.pts -= shift
+        packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+        packet.stream = self._stream
+        self._output.mux(packet)
+
+    def close(self):
+        self._source.close()
+
+
+def _even_picture(frame):
+    height, width, _ = frame.shape
+    frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
+    return av.VideoFrame.from_ndarray(frame, format='rgb24')
+
+
+def _palette_picture(frame):
+    """Each gif frame brings its own 256 colours, so none has to be known before the last is seen."""
+    image = Image.fromarray(frame).quantize(256)
+    palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
+    colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    palette[:, 0] = 255
+    palette[:len(colours), 1:] = colours
+    return av.VideoFrame.from_ndarray((np.array(image), palette), format='pal8')
+
+
+class _Encoder(NamedTuple):
+    """How one kind of file is written; `picture` turns a frame into what the encoder takes."""
+    format: str
+    name: str
+    pix_fmt: str
+    multiple_of: int
+    picture: Callable
+
+
+_ENCODERS = {
+    '.mp4': _Encoder('mp4', 'libx264', 'yuv420p', 2, _even_picture),
+    '.gif': _Encoder('gif', 'gif', 'pal8', 1, _palette_picture),
+}
