@@ -1,6 +1,7 @@
 """One process or many: what `torchrun` says about this process, with answers for a single one."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -50,3 +51,9 @@ def mean(values):
 def wait():
     if world() > 1:
         dist.barrier()
+
+
+def wait_long():
+    """As `wait`, where processes may arrive hours apart."""
+    if world() > 1:
+        dist.barrier(dist.new_group(backend='gloo', timeout=timedelta(days=7)))

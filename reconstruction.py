@@ -2,17 +2,19 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import chain, islice
-from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from config.errors import UserError
-from datasets.video import VideoWriter
-from metrics.report import ClipScores, FrameMetrics, Mean, write_report
-from modules.motion_transfer import DrivenSource
-from visualizer import ContactSheet, batches, beside, make_folder, save_png, to_tensor, to_uint8
+from datasets.video_writer import VideoWriter
+from evaluate import Renderer
+from metrics.protocols import PROTOCOLS
+from metrics.report import Report, Scorer, mean, write_report
+from visualizer import ContactSheet, beside, make_folder, save_png
+
+METRICS = ('l1.mean_abs', 'psnr.rgb', 'ssim.gauss11', 'lpips.vgg')     # --mode evaluate computes the others too
 
 
 def reconstruct(model, clips, folder, *, device, batch_size, frame_limit=None, include_first=True, save_videos=True,
@@ -29,16 +31,15 @@ def reconstruct(model, clips, folder, *, device, batch_size, frame_limit=None, i
     frame_limit:   use at most this many frames of each clip; None for all
     include_first: also rebuild and score the first frame, which is the source (as FOMM does)
     precision:     'fp32', or 'bf16' for autocast
-    returns:       (summary, skipped): metrics.report.summarize's dict; why which metric is missing
+    returns:       metrics.report.Report
     raises:        UserError for a clip that cannot be read or is too short, for two clips of one
                    name, for a folder that cannot be written
     """
-    skip = 0 if include_first else 1
-    lengths = _check(clips, frame_limit, skip)
+    lengths = _check(clips, frame_limit, 0 if include_first else 1)
     folder = make_folder(folder)
     videos = make_folder(folder / 'videos') if save_videos else None
-    model.eval()
-    metrics, sheet, rows, running = FrameMetrics(device), ContactSheet(len(clips)), [], Mean()
+    renderer, scorer = Renderer(model, device, batch_size, precision), Scorer(METRICS, device, copies=True)
+    sheet, rows = ContactSheet(len(clips)), []
 
     with tqdm(total=sum(lengths), unit='frame', desc='reconstruction', dynamic_ncols=True) as progress:
         for i, clip in enumerate(clips):
@@ -46,26 +47,29 @@ def reconstruct(model, clips, folder, *, device, batch_size, frame_limit=None, i
             source = next(frames)
             driving = chain([source], frames) if include_first else frames
             sheet.begin(i, clip.name, source, lengths[i])
-            scores = ClipScores(clip.name)
 
             with VideoWriter(videos / f'{clip.name}.mp4', clip.fps) if save_videos else nullcontext() as video:
-                for driven, predicted in _rebuild(model, source, driving, device, batch_size, precision):
-                    target = np.stack(driven)
-                    model_scores = metrics(predicted, target)
-                    scores.add(model_scores, metrics(np.stack([source] * len(driven)), target))
-                    sheet.add(driven, predicted)
-                    if save_videos:
-                        for pair in zip(driven, predicted):
-                            video.write(beside(source, *pair))
-
-                    running.add(model_scores['psnr'])
-                    progress.set_postfix(clip=clip.name[:24], psnr=f'{running.value or float("inf"):.2f}')
-                    progress.update(len(driven))
-            rows.append(scores)
+                made = _shown(renderer(source, driving), source, sheet, video, progress)
+                rows.append(scorer.score(clip.name, source, made))
+            psnr = mean(mean(row.scores['psnr.rgb']) for row in rows)
+            progress.set_postfix(clip=clip.name[:24], psnr='inf' if psnr is None else f'{psnr:.2f}')
+            rows[-1].codes = renderer.codes
 
     save_png(folder / 'contact_sheet.png', sheet.draw())
-    definitions = {'protocol': _protocol(frame_limit, include_first, precision), **metrics.definitions}
-    return write_report(folder, rows, definitions, metrics.skipped), metrics.skipped
+    report = Report(rows, scorer.skipped, {'protocol': _protocol(frame_limit, include_first, precision)})
+    write_report(folder, report)
+    return report
+
+
+def _shown(parts, source, sheet, video, progress):
+    """Passes on what the renderer makes, and shows it on the way."""
+    for driving, made in parts:
+        sheet.add(driving, made)
+        if video is not None:
+            for pair in zip(driving, made):
+                video.write(beside(source, *pair))
+        yield driving, made
+        progress.update(len(driving))
 
 
 def _check(clips, frame_limit, skip):
@@ -82,15 +86,8 @@ def _check(clips, frame_limit, skip):
     return lengths
 
 
-def _rebuild(model, source, driving, device, batch_size, precision):
-    """Yields (driving frames, frames made of the source (B, H, W, 3) uint8), batch by batch."""
-    animated = DrivenSource(model, to_tensor([source], device), precision)
-    for driven, images in batches(driving, batch_size, device):
-        yield driven, to_uint8(animated(images))
-
-
 def _protocol(frame_limit, include_first, precision):
-    return (f'source: first frame of each clip; driven by '
-            f'{"all its frames" if frame_limit is None else f"its first {frame_limit} frames"}, the first '
-            f'{"included" if include_first else "left out"}; absolute motion; {precision}; '
-            f'frames are clamped and rounded to 8 bits before they are compared, and are not compressed')
+    name = 'same-identity' if include_first else 'same-identity-no-first'
+    limit = '' if frame_limit is None else f'; only the first {frame_limit} frames'
+    return asdict(PROTOCOLS[name]) | {'name': name, 'text': f'{PROTOCOLS[name].text}{limit}; {precision}; frames are '
+                                      'clamped and rounded to 8 bits before they are compared, and are not compressed'}

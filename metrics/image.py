@@ -6,16 +6,9 @@ Evaluation compares 8-bit frames, as one sees and saves them: clamp, round to 0.
 
 import torch
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5      # pixels
-SSIM_C1, SSIM_C2 = 0.01 ** 2, 0.03 ** 2
+from metrics.base import Metric
 
-DEFINITIONS = {
-    'l1': 'mean absolute difference over the RGB values in [0, 1]; per frame',
-    'psnr': '10 log10(1 / mean squared difference) in dB, RGB in [0, 1]; per frame; '
-            'frames equal to the target (infinite PSNR) are counted and left out of the mean',
-    'ssim': 'structural similarity, 11x11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, range 1, '
-            'valid region, mean of the RGB channels; per frame',
-}
+SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 
 def l1(prediction, target):
@@ -32,29 +25,83 @@ def psnr(prediction, target):
 def ssim(prediction, target):
     """Structural similarity, 1 is best (Wang et al. 2004, and the authors' MATLAB settings).
 
-    Frames must be at least 11 pixels wide and high. Computed in float64: the variances are small
-    differences of large numbers, and TF32 would drown them.
+    Frames must be at least 11 pixels wide and high.
     """
-    x, y = prediction.double(), target.double()
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x = _blur(x * x) - mean_x ** 2
-    var_y = _blur(y * y) - mean_y ** 2
-    covariance = _blur(x * y) - mean_x * mean_y
+    return _ssim(prediction, target, gaussian_window(11, 1.5))
 
-    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x ** 2 + mean_y ** 2 + SSIM_C1)
-    structure = (2 * covariance + SSIM_C2) / (var_x + var_y + SSIM_C2)
+
+def _ssim(prediction, target, window, value_range=1, spread=1):
+    """In float64: the variances are small differences of large numbers, and TF32 would drown them.
+
+    window: (N,) weights along each axis; only where it fits counts
+    spread: factor on variances and covariance
+    """
+    c1, c2 = (SSIM_K1 * value_range) ** 2, (SSIM_K2 * value_range) ** 2
+    x, y = prediction.double(), target.double()
+    mean_x, mean_y = _blur(x, window), _blur(y, window)
+    var_x = spread * (_blur(x * x, window) - mean_x ** 2)
+    var_y = spread * (_blur(y * y, window) - mean_y ** 2)
+    covariance = spread * (_blur(x * y, window) - mean_x * mean_y)
+
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x ** 2 + mean_y ** 2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
     return (luminance * structure).flatten(1).mean(1)
 
 
-def _blur(x):
-    """Gaussian mean over the window, where it fits: (B, C, H, W) -> (B, C, H-10, W-10)."""
+def gaussian_window(size, sigma):
+    """(size,) float64, sums to 1."""
+    weights = torch.exp(-(torch.arange(size, dtype=torch.float64) - size // 2) ** 2 / (2 * sigma ** 2))
+    return weights / weights.sum()
+
+
+def _blur(x, window):
+    """Mean over the window, where it fits: (B, C, H, W) -> (B, C, H-N+1, W-N+1)."""
     # A product with banded matrices: in float64 on a CPU, convolutions take five times as long.
-    return _bands(x.shape[-2], x).T @ (x @ _bands(x.shape[-1], x))
+    return _bands(x.shape[-2], window).to(x).T @ (x @ _bands(x.shape[-1], window).to(x))
 
 
-def _bands(size, like):
-    """(size, size-10) matrix; column i holds the window's weights in rows i..i+10."""
-    row = torch.arange(size, dtype=like.dtype, device=like.device)[:, None]
-    offset = row - SSIM_WINDOW // 2 - row[:size - SSIM_WINDOW + 1].T
-    weights = torch.exp(-offset ** 2 / (2 * SSIM_SIGMA ** 2)) * (offset.abs() <= SSIM_WINDOW // 2)
-    return weights / weights.sum(0)
+def _bands(size, window):
+    """(size, size-N+1) matrix; column i holds the window's weights in rows i..i+N-1."""
+    offset = torch.arange(size)[:, None] - torch.arange(size - len(window) + 1)
+    inside = (offset >= 0) & (offset < len(window))
+    return torch.where(inside, window[offset.clamp(0, len(window) - 1)], 0)
+
+
+class L1(Metric):
+    id, column = 'l1.mean_abs', 'L1'
+    definition = 'mean absolute difference over pixels and RGB values in [0, 1]; per frame'
+    source = 'FOMM, MRFA, MCNet and the paper'
+
+    def __call__(self, generated, driving):
+        return l1(generated, driving).double().cpu()
+
+
+class Psnr(Metric):
+    id, column, unit, direction, decimals = 'psnr.rgb', 'PSNR', 'dB', 'higher', 2
+    definition = ('10 log10(1 / mean squared difference over pixels and RGB values in [0, 1]); per frame; '
+                  'infinite for equal frames')
+    source = 'MRFA, MCNet and the paper'
+
+    def __call__(self, generated, driving):
+        return psnr(generated, driving).double().cpu()
+
+
+class Ssim(Metric):
+    id, column, direction = 'ssim.gauss11', 'SSIM', 'higher'
+    definition = ('structural similarity, 11 x 11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, range 1, '
+                  'valid region, mean of the RGB channels; per frame')
+    source = 'Wang et al. 2004; the paper'
+
+    def __call__(self, generated, driving):
+        return ssim(generated, driving).cpu()
+
+
+class SsimUniform(Metric):
+    id, column, direction = 'ssim.uniform7_range2', 'SSIM range 2', 'higher'
+    definition = ('structural similarity, 7 x 7 uniform window, sample covariance, K1 0.01, K2 0.03, range 2 although '
+                  'the values span 1, which flatters; mean of the RGB channels; per frame')
+    source = 'MCNet, by the defaults of scikit-image before 0.19 for floats'
+
+    def __call__(self, generated, driving):
+        window = torch.full((7,), 1 / 7, dtype=torch.float64)
+        return _ssim(generated, driving, window, value_range=2, spread=49 / 48).cpu()

@@ -1,11 +1,10 @@
 """LPIPS, through the library of its authors, where its backbone's weights are at hand."""
 
-import pickle
 import warnings
-from contextlib import contextmanager
 
 import torch
 
+from metrics.base import Metric, optional, shared
 from weights import checkpoint_path
 
 BACKBONES = {
@@ -14,52 +13,53 @@ BACKBONES = {
 }
 
 
-class Unavailable(Exception):
-    """An optional package cannot work here; the message is one line: what is missing, and how to get it."""
+class _Lpips(Metric):
+    """Learned perceptual image patch similarity (Zhang et al. 2018), version 0.1."""
 
+    backbone = 'vgg'     # the values of the two do not compare
+    scaled = True        # frames are mapped to [-1, 1], as the network was calibrated
 
-@contextmanager
-def optional(package, urls):
-    """Import an optional package and load its weights in the body; raises Unavailable where that cannot be done.
-
-    package: name of its distribution
-    urls:    of the weights it needs. The packages would fetch up to half a gigabyte by themselves; we ask instead
-    """
-    absent = [f'download {url} to {checkpoint_path(url)}' for url in urls if not checkpoint_path(url).is_file()]
-    if absent:
-        raise Unavailable('weights not found: ' + '; '.join(absent))
-    try:
-        yield
-    except ImportError as error:
-        raise Unavailable(f'{error}: pip install {package}') from error
-    except torch.OutOfMemoryError:
-        raise     # a RuntimeError too, but no fault of the weights
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        files = ' or '.join(str(checkpoint_path(url)) for url in urls)
-        raise Unavailable(f'damaged weights {files} ({type(error).__name__}): download again') from error
-
-
-class Lpips:
-    """Learned perceptual image patch similarity (Zhang et al. 2018), version 0.1; 0 is best.
-
-    backbone: 'vgg' or 'alex'; the values of the two do not compare
-    Raises Unavailable if the package or the backbone's weights are missing or damaged.
-    """
-
-    def __init__(self, device, backbone='vgg'):
-        self.definition = f'LPIPS version 0.1, {backbone} backbone, RGB in [-1, 1]; per frame'
-        with optional('lpips', [BACKBONES[backbone]]):
-            network = _load(backbone)
-        self.network = network.to(device)
+    def __init__(self, device):
+        super().__init__(device)
+        url = BACKBONES[self.backbone]
+        self.weight_files = (checkpoint_path(url),)
+        with optional('lpips', [url]):
+            self.network = _network(self.backbone, str(device), checkpoint_path(url))
 
     @torch.inference_mode()
-    def __call__(self, prediction, target):
-        """Distances (B,) of frames (B, 3, H, W) in [-1, 1]."""
-        return self.network(prediction, target).flatten()
+    def __call__(self, generated, driving):
+        return self.network(generated, driving, normalize=self.scaled).flatten().double().cpu()
 
 
-def _load(backbone):
-    import lpips     # slow to import, and optional
+class LpipsVgg(_Lpips):
+    id, column = 'lpips.vgg', 'LPIPS'
+    definition = 'LPIPS version 0.1, VGG16 backbone, RGB in [-1, 1]; per frame'
+    source = 'the paper and MCNet (cmp_lpips.py); https://github.com/richzhang/PerceptualSimilarity'
+
+
+class LpipsAlex(_Lpips):
+    id, column, backbone = 'lpips.alex', 'LPIPS alex', 'alex'
+    definition = 'LPIPS version 0.1, AlexNet backbone, RGB in [-1, 1]; per frame'
+    source = 'https://github.com/richzhang/PerceptualSimilarity'
+
+
+class LpipsVggUnscaled(_Lpips):
+    id, column, scaled = 'lpips.vgg_unscaled', 'LPIPS [0, 1]', False
+    definition = ('LPIPS version 0.1, VGG16 backbone, fed RGB in [0, 1] although it expects [-1, 1], '
+                  'to compare with numbers made so; per frame')
+    source = 'MRFA, https://github.com/JialeTao/MRFA'
+
+
+class LpipsAlexUnscaled(_Lpips):
+    id, column, backbone, scaled = 'lpips.alex_unscaled', 'LPIPS alex [0, 1]', 'alex', False
+    definition = ('LPIPS version 0.1, AlexNet backbone, fed RGB in [0, 1] although it expects [-1, 1], '
+                  'to compare with numbers made so; per frame')
+    source = 'MCNet (metrics.py), https://github.com/harlanhong/ICCV2023-MCNET'
+
+
+@shared
+def _network(backbone, device, _path):
+    import lpips     # slow to import, and optional, shared
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')   # it uses an old spelling
-        return lpips.LPIPS(net=backbone, verbose=False).eval()
+        return lpips.LPIPS(net=backbone, verbose=False).eval().to(device)

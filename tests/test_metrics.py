@@ -1,8 +1,7 @@
-"""Metrics against values worked out by hand and against skimage; LPIPS with and without its weights; the report."""
+"""The catalogue of metrics; image metrics by hand and against skimage; LPIPS with and without its weights."""
 
-import csv
-import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -10,9 +9,15 @@ import torch
 import torchvision
 from skimage.metrics import structural_similarity
 
+from config.errors import UserError
 from metrics import image
-from metrics.perceptual import Lpips, Unavailable
-from metrics.report import ClipScores, FrameMetrics, format_table, summarize, write_report
+from metrics.base import Metric, Remembered, SetMetric, Unavailable
+from metrics.fid import INCEPTION_URL
+from metrics.identity import OPENFACE_URL
+from metrics.metric import CATALOGUE, build
+from metrics.openface import OpenFace
+from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled
+from tests.random_weights import inception, save_antelope, save_random_weights
 from weights import checkpoint_path
 
 ALEX = 'alexnet-owt-7be5be79.pth'
@@ -25,13 +30,6 @@ def torch_home(tmp_path, monkeypatch):
     checkpoints = tmp_path / 'hub' / 'checkpoints'
     checkpoints.mkdir(parents=True)
     return checkpoints
-
-
-def save_random_weights(network, path):
-    """Random weights of the right names and shapes in a small file: all tensors are views of one short buffer."""
-    buffer = torch.randn(100_000) * 0.02
-    torch.save({name: buffer.as_strided(value.shape, [1] * value.dim()) if value.is_floating_point() else value
-                for name, value in network.state_dict().items()}, path)
 
 
 def test_l1_and_psnr_by_hand():
@@ -60,80 +58,122 @@ def test_ssim_is_that_of_skimage():
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-9)
 
 
-def test_lpips_without_weights_is_skipped_and_says_how_to_get_them(torch_home):
-    metrics = FrameMetrics('cpu')
-    frames = np.zeros((1, 16, 16, 3), np.uint8)
-    assert set(metrics(frames, frames)) == {'l1', 'psnr', 'ssim'} and 'lpips' not in metrics.definitions
-    why = metrics.skipped['lpips']
-    assert 'https://download.pytorch.org/models/vgg16-397923af.pth' in why
-    assert str(torch_home / 'vgg16-397923af.pth') in why and '\n' not in why
+def test_ssim_of_mcnet_is_that_of_skimage_with_its_old_defaults():
+    generator = np.random.default_rng(1)
+    target = generator.random((2, 20, 33, 3))
+    prediction = (target + generator.normal(0, 0.2, target.shape)).clip(0, 1)
+    expected = [structural_similarity(a, b, data_range=2, channel_axis=-1) for a, b in zip(prediction, target)]
+    ours = CATALOGUE['ssim.uniform7_range2']('cpu')(*(torch.from_numpy(x).permute(0, 3, 1, 2)
+                                                      for x in (prediction, target)))
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-9)
+    assert (ours > image.ssim(*(torch.from_numpy(x).permute(0, 3, 1, 2) for x in (prediction, target)))).all()
 
+
+# LPIPS
 
 def test_lpips_with_damaged_weights_is_skipped(torch_home):
     (torch_home / ALEX).write_text('<html>not found</html>')
     with pytest.raises(Unavailable, match='damaged weights .*alexnet'):
-        Lpips('cpu', backbone='alex')
+        LpipsAlex('cpu')
+
+
+def test_weights_that_hold_code_are_skipped_and_the_code_is_not_run(torch_home, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / 'was-run'), 'w'))
+    with open(torch_home / ALEX, 'wb') as file:
+        torch.save({'features.0.weight': Code()}, file)
+    _, skipped = build(['lpips.alex'], 'cpu')
+    assert 'damaged weights' in skipped['lpips.alex'] and not (tmp_path / 'was-run').exists()
 
 
 def test_lpips_loads_its_weights_from_the_place_it_names(torch_home):
     assert checkpoint_path(f'https://download.pytorch.org/models/{ALEX}') == torch_home / ALEX
     save_random_weights(torchvision.models.alexnet(), torch_home / ALEX)
-    lpips = Lpips('cpu', backbone='alex')
-    frames = torch.rand(2, 3, 64, 64) * 2 - 1
-    assert lpips(frames, frames).eq(0).all()
-    distances = lpips(frames, torch.stack([frames[0], -frames[1]]))
+    scaled, unscaled = LpipsAlex('cpu'), LpipsAlexUnscaled('cpu')
+    assert scaled.network is unscaled.network
+    frames = torch.rand(2, 3, 64, 64)
+    assert scaled(frames, frames).eq(0).all()
+    others = torch.stack([frames[0], 1 - frames[1]])
+    distances = scaled(frames, others)
     assert distances.shape == (2,) and distances[0] == 0 and distances[1] > 0
+    torch.testing.assert_close(distances.float(), scaled.network(frames * 2 - 1, others * 2 - 1).flatten())
+    torch.testing.assert_close(unscaled(frames, others).float(), scaled.network(frames, others).flatten())
+    assert list(scaled.weights) == [ALEX] and len(scaled.weights[ALEX]) == 64
 
 
-def scores(psnr):
-    psnr = torch.tensor(psnr, dtype=torch.float64)
-    return {'l1': psnr / 100, 'psnr': psnr}
+# The catalogue
+
+@pytest.mark.parametrize('name', CATALOGUE)
+def test_every_metric_says_what_it_is(name):
+    metric = CATALOGUE[name]
+    assert issubclass(metric, Metric) and metric.id == name and '.' in name
+    assert metric.column and metric.definition and metric.source and metric.direction in ('lower', 'higher')
+    assert issubclass(metric, SetMetric) == name.startswith('fid.')
 
 
-def two_clips():
-    """A clip of three frames, whose first is the source, in two batches; and one of one frame."""
-    long, short = ClipScores('long'), ClipScores('short')
-    long.add(scores([40., 20.]), scores([math.inf, 14.]))
-    long.add(scores([24.]), scores([16.]))
-    short.add(scores([31.]), scores([32.]))
-    return [long, short]
+def test_columns_and_definitions_are_told_apart():
+    assert len({metric.column for metric in CATALOGUE.values()}) == len(CATALOGUE)
+    assert len({metric.definition for metric in CATALOGUE.values()}) == len(CATALOGUE)
 
 
-def test_means_over_clips_and_over_frames_differ_as_defined():
-    summary = summarize(two_clips())
-    assert summary['clips'] == 2 and summary['frames'] == 4
-    assert summary['model']['psnr'] == pytest.approx((28 + 31) / 2)
-    assert summary['frame_weighted_model']['psnr'] == pytest.approx((84 + 31) / 4)
-    assert summary['copy']['psnr'] == pytest.approx((15 + 32) / 2)        # the infinite one is left out
-    assert summary['psnr_gain'] == pytest.approx(((6 + 8) / 2 - 1) / 2)   # only frames where both are finite
+@pytest.mark.parametrize('wrong, right', [('lpips.vg', 'lpips.vgg'), ('akd', 'akd.mean_abs_xy'), ('fid', 'fid.source'),
+                                          ('psrn', 'psnr.rgb'),
+                                          ('nonsense', 'known: l1.mean_abs')])
+def test_an_unknown_metric_is_refused_with_the_nearest_one(wrong, right):
+    with pytest.raises(UserError, match=f'no metric {wrong}.*{right}'):
+        build(['l1.mean_abs', wrong], 'cpu')
 
 
-def test_a_clip_that_never_moves_has_no_finite_psnr_to_average():
-    still = ClipScores('still')
-    still.add(scores([30., 30.]), scores([math.inf, math.inf]))
-    assert summarize([still])['copy']['psnr'] is None
-    assert summarize([still])['psnr_gain'] is None
-    assert summarize([still, two_clips()[1]])['copy']['psnr'] == 32
-    assert 'inf' in format_table(summarize([still]), {})
+def test_without_weights_the_rest_still_works_and_the_message_says_how_to_get_them(torch_home):
+    metrics, skipped = build(CATALOGUE, 'cpu')
+    assert [metric.id for metric in metrics] == ['l1.mean_abs', 'psnr.rgb', 'ssim.gauss11', 'ssim.uniform7_range2',
+                                                 'jitter.pixels']
+    assert set(skipped) == set(CATALOGUE) - {metric.id for metric in metrics}
+    for why in skipped.values():
+        assert 'https://' in why and str(torch_home) in why and '\n' not in why
+    frames = torch.rand(3, 3, 16, 16)
+    for metric in metrics:
+        metric.start_clip(frames[0])
+        scores = metric(frames, frames)
+        assert scores.shape == (3,) and scores.dtype == torch.float64 and not metric.weights
 
 
-def test_report_files(tmp_path):
-    rows = two_clips()
-    summary = write_report(tmp_path, rows, {'psnr': 'in dB'}, {'lpips': 'get it there'})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['metrics.csv', 'metrics.json']
-
-    report = json.loads((tmp_path / 'metrics.json').read_text())
-    assert report['mean']['model'] == summary['model'] and report['num_frames'] == 4
-    assert report['clips'][0]['equal_frames'] == {'model': 0, 'copy': 1}
-    assert report['skipped'] == {'lpips': 'get it there'} and report['definitions']['psnr'] == 'in dB'
-    assert torch.__version__.startswith(report['versions']['torch'])
-
-    lines = list(csv.DictReader((tmp_path / 'metrics.csv').open()))
-    assert [line['clip'] for line in lines] == ['long', 'short', 'mean']
-    assert float(lines[0]['copy_psnr']) == 15 and float(lines[2]['psnr']) == pytest.approx(29.5)
+def test_metrics_that_compare_with_the_source_are_undefined_without_one():
+    for metric in CATALOGUE.values():
+        assert metric.needs_source == (metric.id in ('fid.source_vs_generated', 'aed.openface_sq_source',
+                                                     'csim.antelopev2'))
 
 
-def test_table_names_the_copy_and_what_was_skipped():
-    table = format_table(summarize(two_clips()), {'lpips': 'get it there'})
-    assert 'copy of the source' in table and '29.50' in table and 'LPIPS skipped: get it there' in table
-    assert '3.00 dB better' in table
+def test_no_frame_is_looked_at_twice():
+    seen = []
+    look = Remembered(lambda frames: seen.append(len(frames)) or frames.mean())
+    generated, driving, copies = torch.rand(2, 3), torch.rand(3, 3), torch.rand(4, 3)
+    for frames in (generated, driving, generated, driving, copies, driving):
+        assert look(frames) == frames.mean()
+    assert seen == [2, 3, 4]
+    for _ in range(3):
+        look(torch.rand(2, 3))       # frames that died may leave their id to others
+    assert seen == [2, 3, 4, 2, 2, 2]
+
+
+# Memory
+
+@pytest.mark.parametrize('name', ['l1.mean_abs', 'ssim.gauss11', 'lpips.alex', 'fid.driving_vs_generated',
+                                  'aed.openface_sq', 'csim.antelopev2', 'jitter.pixels'])
+def test_no_metric_keeps_more_than_a_batch(torch_home, name):
+    save = {'lpips.alex': lambda: save_random_weights(torchvision.models.alexnet(), torch_home / ALEX),
+            'fid.driving_vs_generated': lambda: save_random_weights(inception(), checkpoint_path(INCEPTION_URL)),
+            'aed.openface_sq': lambda: save_random_weights(OpenFace(), checkpoint_path(OPENFACE_URL)),
+            'csim.antelopev2': lambda: (torch_home / 'antelopev2').mkdir() or save_antelope(torch_home / 'antelopev2')}
+    save.get(name, lambda: None)()
+    (metric,), _ = build([name], 'cpu')
+    metric.start_clip(torch.rand(3, 64, 64))
+    batches = []
+    for _ in range(4):
+        frames = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+        batches += map(weakref.ref, frames)
+        metric.update(*frames) if isinstance(metric, SetMetric) else metric(*frames)
+    del frames
+    alive = sum(batch() is not None for batch in batches)
+    assert alive <= 2       # what was generated and what drove it

@@ -16,14 +16,16 @@ from PIL import Image
 from torch import nn
 
 import animate as animation
+import streaming
 from animate import Pair, animate, animate_pairs, draw_pairs, find_best_frame, read_pairs
 from config.errors import UserError
-from datasets.video import VideoWriter, open_clip
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
 from modules.motion_transfer import DrivenSource
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
 from reconstruction import reconstruct
-from tests.test_metrics import save_random_weights
+from tests.random_weights import save_random_weights
 from visualizer import (CELL, ContactSheet, batches, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8,
                         training_sheet)
 from weights import checkpoint_path
@@ -126,7 +128,7 @@ def names_in(folder):
 
 def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
     clips = [ToyClip('a#1', 10, NTSC), ToyClip('b#2', 7, seed=2)]
-    summary, skipped = reconstruct(model, clips, tmp_path / 'new' / 'out', **settings())
+    made = reconstruct(model, clips, tmp_path / 'new' / 'out', **settings())
 
     out = tmp_path / 'new' / 'out'
     assert names_in(out) == ['contact_sheet.png', 'metrics.csv', 'metrics.json', 'videos/a#1.mp4', 'videos/b#2.mp4']
@@ -134,31 +136,31 @@ def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
     assert written.fps == NTSC and len(written) == 10
     assert written.read([0])[0].shape == (SIZE, 3 * SIZE, 3)                 # source | driving | prediction
     report = json.loads((out / 'metrics.json').read_text())
-    assert [clip['frames'] for clip in report['clips']] == [10, 7] and summary['frames'] == 17
-    assert 'vgg16' in skipped['lpips'] and report['skipped'] == skipped
+    assert [clip['frames'] for clip in report['clips']] == [10, 7] and made.summary['frames'] == 17
+    assert 'vgg16' in made.skipped['lpips.vgg'] and report['skipped'] == made.skipped
     assert [row['clip'] for row in csv.DictReader((out / 'metrics.csv').open())] == ['a#1', 'b#2', 'mean']
     assert model.sources_encoded == 2 and model.largest_batch == 4 and not model.training
 
 
 def test_first_frame_is_rebuilt_from_itself_and_equals_its_copy(model, tmp_path):
-    summary, _ = reconstruct(model, [ToyClip(num_frames=1)], tmp_path, **settings(save_videos=False))
-    assert summary['copy'] == {'l1': 0, 'psnr': None, 'ssim': pytest.approx(1)}
-    assert summary['model']['l1'] < 1e-3 and names_in(tmp_path) == ['contact_sheet.png', 'metrics.csv', 'metrics.json']
+    summary = reconstruct(model, [ToyClip(num_frames=1)], tmp_path, **settings(save_videos=False)).summary
+    assert summary['copy'] == {'l1.mean_abs': 0, 'psnr.rgb': None, 'ssim.gauss11': pytest.approx(1)}
+    assert summary['model']['l1.mean_abs'] < 1e-3 and names_in(tmp_path) == ['contact_sheet.png', 'metrics.csv', 'metrics.json']
 
 
 def test_scores_do_not_depend_on_the_batch_size(model, tmp_path):
-    one, four = (reconstruct(model, [ToyClip()], tmp_path, **settings(batch_size=size, save_videos=False))[0]
+    one, four = (reconstruct(model, [ToyClip()], tmp_path, **settings(batch_size=size, save_videos=False)).summary
                  for size in (1, 4))
     assert one['model'] == pytest.approx(four['model'], rel=1e-4)
 
 
 def test_frame_limit_and_leaving_out_the_first_frame(model, tmp_path):
-    summary, _ = reconstruct(model, [ToyClip()], tmp_path,
-                             **settings(frame_limit=5, include_first=False, save_videos=False))
-    assert summary['frames'] == 4
+    report = reconstruct(model, [ToyClip()], tmp_path,
+                         **settings(frame_limit=5, include_first=False, save_videos=False))
+    assert report.summary['frames'] == 4
     sheet = np.asarray(Image.open(tmp_path / 'contact_sheet.png'))
     assert sheet[-CELL // 2, -CELL // 2].max() > 50                       # the last moment was met, its cell is filled
-    assert 'first 5 frames' in json.loads((tmp_path / 'metrics.json').read_text())['definitions']['protocol']
+    assert 'first 5 frames' in json.loads((tmp_path / 'metrics.json').read_text())['protocol']['text']
 
 
 def test_a_broken_clip_is_named_and_nothing_half_written_stays(model, tmp_path):
@@ -249,7 +251,8 @@ def test_side_by_side_shows_source_driving_result(model, tmp_path):
 def test_long_clips_stream(model, tmp_path):
     driving = ToyClip(num_frames=600)
     animate(model, ToyClip().frame(0), driving, tmp_path / 'r.mp4', **animation_settings(batch_size=8))
-    assert driving.most_alive <= 2 * 8 + 2 and model.sources_encoded == 1
+    # One batch in work, as many as the pipeline holds before and after it, one more at each of its ends.
+    assert driving.most_alive <= (2 * streaming.DEPTH + 3) * 8 and model.sources_encoded == 1
     assert len(open_clip(tmp_path / 'r.mp4')) == 600
 
 
@@ -367,7 +370,8 @@ def test_pairs_are_animated_side_by_side_with_a_sheet(model, tmp_path):
     results = animate_pairs(model, pairs, tmp_path, **animation_settings(best_frame=True))
     assert [path.name for path in results] == [f'{i:03d}_{p.source.name}--{p.driving.name}.mp4'
                                                for i, p in enumerate(pairs)]
-    assert names_in(tmp_path) == sorted([path.name for path in results] + ['contact_sheet.png'])
+    assert names_in(tmp_path) == sorted([path.name for path in results] + ['contact_sheet.png'] +
+                                        [f'moments/{path.stem}.png' for path in results])
     assert open_clip(results[0]).read([0])[0].shape == (SIZE, 3 * SIZE, 3)
 
 

@@ -1,0 +1,430 @@
+"""Evaluation by a named protocol: of a model, which generates and is scored as frames stream by, or of videos
+that were made elsewhere.
+
+    evaluation/<protocol>/metrics.json  metrics.csv  metrics.md  report.html  list.csv
+                         /clips/        scores and a picture of every clip, from which an interrupted run goes on
+
+Every clip is scored alone, so neither an interruption nor the number of processes changes a bit of the result.
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import distributed
+from config.errors import UserError
+from datasets.video import STILL_SUFFIXES, VIDEO_SUFFIXES, has_stills, open_clip, read_image
+from metrics.html import write_html
+from metrics.protocols import Item, as_csv, draw_pairs, fingerprint, frame_at, load_list
+from metrics.report import ClipScores, Report, Scorer, as_markdown, versions, write_report
+from metrics.store import Store
+from modules.motion_transfer import DrivenSource, best_frame_by_keypoints
+from modules.talking_head import Keypoints
+from visualizer import batches, make_folder, to_tensor, to_uint8, written_whole
+
+NAMED = 3              # missing clips named in the log; metrics.json names all
+
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------------------- clips
+
+class Still:
+    """A still image as a clip of one frame."""
+
+    fps = Fraction(1)
+
+    def __init__(self, path, size=None):
+        self.path, self.size, self.name = Path(path), size, Path(path).stem
+
+    def __len__(self):
+        return 1
+
+    def read(self, indices):
+        return [read_image(self.path, self.size) for _ in indices]
+
+    def frames(self):
+        return iter(self.read([0]))
+
+
+def _open(path, size):
+    return Still(path, size) if path.suffix.lower() in STILL_SUFFIXES else open_clip(path, size)
+
+
+def clips_in(folder, size=None):
+    """The videos, folders of frames and stills of a folder, as clips by name; in the order of their names.
+
+    Hidden files and those of other kinds are passed over. Raises UserError where there is none, or two of one name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f'{folder}: no such folder of videos')
+    clips = {}
+    for path in sorted(folder.iterdir()):
+        known = path.is_dir() and has_stills(path) or path.suffix.lower() in VIDEO_SUFFIXES + STILL_SUFFIXES
+        if path.name.startswith('.') or not known:
+            continue
+        clip = _open(path, size)
+        if clip.name in clips:
+            raise UserError(f'{folder}: {clips[clip.name].path.name} and {path.name} have one name; rename one')
+        clips[clip.name] = clip
+    if not clips:
+        raise UserError(f'{folder}: holds no videos, folders of frames or stills')
+    return clips
+
+
+class ClipFinder:
+    """Where the clips of a list lie.
+
+    clips:    {name: clip} at hand
+    path_map: ['PREFIX=FOLDER' or 'FOLDER']: ids that begin with PREFIX, or all, are looked for in FOLDER,
+              with or without the suffix of a video
+    size:     frames are resized to (size, size)
+    """
+
+    def __init__(self, clips, path_map, size):
+        self.clips, self.size = clips, size
+        self.places = [(prefix.strip('/'), Path(folder)) for prefix, _, folder in
+                       (text.rpartition('=') for text in path_map)]
+        for _, folder in self.places:
+            if not folder.is_dir():
+                raise UserError(f'--path_map: {folder} is no folder')
+
+    def __call__(self, clip_id):
+        """The clip of this id, None if it is not there."""
+        for prefix, folder in self.places:
+            if clip_id.startswith(prefix):
+                stem = clip_id.removeprefix(prefix).strip('/')
+                for path in (folder / f'{stem}{suffix}' for suffix in ('', *VIDEO_SUFFIXES)):
+                    if path.exists():
+                        return _open(path, self.size)
+        return self.clips.get(clip_id)
+
+
+# ---------------------------------------------------------------------------- cases
+
+@dataclass(frozen=True)
+class Case:
+    """An item of a list with its clips at hand.
+
+    source:    clip that the source image is taken from, or None where it is not known
+    generated: clip that was made elsewhere; None where the model makes it
+    """
+    item: Item
+    source: Any
+    driving: Any
+    generated: Any = None
+
+    def moments(self, protocol):
+        """(index of the source frame, indices of the driving frames); UserError where the clips are too short."""
+        item, driving = self.item, self.driving
+        source = 0 if self.source is None else _index(self.source, item.source_time or 0)
+        if item.driving_time is not None:
+            return source, [_index(driving, item.driving_time)]
+        first = 0 if protocol.include_first or protocol.cross_identity else 1
+        if len(driving) <= first:
+            raise UserError(f'{driving.name}: has {len(driving)} frame(s), too few for this protocol')
+        return source, range(first, len(driving))
+
+    def frames(self, moments):
+        """The driving frames at the moments, streaming."""
+        if isinstance(moments, range):
+            return islice(self.driving.frames(), moments.start, None)
+        return iter(self.driving.read(moments))
+
+
+def _index(clip, time):
+    """Of the frame at `time` seconds; UserError if the clip is shorter."""
+    index = frame_at(time, clip.fps)
+    if index >= len(clip):
+        raise UserError(f'{clip.name}: has no frame at {time:g} s, it is {float(len(clip) / clip.fps):.2f} s long')
+    return index
+
+
+def test_set(path_map, size):
+    """{name: clip} of all FOLDERs of a path map that have no PREFIX."""
+    return {name: clip for text in path_map if '=' not in text for name, clip in clips_in(text, size).items()}
+
+
+def choose_items(protocol, list_name, clips, num_pairs=None, seed=0):
+    """(name of the list, its items): the list that is asked for, else the protocol's, else all clips or random pairs.
+
+    clips: names of the clips at hand
+    """
+    list_name = list_name or protocol.list
+    if list_name is not None:
+        return Path(list_name).name, load_list(list_name, clips)
+    if protocol.cross_identity:
+        items = draw_pairs(clips, count=num_pairs, seed=seed)
+        return f'{len(items)} random pairs, seed {seed}', items
+    return 'all clips', [Item(name) for name in sorted(clips)]
+
+
+def find_cases(items, find):
+    """The items whose clips are there, as cases, and the names of those whose clips are not."""
+    cases, missing = [], []
+    for item in items:
+        source, driving = find(item.source), find(item.driver)
+        if source is None or driving is None:
+            missing.append(item.name)
+        else:
+            cases.append(Case(item, source, driving))
+    return cases, missing
+
+
+def match_cases(items, protocol, generated, driving, sources):
+    """The same for videos that were made elsewhere; (cases, missing, extra).
+
+    items:   of a list, or one per driving clip, whose name the generated clip and the source then share
+    sources: {name: clip}, or None: then a same-identity source is taken from the driving clip
+    """
+    cases, missing = [], []
+    for item in items:
+        driver, made = driving.get(_stem(item.driver)), generated.get(item.name)
+        if driver is None or made is None:
+            missing.append(item.name)
+            continue
+        # A lone driving frame is no source: it would be compared with itself.
+        own = None if protocol.cross_identity or isinstance(driver, Still) else driver
+        source = own if sources is None else sources.get(_stem(item.source))
+        if sources is not None and source is None:
+            missing.append(item.name)
+            continue
+        cases.append(Case(item, source, driver, made))
+    known = {item.name for item in items}
+    return cases, missing, [name for name in generated if name not in known]
+
+
+def _stem(clip_id):
+    """The name by which `clips_in` knows the clip or still."""
+    path = PurePosixPath(clip_id)
+    return path.stem if path.suffix.lower() in STILL_SUFFIXES else path.name
+
+
+# ---------------------------------------------------------------------------- frames
+
+class Renderer:
+    """Makes the frames of a case with a model, and notes which codes it uses.
+
+    model:     TalkingHead on `device`; left in eval mode
+    precision: 'fp32', or 'bf16' for autocast
+    codes:     {codebook and scale: how often each code was chosen} in the last
+               clip, for the first frame of every batch
+    """
+
+    def __init__(self, model, device, batch_size, precision='fp32'):
+        self.model, self.device, self.batch_size, self.precision = model.eval(), device, batch_size, precision
+        self.codes = {}
+
+    def __call__(self, source, driving, initial=None):
+        """Yields (driving frames, frames made of the source (B, H, W, 3) uint8), batch by batch.
+
+        source:  (H, W, 3) uint8
+        driving: iterator of frames
+        initial: driving frame from which relative motion starts; None for absolute motion
+        """
+        self.codes = {}
+        still = to_tensor([source], self.device)
+        driven = DrivenSource(self.model, still, self.precision)
+        if initial is not None:
+            driven.follow_relative_to(to_tensor([initial], self.device), adapt_scale=True)
+        for frames, images in batches(driving, self.batch_size, self.device):
+            yield frames, to_uint8(driven(images))
+            self._note_codes(still, images[:1])
+
+    def best_anchor(self, source, driving):
+        """The frame of the driving clip whose keypoints are nearest to the source's."""
+        with torch.inference_mode():
+            at_source = self.model.keypoints(to_tensor([source], self.device))
+            values = [self.model.keypoints(images).value
+                      for _, images in batches(driving.frames(), self.batch_size, self.device)]
+        return best_frame_by_keypoints(at_source, Keypoints(torch.cat(values)))
+
+    @torch.inference_mode()
+    def _note_codes(self, source, driving):
+        """What quantisation makes of the flow and of the driving features (Eq. 1 and 4)."""
+        books = {name: getattr(getattr(self.model, name, None), 'codebook', None) for name in ('motion', 'appearance')}
+        if not any(books.values()):
+            return
+        generated = self.model(source, driving)
+        for name, book in books.items():
+            for scale, quantized in enumerate(getattr(generated, f'{name}_codes', ())):
+                part, key = book.slices[scale], f'{name} {scale}'
+                counts = torch.bincount(quantized.indices.flatten().cpu(), minlength=part.stop - part.start).tolist()
+                self.codes[key] = [a + b for a, b in zip(self.codes.get(key, [0] * len(counts)), counts)]
+
+
+def _side_by_side(case, moments, batch_size):
+    """(driving frames, generated frames), batch by batch; UserError where they do not fit together."""
+    made, wanted = case.generated, len(moments)
+    # Other people's code may leave out the first frame, as this protocol does, or not.
+    skip = moments.start if isinstance(moments, range) and len(made) == moments.stop else 0
+    if len(made) - skip != wanted:
+        raise UserError(f'{made.name}: has {len(made)} frames, its driving video {len(case.driving)}')
+    pairs = zip(case.frames(moments), islice(made.frames(), skip, None))
+    while batch := list(islice(pairs, batch_size)):
+        for driving, generated in batch:
+            if driving.shape != generated.shape:
+                raise UserError('{}: is {}x{}, its driving video {}x{}; resize one, or give --resize'.format(
+                    made.name, *generated.shape[1::-1], *driving.shape[1::-1]))
+        yield tuple(zip(*batch))
+
+
+class Strip:
+    """A picture of one clip: the source, then driving above and generated below at three moments; gathered as they
+    stream by."""
+
+    MOMENTS, HEIGHT = 3, 112
+
+    def __init__(self, source, num_frames):
+        self.source, self.columns, self.seen = source, [], 0
+        self.wanted = {(2 * i + 1) * num_frames // (2 * self.MOMENTS) for i in range(self.MOMENTS)}
+
+    def watch(self, parts):
+        for driving, generated in parts:
+            for pair in zip(driving, generated):
+                if self.seen in self.wanted:
+                    self.columns.append(np.concatenate([self._small(frame, 1) for frame in pair]))
+                self.seen += 1
+            yield driving, generated
+
+    def save(self, path):
+        left = [] if self.source is None else [self._small(self.source, 2)]
+        with written_whole(path) as unfinished:
+            Image.fromarray(np.concatenate(left + self.columns, axis=1)).save(unfinished, format='JPEG', quality=88)
+
+    def _small(self, frame, rows):
+        height = rows * self.HEIGHT
+        return np.asarray(Image.fromarray(frame).resize((round(frame.shape[1] * height / frame.shape[0]), height),
+                                                        Image.Resampling.BICUBIC))
+
+
+# ---------------------------------------------------------------------------- the run
+
+def evaluate(cases, folder, *, items, list_name, name, protocol, subject, metric_ids, device, renderer=None,
+             missing=(), extra=(), batch_size=8):
+    """Score all cases, and write the report into `folder`.
+
+    cases:     Cases; those with a problem are counted and named in the report
+    items, list_name: the whole list
+    name, protocol:   PROTOCOLS[name], or the like
+    subject:   {what: value} that tells what is evaluated: weights, or a folder
+    renderer:  of the model; None where the cases hold what was generated
+    missing, extra: names of items without clips, and of generated clips without an item
+    returns:   Report on the first process, None on the others
+    raises:    UserError if no case can be scored
+    """
+    if not cases:
+        raise UserError(f'no clip of the list {list_name} is there' + (f', such as {missing[0]}' if missing else '')
+                        + '; say where the clips are (--path_map FOLDER)')
+    # The copy of the source is a measure for a same-identity result alone.
+    scorer = Scorer(metric_ids, device, copies=not protocol.cross_identity)
+    _announce(scorer, cases, missing, extra)
+    if not scorer.metrics:
+        raise UserError('none of the metrics can be computed here: ' + '; '.join(scorer.skipped.values()))
+    weights = {file: sha for metric in scorer.metrics for file, sha in metric.weights.items()}
+    settings = dict(subject=subject, protocol=asdict(protocol), batch_size=batch_size, device=torch.device(device).type,
+                    metrics={metric.id: metric.definition for metric in scorer.metrics}, weights=weights,
+                    versions=versions())
+    folder, rank = make_folder(folder), distributed.rank()
+    store = Store(folder / 'clips', settings, rank)
+
+    if rank == 0:
+        store.gather(cases)
+    distributed.wait()
+    pending = _pending(cases, store, with_sums=bool(scorer.sets))
+    distributed.wait()      # nobody writes before all know what there is to do
+    if before := len({store.key(case) for case in cases}) - len(pending):
+        log.info('%d clips were scored before', before)
+    for case in tqdm(pending[rank::distributed.world()], unit='clip', desc='evaluation', disable=rank > 0,
+                     dynamic_ncols=True):
+        _score(case, protocol, scorer, renderer, store, batch_size)
+    store.save()
+    distributed.wait_long()
+    if rank > 0:
+        return None
+
+    store.gather(cases)
+    store.tidy(cases)
+    about = {'protocol': {'name': name, 'relative': protocol.relative, 'cross_identity': protocol.cross_identity,
+                          'include_first': protocol.include_first, 'text': protocol.text},
+             'subject': subject, 'list': {'name': list_name, 'sha256': fingerprint(items)}}
+    with written_whole(folder / 'list.csv') as path:
+        path.write_text(as_csv(items), encoding='utf-8')
+    return _report(folder, cases, store, scorer, protocol, about, weights, missing, extra)
+
+
+def _pending(cases, store, with_sums):
+    """The cases without scores; each once, though a list may name a pair twice."""
+    summed = store.summed()[0]
+    todo = (case for case in cases if not isinstance(store.read(case), ClipScores)
+            or with_sums and store.key(case) not in summed)
+    return list({store.key(case): case for case in todo}.values())
+
+
+def _announce(scorer, cases, missing, extra):
+    """Say what will not be scored, before the long part."""
+    for name, why in scorer.skipped.items():
+        log.warning('%s skipped: %s', name, why)
+    needy = [metric.id for metric in scorer.metrics if metric.needs_source]
+    if needy and any(case.source is None for case in cases):
+        log.warning('undefined where the source is not known (--source): %s', ', '.join(needy))
+    log.info('%d of %d clips found', len(cases), len(cases) + len(missing))
+    for what, names in (('missing', missing), ('without a driving video', extra)):
+        if names:
+            log.warning('%d %s: %s%s', len(names), what, ', '.join(names[:NAMED]), ', ...' * (len(names) > NAMED))
+
+
+def _score(case, protocol, scorer, renderer, store, batch_size):
+    """Score a case and store its scores, or what is wrong with it."""
+    try:
+        at_source, moments = case.moments(protocol)
+        source = None if case.source is None else case.source.read([at_source])[0]
+        if renderer is None:
+            parts = _side_by_side(case, moments, batch_size)
+        else:
+            parts = renderer(source, case.frames(moments), _initial(case, protocol, renderer, source))
+        strip = Strip(source, len(moments))
+        clip = scorer.score(case.item.name, source, strip.watch(parts))
+    except UserError as error:
+        log.warning('%s is not scored: %s', case.item.name, error)
+        store.write(case, {'problem': str(error)})
+        return
+    clip.codes = renderer.codes if renderer else {}
+    strip.save(store.path(case, '.jpg'))
+    store.write(case, clip.as_json())
+    if scorer.sets:
+        store.add(case, scorer.states(), clip.frames)
+
+
+def _initial(case, protocol, renderer, source):
+    """The driving frame from which relative motion starts, None for absolute motion."""
+    if not protocol.relative:
+        return None
+    time = case.item.anchor_time
+    index = renderer.best_anchor(source, case.driving) if time is None else _index(case.driving, time)
+    return case.driving.read([index])[0]
+
+
+def _report(folder, cases, store, scorer, protocol, about, weights, missing, extra):
+    stored = [(case, store.read(case)) for case in cases]
+    problems = {case.item.name: row for case, row in stored if isinstance(row, str)}
+    rows = [row for _, row in stored if isinstance(row, ClipScores)]
+    if not rows:
+        raise UserError(f'none of {len(cases)} clips could be scored; the first: {next(iter(problems.values()))}')
+    about['coverage'] = {'listed': len(cases) + len(missing), 'found': len(cases), 'scored': len(rows),
+                         'missing': list(missing), 'extra': list(extra), 'problems': problems}
+    report = Report(rows, scorer.skipped, about, store.summed()[1], protocol.tables, weights)
+    write_report(folder, report)
+    with written_whole(folder / 'metrics.md') as path:
+        path.write_text(as_markdown(report), encoding='utf-8')
+    write_html(folder / 'report.html', report, {case.item.name: store.path(case, '.jpg') for case in cases})
+    return report

@@ -1,0 +1,181 @@
+"""What faces do: landmarks, head pose and jitter, and how far generated ones are from those that drove them."""
+
+import importlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+
+from config.errors import UserError
+from datasets.face_tracker import MODEL_URL, FaceDetector
+from metrics.base import Recognition, Remembered, Unavailable, optional, shared
+from weights import checkpoint_path
+
+FAN_URLS = ('https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth',
+            'https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar')
+POSE_EVALUATION = 'https://github.com/AliaksandrSiarohin/pose-evaluation'
+
+
+# The networks
+
+def face_alignment_network(device):
+    """face-alignment's detector with 2D landmarks (Bulat and Tzimiropoulos 2017); raises Unavailable."""
+    with optional('face-alignment', FAN_URLS):
+        return _face_alignment(str(device), *map(checkpoint_path, FAN_URLS))
+
+
+@shared
+def _face_alignment(device, *_paths):
+    import face_alignment     # slow to import, and optional
+
+    # Compiled, which is the package's default, it takes minutes to start and is slower on a CPU.
+    return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, flip_input=False,
+                                        compile=False)
+
+
+def fan_landmarks(device):
+    """Frames (B, 3, H, W) in [0, 1] -> (B, 68, 2), pixels, of the most certain face; NaN where there is none."""
+    return _fan_landmarks(face_alignment_network(device))
+
+
+@shared
+def _fan_landmarks(network):
+    def landmarks(frames):
+        frames = (frames * 255).round()
+        found = torch.full((len(frames), 68, 2), torch.nan, dtype=torch.float64)
+        # The faces of a frame come in order of certainty; more than the first would cost time for nothing.
+        faces = [faces[:1] for faces in network.face_detector.detect_from_batch(frames)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='No faces were detected')
+            for row, points in zip(found, network.get_landmarks_from_batch(frames.byte(), detected_faces=faces)):
+                if len(points):
+                    row.copy_(torch.from_numpy(points[:68]))
+        return found
+    return Remembered(landmarks)
+
+
+class Faces(NamedTuple):
+    """The largest face of each frame; NaN where there is none.
+
+    landmarks: (B, 478, 2) in pixels
+    angles:    (B, 3) turns of the head about the camera's x, y and z axis (pitch, yaw, roll), in this order, degrees
+    """
+    landmarks: torch.Tensor
+    angles: torch.Tensor
+
+
+def mediapipe_faces():
+    """MediaPipe's Face Landmarker, on the CPU: frames (B, 3, H, W) in [0, 1] -> Faces; raises Unavailable."""
+    try:
+        return _mediapipe_faces(checkpoint_path(MODEL_URL))
+    except UserError as missing:
+        raise Unavailable(str(missing)) from missing
+
+
+@shared
+def _mediapipe_faces(_path):
+    # Where there is no PortAudio, MediaPipe keeps an exception from its import, and with it all that the importing
+    # stack holds, until it is too late to close the detector. The stack of a new thread holds nothing.
+    with ThreadPoolExecutor(1) as thread, suppress(ImportError):
+        thread.submit(importlib.import_module, 'mediapipe.tasks.python').result()
+    detector = FaceDetector(max_faces=1)
+
+    def faces(frames):
+        found = Faces(*(torch.full((len(frames), *shape), torch.nan, dtype=torch.float64)
+                        for shape in ((478, 2), (3,))))
+        images = (frames * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for i, image in enumerate(images):
+            for face in detector.detect(image)[:1]:
+                found.landmarks[i] = torch.from_numpy(face.landmarks)
+                if face.matrix is not None:
+                    found.angles[i] = torch.from_numpy(euler_angles(face.matrix))
+        return found
+    return Remembered(faces)
+
+
+def euler_angles(matrix):
+    """Rotation (3, 3) or more, up to scale -> degrees (3,) about the fixed axes x, then y, then z."""
+    from scipy.spatial.transform import Rotation     # slow to import
+    return Rotation.from_matrix(matrix[:3, :3]).as_euler('xyz', degrees=True)
+
+
+# The metrics
+
+class Akd(Recognition):
+    id, column, unit = 'akd.mean_abs_xy', 'AKD', 'px'
+    definition = ('mean absolute difference of the x and y coordinates of 68 landmarks (face-alignment, 2D, the most '
+                  'certain face) to those of the driving frame, in pixels of the frames as they are, 256 x 256 in the '
+                  'papers; per frame')
+    source = f'FOMM, MRFA, MCNet and the paper; {POSE_EVALUATION}'
+    weight_files = property(lambda self: map(checkpoint_path, FAN_URLS))
+
+    def network(self, device):
+        return fan_landmarks(device)
+
+    def compare(self, generated, wanted):
+        return (generated - wanted).abs().mean((1, 2))
+
+
+class AkdEuclidean(Akd):
+    id, column = 'akd.euclidean', 'AKD Euclid.'
+    definition = ('mean Euclidean distance of 68 landmarks (face-alignment, 2D, the most certain face) to those of the '
+                  'driving frame, in pixels of the frames as they are; per frame')
+    source = 'what the texts of the papers say, and their programs do not compute'
+
+    def compare(self, generated, wanted):
+        return (generated - wanted).norm(dim=2).mean(1)
+
+
+class Ard(Recognition):
+    id, column, unit = 'ard.mediapipe', 'ARD', 'degrees'
+    definition = ('mean absolute difference of the three Euler angles (fixed axes x, y, z) of the head, from the '
+                  'matrix of MediaPipe\'s Face Landmarker, to those in the driving frame; no wrap-around; '
+                  'per frame')
+    source = 'the paper, https://github.com/ShaelynZ/synergize-motion-appearance'
+    weight_files = property(lambda self: [checkpoint_path(MODEL_URL)])
+
+    def network(self, device):
+        faces = mediapipe_faces()
+        return lambda frames: faces(frames).angles
+
+    def compare(self, generated, wanted):
+        return (generated - wanted).abs().mean(1)
+
+
+class PixelJitter(Recognition):
+    """Second differences in time answer to shaking and flicker, and not to a constant error or one that drifts."""
+
+    id, column, decimals = 'jitter.pixels', 'jitter', 4
+    definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of the '
+                  'generated and of the driving frames, over pixels and RGB values in [0, 1]; per frame from the '
+                  'third; for consecutive frames of the same person')
+    source = 'this project'
+
+    def network(self, device):
+        return lambda frames: frames
+
+    def start_clip(self, source=None):
+        super().start_clip(source)
+        self.last_errors = None
+
+    def compare(self, generated, wanted):
+        errors = generated - wanted
+        if self.last_errors is None:
+            self.last_errors = torch.full_like(errors[:1], torch.nan).expand(2, *errors.shape[1:])
+        errors = torch.cat([self.last_errors, errors])
+        self.last_errors = errors[-2:].clone()     # and not the batch
+        return errors.diff(n=2, dim=0).abs().flatten(1).mean(1)
+
+
+class LandmarkJitter(PixelJitter):
+    id, column, unit = 'jitter.mediapipe', 'lm. jitter', 'px'
+    definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of 478 '
+                  'landmarks (MediaPipe\'s Face Landmarker) in the generated and in the driving frames, x and y in '
+                  'pixels of the frames as they are; per frame from the third; for consecutive frames')
+    weight_files = property(lambda self: [checkpoint_path(MODEL_URL)])
+
+    def network(self, device):
+        faces = mediapipe_faces()
+        return lambda frames: faces(frames).landmarks

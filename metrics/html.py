@@ -1,0 +1,108 @@
+"""report.html: one file that holds the whole result; no scripts, nothing to fetch, light and dark."""
+
+import base64
+import math
+from pathlib import Path
+
+import jinja2
+
+from metrics.metric import CATALOGUE
+from metrics.report import heading, mean, notes, number, ranked, verdict
+from visualizer import written_whole
+
+SHOWN = 4                    # worst clips, and best ones
+WIDTH, HEIGHT = 300, 72      # of a plot, in units of its view box
+BINS = 30
+ONE_BY_ONE = 400             # up to so many clips each has its own block, with its name and value, in a distribution
+
+
+def write_html(path, report, pictures):
+    """Write the report to `path`, whole or not at all.
+
+    report:   metrics.report.Report
+    pictures: {clip name: path of its picture}; those that are not there are left out
+    """
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.globals |= dict(heading=heading, number=number, cell=report.cell, CATALOGUE=CATALOGUE)
+    measure, rows = ranked(report.rows, report.summary)
+    count = min(SHOWN, max(len(rows) // 2, 1))
+    text = environment.get_template('report.html.j2').render(
+        report=report, columns=report.columns(), lines=report.lines(), notes=notes(report),
+        verdict=verdict(report.summary), best=_best(report), measure=measure, bins=BINS,
+        distributions=[_distribution(report.rows, name) for name in report.summary['counts']],
+        clips=[('Worst clips', [_card(row, report, pictures) for row in rows[:count]]),
+               ('Best clips', [_card(row, report, pictures) for row in rows[::-1][:count if len(rows) > 1 else 0]])])
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding='utf-8')
+
+
+def _best(report):
+    """{metric id: the best value in its column}, the copy left aside."""
+    ours, published = report.lines()
+    rows = [ours[0][1], *(values for _, table in published for _, values in table)]
+    best = {}
+    for name in report.columns():
+        values = [row[name] for row in rows if row.get(name) is not None]
+        pick = min if CATALOGUE[name].direction == 'lower' else max
+        best[name] = pick(values) if len(values) > 1 else None
+    return best
+
+
+# ---------------------------------------------------------------------------- plots
+
+def _distribution(rows, name):
+    """Blocks of a histogram over clips: {'name', 'low', 'high', 'mean', 'at', 'blocks': [(x, y, height, text)]}."""
+    values = [(mean(row.scores[name]), row.clip) for row in rows if name in row.scores]
+    values = sorted((value, clip) for value, clip in values if value is not None)
+    if not values:
+        return {'name': name, 'blocks': []}
+    low, high = values[0][0], values[-1][0]
+    spread = (high - low) or 1
+    bins = [[] for _ in range(BINS)]
+    for value, clip in values:
+        bins[min(int((value - low) / spread * BINS), BINS - 1)].append(f'{clip}: {number(name, value)}')
+    tall = min(HEIGHT / max(map(len, bins)), 14)
+    blocks = []
+    for i, clips in enumerate(bins):
+        x = i * WIDTH / BINS
+        if len(values) <= ONE_BY_ONE:
+            blocks += [(x, HEIGHT - (j + 1) * tall, tall, text) for j, text in enumerate(clips)]
+        elif clips:
+            blocks.append((x, HEIGHT - len(clips) * tall, len(clips) * tall, f'{len(clips)} clips'))
+    middle = mean(value for value, _ in values)
+    return {'name': name, 'low': low, 'high': high, 'mean': middle, 'blocks': blocks,
+            'at': min((middle - low) / spread, 1) * WIDTH}
+
+
+def _card(row, report, pictures):
+    """What is shown of one clip."""
+    picture = pictures.get(row.clip)
+    data = base64.b64encode(picture.read_bytes()).decode() if picture is not None and picture.is_file() else None
+    return {'clip': row.clip, 'frames': row.frames, 'picture': data,
+            'curves': [_curve(row, name) for name in report.summary['counts'] if mean(row.scores[name]) is not None]}
+
+
+def _curve(row, name):
+    """A metric over the frames of a clip, broken where it is undefined, and over it that of the copied source."""
+    values, copied = row.scores[name], row.copied.get(name, [])
+    finite = [value for value in values + copied if math.isfinite(value)]
+    low, high = min(finite), max(finite)
+    return {'name': name, 'mean': mean(values), 'low': low, 'high': high,
+            'path': _path(values, low, high), 'copied': _path(copied, low, high)}
+
+
+def _path(values, low, high):
+    """SVG path through the finite values, oldest left, largest on top."""
+    parts, pen = [], 'M'
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            pen = 'M'
+            continue
+        x = (i + 0.5) * WIDTH / len(values)
+        y = HEIGHT - 4 - (value - low) / ((high - low) or 1) * (HEIGHT - 8)
+        parts.append(f'{pen}{x:.1f} {y:.1f}')
+        pen = 'L'
+        if not any(map(math.isfinite, values[i + 1:i + 2])):
+            parts.append('h.01')      # a lone frame is a dot
+    return ''.join(parts)

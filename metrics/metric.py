@@ -1,0 +1,48 @@
+"""All metrics, by the ids that carry their definitions.
+
+    metrics, skipped = build(['psnr.rgb', 'lpips.vgg'], device)
+    for metric in metrics: metric.start_clip(source)
+    scores = metric(generated, driving)         # (B,); a SetMetric takes update(generated, driving), then state()
+"""
+
+import difflib
+
+from config.errors import UserError
+from metrics.base import Metric, SetMetric, Unavailable
+from metrics.face import Akd, AkdEuclidean, Ard, LandmarkJitter, PixelJitter
+from metrics.fid import FidDriving, FidSource
+from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
+from metrics.image import L1, Psnr, Ssim, SsimUniform
+from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
+
+__all__ = ['CATALOGUE', 'Metric', 'SetMetric', 'Unavailable', 'build']
+
+CATALOGUE = {metric.id: metric for metric in (
+    L1, Psnr, Ssim, SsimUniform, LpipsVgg, LpipsAlex, LpipsVggUnscaled, LpipsAlexUnscaled, FidSource, FidDriving,
+    Akd, AkdEuclidean, Aed, AedSource, AedEuclidean, Csim, CsimDriving, Ard, PixelJitter, LandmarkJitter)}
+
+
+def build(ids, device):
+    """The metrics of these ids that can work here.
+
+    ids:     keys of CATALOGUE
+    returns: list of Metric in the order of the ids, {id: why it is skipped and how to get it}
+    raises:  UserError for an unknown id, naming the nearest valid one
+    """
+    unknown = [name for name in ids if name not in CATALOGUE]
+    if unknown:
+        raise UserError(f'there is no metric {unknown[0]}; {_nearest(unknown[0])}')
+    metrics, skipped = [], {}
+    for name in dict.fromkeys(ids):
+        try:
+            metrics.append(CATALOGUE[name](device))
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+    return metrics, skipped
+
+
+def _nearest(name):
+    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}
+    meant = {metric: metric for metric in CATALOGUE} | families      # 'akd' means the first akd.*
+    close = difflib.get_close_matches(name, meant, 1, 0.5)
+    return f'did you mean {meant[close[0]]}?' if close else f'known: {", ".join(CATALOGUE)}'

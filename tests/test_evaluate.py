@@ -1,0 +1,476 @@
+"""Evaluation of a model and of videos made elsewhere: scores, coverage, resuming, processes, reports, mistakes."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import types
+from fractions import Fraction
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import run
+from config.errors import UserError
+from datasets.video_writer import VideoWriter
+from evaluate import Case, ClipFinder, Renderer, choose_items, clips_in, find_cases, match_cases
+from metrics import store
+from metrics.metric import CATALOGUE, SetMetric
+from metrics.protocols import PROTOCOLS, Item
+from metrics.report import ClipScores, Report, as_markdown, format_table, summarize, write_report
+from modules.build import build_model
+from tests.test_reconstruction_animate import SIZE, ToyClip, ToyHead
+from tests.tiny import ROOT, tiny
+from visualizer import save_png
+
+CHEAP = ['l1.mean_abs', 'psnr.rgb', 'jitter.pixels']
+
+
+class Brightness(SetMetric):
+    """Mean level of all frames, and how many were looked at: a set metric without a network."""
+    id, column, definition, source = 'test.brightness', 'level', 'mean level', 'this test'
+
+    def start_clip(self, source=None):
+        super().start_clip(source)
+        self.sums = {'sum': torch.zeros((), dtype=torch.float64), 'count': torch.zeros((), dtype=torch.float64)}
+
+    def update(self, generated, driving):
+        self.sums['sum'] += (generated * 255).double().sum()
+        self.sums['count'] += generated.numel()
+
+    def state(self):
+        return {name: value.clone() for name, value in self.sums.items()}
+
+    @staticmethod
+    def compute(state):
+        return (state['sum'] / state['count']).item()
+
+
+@pytest.fixture(autouse=True)
+def set_metric(monkeypatch, tmp_path_factory):
+    monkeypatch.setitem(CATALOGUE, Brightness.id, Brightness)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))     # no weights, whatever the machine has
+
+
+def write_video(path, clip, frames=None, change=lambda frame: frame):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, clip.fps, crf=0) as video:
+        for frame in clip.read(range(len(clip)) if frames is None else frames):
+            video.write(change(frame))
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """Five driving clips, and what somebody's code made of them: one equal, four darker."""
+    root = tmp_path_factory.mktemp('folders')
+    for i in range(5):
+        clip = ToyClip(num_frames=8 + i, seed=i)
+        write_video(root / 'driving' / f'id{i}#clip.mp4', clip)
+        write_video(root / 'generated' / f'id{i}#clip.mp4', clip, change=lambda frame: frame // (1 + (i > 0)))
+    return root
+
+
+def score_folders(root, out, metric_ids=CHEAP, protocol='same-identity', sources=None, **changes):
+    """evaluate.evaluate on root/generated and root/driving; (report, metrics.json)."""
+    driving, generated = clips_in(root / 'driving'), clips_in(root / 'generated')
+    items = [Item(name) for name in driving]
+    cases, missing, extra = match_cases(items, PROTOCOLS[protocol], generated, driving, sources)
+    return run_evaluation(cases, out, items=items, metric_ids=metric_ids, protocol=protocol, missing=missing,
+                          extra=extra, **changes)
+
+
+def run_evaluation(cases, out, *, protocol='same-identity', metric_ids=CHEAP, items=None, **changes):
+    settings = dict(items=items or [case.item for case in cases], list_name='test', name=protocol,
+                    protocol=PROTOCOLS[protocol], subject={}, metric_ids=metric_ids, device='cpu', batch_size=3)
+    report = evaluate.evaluate(cases, out, **settings | changes)
+    return report, json.loads((out / 'metrics.json').read_text()) if report is not None else None
+
+
+# Videos made elsewhere
+
+def test_a_folder_of_videos_gets_all_reports(folders, tmp_path):
+    report, written = score_folders(folders, tmp_path)
+    assert {'metrics.json', 'metrics.csv', 'metrics.md', 'report.html', 'list.csv'} <= set(os.listdir(tmp_path))
+    assert written['coverage'] == {'listed': 5, 'found': 5, 'scored': 5, 'missing': [], 'extra': [], 'problems': {}}
+    equal, darker = written['clips'][:2]
+    assert equal['model'] == {'l1.mean_abs': 0, 'psnr.rgb': None, 'jitter.pixels': 0}
+    assert equal['equal_frames'] == {'model': 8, 'copy': 1} and darker['model']['psnr.rgb'] < 20
+    rows = list(csv.DictReader((tmp_path / 'metrics.csv').open()))
+    assert [row['clip'] for row in rows] == [f'id{i}#clip' for i in range(5)] + ['mean']
+    assert float(rows[1]['l1.mean_abs']) == darker['model']['l1.mean_abs']
+    assert '| the paper |' in (tmp_path / 'metrics.md').read_text()
+    assert written['metrics']['jitter.pixels']['undefined'] == 2 * 5        # no motion before the third frame
+
+
+def test_values_are_those_worked_out_by_hand(tmp_path):
+    clip = ToyClip(num_frames=4)
+    made = ToyClip(num_frames=4)
+    made.frames = lambda: iter([frame // 2 for frame in clip.read(range(4))])
+    case = Case(Item('clip'), clip, clip, made)
+    report, _ = run_evaluation([case], tmp_path, protocol='same-identity-no-first')
+    expected = np.mean([np.abs(frame // 2 - frame.astype(float)).mean() / 255 for frame in clip.read([1, 2, 3])])
+    assert report.summary['model']['l1.mean_abs'] == pytest.approx(expected, rel=1e-5)
+    copied = np.mean([np.abs(clip.frame(0).astype(float) - frame).mean() / 255 for frame in clip.read([1, 2, 3])])
+    assert report.summary['copy']['l1.mean_abs'] == pytest.approx(copied, rel=1e-5)
+
+
+def test_whatever_does_not_fit_is_counted_and_named_and_the_rest_is_scored(folders, tmp_path):
+    root = tmp_path / 'data'
+    shutil.copytree(folders, root)
+    (root / 'generated' / 'id0#clip.mp4').rename(root / 'generated' / 'stranger.mp4')       # missing, and extra
+    write_video(root / 'generated' / 'id1#clip.mp4', ToyClip(num_frames=5))                  # of another length
+    write_video(root / 'generated' / 'id2#clip.mp4', ToyClip(num_frames=10), change=lambda frame: frame[:16, :16])
+    (root / 'generated' / 'id3#clip.mp4').write_text('no video')
+    _, written = score_folders(root, tmp_path / 'out')
+    coverage = written['coverage']
+    assert (coverage['listed'], coverage['found'], coverage['scored']) == (5, 4, 1)
+    assert coverage['missing'] == ['id0#clip'] and coverage['extra'] == ['stranger']
+    problems = coverage['problems']
+    assert 'has 5 frames, its driving video 9' in problems['id1#clip']
+    assert 'is 16x16, its driving video 32x32' in problems['id2#clip'] and 'cannot be decoded' in problems['id3#clip']
+    assert 'not scored: id3#clip' in (tmp_path / 'out' / 'metrics.md').read_text()
+    assert 'id3#clip' in (tmp_path / 'out' / 'report.html').read_text()
+
+    shutil.copy(root / 'driving' / 'id3#clip.mp4', root / 'generated' / 'id3#clip.mp4')      # mended: it counts now
+    assert score_folders(root, tmp_path / 'out')[1]['coverage']['scored'] == 2
+
+
+def test_nothing_to_score_is_an_error(folders, tmp_path):
+    root = tmp_path / 'data'
+    shutil.copytree(folders / 'driving', root / 'driving')
+    write_video(root / 'generated' / 'stranger.mp4', ToyClip())
+    with pytest.raises(UserError, match='no clip of the list test is there, such as id0#clip'):
+        score_folders(root, tmp_path / 'out')
+    for path in (root / 'driving').iterdir():
+        (root / 'generated' / path.name).write_text('no video')
+    with pytest.raises(UserError, match='none of 5 clips could be scored; the first: .*cannot be decoded'):
+        score_folders(root, tmp_path / 'out')
+
+
+def test_videos_without_the_first_frame_fit_the_protocol_that_leaves_it_out(folders, tmp_path):
+    root = tmp_path / 'data'
+    shutil.copytree(folders / 'driving', root / 'driving')
+    for i in range(5):
+        write_video(root / 'generated' / f'id{i}#clip.mp4', ToyClip(num_frames=8 + i, seed=i), range(1, 8 + i))
+    _, written = score_folders(root, tmp_path / 'out', protocol='same-identity-no-first')
+    assert written['mean']['model']['l1.mean_abs'] == 0 and written['num_frames'] == sum(range(8, 13)) - 5
+
+
+def test_stills_are_pairs_and_sources_come_by_name(tmp_path):
+    for i in range(3):
+        for folder, shift in (('driving', 0), ('generated', 1), ('source', 5)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save_png(tmp_path / folder / f'{i:04d}.png', ToyClip(seed=i).frame(shift))
+    report, _ = score_folders(tmp_path, tmp_path / 'out')
+    assert report.summary['clips'] == report.summary['frames'] == 3 and report.summary['copy'] == {}
+    report, _ = score_folders(tmp_path, tmp_path / 'out', sources=clips_in(tmp_path / 'source'))
+    assert report.summary['copy']['l1.mean_abs'] > report.summary['model']['l1.mean_abs'] > 0
+
+
+# Resuming
+
+@pytest.mark.parametrize('metric_ids', [CHEAP, CHEAP + [Brightness.id]])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(folders, tmp_path, monkeypatch, metric_ids):
+    _, whole = score_folders(folders, tmp_path / 'whole', metric_ids)
+    monkeypatch.setattr(store, 'SAVE_EVERY', 9)         # the sums are not on disk after every clip
+    score, scored = evaluate._score, []
+
+    def interrupted(case, *rest):
+        scored.append(case.item.name)
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        score(case, *rest)
+
+    monkeypatch.setattr(evaluate, '_score', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_folders(folders, tmp_path / 'parts', metric_ids)
+    assert not (tmp_path / 'parts' / 'metrics.json').exists()
+    _, resumed = score_folders(folders, tmp_path / 'parts', metric_ids)
+    assert resumed == whole
+    assert scored[4:] in (['id3#clip', 'id4#clip'], ['id2#clip', 'id3#clip', 'id4#clip'])
+
+    scored.clear()
+    assert score_folders(folders, tmp_path / 'parts', metric_ids)[1] == whole and scored == []
+
+
+def test_whatever_changes_is_scored_anew(folders, tmp_path, monkeypatch):
+    root, scored = tmp_path / 'data', []
+    shutil.copytree(folders, root)
+    score = evaluate._score
+    monkeypatch.setattr(evaluate, '_score', lambda case, *rest: (scored.append(case.item.name), score(case, *rest)))
+
+    def scored_by(**changes):
+        scored.clear()
+        score_folders(root, tmp_path / 'out', **changes)
+        return len(scored)
+
+    ids = CHEAP + [Brightness.id]
+    assert scored_by(metric_ids=ids) == 5 and scored_by(metric_ids=ids) == 0
+    assert scored_by(metric_ids=ids, subject={'weights': 'others'}) == 5
+    assert scored_by(metric_ids=CHEAP[:1]) == 5 and scored_by(metric_ids=CHEAP[:1]) == 0
+    write_video(root / 'generated' / 'id2#clip.mp4', ToyClip(num_frames=10, seed=7))
+    assert scored_by(metric_ids=CHEAP[:1]) == 1
+    assert len(list((tmp_path / 'out' / 'clips').glob('*.json'))) == 5      # what is out of date is gone
+
+
+# Processes
+
+def in_threads(monkeypatch, world, function):
+    """`function` in as many threads as there are processes, which `distributed` takes for processes."""
+    barrier, local, results = threading.Barrier(world), threading.local(), [None] * world
+    monkeypatch.setattr(evaluate, 'distributed', types.SimpleNamespace(
+        rank=lambda: local.rank, world=lambda: world, wait=barrier.wait, wait_long=barrier.wait))
+
+    def one(rank):
+        local.rank = rank
+        results[rank] = function()
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_any_number_of_processes_gives_the_same_numbers(folders, tmp_path, monkeypatch):
+    ids = CHEAP + [Brightness.id]
+    _, alone = score_folders(folders, tmp_path / '1', ids)
+    for world in (2, 3):
+        results = in_threads(monkeypatch, world, lambda: score_folders(folders, tmp_path / str(world), ids))
+        assert results[0][1] == alone and results[1:] == [(None, None)] * (world - 1)
+
+
+def test_torchrun_gives_the_same_files(folders, tmp_path):
+    arguments = ['run.py', '--mode', 'evaluate', '--generated', folders / 'generated', '--driving',
+                 folders / 'driving', '--metrics', *CHEAP, '--device', 'cpu', '--run_name', 'x', '--log_dir']
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    for python, out in (([sys.executable], '1'), (launch, '2')):
+        subprocess.run([*python, *arguments, tmp_path / out], cwd=ROOT, check=True, capture_output=True,
+                       env=os.environ | {'OMP_NUM_THREADS': '1'})
+    one, two = (tmp_path / out / 'x' / 'evaluation' / 'same-identity' for out in '12')
+    for name in ('metrics.json', 'metrics.csv', 'metrics.md', 'report.html', 'list.csv'):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+# Models
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return ToyHead().eval()
+
+
+def cases_of(clips, items):
+    cases, missing = find_cases(items, ClipFinder({clip.name: clip for clip in clips}, [], SIZE))
+    assert not missing
+    return cases
+
+
+def test_a_model_is_generated_and_scored_while_frames_stream_by(model, tmp_path):
+    clip = ToyClip(num_frames=120)
+    cases = cases_of([clip], [Item('clip')])
+    report, _ = run_evaluation(cases, tmp_path, renderer=Renderer(model, 'cpu', 8), batch_size=8)
+    assert report.summary['frames'] == 120 and report.summary['psnr_gain'] is not None
+    assert clip.most_alive <= 3 * 8 and model.sources_encoded == 1
+
+
+def test_relative_motion_starts_at_the_lists_anchor_or_at_the_nearest_frame(model, tmp_path):
+    source, driving = ToyClip('a', seed=3), ToyClip('b', num_frames=10)
+    renderer = Renderer(model, 'cpu', 4)
+    made = {}
+    for name, item in {'anchor': Item('a', 0.0, 'b', anchor_time=0.28), 'nearest': Item('a', None, 'b')}.items():
+        case, = cases_of([source, driving], [item])
+        initial = evaluate._initial(case, PROTOCOLS['cross-identity-relative'], renderer, source.frame(0))
+        made[name] = np.concatenate([part for _, part in renderer(source.frame(0), driving.frames(), initial)])
+    errors = {name: np.abs(frames.astype(int) - source.frame(0)).mean((1, 2, 3)) for name, frames in made.items()}
+    assert errors['anchor'].argmin() == 7 and errors['anchor'][7] < 0.1
+    nearest = renderer.best_anchor(source.frame(0), driving)
+    assert errors['nearest'].argmin() == nearest and errors['nearest'][nearest] < 0.1
+
+    report, written = run_evaluation([case], tmp_path, protocol='cross-identity-relative', renderer=renderer,
+                                     metric_ids=['jitter.pixels', Brightness.id])
+    assert report.summary['copy'] == {} and set(written['mean']['model']) == {'jitter.pixels', Brightness.id}
+
+
+def test_pairs_of_frames_are_taken_at_their_times(model, tmp_path):
+    clip = ToyClip('a')
+    cases = cases_of([clip], [Item('a', 0.08, driving_time=0.2), Item('a', 0.08, driving_time=9.0)])
+    assert cases[0].moments(PROTOCOLS['pairs-same']) == (2, [5])
+    report, written = run_evaluation(cases, tmp_path, protocol='pairs-same', renderer=Renderer(model, 'cpu', 4))
+    assert report.summary['frames'] == 1
+    assert 'no frame at 9 s, it is 0.48 s long' in written['coverage']['problems']['a@0.08s--a@9s']
+
+
+def test_codes_in_use_are_counted_over_all_clips(tmp_path):
+    config = tiny()
+    torch.manual_seed(0)
+    renderer = Renderer(build_model(config), 'cpu', 3)
+    cases = cases_of([ToyClip('a', 4), ToyClip('b', 2, seed=1)], [Item('a'), Item('b')])
+    report, written = run_evaluation(cases, tmp_path, renderer=renderer)
+    assert [use['codes'] for use in written['codebooks'].values()] == [8, 16, 24, 32] * 2
+    assert all(1 <= use['perplexity'] <= use['used'] <= use['codes'] for use in written['codebooks'].values())
+    assert 'Codes in use' in (tmp_path / 'report.html').read_text()
+    assert renderer.codes['motion 0'] != report.rows[0].codes['motion 0']
+
+
+def test_a_diverged_model_is_an_error(model, tmp_path):
+    with torch.no_grad():
+        model.heat.weight.fill_(float('nan'))
+    with pytest.raises(UserError, match='not finite'):
+        run_evaluation(cases_of([ToyClip()], [Item('clip')]), tmp_path, renderer=Renderer(model, 'cpu', 4))
+
+
+# Lists and clips
+
+def test_clips_are_found_with_any_suffix_below_any_prefix(folders, tmp_path):
+    (tmp_path / 'root' / 'id9#frames.mp4').mkdir(parents=True)
+    save_png(tmp_path / 'root' / 'id9#frames.mp4' / '0000000.png', ToyClip().frame(0))
+    save_png(tmp_path / 'root' / 'face.jpg', ToyClip().frame(0))
+    find = ClipFinder({}, [f'vox/test={folders / "driving"}', str(tmp_path / 'root')], SIZE)
+    assert len(find('vox/test/id0#clip')) == 8 and len(find('id9#frames')) == len(find('face.jpg')) == 1
+    assert find('id0#clip') is None
+    with pytest.raises(UserError, match='--path_map: .*nowhere is no folder'):
+        ClipFinder({}, ['nowhere'], SIZE)
+
+
+def test_the_same_list_gives_the_same_cases_in_whatever_order_files_are_listed(folders, monkeypatch):
+    listings = (sorted, lambda paths: sorted(paths, reverse=True))
+    chosen = []
+    for order in listings:
+        clips = dict(order(clips_in(folders / 'driving').items()))
+        for protocol in ('same-identity', 'cross-identity-absolute'):
+            name, items = choose_items(PROTOCOLS[protocol], None, clips)
+            chosen.append((name, [case.item for case in cases_of(clips.values(), items)]))
+    assert chosen[:2] == chosen[2:] and len(chosen[0][1]) == len(chosen[1][1]) == 5
+
+
+def test_a_list_is_covered_as_far_as_clips_are_there():
+    clips = [ToyClip('a'), ToyClip('b')]
+    cases, missing = find_cases([Item('a'), Item('c'), Item('b', driving='c')],
+                                ClipFinder({clip.name: clip for clip in clips}, [], SIZE))
+    assert [case.item.name for case in cases] == ['a'] and missing == ['c', 'b--c']
+
+
+def test_two_clips_of_one_name_are_refused(tmp_path):
+    for suffix in ('mp4', 'gif'):
+        write_video(tmp_path / f'a.{suffix}', ToyClip(num_frames=2))
+    with pytest.raises(UserError, match='a.gif and a.mp4 have one name'):
+        clips_in(tmp_path)
+
+
+# Report
+
+def two_clips():
+    """A clip of three frames, whose first is the source; and one of one frame."""
+    long, short = ClipScores('long'), ClipScores('short')
+
+    def scores(psnr):
+        return {name: torch.tensor(psnr, dtype=torch.float64) for name in ('psnr.rgb', 'ard.mediapipe')}
+
+    long.add(scores([40., math.nan]), scores([math.inf, 14.]))
+    long.add(scores([24.]), scores([16.]))
+    long.misses = {'ard.mediapipe': {'generated': 1}}
+    short.add(scores([31.]), scores([32.]))
+    long.frames, short.frames = 3, 1
+    return [long, short]
+
+
+def test_means_over_clips_and_over_frames_differ_as_defined():
+    summary = summarize(two_clips())
+    assert summary['clips'] == 2 and summary['frames'] == 4
+    assert summary['model']['psnr.rgb'] == pytest.approx((32 + 31) / 2)
+    assert summary['frame_weighted_model']['psnr.rgb'] == pytest.approx((64 + 31) / 3)
+    assert summary['copy']['psnr.rgb'] == pytest.approx((15 + 32) / 2)        # the infinite one is left out
+    assert summary['psnr_gain'] == pytest.approx((8 - 1) / 2)                 # only frames where both are finite
+    assert summary['counts']['ard.mediapipe'] == {'finite': 3, 'infinite': 0, 'undefined': 1,
+                                                  'misses': {'generated': 1}}
+
+
+def test_scores_survive_their_file():
+    for row in two_clips():
+        again = ClipScores.from_json(json.loads(json.dumps(row.as_json(), allow_nan=False)))
+        assert repr(again) == repr(row)                                        # NaN does not equal itself
+
+
+def test_tables_name_the_copy_the_misses_and_what_was_skipped(tmp_path):
+    about = {'protocol': {'name': 'p', 'text': 't'}}
+    report = Report(two_clips(), {'lpips.vgg': 'get it there'}, about, tables=('Table 3',))
+    write_report(tmp_path, report)
+    written = json.loads((tmp_path / 'metrics.json').read_text())
+    assert written['skipped'] == {'lpips.vgg': 'get it there'} and written['mean']['model']['psnr.rgb'] == 31.5
+    assert written['clips'][0]['equal_frames'] == {'model': 0, 'copy': 1}
+    for text in (format_table(report), as_markdown(report)):
+        assert 'copy of the source' in text and '31.50' in text and 'lpips.vgg skipped: get it there' in text
+        assert 'no face in 1 generated frame' in text and '3.50 dB better' in text
+    assert '| MRFA | 77.63 |' in as_markdown(report)
+
+
+class Links(HTMLParser):
+    """All that a page would fetch, and whether its elements are closed."""
+    VOID = {'meta', 'img', 'rect', 'line', 'path'}
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [value for name, value in attributes if name in ('src', 'href')]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_in_itself(folders, tmp_path):
+    score_folders(folders, tmp_path)
+    text = (tmp_path / 'report.html').read_text()
+    links = Links()
+    links.feed(text)
+    assert links.open == [] and len(links.fetched) == 4          # two worst clips and two best ones
+    assert all(link.startswith('data:image/jpeg;base64,') for link in links.fetched) and '<script' not in text
+    assert 'Follow-Your-Emoji' in text and '25.30' in text and text.count('class="curve"') == 4 * 3 - 1
+
+
+# Command line
+
+def call(capsys, *arguments):
+    code = run.main(['--mode', 'evaluate', '--device', 'cpu', *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert 'Traceback' not in err
+    return code, out, err
+
+
+def test_a_metric_without_its_weights_is_skipped_and_the_run_goes_on(folders, tmp_path, capsys):
+    videos = ['--generated', folders / 'generated', '--driving', folders / 'driving', '--log_dir', tmp_path]
+    code, out, err = call(capsys, *videos, '--metrics', 'l1.mean_abs', 'lpips.vgg')
+    assert code == 0 and 'lpips.vgg skipped: weights not found: download https://' in out
+    text = (tmp_path / 'generated' / 'evaluation' / 'same-identity' / 'report.html').read_text()
+    assert 'vgg16-397923af.pth' in text
+    code, _, err = call(capsys, *videos, '--metrics', 'lpips.vgg')
+    assert code == 2 and 'none of the metrics can be computed here' in err
+
+
+def test_mistakes_on_the_command_line(folders, tmp_path, capsys):
+    def message(*arguments):
+        code, _, err = call(capsys, '--log_dir', tmp_path / 'log', *arguments)
+        assert code == 2 and err.count('error: ') == 1
+        return err
+
+    videos = ['--generated', folders / 'generated', '--driving', folders / 'driving']
+    assert 'did you mean same-identity' in message(*videos, '--protocol', 'same-identiti')
+    assert 'did you mean psnr.rgb' in message(*videos, '--metrics', 'psnr.rbg')
+    assert 'belong together' in message('--generated', folders / 'generated')
+    assert 'no such folder' in message('--generated', tmp_path / 'nowhere', '--driving', folders / 'driving')
+    (tmp_path / 'empty').mkdir()
+    assert 'holds no videos' in message('--generated', tmp_path / 'empty', '--driving', folders / 'driving')
+    assert 'no clip of the list voxceleb1-50 is there' in message(*videos, '--list', 'voxceleb1-50')
+    assert not (tmp_path / 'log').exists()

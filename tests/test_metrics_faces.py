@@ -1,0 +1,245 @@
+"""Landmarks, head pose and jitter: by hand with made-up landmarks, with random weights, and with MediaPipe on clips."""
+
+import itertools
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.face_tracker import MODEL_URL
+from datasets.video import open_clip
+from metrics import face
+from metrics.base import Remembered, Unavailable
+from metrics.face import Akd, AkdEuclidean, Ard, Faces, LandmarkJitter, PixelJitter
+from metrics.metric import build
+from tests.random_weights import save_random_weights
+from tests.test_metrics import torch_home  # noqa: F401
+from weights import checkpoint_path
+
+SHARED = Path(__file__).resolve().parents[2] / 'shared'
+LANDMARKER = SHARED / 'weights' / 'face_landmarker.task'
+REAL = SHARED / 'real'
+needs_mediapipe = pytest.mark.skipif(not (LANDMARKER.is_file() and REAL.is_dir()), reason='no landmarker or no clips')
+
+
+@pytest.fixture
+def landmarker(torch_home):  # noqa: F811
+    """MediaPipe's model, where the code looks for it."""
+    pytest.importorskip('mediapipe')
+    (torch_home / 'face_landmarker.task').symlink_to(LANDMARKER)
+
+
+def frames_of(pattern, step=1, count=None, folder='test'):
+    """Some frames of a real clip: (B, 3, 256, 256) in [0, 1]."""
+    clip = open_clip(next((REAL / folder).glob(pattern)), 256)
+    frames = list(itertools.islice(clip.frames(), 0, None if count is None else count * step, step))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+
+
+def landmarks_of_colour(points):
+    """A stand-in for a detector: 68 points, moved by the frame's mean red and green, 10 px each; none in the dark."""
+    def landmarks(frames):
+        shift = 10 * frames[:, :2].mean((2, 3)).double()
+        return torch.where(frames.flatten(1).any(1)[:, None, None], points + shift[:, None], torch.nan)
+    return Remembered(landmarks)
+
+
+@pytest.fixture
+def points(monkeypatch):
+    points = torch.rand(68, 2, dtype=torch.float64) * 256
+    monkeypatch.setattr(face, 'fan_landmarks', lambda device: landmarks_of_colour(points))
+    return points
+
+
+def plain(red, green):
+    return torch.tensor([red, green, 0.5])[:, None, None].expand(3, 8, 8)
+
+
+def test_a_shift_in_pixels_gives_that_akd(points):
+    driving = torch.stack([plain(0, 0), plain(0, 0), plain(0.5, 0.5)])
+    generated = torch.stack([plain(0, 0), plain(0.3, 0.4), plain(0.1, 0.5)])       # moved by (0, 0), (3, 4), (-4, 0) px
+    akd, euclidean = Akd('cpu'), AkdEuclidean('cpu')
+    assert akd(generated, driving).tolist() == pytest.approx([0, 3.5, 2], abs=1e-5)
+    assert euclidean(generated, driving).tolist() == pytest.approx([0, 5, 4], abs=1e-5)
+    assert not akd.misses.total()
+
+
+def test_misses_are_counted_on_both_sides_and_leave_nan(points):
+    akd = Akd('cpu')
+    dark = torch.zeros(3, 8, 8)
+    scores = akd(torch.stack([plain(0, 0), dark, dark]), torch.stack([dark, dark, plain(0, 0)]))
+    assert scores.isnan().all() and akd.misses == {'generated': 2, 'driving': 2}
+    akd.start_clip()
+    assert akd(plain(0, 0)[None], plain(0, 0)[None]) == 0 and not akd.misses.total()
+
+
+def rotation(degrees, axis):
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return {'x': np.array([[1, 0, 0], [0, c, -s], [0, s, c]]), 'y': np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]),
+            'z': np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])}[axis]
+
+
+def test_euler_angles_by_hand():
+    matrix = np.eye(4)
+    matrix[:3, :3] = 1.1 * rotation(-7, 'z') @ rotation(30, 'y') @ rotation(12, 'x')     # a scale does not matter
+    matrix[:3, 3] = 1, 2, -40
+    assert face.euler_angles(matrix) == pytest.approx([12, 30, -7])
+
+
+def test_a_rotation_in_degrees_gives_that_ard(monkeypatch):
+    def turned(frames):
+        """Turned by 90 degrees times the frame's mean colour; NaN where nothing was found."""
+        return Faces(None, 90 * frames.mean((2, 3)).double())
+    monkeypatch.setattr(face, 'mediapipe_faces', lambda: turned)
+    generated = torch.stack([plain(0.2, 0.1), plain(0, 0), plain(math.nan, 0)])
+    ard = Ard('cpu')
+    assert ard(generated, plain(0, 0).expand(3, 3, 8, 8)).tolist() == pytest.approx([9, 0, math.nan], nan_ok=True)
+    assert ard.misses['generated'] == 1 and ard.misses['driving'] == 0
+
+
+def flicker(size, count=6):
+    return torch.stack([torch.full((3, 4, 4), 0.5 + size * (-1) ** i) for i in range(count)])
+
+
+@pytest.mark.parametrize('splits', [[6], [1, 1, 1, 1, 1, 1], [2, 4], [5, 1]])
+def test_jitter_by_hand_whatever_the_batches(splits):
+    jitter = PixelJitter('cpu')
+    jitter.start_clip()
+    driving, shaking = flicker(0.0), flicker(0.1)          # second difference 4 x 0.1
+    scores = torch.cat([jitter(*pair) for pair in zip(shaking.split(splits), driving.split(splits))])
+    assert scores.tolist() == pytest.approx([math.nan] * 2 + [0.4] * 4, nan_ok=True)
+    jitter.start_clip()
+    assert jitter(shaking, driving)[:2].isnan().all()      # a new clip does not continue the last
+
+
+def test_only_what_shakes_is_jitter():
+    jitter = PixelJitter('cpu')
+    moving = torch.rand(8, 3, 4, 4)
+    drift = torch.linspace(0, 0.2, 8)[:, None, None, None]
+    for generated, expected in ((moving, 0), (moving + 0.1, 0), (moving + drift, 0)):
+        jitter.start_clip()
+        assert jitter(generated, moving)[2:].tolist() == pytest.approx([expected] * 6, abs=1e-6)
+    jitter.start_clip()
+    still = jitter(moving[:1].expand_as(moving), moving)   # a frozen picture does not follow: that is no virtue
+    torch.testing.assert_close(still[2:], moving.diff(n=2, dim=0).abs().mean((1, 2, 3)).double())
+
+
+# face-alignment with random weights
+
+@pytest.fixture
+def random_fan(torch_home, monkeypatch):  # noqa: F811
+    monkeypatch.setenv('NUMBA_DISABLE_JIT', '1')        # which the package uses: a quarter of a minute, for a few faces
+    pytest.importorskip('face_alignment')
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+    from face_alignment.models import FAN
+    for network, url in zip((s3fd(), FAN(4)), face.FAN_URLS):
+        save_random_weights(network, checkpoint_path(url))
+
+
+def test_landmarks_are_those_of_the_first_face_of_each_frame(random_fan, monkeypatch):
+    akd = Akd('cpu')
+    network = face.face_alignment_network('cpu')
+    boxes = {0: [], 1: [np.array([30., 20, 220, 240, 0.9]), np.array([0., 0, 90, 90, 0.7])]}
+    monkeypatch.setattr(network.face_detector, 'detect_from_batch',
+                        lambda frames: [boxes[bool(frame.any())] for frame in frames])
+    face_in, nobody = torch.randint(0, 256, (3, 256, 256)) / 255, torch.zeros(3, 256, 256)
+    frames = torch.stack([nobody, face_in])
+    found = akd.recognise(frames)
+    assert found.shape == (2, 68, 2) and found[0].isnan().all()
+
+    image = (face_in * 255).round().byte().permute(1, 2, 0).numpy()
+    expected = network.get_landmarks_from_image(image, detected_faces=boxes[1])
+    assert len(expected) == 2 and (found[1].numpy() == expected[0]).all() and (expected[0] != expected[1]).any()
+
+    assert akd(frames, frames).tolist() == pytest.approx([math.nan, 0], nan_ok=True)
+    assert akd.misses == {'generated': 1, 'driving': 1}
+    assert sorted(akd.weights) == ['2DFAN4-11f355bf06.pth.tar', 's3fd-619a316812.pth']
+
+
+def test_without_weights_faces_are_skipped_and_say_how_to_get_them(torch_home):  # noqa: F811
+    metrics, skipped = build(['akd.mean_abs_xy', 'ard.mediapipe', 'jitter.mediapipe', 'jitter.pixels'], 'cpu')
+    assert [metric.id for metric in metrics] == ['jitter.pixels']
+    for url in face.FAN_URLS:
+        assert url in skipped['akd.mean_abs_xy'] and str(checkpoint_path(url)) in skipped['akd.mean_abs_xy']
+    assert MODEL_URL in skipped['ard.mediapipe'] and str(checkpoint_path(MODEL_URL)) in skipped['ard.mediapipe']
+    assert all('\n' not in why for why in skipped.values())
+
+
+def test_a_damaged_landmarker_is_skipped(torch_home):  # noqa: F811
+    pytest.importorskip('mediapipe')
+    (torch_home / 'face_landmarker.task').write_text('<html>not found</html>')
+    with pytest.raises(Unavailable, match='face_landmarker.task'):
+        Ard('cpu')
+
+
+# MediaPipe on real clips
+
+def yaws_in_readme():
+    """{clip: (least, most)} of the test clips, in degrees."""
+    table = (REAL / 'README.md').read_text().split('## real/test')[1].split('## real/source')[0]
+    return {name: (int(least), int(most))
+            for name, least, most in re.findall(r'`([^`]+)\.mp4` \|.*?yaw (-?\d+)\.\.(-?\d+)', table)}
+
+
+@needs_mediapipe
+def test_head_turns_agree_with_the_figures_of_the_clips(landmarker):
+    faces = face.mediapipe_faces()
+    figures = yaws_in_readme()
+    assert len(figures) == 5
+    for name, (least, most) in figures.items():
+        yaw = faces(frames_of(f'{name}.mp4', step=6)).angles[:, 1]
+        assert yaw.isfinite().all()
+        # Every sixth frame may miss the very extremes of a fast turn, and never goes beyond them.
+        assert least - 1 < yaw.min() < least + 3 and most - 3 < yaw.max() < most + 1, name
+
+
+@needs_mediapipe
+def test_a_mirrored_clip_has_mirrored_yaw_and_roll(landmarker):
+    frames = frames_of('id10001*', step=15)
+    faces = face.mediapipe_faces()
+    angles, mirrored = faces(frames).angles, faces(frames.flip(3)).angles
+    difference = (mirrored - angles * torch.tensor([1., -1, -1])).abs()
+    assert angles[:, 1].max() - angles[:, 1].min() > 20 and difference.mean() < 1 and difference.max() < 4
+
+
+@needs_mediapipe
+def test_turning_the_picture_turns_the_head_as_much(landmarker):
+    frames = frames_of('id10002*', step=40, count=4)
+    images = [Image.fromarray(image) for image in (frames * 255).byte().permute(0, 2, 3, 1).numpy()]
+    turned = np.stack([image.rotate(12, Image.Resampling.BICUBIC) for image in images])
+    turned = torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 255
+    ard = Ard('cpu')
+    scores = ard(turned, frames)
+    assert not ard.misses.total()
+    # Roll changes by 12 degrees; pitch and yaw, seen in the camera's axes, by a little.
+    assert (ard.recognise(turned) - ard.recognise(frames))[:, 2].abs().tolist() == pytest.approx([12] * 4, abs=1.5)
+    assert scores.tolist() == pytest.approx([4] * 4, abs=1.2)
+    assert (ard(frames, frames) == 0).all()
+
+
+@needs_mediapipe
+def test_landmarks_move_with_the_picture_and_jitter_with_its_shaking(landmarker):
+    frames = frames_of('id10005*', count=5)
+    faces = face.mediapipe_faces()
+    shifted = frames.roll((6, -4), dims=(2, 3))
+    moved = (faces(shifted).landmarks - faces(frames).landmarks).mean(1)
+    torch.testing.assert_close(moved, torch.tensor([[-4., 6]]).double().expand(5, 2), atol=0.7, rtol=0)
+
+    jitter = LandmarkJitter('cpu')
+    jitter.start_clip()
+    assert (jitter(frames, frames)[2:] == 0).all()
+    jitter.start_clip()
+    shaking = torch.stack([frame.roll(3 * (-1) ** i, dims=2) for i, frame in enumerate(frames)])
+    scores = jitter(shaking, frames)[2:]                   # 12 px in x, none in y
+    assert scores.tolist() == pytest.approx([6] * 3, abs=1)
+
+
+@needs_mediapipe
+def test_no_face_is_a_miss(landmarker):
+    frames = torch.zeros(2, 3, 64, 64)
+    ard = Ard('cpu')
+    assert ard(frames, frames).isnan().all() and ard.misses == {'generated': 2, 'driving': 2}

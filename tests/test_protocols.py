@@ -1,0 +1,167 @@
+"""Protocols and lists: portable, drawn alike everywhere, imported from the peers' formats, loud about mistakes."""
+
+import csv
+import random
+from fractions import Fraction
+
+import pytest
+
+from config.errors import UserError
+from metrics.metric import CATALOGUE
+from metrics.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, celebv_hq_partition, draw_celebv_hq, draw_pairs,
+                               draw_voxceleb1, fingerprint, find_protocol, frame_at, import_pairs, load_list)
+from metrics.published import CROSS_IDENTITY, SAME_IDENTITY, TABLES
+from tests.tiny import SHARED
+
+PUBLISHED = SHARED / 'facts' / 'lists'
+needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason='the published lists are not here')
+
+
+def shuffled(values, seed=0):
+    values = list(values)
+    random.Random(seed).shuffle(values)
+    return values
+
+
+def vox_rows():
+    with open(PUBLISHED / 'vox-metadata.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+# Protocols
+
+def test_everything_a_protocol_names_exists():
+    for protocol in PROTOCOLS.values():
+        assert set(protocol.metrics) <= set(CATALOGUE) and set(protocol.tables) <= set(TABLES)
+        assert protocol.list is None or protocol.list in RULES or (LISTS / f'{protocol.list}.csv').is_file()
+    assert {*SAME_IDENTITY.values(), *CROSS_IDENTITY.values()} <= set(CATALOGUE)
+
+
+def test_an_unknown_protocol_or_list_is_met_with_the_nearest_one():
+    with pytest.raises(UserError, match='did you mean cross-identity-relative'):
+        find_protocol('cross-identity-relativ')
+    with pytest.raises(UserError, match='did you mean voxceleb1-50'):
+        load_list('voxceleb-50')
+
+
+def test_published_rows_are_the_papers():
+    assert TABLES['Table 1, VoxCeleb1']['the paper'] == {
+        'fid.source_vs_generated': 43.15, 'psnr.rgb': 25.30, 'l1.mean_abs': 0.0355, 'lpips.vgg': 0.1846,
+        'akd.mean_abs_xy': 1.2039, 'aed.openface_sq': 0.1071}
+    assert TABLES['Table 3']['MRFA']['ard.mediapipe'] == 1.5903
+    full = TABLES['Table 1, VoxCeleb1']['the paper']
+    assert TABLES['Table 2']['+ MMC + MAC'] == TABLES['Table 4']['progressive'] == full
+
+
+# Lists that are drawn: the order in which things are listed never matters
+
+@needs_published
+def test_the_voxceleb1_list_is_drawn_alike_from_any_listing():
+    rows = vox_rows()
+    shipped = load_list('voxceleb1-50')
+    assert len(shipped) == len(set(shipped)) == 50
+    assert draw_voxceleb1(rows) == draw_voxceleb1(shuffled(rows)) == draw_voxceleb1(rows + rows[::7]) == shipped
+    assert draw_voxceleb1(rows, seed=1) != shipped
+    test = {f'{row["person_id"]}#{row["video_id"]}' for row in rows if row['partition'] == 'test'}
+    train = {f'{row["person_id"]}#{row["video_id"]}' for row in rows if row['partition'] == 'train'}
+    assert {item.source.rsplit('#', 2)[0] for item in shipped} <= test - train
+
+
+def test_the_cross_identity_list_pairs_the_same_50_clips():
+    clips = [item.source for item in load_list('voxceleb1-50')]
+    shipped = load_list('voxceleb1-50-cross')
+    assert shipped == draw_pairs(clips) == draw_pairs(shuffled(clips))
+    assert sorted(item.source for item in shipped) == sorted(item.driving for item in shipped) == sorted(clips)
+    assert all(item.source.split('#')[0] != item.driving.split('#')[0] for item in shipped)
+
+
+def test_random_pairs_depend_on_names_and_seed_alone():
+    clips = [f'id{i // 3}#clip{i}' for i in range(30)]
+    assert draw_pairs(clips, count=8) == draw_pairs(shuffled(clips), count=8) != draw_pairs(clips, count=8, seed=1)
+    with pytest.raises(UserError, match='at least 2'):
+        draw_pairs(clips[:3])
+
+
+def test_celebv_hq_is_split_by_video_and_drawn_alike_from_any_listing():
+    videos = [f'{i:011d}' for i in range(4000)]
+    clips = [f'{video}_{n}' for video in videos for n in range(2)]
+    test = [clip for clip in clips if celebv_hq_partition(clip) == 'test']
+    assert len(test) == pytest.approx(0.05 * len(clips), rel=0.15)
+    assert {clip[:11] for clip in test}.isdisjoint(clip[:11] for clip in set(clips) - set(test))
+    drawn = draw_celebv_hq(clips)
+    assert drawn == draw_celebv_hq(shuffled(clips)) and len({item.source[:11] for item in drawn}) == 50
+    lost = drawn[7].source                         # a video that is gone is replaced, the others stay
+    again = draw_celebv_hq([clip for clip in clips if clip[:11] != lost[:11]])
+    assert len(set(drawn) - set(again)) == 1
+    with pytest.raises(UserError, match='YouTube id'):
+        draw_celebv_hq([])
+
+
+# List files
+
+def test_a_list_survives_its_file_and_has_one_fingerprint(tmp_path):
+    items = [Item('a', 0.4333, 'b', 2.0, 1.28), Item('c'), Item('d', driving='e')]
+    path = tmp_path / 'list.csv'
+    path.write_text(as_csv(items))
+    assert load_list(path) == items and fingerprint(load_list(path)) == fingerprint(items) != fingerprint(items[:2])
+    assert len({item.name for item in items}) == 3 and items[1].name == 'c' and items[2].name == 'd--e'
+    assert as_csv([Item('c')]) == 'source\nc\n'
+
+
+@pytest.mark.parametrize('text, message', [
+    ('clip\na\n', 'first row must name the columns'),
+    ('source,drivng\na,b\n', "unknown column 'drivng'"),
+    ('source\n', 'names nothing'),
+    ('source,driving\n,b\n', 'row 2: source is empty'),
+    ('source,source_time\na,0\nb,first\n', "row 3: source_time is 'first'"),
+    ('source,source_time\na,-1\n', "row 2: source_time is '-1'"),
+    ('source,driving\na,b,c\n', 'row 2: has more fields'),
+])
+def test_mistakes_in_a_list_are_named_by_file_and_row(tmp_path, text, message):
+    path = tmp_path / 'list.csv'
+    path.write_text(text)
+    with pytest.raises(UserError, match=f'list.csv.*{message}'):
+        load_list(path)
+
+
+def test_a_time_finds_its_frame_at_any_rate():
+    for fps in (Fraction(25), Fraction(30), Fraction(30000, 1001)):
+        assert [frame_at(round(float(i / fps), 4), fps) for i in range(500)] == list(range(500))
+    assert frame_at(1.6, Fraction(25)) == 40 and frame_at(1.6, Fraction(30)) == 48
+
+
+# The peers' lists
+
+@needs_published
+@pytest.mark.parametrize('file, shipped', [('vox_evaluation', 'pairs-2083-same'),
+                                           ('vox_cross_id_evaluation_best_frame', 'pairs-2083-cross')])
+def test_the_2083_pairs_are_those_that_were_published(file, shipped):
+    items = load_list(shipped)
+    assert items == import_pairs(PUBLISHED / f'{file}.csv') == load_list(PUBLISHED / f'{file}.csv')
+    lengths = {f'{row["person_id"]}#{row["video_id"]}#{row["start"]:0>6}#{row["end"]:0>6}':
+               (int(row['end']) - int(row['start'])) / 25 for row in vox_rows()}
+    assert len(items) == 2083
+    for item in items:      # what lies beyond a clip at 25 fps lies inside of it at the rate that was inferred
+        assert item.source_time < lengths[item.source] + 0.05 and item.driving_time < lengths[item.driver] + 0.05
+    cross = shipped.endswith('cross')
+    assert all((item.source.split('#')[0] != item.driver.split('#')[0]) == cross for item in items)
+    assert all((item.anchor_time is not None) == cross for item in items)
+
+
+@needs_published
+def test_lists_of_stills_and_of_whole_clips_come_in():
+    still = import_pairs(PUBLISHED / 'celeV_cross_id_evaluation.csv')[0]
+    assert still.source == 'Donald_Trump/Image/P_Trump_64689.jpg_0000054394.jpg' and still.source_time is None
+    clip = import_pairs(PUBLISHED / 'vox256.csv')[0]
+    assert (clip.source, clip.driving) == ('id10291#TMCTm7GxiDE#002960#003224', 'id10286#isKyMAYUOgg#004288#004420')
+    assert clip.driving_time is None and clip.anchor_time == 0
+
+
+def test_frame_numbers_of_faster_videos_become_their_times(tmp_path):
+    path = tmp_path / 'pairs.csv'
+    slow, fast = '/data/x/vox/a#video1#000000#000100.mp4', '/data/x/vox/b#video2#000000#000100.mp4'
+    path.write_text(f'source,driving,best_frame\n{slow}/0000050.png,{fast}/0000060.png,{fast}/0000110.png\n')
+    assert load_list(path) == [Item('a#video1#000000#000100', 2.0, 'b#video2#000000#000100', 2.0, 3.6667)]
+    path.write_text(f'source,driving,best_frame\n{slow}/0000050.png,{fast}/0000060.png,{slow}/0000010.png\n')
+    with pytest.raises(UserError, match='no frame of the driving clip'):
+        load_list(path)
