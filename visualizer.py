@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from config.errors import UserError
 from modules.warp import to_displacement
@@ -56,10 +57,13 @@ def written_whole(path):
         unfinished.unlink(missing_ok=True)
 
 
-def save_png(path, image):
-    """Write `image` (H, W, 3) uint8 to `path`, whole or not at all."""
+def save_png(path, image, **texts):
+    """Write `image` (H, W, 3) uint8 to `path`, whole or not at all; `texts` go along, as PNG text chunks."""
+    chunks = PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
     with written_whole(path) as unfinished:
-        Image.fromarray(image).save(unfinished, format='PNG')
+        Image.fromarray(image).save(unfinished, format='PNG', pnginfo=chunks)
 
 
 # Between frames and tensors
@@ -132,13 +136,26 @@ def draw_keypoints(image, keypoints):
     return np.asarray(picture)
 
 
+def draw_crop(image, boxes, square):
+    """A copy of `image` with numbered boxes (x0, y0, x1, y1), pixels, and a thicker square around what is cut out."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    line = max(1, image.shape[0] // 240)
+    for number, box in enumerate(boxes):
+        draw.rectangle(box, outline=(255, 255, 255), width=line)
+        draw.text((box[0] + 2 * line, box[1] + line), str(number), (255, 255, 255), ImageFont.load_default(10 * line))
+    draw.rectangle((square.left, square.top, square.left + square.side - 1, square.top + square.side - 1),
+                   outline=(255, 160, 0), width=2 * line)
+    return np.asarray(picture)
+
+
 # Sheets
 
-def enlarge(image):
+def enlarge(image, cell=CELL):
     """`image` at the height of a cell: whole factors repeat pixels, so that coarse maps look coarse."""
     height, width = image.shape[:2]
-    size = (round(width * CELL / height), CELL)
-    return np.asarray(Image.fromarray(image).resize(size, Image.NEAREST if CELL % height == 0 else Image.LANCZOS))
+    size = (round(width * cell / height), cell)
+    return np.asarray(Image.fromarray(image).resize(size, Image.NEAREST if cell % height == 0 else Image.LANCZOS))
 
 
 def grid(rows, titles, captions=None):

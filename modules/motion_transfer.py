@@ -1,4 +1,9 @@
-"""Motion transfer at test time: absolute or relative keypoints, best frame, the driven source (FOMM, Sec. 3.4)."""
+"""Motion transfer at test time: absolute or relative keypoints, best frame, smoothing, the driven source.
+
+FOMM, Sec. 3.4; the smoothing is the One Euro filter.
+"""
+
+import math
 
 import numpy as np
 import torch
@@ -9,6 +14,8 @@ from modules.warp import invert_2x2
 
 PRECISIONS = ('fp32', 'bf16')
 LEAST_AREA = 1e-8      # hulls below this are points or lines: their size says nothing about scale
+SPEED_GAIN = 15.0      # Hz of cutoff per unit of speed (half a picture per second): lips lag by half a frame at 25 fps
+SPEED_CUTOFF = 1.0     # Hz, of the speed's own average, as the One Euro filter has it
 
 
 def hull_area(points):
@@ -77,6 +84,47 @@ class RelativeMotion:
         return Keypoints(value, driving.jacobian.float() @ self.from_initial)
 
 
+class OneEuroFilter:
+    """Smooths a stream of keypoints: strongly where they rest, hardly where they move.
+
+    The One Euro filter (Casiez, Roussel and Vogel, CHI 2012): a causal exponential average
+
+        smooth += a(cutoff) (new - smooth),   a(cutoff) = 1 / (1 + fps / (2 pi cutoff)),
+        cutoff  = 1 / strength + SPEED_GAIN |speed|    per keypoint, in Hz
+
+    whose cutoff rises with the speed, itself averaged the same way. Jacobians share the averages of their keypoints.
+
+    strength: seconds over which a resting keypoint is averaged, above 0; 1 calms a jittery detector
+    fps:      frames per second of the stream
+    """
+
+    def __init__(self, strength, fps):
+        self.cutoff, self.fps = 1 / strength, float(fps)
+        self.last = self.speed = None
+
+    def __call__(self, keypoints):
+        """The next Keypoints of the stream, (B, K, 2) in the order of time -> smoothed, float32."""
+        smoothed = [self._step(keypoints.map(lambda part: part[i].float())) for i in range(len(keypoints.value))]
+        return Keypoints(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*smoothed)))
+
+    def _step(self, new):
+        """One frame: Keypoints of (K, 2) and (K, 2, 2)."""
+        if self.last is None:
+            self.last, self.speed = new, torch.zeros_like(new.value)
+            return new
+        speed = (new.value - self.last.value) * self.fps
+        self.speed = self.speed.lerp(speed, self._share(SPEED_CUTOFF))
+        share = self._share(self.cutoff + SPEED_GAIN * self.speed.norm(dim=-1, keepdim=True))       # (K, 1)
+        value = self.last.value.lerp(new.value, share)
+        jacobian = None if new.jacobian is None else self.last.jacobian.lerp(new.jacobian, share[..., None])
+        self.last = Keypoints(value, jacobian)
+        return self.last
+
+    def _share(self, cutoff):
+        """Of the new value in the average."""
+        return 1 / (1 + self.fps / (2 * math.pi * cutoff))
+
+
 def pose_distance(source, driving):
     """Squared distance of two shapes after centring each and dividing by the size of its hull.
 
@@ -107,14 +155,15 @@ class DrivenSource:
     model:     a TalkingHead in eval mode
     image:     (1, 3, H, W) in [-1, 1], on the model's device
     precision: 'fp32', or 'bf16' for autocast in the networks; keypoints are transferred in fp32 either way
+    smooth:    a OneEuroFilter for the driver's keypoints, or None
     """
 
-    def __init__(self, model, image, precision='fp32'):
+    def __init__(self, model, image, precision='fp32', smooth=None):
         assert not model.training, 'the model must be in eval mode: batch statistics would tie frames together'
         assert precision in PRECISIONS, f'precision is {precision!r}, must be one of {PRECISIONS}'
         self.model = model
         self.autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=precision == 'bf16')
-        self.transfer = absolute_motion
+        self.smooth, self.transfer = smooth, absolute_motion
         with torch.inference_mode(), self.autocast:
             self.state = model.encode_source(image)
 
@@ -138,6 +187,8 @@ class DrivenSource:
         """
         with self.autocast:
             keypoints = self.model.keypoints(driving)
+        if self.smooth is not None:
+            keypoints = self.smooth(keypoints)
         keypoints = self.transfer(keypoints)
         with self.autocast:
             prediction = self.model.render(self.state, keypoints).prediction.float()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modules.motion_transfer import (RelativeMotion, absolute_motion, best_frame_by_keypoints, hull_area,
+from modules.motion_transfer import (OneEuroFilter, RelativeMotion, absolute_motion, best_frame_by_keypoints, hull_area,
                                      movement_scale, pose_distance)
 from modules.talking_head import Keypoints
 
@@ -86,3 +86,37 @@ def test_best_frame_sees_pose_not_place_or_size():
     source = Keypoints(driving.value[4:5] * 0.5 + 0.2)
     assert best_frame_by_keypoints(source, driving) == 4
     assert pose_distance(source.value[0], driving.value[4]) < 1e-9 < pose_distance(source.value[0], driving.value[3])
+
+
+FPS = 25
+
+
+def stream(value, batch_size, strength=1):
+    """`value` (T, K, 2), smoothed in batches as a video is."""
+    smooth = OneEuroFilter(strength, FPS)
+    return torch.cat([smooth(Keypoints(part)).value for part in value.split(batch_size)])
+
+
+def test_smoothing_calms_resting_keypoints_and_hardly_delays_moving_ones():
+    noise = 0.004 * torch.randn(200, 5, 2, generator=torch.Generator().manual_seed(0))
+    jitter = stream(noise, 8)[20:].diff(dim=0).std() / noise[20:].diff(dim=0).std()
+    assert jitter < 0.25
+
+    line = torch.arange(100.)[:, None, None] / FPS * torch.tensor([0.5, 0])      # half a unit per second
+    behind = (line - stream(line, 8))[50:, :, 0] / (0.5 / FPS)
+    assert behind.min() >= 0 and behind.max() < 0.5                              # frames
+
+
+def test_smoothing_is_causal_and_does_not_depend_on_the_batches():
+    value = torch.rand(20, 3, 2, generator=torch.Generator().manual_seed(0))
+    smoothed = stream(value, 8)
+    assert torch.equal(smoothed, stream(value, 1)) and torch.equal(smoothed[0], value[0])
+    assert torch.equal(smoothed[:10], stream(value[:10], 8))
+
+
+def test_smoothing_averages_jacobians_with_their_keypoints():
+    value, columns = random_keypoints(6, 0).value, torch.tensor([[1., 2.], [3., 4.]])
+    # A Jacobian that is a linear function of its keypoint stays one only if both are averaged alike.
+    smoothed = OneEuroFilter(2, FPS)(Keypoints(value, value[..., None] * columns))
+    torch.testing.assert_close(smoothed.jacobian, smoothed.value[..., None] * columns)
+    assert not torch.allclose(smoothed.value[1:], value[1:])
