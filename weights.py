@@ -16,20 +16,28 @@ def checkpoint_path(url):
     return Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
 
 
+def check_file(path):
+    """UserError for a file that is missing, empty, a Git LFS pointer or a web page; looks at its beginning alone."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'{path}: no such file')
+    with open(path, 'rb') as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        raise UserError(f'{path}: is empty; download or copy it again')
+    if head.startswith(b'version https://git-lfs'):
+        raise UserError(f'{path}: is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull)')
+    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise UserError(f'{path}: is a web page, not weights; the download went wrong')
+
+
 def load_tensors(path):
     """What torch.save wrote to `path`, on the CPU; nothing in the file is executed.
 
     Raises UserError for a missing or cut file, a Git LFS pointer, a web page, a pickle with code in it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f'{path}: no such file')
-    with open(path, 'rb') as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith(b'version https://git-lfs'):
-        raise UserError(f'{path}: is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull)')
-    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
-        raise UserError(f'{path}: is a web page, not weights; the download went wrong')
+    check_file(path)
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:

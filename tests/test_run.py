@@ -10,7 +10,8 @@ import torch
 
 import run
 from benchmarks import parity
-from datasets.video import VideoWriter, open_clip
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
 from modules.build import build_discriminator, build_model
 from tests.tiny import ROOT, SIZES, tiny
 
@@ -144,7 +145,7 @@ def test_checkpoints_that_are_none(capsys, trained, tmp_path):
     assert 'cut short' in message(whole[:len(whole) // 2])
     assert 'Git LFS pointer' in message(b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n')
     assert 'web page' in message(b'<!DOCTYPE html><html></html>')
-    assert 'damaged' in message(b'') and 'damaged' in message(b'hello')
+    assert 'is empty' in message(b'') and 'damaged' in message(b'hello')
     torch.save({'some': torch.zeros(1)}, tmp_path / 'y.pt')
     assert 'no checkpoint of this project' in refused(capsys, '--mode', 'animate', '--checkpoint', tmp_path / 'y.pt')
 

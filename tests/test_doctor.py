@@ -1,0 +1,223 @@
+"""Doctor: every broken set-up is named with what to do, several at once, and nothing makes it crash."""
+
+import hashlib
+import json
+import shutil
+from collections import namedtuple
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+import doctor
+import run
+import weights
+from config import schema
+from datasets.video_writer import VideoWriter
+from logger import write_checkpoint
+from modules.build import build_model
+from tests.tiny import SHARED, tiny
+
+SMALL = ('model_params.autoencoder_params={channels: [16, 8], res_blocks: 1, norm_groups: 4}',
+         'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.scales=2',
+         'model_params.appearance_codebook_params.scales=2', 'model_params.motion_codebook_params.num_layers=1')
+
+
+class Setup:
+    """A data set of frame folders, a config for it, and doctor's answer."""
+
+    def __init__(self, folder):
+        self.root, self.config_path, self.logs = folder / 'data', folder / 'small.yaml', folder / 'log'
+        for name in ('train/ann#1#0#3', 'train/bob#1#0#3', 'test/cat#1#0#3'):
+            self.add(name)
+        self.config = tiny(*SMALL, f'dataset_params.root_dir={self.root}')
+        schema.save(self.config, self.config_path)
+        self.folder = self.logs / 'small' / 'checkpoints'
+        self.folder.mkdir(parents=True)
+
+    def add(self, name, size=32, count=3):
+        path = self.root / name
+        path.mkdir(parents=True)
+        for index in range(count):
+            pixels = np.random.default_rng(index).integers(0, 255, (size, size, 3), dtype=np.uint8)
+            iio.imwrite(path / f'{index:06d}.png', pixels)
+        return path
+
+    def examine(self, capsys, *arguments):
+        """(exit code, what doctor says as JSON)."""
+        code = run.main(['--mode', 'doctor', '--config', str(self.config_path), '--log_dir', str(self.logs),
+                         '--device', 'cpu', '--json', *map(str, arguments)])
+        return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def real_estimate(tmp_path, monkeypatch):
+    """Networks that are tried and weighed, which takes seconds."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    return Setup(tmp_path)
+
+
+@pytest.fixture
+def setup(real_estimate, monkeypatch):
+    """Networks that are taken to fit."""
+    monkeypatch.setattr(doctor.hardware, 'training_memory', lambda config, batch: 1e8 * batch)
+    return real_estimate
+
+
+def blocking(answer):
+    return {finding['check']: f'{finding["what"]} [{finding["where"]}] -> {finding["todo"]}'
+            for finding in answer['findings'] if finding['severity'] == doctor.BLOCKS}
+
+
+# ---------------------------------------------------------------------------- eight broken set-ups
+
+def wrong_names(setup, monkeypatch):
+    shutil.move(setup.root / 'train/ann#1#0#3', setup.root / 'train/ann')
+
+
+def empty_test_folder(setup, monkeypatch):
+    shutil.rmtree(setup.root / 'test/cat#1#0#3')
+
+
+def pointer_as_checkpoint(setup, monkeypatch):
+    (setup.folder / '00000004.pt').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n')
+
+
+def mixed_sizes(setup, monkeypatch):
+    iio.imwrite(setup.root / 'test/cat#1#0#3/000009.png', np.zeros((16, 32, 3), np.uint8))
+
+
+def impossible_crop(setup, monkeypatch):
+    return '--set', 'model_params.image_size=31'
+
+
+def no_space(setup, monkeypatch):
+    usage = namedtuple('usage', 'total used free')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2 ** 40, 2 ** 40 - 1000, 1000))
+
+
+def missing_weights(setup, monkeypatch):
+    return '--set', 'train_params.objective_params.loss_weights.perceptual=1'
+
+
+def corrupt_clips(setup, monkeypatch):
+    path = setup.root / 'test/dan#1#0#3.mp4'
+    with VideoWriter(path, 25) as video:
+        for index in range(9):
+            video.write(np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+BROKEN = {
+    wrong_names: ('training data', 'ann: this name has no person', 'rename the clips or set id_sampling: false'),
+    empty_test_folder: ('test data', 'test: is empty', 'expected <root>/train'),
+    pointer_as_checkpoint: ('checkpoint', 'is a Git LFS pointer', 'git lfs pull'),
+    mixed_sizes: ('test data', 'clips cannot be read: cat#1#0#3', 'replace or remove'),
+    impossible_crop: ('config', 'image_size=31 cannot be halved', '--set model_params.image_size=32'),
+    no_space: ('disk', 'the disk is full', 'keep_checkpoints=1'),
+    missing_weights: ('training weights', 'the perceptual loss needs VGG19', 'loss_weights.perceptual=0'),
+    corrupt_clips: ('test data', 'clips cannot be read: dan#1#0#3', 'replace or remove'),
+}
+
+
+@pytest.mark.parametrize('broken', BROKEN, ids=lambda function: function.__name__)
+def test_a_broken_set_up_is_named_with_what_to_do(broken, setup, monkeypatch, capsys):
+    arguments = broken(setup, monkeypatch) or ()
+    code, answer = setup.examine(capsys, *arguments)
+    check, what, todo = BROKEN[broken]
+    found = blocking(answer)
+    assert code == 1 and answer['blocked']
+    assert what in found[check] and todo in found[check], found
+    assert any(what in step and todo in step for step in answer['to_do']), answer['to_do']
+
+
+def test_mixed_sizes_and_corrupt_clips_say_which_file(setup, monkeypatch, capsys):
+    mixed_sizes(setup, monkeypatch)
+    corrupt_clips(setup, monkeypatch)
+    _, answer = setup.examine(capsys)
+    text = json.dumps(answer)
+    assert '000009.png is 32x16' in text and 'dan#1#0#3.mp4' in text
+
+
+def test_all_problems_are_listed_at_once(setup, monkeypatch, capsys):
+    for broken in (wrong_names, pointer_as_checkpoint, corrupt_clips, no_space):
+        broken(setup, monkeypatch)
+    _, answer = setup.examine(capsys, *missing_weights(setup, monkeypatch))
+    assert {'training data', 'test data', 'checkpoint', 'disk', 'training weights'} <= set(blocking(answer))
+
+
+# ---------------------------------------------------------------------------- and a healthy one
+
+def test_a_healthy_set_up_is_not_blocked(real_estimate, capsys):
+    setup = real_estimate
+    state = build_model(setup.config).state_dict()
+    whole = {'config': setup.config.as_dict(), 'step': 2, 'model': state, 'ema': state}
+    write_checkpoint(setup.folder / '00000002.pt', whole)
+    code, answer = setup.examine(capsys)
+    assert code == 0 and not answer['blocked'] and not blocking(answer), blocking(answer)
+    said = json.dumps(answer)
+    assert 'checkpoint of step 2' in said and '2 clips of 2 people' in said and 's per batch of 2' in said
+
+
+def test_the_text_ends_in_a_verdict(setup, capsys):
+    assert run.main(['--mode', 'doctor', '--config', str(setup.config_path), '--log_dir', str(setup.logs)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith('Nothing blocks training.')
+
+
+def test_what_blocks_comes_before_what_spoils(setup, monkeypatch, capsys):
+    no_space(setup, monkeypatch)
+    shutil.copytree(setup.root / 'train/ann#1#0#3', setup.root / 'test/ann#2#0#3')
+    _, answer = setup.examine(capsys)
+    assert 'disk is full' in answer['to_do'][0] and 'in both train and test' in answer['to_do'][-1]
+
+
+def test_sizes_that_only_a_forward_pass_can_judge(real_estimate, capsys):
+    """A 48 px image halves well, but not as often as the hourglass of 12 px keypoint images does."""
+    code, answer = real_estimate.examine(capsys, '--set', 'model_params.image_size=48',
+                                         'model_params.kp_detector_params.num_blocks=4')
+    assert code == 1 and 'cannot take images of 48 px' in blocking(answer)['networks']
+    assert 'image_size=32' in blocking(answer)['networks']
+
+
+def test_a_batch_that_the_memory_cannot_hold_says_how_to_split_it(setup, monkeypatch, capsys):
+    monkeypatch.setattr(doctor.hardware, 'available_memory', lambda: 5 * 10 ** 8)
+    code, answer = setup.examine(capsys, '--set', 'train_params.batch_size=64')
+    assert code == 1 and 'raise train_params.accumulate' in blocking(answer)['memory']
+
+
+def test_a_check_that_breaks_is_a_finding(setup, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'find_people', lambda *arguments: 1 / 0)
+    code, answer = setup.examine(capsys)
+    assert code == 1 and 'ZeroDivisionError' in blocking(answer)['training data'] and 'disk' not in blocking(answer)
+
+
+def test_a_config_that_cannot_be_read_leaves_the_rest_unchecked(setup, capsys):
+    code, answer = setup.examine(capsys, '--set', 'train_params.batch_sise=2')
+    assert code == 1 and list(blocking(answer)) == ['config'] and 'batch_size' in blocking(answer)['config']
+
+
+def test_weights_that_are_cut_do_not_match_their_name(tmp_path):
+    whole = tmp_path / 'net.pth'
+    torch.save({'weight': torch.zeros(4)}, whole)
+
+    named = tmp_path / f'net-{hashlib.sha256(whole.read_bytes()).hexdigest()[:8]}.pth'
+    named.write_bytes(whole.read_bytes())
+    doctor.check_weights_file(named)
+    named.write_bytes(whole.read_bytes()[:-10])
+    with pytest.raises(doctor.UserError, match='cut short'):
+        doctor.check_weights_file(named)
+    page = tmp_path / 'page.pth'
+    page.write_text('<!DOCTYPE html><html>quota exceeded</html>')
+    with pytest.raises(doctor.UserError, match='web page'):
+        weights.check_file(page)
+
+
+@pytest.mark.skipif(not (SHARED / 'bad').is_dir(), reason='needs the shared fixtures')
+def test_damaged_videos_of_many_kinds_are_all_named(setup, capsys):
+    bad = ['truncated_no_moov.mp4', 'truncated_moov_first.mp4', 'text_file.mp4', 'frames_mixed_size']
+    for name in bad:
+        path = SHARED / 'bad' / name
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, setup.root / 'train' / f'eve#{name}')
+    code, answer = setup.examine(capsys, '--set', 'dataset_params.max_broken=2')
+    assert code == 1 and '4 of 6 clips cannot be read' in blocking(answer)['training data'], answer
