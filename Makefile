@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 .PHONY: demo test
 
 # Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64.
-# One thread for the networks and one process that draws heads: two cores' worth.
+# One thread for the networks, which are too small to gain from a second, and one process that draws heads.
 demo: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) run.py --mode demo
 

@@ -123,6 +123,8 @@ def run_reconstruction(options, device):
     from datasets.build import test_clips
     from metrics.report import format_table
     from reconstruction import reconstruct
+    if distributed.rank() > 0:      # --mode evaluate shares clips out; this does not
+        return
     config, model = load_model(options, device)
     params = config.reconstruction_params
     clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
@@ -253,8 +255,13 @@ def evaluate_model(options, protocol, device):
 
 def run_demo(options, device):
     options.config = options.config or DEMO_CONFIG
-    for mode in (run_train, run_reconstruction, run_animate):
-        mode(options, device)
+    run_train(options, device)
+    distributed.wait()              # for the checkpoint
+    run_reconstruction(options, device)
+    run_animate(options, device)
+    distributed.wait()
+    if distributed.rank() > 0:
+        return
     folder = run_path(options)
     print(f"""
 A model at {folder}, trained on heads that this project draws itself. Look at

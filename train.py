@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import distributed
+import hardware
 import weights
 from config.errors import UserError
-from datasets.build import test_clips, training_people
+from datasets.build import training_people, validation_clips
 from datasets.frames import Augmentation, PairDataset, Stream
 from logger import check_same_model
 from metrics.image import l1, psnr, ssim
@@ -36,14 +37,20 @@ log = logging.getLogger(__name__)
 def train(config, run, device):
     """Train until train_params.num_iterations, going on from the run folder's newest checkpoint if it has one.
 
-    Raises UserError for data or weights that are missing, a checkpoint of another model, too many
-    non-finite steps. SIGTERM and Ctrl-C finish the step, save, and return.
+    Raises UserError for data or weights that are missing, a checkpoint of another model, a batch too large
+    for the memory, too many non-finite steps. SIGTERM and Ctrl-C finish the step, save, and return.
     """
     params = config.train_params
     world, rank = distributed.world(), distributed.rank()
     if params.batch_size % (world * params.accumulate):
         raise UserError(f'train_params.batch_size={params.batch_size} cannot be split evenly over {world} processes x '
                         f'accumulate={params.accumulate}')
+
+    config = hardware.adapted(config, device)
+    params = config.train_params
+    hardware.keep_freed_memory()
+    micro_batch = params.batch_size // (world * params.accumulate)
+    hardware.check_batch(config, micro_batch, device)
 
     # Networks: built from the seed alone, so that all processes start alike.
     torch.manual_seed(params.seed)
@@ -56,6 +63,11 @@ def train(config, run, device):
     if step >= params.num_iterations:
         log.info('already trained: %d of %d iterations in %s', step, params.num_iterations, run.path)
         return
+    if params.checkpointing:
+        model.recompute_blocks()
+    if params.compile:
+        for block in model.outer_blocks():
+            block.compile()
     generator_step, discriminator_step = objective, None
     if discriminator is not None:
         discriminator_step = DiscriminatorObjective(discriminator, params.objective_params)
@@ -72,7 +84,7 @@ def train(config, run, device):
 
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=rank > 0)
-    with stopping, progress:
+    with stopping, progress, hardware.explained(config, micro_batch, device):
         waiting = time.perf_counter()
         for batch in loader:
             waited = time.perf_counter() - waiting
@@ -361,7 +373,7 @@ class Validation:
         self.run, self.device = run, device
         self.rows = config.visualizer_params.samples
         rng = np.random.default_rng((params.seed, 3))
-        clips = test_clips(config.dataset_params, config.model_params.image_size)
+        clips = validation_clips(config.dataset_params, config.model_params.image_size)
         pairs = [clips[i % len(clips)] for i in range(params.val_pairs)]
         frames = [clip.read([0, int(rng.integers(len(clip)))]) for clip in pairs]
         self.sources, self.drivings = map(list, zip(*frames))

@@ -62,6 +62,8 @@ class TrainParams:
     ema_decay: float = 0.995           # of the weights that validation and inference use
     ema_exclude: tuple[str, ...] = ()  # networks of the model that inference uses without EMA
     precision: str = 'fp32'            # fp32 | bf16 (autocast)
+    checkpointing: bool = False        # compute activations twice instead of keeping them: less memory, more time
+    compile: bool = False              # torch.compile of the model's blocks: pays on GPUs and in long runs
     seed: int = 0
     num_workers: int = 4               # data loading processes per training process
     log_every: int = 50                # iterations between lines of the log

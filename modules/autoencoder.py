@@ -131,7 +131,7 @@ class Fusion(nn.Module):
 
     @staticmethod
     def _head(channels):
-        return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2),
+        return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.2, True),
                              nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x, feature):

@@ -50,7 +50,7 @@ class Fomm(FirstOrderModel):
         occlusion = torch.sigmoid(motion.occlusion_logit)
 
         # FOMM reads flow and occlusion with align_corners=False, unlike its descendants.
-        feature = features.pyramid[-1].expand(len(driving.value), -1, -1, -1)    # one source, many poses
+        feature = features.pyramid[-1].expand(driving.value.shape[0], -1, -1, -1)    # one source, many poses
         feature = occlude(warp(feature, motion.flow, align_corners=False), occlusion, align_corners=False)
 
         feature = self.bottleneck(feature)

@@ -39,16 +39,15 @@ class KeypointDetector(nn.Module):
 
     def forward(self, image):
         """Keypoints of image (B, 3, H, W) in [-1, 1] (or the range of the imported weights)."""
-        feature = self.predictor(self.down(image))
-        logits = self.kp(feature)                                                              # (B, K, h, w)
-        jacobians = self.jacobian(feature).unflatten(1, (self.num_kp, 4))                      # (B, K, 4, h, w)
-
-        # Sums over thousands of positions: fp32, whatever the convolutions ran in.
+        # All in fp32: it is one hundredth of a frame's work, and where keypoints move, everything moves.
         with torch.autocast(image.device.type, enabled=False):
-            heatmap = (logits.float() / self.temperature).flatten(2).softmax(-1).view(logits.shape)
+            feature = self.predictor(self.down(image.float()))
+            logits = self.kp(feature)                                                          # (B, K, h, w)
+            jacobians = self.jacobian(feature).unflatten(1, (self.num_kp, 4))                  # (B, K, 4, h, w)
+            heatmap = (logits / self.temperature).flatten(2).softmax(-1).view(logits.shape)
             grid = identity_grid(logits.shape[-2:], logits)
             value = (heatmap[..., None] * grid).sum((2, 3))                                    # (B, K, 2)
-            jacobian = (heatmap[:, :, None] * jacobians.float()).sum((3, 4)).unflatten(-1, (2, 2))
+            jacobian = (heatmap[:, :, None] * jacobians).sum((3, 4)).unflatten(-1, (2, 2))
         return Keypoints(value, jacobian)
 
 

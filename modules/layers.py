@@ -38,6 +38,56 @@ def group_norm(channels, groups=32):
     return nn.GroupNorm(min(groups, channels), channels, eps=1e-6)
 
 
+def norm_silu_conv(x, norm, conv):
+    """conv(silu(norm(x))) for a GroupNorm, a 3x3 convolution with padding, and x (B, C, H, W).
+
+    Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved:
+    half of all that a training step remembers. Both are cheap to have again.
+    """
+    if torch.is_grad_enabled():
+        return NormSiluConv.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)
+    return conv(F.silu(norm(x), inplace=True))
+
+
+class NormSiluConv(torch.autograd.Function):
+    """Group norm, SiLU, 3x3 convolution; the backward pass normalises again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, kernel, offset, groups, eps):
+        normal, mean, rstd = NormSiluConv.normalise(x, weight, bias, groups, eps)
+        convolved = F.conv2d(F.silu(normal, inplace=True), kernel, offset, padding=1)
+        ctx.save_for_backward(x, weight, bias, kernel, offset, mean, rstd)
+        ctx.groups, ctx.eps, ctx.dtype = groups, eps, convolved.dtype
+        return convolved
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
+        normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
+        gradient, by_kernel, by_offset = torch.ops.aten.convolution_backward(
+            gradient, F.silu(normal).to(ctx.dtype), kernel.to(ctx.dtype), offset.shape, [1, 1], [1, 1], [1, 1],
+            False, [0, 0], 1, [True, True, True])
+        gradient = dense(torch.ops.aten.silu_backward(gradient.to(normal.dtype), normal))
+        by_x, by_weight, by_bias = torch.ops.aten.native_group_norm_backward(
+            gradient, dense(x.to(weight.dtype)), mean, rstd, weight, *NormSiluConv.sizes(x), ctx.groups, [True, True, True])
+        return by_x.to(x.dtype), by_weight, by_bias, by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None
+
+    @staticmethod
+    def normalise(x, weight, bias, groups, eps):
+        """(normalised, mean, 1 / standard deviation), in the precision of the weights, as under autocast."""
+        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, *NormSiluConv.sizes(x), groups, eps)
+
+    @staticmethod
+    def sizes(x):
+        return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+def dense(x):
+    """x (B, C, H, W) without gaps in memory, channels last where it nearly is; the tensor itself if it has none."""
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and x.device.type == 'cpu'
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 # ---------------------------------------------------------------------------- FOMM's blocks
 
 class SameBlock2d(nn.Module):
@@ -146,9 +196,8 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x):
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip(x) + h
+        h = norm_silu_conv(x, self.norm1, self.conv1)
+        return self.skip(x) + norm_silu_conv(h, self.norm2, self.conv2)
 
 
 class AttentionBlock(nn.Module):

@@ -112,7 +112,7 @@ class DynamicConv(nn.Module):
 
     def forward(self, x, condition):
         """x (B, C, H, W), condition (B, C, h, w) -> (B, C', H, W)."""
-        batch = len(x)
+        batch = x.shape[0]
         logits = self.choose(F.relu(self.squeeze(condition.mean((2, 3), keepdim=True)))).flatten(1)
         mixture = (logits.float() / TEMPERATURE).softmax(1)                                          # (B, K)
         kernels = self.weight.unflatten(0, self.bias.shape)                                          # (K, C', C, k, k)
@@ -206,7 +206,7 @@ class MCNet(FirstOrderModel):
         self.levels = nn.ModuleList(DecoderLevel(*pair) for pair in zip(joined, widths[1:]))
 
     def render(self, source, driving):
-        features, batch = source.features, len(driving.value)
+        features, batch = source.features, driving.value.shape[0]
         motion = self.dense_motion(features.small, source.keypoints, driving)
         occlusion = torch.sigmoid(motion.occlusion_logit)
         generated = MCNetGenerated(None, [motion.flow], [occlusion], dense_motion=motion)

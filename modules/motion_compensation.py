@@ -13,7 +13,6 @@ from modules.retrieval import Retrieval
 from modules.warp import from_displacement, resize, to_displacement, warp
 
 
-
 class MotionLesson(NamedTuple):
     """What the motion codebook learns; lists run over scales, coarsest first.
 
@@ -122,7 +121,7 @@ class MotionCompensation(nn.Module):
         # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can mend one.
         retrieved = self.retrieval(query, codes, self.codebook.slices[scale])
         retrieved = resize(retrieved, flow.shape[1:3])
-        context = resize(F.relu(self.context[scale](warped)), flow.shape[1:3])
+        context = resize(F.relu(self.context[scale](warped), inplace=True), flow.shape[1:3])
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
         return from_displacement(residual.float()), occlusion.float(), motion
 

@@ -25,7 +25,7 @@ class VGG19(nn.Module):
             if width == 'M':
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
         self.features = nn.Sequential(*layers)
         self.imagenet_range = imagenet_range

@@ -13,7 +13,9 @@ from modules.codebook import CodebookParams, Quantized, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
-from modules.motion_compensation import MotionCompensation
+from modules.layers import Downsample, ResBlock, Upsample
+from modules.motion_compensation import FlowUpdate, MotionCompensation, MotionEncoder
+from modules.retrieval import RetrievalLayer
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
 
@@ -97,6 +99,7 @@ class Synergy(TalkingHead):
 
     Params = SynergyParams
     own_losses = ('motion_reconstruction', 'motion_code', 'appearance_code')
+    blocks = (ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, FlowUpdate, MotionEncoder)
 
     def __init__(self, params):
         super().__init__()
@@ -207,7 +210,8 @@ class Synergy(TalkingHead):
 
     @staticmethod
     def _fuse(fusion, feature, state):
-        fused, plain = state[:len(feature)], state[len(feature):]
+        count = feature.shape[0]
+        fused, plain = state[:count], state[count:]
         return torch.cat([fusion(fused, feature), plain]) if len(plain) else fusion(fused, feature)
 
     def _learn_codes(self, generated, driving_features):

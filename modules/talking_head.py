@@ -5,9 +5,11 @@ method is one file in `modules/`, one YAML and one line in `build.py`.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Keypoints(NamedTuple):
@@ -65,11 +67,14 @@ class TalkingHead(nn.Module):
     Params:      the dataclass that the constructor takes, `model_params` of the config
     own_losses:  names that `forward` may put into Generated.losses
     last_weight: weight of the last layer, where the adaptive adversarial weight compares gradients
+    blocks:      kinds of modules that make up most of the model: what gradient checkpointing computes twice and
+                 torch.compile compiles. None with batch norm, whose statistics would move twice.
     """
 
     Params: type
     own_losses: tuple[str, ...] = ()
     last_weight: nn.Parameter
+    blocks: tuple[type, ...] = ()
 
     def keypoints(self, image: Tensor) -> Keypoints:
         """Keypoints of image (B, 3, H, W)."""
@@ -89,3 +94,19 @@ class TalkingHead(nn.Module):
 
     def after_update(self, generated: Generated) -> None:
         """Called after each update of the weights, with what the step's `forward` gave; most methods need nothing."""
+
+    def outer_blocks(self):
+        """Modules of the kinds in `blocks` that are not inside of another one."""
+        found, queue = [], list(self.children())
+        while queue:
+            module = queue.pop()
+            if isinstance(module, self.blocks):
+                found.append(module)
+            else:
+                queue.extend(module.children())
+        return found
+
+    def recompute_blocks(self):
+        """Gradient checkpointing: blocks keep their input alone and compute the rest again in the backward pass."""
+        for block in self.outer_blocks():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

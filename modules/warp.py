@@ -26,6 +26,12 @@ def _pixels_per_unit(height, width, device):
     return torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
 
 
+def forget():
+    """Drop cached grids; needed once grids were made that hold no numbers (FakeTensorMode)."""
+    for cached in (_identity_grid, _pixels_per_unit):
+        cached.cache_clear()
+
+
 def identity_grid(size, like):
     """The flow that moves nothing: (H, W, 2) float32 positions (x, y) on the device of `like`, size (H, W)."""
     return _identity_grid(*size, like.device)

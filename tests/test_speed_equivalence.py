@@ -1,0 +1,121 @@
+"""What makes the model fast leaves its numbers where the plain formulas have them."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import hardware
+from benchmarks import parity
+from config.errors import UserError
+from modules import layers
+from modules.build import build_model, build_objective
+from modules.layers import norm_silu_conv
+from modules.losses import RandomTransform
+from modules.warp import identity_grid
+from tests.tiny import tiny
+
+CPU = torch.device('cpu')
+
+
+def gradients(output, *inputs):
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    return [output, *torch.autograd.grad((output * weight).sum(), inputs)]
+
+
+def assert_all_close(found, wanted):
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_norm_silu_conv_is_one_after_the_other(layout):
+    norm, conv = layers.group_norm(8, 4), torch.nn.Conv2d(8, 3, 3, padding=1)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 8, 6, 5).to(memory_format=layout).requires_grad_()
+    inputs = x, norm.weight, norm.bias, conv.weight, conv.bias
+    assert_all_close(gradients(norm_silu_conv(x, norm, conv), *inputs), gradients(conv(F.silu(norm(x))), *inputs))
+    with torch.no_grad():
+        before = x.clone()
+        torch.testing.assert_close(norm_silu_conv(x, norm, conv), conv(F.silu(norm(x))))
+        assert torch.equal(x, before)
+
+
+def one_step(config, change=lambda model: None, layout=torch.channels_last):
+    """(prediction, losses, gradient) of one training step with weights and images that depend on names and seeds."""
+    model, discriminator = parity.filled(config, 'smac', with_discriminator=True)
+    size = config.model_params.image_size
+    images = [F.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
+    transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
+    objective = build_objective(config, model).eval().to(memory_format=layout)
+    change(model)
+    step = objective(*images, transform, discriminator.requires_grad_(False))
+    step.total.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    return step.generated.prediction.detach(), torch.stack(list(step.losses.values())), gradient
+
+
+@pytest.fixture(scope='module')
+def plain_step():
+    return one_step(tiny(), layout=torch.contiguous_format)
+
+
+def assert_same_step(found, wanted):
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[1], wanted[1], atol=1e-4, rtol=1e-3)
+    assert (found[2] - wanted[2]).norm() <= 5e-3 * wanted[2].norm()
+
+
+def test_channels_last_changes_no_number(plain_step):
+    assert_same_step(one_step(tiny()), plain_step)
+
+
+def test_checkpointing_changes_no_number(plain_step):
+    blocks = []
+
+    def change(model):
+        model.recompute_blocks()
+        blocks.extend(model.outer_blocks())
+    assert_same_step(one_step(tiny(), change), plain_step)
+    assert len(blocks) > 20
+
+
+def test_checkpointing_takes_less_memory():
+    less, more = (hardware.training_memory(tiny(f'train_params.checkpointing={on}'), 8) for on in ('true', 'false'))
+    assert less < more
+    assert identity_grid((4, 4), torch.zeros(1)).tolist()[0][0] == [-1, -1], 'a grid without numbers was left behind'
+
+
+def test_bf16_predictions_are_within_45_db():
+    config = tiny()
+    model, _ = parity.filled(config, 'smac')
+    size = config.model_params.image_size
+    source, driving = (F.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area') for seeds in ((1,), (2,)))
+    predictions = []
+    for enabled in (False, True):
+        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            predictions.append(model.render(model.encode_source(source), model.keypoints(driving)).prediction.float())
+    exact, rough = predictions
+    # Random weights give images of any range: the peak is theirs.
+    error = (exact - rough).square().mean()
+    assert 10 * torch.log10((exact.max() - exact.min()).square() / error) >= 45
+
+
+def test_bf16_and_compile_fall_back_with_a_reason(monkeypatch, caplog):
+    monkeypatch.setattr(hardware, 'has_bf16', lambda device: False)
+    monkeypatch.setattr(hardware.shutil, 'which', lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        config = hardware.adapted(tiny('train_params.precision=bf16', 'train_params.compile=true'), CPU)
+    assert config.train_params.precision == 'fp32' and not config.train_params.compile
+    assert 'no bf16 arithmetic' in caplog.text and 'no C++ compiler' in caplog.text
+
+
+def test_a_batch_too_large_is_refused_with_the_largest_that_fits(monkeypatch):
+    config = tiny()
+    limit = hardware.training_memory(config, 5) + 1
+    monkeypatch.setattr(hardware, 'available_memory', lambda: limit)
+    monkeypatch.setattr(hardware, 'ROUGH', 2 ** 40)
+    with pytest.raises(UserError, match='the largest that fits is 5 per process'):
+        hardware.check_batch(config, 64, CPU)
+    hardware.check_batch(config, 4, CPU)
