@@ -131,8 +131,7 @@ def test_only_what_shakes_is_jitter():
 # face-alignment with random weights
 
 @pytest.fixture
-def random_fan(torch_home, monkeypatch):  # noqa: F811
-    monkeypatch.setenv('NUMBA_DISABLE_JIT', '1')        # which the package uses: a quarter of a minute, for a few faces
+def random_fan(torch_home):  # noqa: F811
     pytest.importorskip('face_alignment')
     from face_alignment.detection.sfd.net_s3fd import s3fd
     from face_alignment.models import FAN

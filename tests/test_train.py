@@ -111,8 +111,10 @@ def test_two_processes_equal_one(tmp_path):
     one, two = (dict(flat(final(tmp_path / name, 3))) for name in ('one', 'two'))
     for key in one:
         if isinstance(one[key], torch.Tensor) and one[key].is_floating_point() and not key.startswith('discriminator_opt'):
-            # Adam turns a gradient of 1e-9 into a step of 1e-4: weights agree to a few steps' worth of that.
-            torch.testing.assert_close(one[key], two[key], atol=3e-4, rtol=2e-3, msg=lambda m: f'{key}: {m}')
+            # Adam turns a gradient of 1e-9 into a step of 1e-4: weights agree to a few steps' worth of that, and the
+            # gradients of the next step, which see those weights, to a share of the largest of their tensor.
+            apart = 3e-4 if 'exp_avg' not in key else max(3e-4, 5e-3 * float(one[key].abs().max()))
+            torch.testing.assert_close(one[key], two[key], atol=apart, rtol=2e-3, msg=lambda m: f'{key}: {m}')
 
 
 def test_accumulation_equals_one_batch_in_gradient():
