@@ -111,10 +111,11 @@ def test_two_processes_equal_one(tmp_path):
     one, two = (dict(flat(final(tmp_path / name, 3))) for name in ('one', 'two'))
     for key in one:
         if isinstance(one[key], torch.Tensor) and one[key].is_floating_point() and not key.startswith('discriminator_opt'):
-            # Adam turns a gradient of 1e-9 into a step of 1e-4: weights agree to a few steps' worth of that, and the
-            # gradients of the next step, which see those weights, to a share of the largest of their tensor.
-            apart = 3e-4 if 'exp_avg' not in key else max(3e-4, 5e-3 * float(one[key].abs().max()))
-            torch.testing.assert_close(one[key], two[key], atol=apart, rtol=2e-3, msg=lambda m: f'{key}: {m}')
+            # Biases before a batch norm or a softmax have gradients of rounding alone, which Adam turns into whole
+            # steps; hence the absolute part. Everything else would differ by 1e-2 had it seen other samples.
+            share, least = (2e-2, 1e-6) if 'exp_avg' in key else (1e-3, 1e-3)
+            apart = (one[key] - two[key]).norm()
+            assert apart <= share * one[key].norm() + least, f'{key}: {apart:.1e} apart'
 
 
 def test_accumulation_equals_one_batch_in_gradient():
