@@ -53,9 +53,9 @@ def _sway(rng, time, slow, fast):
 
 def _talk(rng, time):
     """Jaw opening in [0, 1]: syllables of about 4 Hz, in phrases with pauses."""
-    phrase = np.clip(0.6 + 1.3 * _sway(rng, time, 0.15, 0.6), 0, 1)
+    phrase = np.clip(0.5 + 1.3 * _sway(rng, time, 0.15, 0.6), 0, 1)
     syllable = np.sin(np.pi * rng.uniform(3.2, 4.2) * time + 1.5 * _sway(rng, time, 0.3, 1.2)) ** 2
-    return phrase * syllable * np.clip(0.8 + 0.4 * _sway(rng, time, 0.5, 2.0), 0.3, 1)
+    return phrase * syllable * np.clip(0.6 + 0.5 * _sway(rng, time, 0.5, 2.0), 0.15, 1)
 
 
 def _lids(rng, time, gaze_y):

@@ -59,17 +59,17 @@ class RandomTransform:
 
 
 def laplacian(difference):
-    """L1 over a Laplacian pyramid (Lap1 of Bojanowski et al. 2018) of an image difference (B, 3, H, W).
+    """L1 over the bands of a Laplacian pyramid of an image difference (B, 3, H, W), after Bojanowski et al. 2018 (Lap1).
 
-    BANDS bands and what is coarser; sides must halve so often. Fine bands hold eyes, lips and edges, which plain L1
-    counts by their few pixels: what is left of a perceptual loss where its network is not at hand.
+    Sides must halve BANDS times. What is coarser than the bands is left to plain L1, which in turn counts eyes, lips
+    and edges by their few pixels: what is left of a perceptual loss where its network is not at hand.
     """
     total = 0.0
     for _ in range(BANDS):
         coarser = F.avg_pool2d(difference, 2)
         total = total + (difference - F.interpolate(coarser, scale_factor=2, mode='bilinear')).abs().mean()
         difference = coarser
-    return total + difference.abs().mean()
+    return total
 
 
 def equivariance(keypoints, transformed, transform):
