@@ -300,7 +300,8 @@ def gradient_norms(fixture, model, discriminator):
     # GRADIENT_LIMIT, and 1e-3 is asked of the bulk.
     bulk = np.quantile(errors, 0.85)
     beyond = sum(error > 1e-3 for error in errors)
-    yield Comparison(f'85 % of all gradient norms, relative ({beyond} of {len(errors)} beyond 1e-3)', np.array([bulk]), np.zeros(1), 1e-3, 1e-3)
+    yield Comparison(f'85 % of all gradient norms, relative ({beyond} of {len(errors)} beyond 1e-3)',
+                     np.array([bulk]), np.zeros(1), 1e-3, 1e-3)
 
 
 def batch_norm_statistics(fixture, model, discriminator):
@@ -358,7 +359,7 @@ def main(arguments=None):
     parser.add_argument('fixture', type=Path)
     parser.add_argument('--config', default='config/vox-256.yaml')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='override config values')
-    parser.add_argument('--float64', action='store_true', help='compute in double precision: shows the fixture\'s own rounding')
+    parser.add_argument('--float64', action='store_true', help="double precision: shows the fixture's own rounding")
     parser.add_argument('--failures', action='store_true', help='print only what is out of tolerance')
     options = parser.parse_args(arguments)
     try:
