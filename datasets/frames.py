@@ -6,6 +6,7 @@
 """
 
 import logging
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,6 +188,7 @@ class PairDataset(Dataset):
             (person, clip) for person, clips in self._people for clip in clips)}
         # Seen by all workers; for messages, never for choices.
         self._broken = torch.zeros(len(self._numbers), dtype=torch.bool).share_memory_()
+        self._noting = multiprocessing.Lock()       # two workers may meet the same clip at once
         self._epoch, self._order = None, None
 
     def __getitem__(self, i):
@@ -234,9 +236,11 @@ class PairDataset(Dataset):
 
     def _note_broken(self, person, clip, error):
         number = self._numbers[person, clip.name]
-        if self._broken[number]:
+        with self._noting:
+            known = bool(self._broken[number])
+            self._broken[number] = True
+        if known:
             return
-        self._broken[number] = True
         log.warning('skipping clip %s: %s', clip.name, error)
         if self._broken.sum() > self._max_broken:
             raise UserError(f'more than max_broken={self._max_broken} clips cannot be read: {self._broken_names()}; '
