@@ -27,15 +27,27 @@ SCRATCH = 1.2                                    # gradients and kernels' scratc
 ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
 
 
-def keep_freed_memory(mapped=2 ** 30, kept=2 ** 31 - 1):
-    """Have glibc keep the memory of freed tensors for the next ones.
+def keep_freed_memory():
+    """Have glibc keep the memory of freed tensors for the next ones: for inference, which needs little and always the same.
 
-    mapped: bytes from which on a tensor gets memory of its own that is returned when it is freed
-    kept:   bytes of free memory that are kept at most
-
-    By default it returns every large one to the kernel, which hands the next one out page by page, zeroed: a fifth of
-    a training step's time on a CPU. Elsewhere than on glibc this does nothing.
+    By default it returns every large one to the kernel, which hands the next one out page by page, zeroed.
+    Elsewhere than on glibc this does nothing.
     """
+    _allocate(mapped=2 ** 30, kept=2 ** 31 - 1)
+
+
+def return_freed_memory():
+    """Give every large tensor huge pages of its own, returned when it is freed: for training.
+
+    A step's tensors are of many sizes and lives; memory that is kept for them falls to pieces and grows by a gigabyte.
+    Huge pages (where Linux has them) make what is handed out anew cheap. Call it before the first large tensor.
+    """
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')      # PyTorch reads it at its first allocation
+    _allocate(mapped=2 ** 21, kept=2 ** 27)
+
+
+def _allocate(mapped, kept):
+    """mapped: bytes from which on a tensor gets pages of its own; kept: bytes of other freed memory kept at most."""
     if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'gnu_get_libc_version'):
         libc.mallopt(M_MMAP_THRESHOLD, mapped)
         libc.mallopt(M_TRIM_THRESHOLD, kept)

@@ -48,7 +48,7 @@ def train(config, run, device):
 
     config = hardware.adapted(config, device)
     params = config.train_params
-    hardware.keep_freed_memory()
+    hardware.return_freed_memory()
     micro_batch = params.batch_size // (world * params.accumulate)
     hardware.check_batch(config, micro_batch, device)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as TF
 
 from config.errors import UserError
 from datasets.manifest import NAME as MANIFEST, OK, read_manifest
@@ -146,6 +145,7 @@ class Augmentation:
 
     def _jitter(self, pair, rng):
         """The adjustments in random order, as FOMM and torchvision do: they do not commute."""
+        from torchvision.transforms.v2 import functional as TF    # half a second and 160 MiB, where nothing is jittered
         adjustments = ((TF.adjust_brightness, 1, self.brightness), (TF.adjust_contrast, 1, self.contrast),
                        (TF.adjust_saturation, 1, self.saturation), (TF.adjust_hue, 0, self.hue))
         for n in rng.permutation(len(adjustments)):

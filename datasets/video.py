@@ -21,7 +21,7 @@ from bisect import bisect_right
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +31,6 @@ import torch
 from PIL import Image, ImageOps
 
 from config.errors import UserError
-
-try:
-    from torchvision.io import ImageReadMode, decode_image
-except ImportError:          # announced for a later torchvision; then PIL reads all stills
-    decode_image = None
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
 STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')  # of the stills in a frame folder
@@ -63,9 +58,8 @@ def _still(path):
     """uint8 (H, W, 3) RGB, upright."""
     with suppress(OSError, RuntimeError):     # PIL says better what is wrong
         data = np.fromfile(path, np.uint8)
-        if decode_image and _is_plain(data):
-            image = decode_image(torch.from_numpy(data), ImageReadMode.RGB, apply_exif_orientation=True)
-            return image.permute(1, 2, 0).numpy()
+        if _is_plain(data) and (decode := _fast_decoder()):
+            return decode(torch.from_numpy(data)).permute(1, 2, 0).numpy()
     try:
         with Image.open(path) as image:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
@@ -75,6 +69,16 @@ def _still(path):
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = 'not an image, or empty' if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f'{path}: cannot be read as an image ({reason}); replace or remove the file') from error
+
+
+@lru_cache(maxsize=1)
+def _fast_decoder():
+    """torchvision's; imported at the first still, as it takes half a second and 160 MiB. None: PIL reads all stills."""
+    try:
+        from torchvision.io import ImageReadMode, decode_image
+    except ImportError:          # its end is announced for a later torchvision
+        return None
+    return partial(decode_image, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
 def _is_plain(data):

@@ -40,6 +40,10 @@ def bottleneck(channels, groups):
                          ResBlock(channels, channels, groups))
 
 
+class EncoderLevel(Level):
+    """One scale of the encoder, which gradient checkpointing computes again as a whole."""
+
+
 class Encoder(nn.Module):
     """Image (B, 3, H, W) -> features at N scales, coarsest first."""
 
@@ -51,7 +55,8 @@ class Encoder(nn.Module):
         width = fine_to_coarse[0]
         for depth, channels in enumerate(fine_to_coarse):
             coarsest = depth == len(fine_to_coarse) - 1
-            self.levels.append(Level(width, channels, params, attention=coarsest))
+            kind = Level if coarsest else EncoderLevel      # the coarsest is tapped inside
+            self.levels.append(kind(width, channels, params, attention=coarsest))
             self.downs.append(nn.Identity() if coarsest else Downsample(channels))
             width = channels
         self.middle = bottleneck(width, params.norm_groups)

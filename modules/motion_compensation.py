@@ -43,6 +43,14 @@ class MotionEncoder(nn.Module):
         return torch.cat([F.relu(self.join(torch.cat([r, m], dim=1))), displacement], dim=1)
 
 
+class SourceContext(nn.Conv2d):
+    """What the warped source holds at each place of the flow; wide, at the feature's full resolution."""
+
+    def forward(self, warped, size):
+        """F_w (B, C, H, W) -> (B, width, h, w) for size (h, w)."""
+        return resize(F.relu(super().forward(warped), inplace=True), size)
+
+
 class FlowUpdate(nn.Module):
     """D_MR: motion features and source context -> residual displacement and residual occlusion."""
 
@@ -87,7 +95,7 @@ class MotionCompensation(nn.Module):
         self.embed_source = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in channels)
         self.embed_evidence = nn.Conv2d(2 * dim, dim, 1)
         self.embed_query = nn.Conv2d(2 * dim, dim, 1)
-        self.context = nn.ModuleList(nn.Conv2d(width, update_width * 3 // 2, 1) for width in channels)
+        self.context = nn.ModuleList(SourceContext(width, update_width * 3 // 2, 1) for width in channels)
         self.motion_encoder = MotionEncoder(dim, update_width)
         self.update = FlowUpdate(update_width)
 
@@ -121,7 +129,7 @@ class MotionCompensation(nn.Module):
         # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can mend one.
         retrieved = self.retrieval(query, codes, self.codebook.slices[scale])
         retrieved = resize(retrieved, flow.shape[1:3])
-        context = resize(F.relu(self.context[scale](warped), inplace=True), flow.shape[1:3])
+        context = self.context[scale](warped, flow.shape[1:3])
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
         return from_displacement(residual.float()), occlusion.float(), motion
 

@@ -52,8 +52,9 @@ class Step:
 class Objective(nn.Module):
     """Eq. 6. Holds the model, so that one forward pass of this module is all that a step needs (and DDP wraps)."""
 
-    def __init__(self, model, params, vgg_state=None):
-        """vgg_state: torchvision's VGG19 state dict; needed exactly if the perceptual weight is not 0."""
+    def __init__(self, model, params, vgg_state=None, sparing=False):
+        """vgg_state: torchvision's VGG19 state dict; needed exactly if the perceptual weight is not 0;
+        sparing: of memory, at the price of some time."""
         super().__init__()
         self.model = model
         self.params = params
@@ -63,7 +64,7 @@ class Objective(nn.Module):
             network = VGG19(params.perceptual_imagenet_range)
             network.load_state_dict({name: value for name, value in vgg_state.items()
                                      if name in network.state_dict()})
-            self.perceptual = PerceptualLoss(network, params.perceptual_scales)
+            self.perceptual = PerceptualLoss(network, params.perceptual_scales, together=not sparing)
 
     def forward(self, source, driving, transform, discriminator=None):
         """Rebuild `driving` from `source`, images (B, 3, H, W) in [-1, 1].

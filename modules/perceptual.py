@@ -49,31 +49,37 @@ class VGG19(nn.Module):
 class PerceptualLoss(nn.Module):
     """Mean absolute difference of VGG19 features, summed over five layers and a pyramid of scales."""
 
-    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125)):
+    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125), together=True):
+        """together: show all predictions to the network in one batch; one after the other takes less memory."""
         super().__init__()
+        self.together = together
         self.network = network
         self.pyramid = nn.ModuleList(AntiAlias(3, scale) for scale in scales)
 
     def value_and_gradient(self, predictions, target):
-        """Loss and its gradient at each prediction, level by level.
+        """Loss and its gradient at each prediction, level by level: each is freed once its gradient is taken.
 
-        Working level by level, each is freed once its gradient is taken; the target is seen once, without
-        gradient; all predictions share one batch.
+        The target is seen once, without gradient.
 
         predictions: list of (B, 3, H, W), as many as are judged against the one target (B, 3, H, W)
         returns:     terms (predictions, levels, layers) of the loss, unweighted; list of gradients (B, 3, H, W)
         """
         leaves = [prediction.detach().requires_grad_() for prediction in predictions]
+        groups = [leaves] if self.together else [[leaf] for leaf in leaves]
         terms, gradients = [], [torch.zeros_like(leaf) for leaf in leaves]
         for down in self.pyramid:
             with torch.no_grad():
                 wanted = self.network(down(target))
-            with torch.enable_grad():
-                seen = self.network(down(torch.cat(leaves)))
-                level = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float())
-                                                  for part in feature.chunk(len(leaves))])
-                                     for feature, truth in zip(seen, wanted)], dim=1)        # (predictions, layers)
-                found = torch.autograd.grad(level.sum(), leaves)
-            terms.append(level.detach())
-            gradients = [total + part for total, part in zip(gradients, found)]
+            found = [self._level(down, group, wanted) for group in groups]
+            terms.append(torch.cat([level for level, _ in found]))
+            for total, part in zip(gradients, (part for _, parts in found for part in parts)):
+                total += part
         return torch.stack(terms, dim=1), gradients
+
+    def _level(self, down, leaves, wanted):
+        """Terms (predictions, layers) of one level, detached, and their gradient at each prediction."""
+        with torch.enable_grad():
+            seen = self.network(down(torch.cat(leaves)))
+            terms = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float()) for part in feature.chunk(len(leaves))])
+                                 for feature, truth in zip(seen, wanted)], dim=1)
+            return terms.detach(), torch.autograd.grad(terms.sum(), leaves)

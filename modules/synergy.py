@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from modules.appearance_compensation import AppearanceCompensation
-from modules.autoencoder import AutoencoderParams, Decoder, Encoder, Fusion
+from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLevel, Fusion
 from modules.codebook import CodebookParams, Quantized, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.layers import Downsample, ResBlock, Upsample
-from modules.motion_compensation import FlowUpdate, MotionCompensation, MotionEncoder
+from modules.motion_compensation import FlowUpdate, MotionCompensation, MotionEncoder, SourceContext
 from modules.retrieval import RetrievalLayer
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
@@ -99,7 +99,8 @@ class Synergy(TalkingHead):
 
     Params = SynergyParams
     own_losses = ('motion_reconstruction', 'motion_code', 'appearance_code')
-    blocks = (ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, FlowUpdate, MotionEncoder)
+    blocks = (EncoderLevel, ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, SourceContext, FlowUpdate,
+              MotionEncoder)
 
     def __init__(self, params):
         super().__init__()
