@@ -119,7 +119,10 @@ def filled(config, source, with_discriminator=False):
     model = build_model(config)
     discriminator = build_discriminator(config) if with_discriminator else None
     import_tensors(source, published_state(source, model, discriminator), model, discriminator)
-    return model.eval(), discriminator.eval() if with_discriminator else None
+    networks = (model, discriminator) if with_discriminator else (model,)
+    for network in networks:
+        network.to(torch.get_default_dtype()).eval()
+    return model, discriminator
 
 
 def images(seeds):
@@ -229,7 +232,7 @@ def smac_step(fixture, config):
     training = any(name.startswith('post/') for name in fixture)
     model, discriminator = filled(config, 'smac', with_discriminator=True)
     vgg = {name: recipe(f'vgg19/{name}', value.shape) for name, value in VGG19().state_dict().items()}
-    objective = build_objective(config, model, vgg)
+    objective = build_objective(config, model, vgg).to(torch.get_default_dtype())
     discriminator_objective = DiscriminatorObjective(discriminator, config.train_params.objective_params)
     objective.train(training), discriminator_objective.train(training)
     source, driving = (2 * images(fixture[f'seeds_{name}']) - 1 for name in ('source', 'driving'))

@@ -177,7 +177,7 @@ def import_tensors(source, published, model, discriminator=None):
         if name not in expected:
             raise ImportFault(f'tensor {name} {tuple(published[name].shape)} has no place in this model')
     for name, constant in layout.constants(model).items():
-        if not torch.allclose(published[name].float(), constant.cpu(), atol=1e-5):
+        if not torch.allclose(published[name].float(), constant.cpu().float(), atol=1e-5):
             raise ImportFault(f'tensor {name} differs from the kernel that scale_factor gives')
     for name, tensor in _ours(model, discriminator).items():
         origin = layout.origin(model, name)
