@@ -404,7 +404,6 @@ def main(arguments=None):
         return 130
     finally:
         distributed.stop()
-    return 0
 
 
 if __name__ == '__main__':

@@ -72,9 +72,10 @@ def train(config, run, device):
     if discriminator is not None:
         discriminator_step = DiscriminatorObjective(discriminator, params.objective_params)
     if world > 1:
-        generator_step = DistributedDataParallel(objective)
+        # Every buffer (batch norm, code usage) is a function of the global batch: alike everywhere without being sent.
+        generator_step = DistributedDataParallel(objective, broadcast_buffers=False)
         if discriminator is not None:
-            discriminator_step = DistributedDataParallel(discriminator_step)
+            discriminator_step = DistributedDataParallel(discriminator_step, broadcast_buffers=False)
 
     # Data: the position in the stream is the step.
     loader = training_loader(config, step)

@@ -15,6 +15,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
@@ -77,10 +78,16 @@ class OperationCount(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         formula = flop_registry.get(function.overloadpacket)
+        if formula is None:
+            with self:                                   # inference mode leaves composite operations whole
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = function(*args, **kwargs)
         if formula:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
+            self.total += formula(*args, **kwargs, out_val=result)
         return result
 
 
@@ -294,6 +301,7 @@ ANIMATION_ONLY = ['freed memory kept']
 
 def ablation(clock, work, repeats):
     """What each optimisation is worth: time of `work` without it over time with it, median of turns."""
+    again = getattr(work, 'encode', lambda: None)      # what an animation has computed of its source
     work()
     worth = {}
     for name, without in OPTIMISATIONS.items():
@@ -303,9 +311,9 @@ def ablation(clock, work, repeats):
         for _ in range(repeats):
             with_it = clock(work)[0]
             with without(work):
-                work()
+                again(), work()
                 ratios.append(clock(work)[0] / with_it)
-            work()
+            again(), work()
         worth[name] = statistics.median(ratios)
     return worth
 
@@ -369,8 +377,9 @@ def _dtype(config):
 
 def in_process(part, *arguments):
     """What `part` returns, run in a fresh process."""
-    with multiprocessing.get_context('spawn').Pool(1, _prepare, (arguments[0].threads, part)) as pool:
-        return pool.apply(part, arguments)
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, spawn, _prepare, (arguments[0].threads, part)) as pool:      # it may have children
+        return pool.submit(part, *arguments).result()
 
 
 def _prepare(threads, part):

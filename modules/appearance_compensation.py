@@ -20,6 +20,14 @@ def reverse_windows(x, grid, channels):
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
+class WindowEmbedding(nn.Linear):
+    """Cuts a feature into windows, each of which becomes one token."""
+
+    def forward(self, feature, grid):
+        """(B, C, H, W) -> (B, grid*grid, D)."""
+        return super().forward(partition_windows(feature, grid))
+
+
 class AppearanceCompensation(nn.Module):
     """Restores warped features from appearance codes; the windows bring every scale to one token grid."""
 
@@ -34,7 +42,7 @@ class AppearanceCompensation(nn.Module):
         self.codebook = Codebook(params)
         self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid)    # T_A
         widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.scales])]
-        self.embed = nn.ModuleList(nn.Linear(width, params.code_dim) for width in widths)
+        self.embed = nn.ModuleList(WindowEmbedding(width, params.code_dim) for width in widths)
         self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width) for width in widths)
         if tied_windows:
             for embed, unembed in zip(self.embed, self.unembed):
@@ -47,7 +55,7 @@ class AppearanceCompensation(nn.Module):
 
     def encode(self, scale, feature):
         """Windows of a feature (B, C_i, H_i, W_i), projected to code dimension: (B, d_a, grid, grid)."""
-        return untokens(self.embed[scale](partition_windows(feature, self.grid)), self.retrieval.size)
+        return untokens(self.embed[scale](feature, self.grid), self.retrieval.size)
 
     def forward(self, scale, warped, flow, codes):
         """Compensate F_w^i (B, C_i, H_i, W_i), warped by `flow` (B, h, w, 2), into F_c^i of the same shape.

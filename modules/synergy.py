@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.appearance_compensation import AppearanceCompensation
+from modules.appearance_compensation import AppearanceCompensation, WindowEmbedding
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLevel, Fusion
 from modules.codebook import CodebookParams, Quantized, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
@@ -100,7 +100,7 @@ class Synergy(TalkingHead):
     Params = SynergyParams
     own_losses = ('motion_reconstruction', 'motion_code', 'appearance_code')
     blocks = (EncoderLevel, ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, SourceContext, FlowUpdate,
-              MotionEncoder)
+              MotionEncoder, WindowEmbedding)
 
     def __init__(self, params):
         super().__init__()

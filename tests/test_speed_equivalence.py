@@ -13,6 +13,7 @@ from modules import layers
 from modules.build import build_model, build_objective
 from modules.layers import norm_silu_conv
 from modules.losses import RandomTransform
+from modules.perceptual import VGG19, PerceptualLoss
 from modules.warp import identity_grid
 from tests.tiny import tiny
 
@@ -69,6 +70,15 @@ def assert_same_step(found, wanted):
 
 def test_channels_last_changes_no_number(plain_step):
     assert_same_step(one_step(tiny()), plain_step)
+
+
+def test_predictions_seen_one_by_one_are_the_same_loss():
+    torch.manual_seed(0)
+    network, (first, second, target) = VGG19(), torch.rand(3, 2, 3, 32, 32) * 2 - 1
+    together, apart = (PerceptualLoss(network, (1, 0.5), alike).value_and_gradient([first, second], target)
+                       for alike in (True, False))
+    torch.testing.assert_close(apart[0], together[0])
+    torch.testing.assert_close(apart[1], together[1])
 
 
 def test_checkpointing_changes_no_number(plain_step):

@@ -14,6 +14,7 @@ import yaml
 from config.errors import UserError
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
+from tests.test_fomm_mcnet import SMALL_METHOD
 from tests.tiny import ROOT, SIZES, tiny
 from train import State, draw_transform, split, train
 
@@ -240,3 +241,21 @@ def test_every_group_of_codes_is_used_after_some_training(tmp_path):
     for name in ('motion', 'appearance'):
         idle = state['model'][f'{name}.codebook.idle'].view(4, -1)
         assert (idle < 20).any(1).all(), f'{name}: steps since last use {idle.amin(1).tolist()}'
+
+
+@pytest.mark.parametrize('method', ['fomm-adv', 'mcnet'])
+def test_the_compared_methods_resume_exactly(tmp_path, method):
+    sets = [*SMALL_METHOD[method], *SIZES[:2], 'train_params.batch_size=2', 'train_params.num_workers=0',
+            'train_params.num_iterations=4', 'train_params.save_every=2', 'train_params.val_pairs=2', 'visualizer_params.samples=1',
+            'train_params.ema_decay=0.9']
+    config = schema.load(ROOT / 'config' / f'{method}-vox-256.yaml', sets)
+    whole, resumed = (RunFolder(tmp_path / name) for name in ('whole', 'resumed'))
+    train(config, whole, CPU)
+    whole.close()
+    half = resumed.path / 'checkpoints' / '00000002.pt'
+    half.parent.mkdir(parents=True)
+    half.write_bytes((whole.path / 'checkpoints' / half.name).read_bytes())
+    train(config, resumed, CPU)
+    resumed.close()
+    states = [torch.load(folder.path / 'checkpoints' / '00000004.pt', weights_only=True) for folder in (whole, resumed)]
+    assert_bit_equal(*states)
