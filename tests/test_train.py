@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from config import schema
 from config.errors import UserError
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
@@ -253,9 +254,10 @@ def test_the_compared_methods_resume_exactly(tmp_path, method):
     train(config, whole, CPU)
     whole.close()
     half = resumed.path / 'checkpoints' / '00000002.pt'
-    half.parent.mkdir(parents=True)
     half.write_bytes((whole.path / 'checkpoints' / half.name).read_bytes())
+    written = half.stat().st_mtime_ns
     train(config, resumed, CPU)
     resumed.close()
+    assert half.stat().st_mtime_ns == written          # it went on from there
     states = [torch.load(folder.path / 'checkpoints' / '00000004.pt', weights_only=True) for folder in (whole, resumed)]
     assert_bit_equal(*states)
