@@ -22,17 +22,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
         values = x.float()
         count = values.numel() // values.shape[1] * dist.get_world_size()
-        # Moments about the running mean, which is near the batch's: they go in one message and lose no digits.
-        values = values - self.running_mean[:, None, None]
-        sums = torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
-        mean, square = dist_nn.all_reduce(sums) / count
-        variance = square - mean.square()
+        mean = dist_nn.all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = dist_nn.all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.add_(mean, alpha=self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return ((values - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def group_norm(channels, groups=32):
