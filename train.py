@@ -73,7 +73,8 @@ def train(config, run, device):
         discriminator_step = DiscriminatorObjective(discriminator, params.objective_params)
     if world > 1:
         # Every buffer (batch norm, code usage) is a function of the global batch: alike everywhere without being sent.
-        generator_step = DistributedDataParallel(objective, broadcast_buffers=False)
+        generator_step = DistributedDataParallel(objective, broadcast_buffers=False,
+                                                 find_unused_parameters=params.motion_iterations > 0)
         if discriminator is not None:
             discriminator_step = DistributedDataParallel(discriminator_step, broadcast_buffers=False)
 
@@ -92,7 +93,8 @@ def train(config, run, device):
             step += 1
             state.set_learning_rate(step)
             torch.manual_seed(hash_seed(params.seed, step, rank))
-            adversarial = discriminator is not None and step > params.objective_params.adversarial_start
+            motion_only = step <= params.motion_iterations
+            adversarial = discriminator is not None and step > max(params.objective_params.adversarial_start, params.motion_iterations)
             undo = state.remember_buffers()
 
             # Generator and discriminator gradients, micro-batch by micro-batch.
@@ -105,7 +107,7 @@ def train(config, run, device):
                         if world > 1 and not last and wrapped is not None:
                             context.enter_context(wrapped.no_sync())
                     with frozen(discriminator) if adversarial else nullcontext(), autocast:
-                        result = generator_step(source, driving, transform, discriminator if adversarial else None)
+                        result = generator_step(source, driving, transform, discriminator if adversarial else None, motion_only)
                     (result.total / params.accumulate).backward()
                     losses = {'total': result.total.detach(), **result.losses}
                     if adversarial:
@@ -127,7 +129,7 @@ def train(config, run, device):
                     raise UserError(f'{skipped} steps were not finite; the last batch is in {run.path}/nonfinite; '
                                     'lower the learning rate, or set train_params.precision=fp32')
             else:
-                state.update(adversarial, result.generated)
+                state.update(adversarial, None if motion_only else result.generated)
 
             # Figures: kept on the device, read once per log_every steps.
             if not broken:
@@ -139,7 +141,7 @@ def train(config, run, device):
                 progress.set_postfix({name: f'{figures[name]:.3g}' for name in ('total', 'l1', 'data/wait_s') if name in figures})
             progress.update()
             last = step == params.num_iterations or stop
-            if validation is not None and (step % params.val_every == 0 or step == params.num_iterations):
+            if validation is not None and not motion_only and (step % params.val_every == 0 or step == params.num_iterations):
                 validation(state.ema, step)
             if step % params.save_every == 0 or last:
                 run.save(state.checkpoint(config, step), step, params.keep_checkpoints)
@@ -207,11 +209,13 @@ class State:
 
     @torch.no_grad()
     def update(self, adversarial, generated):
+        """One step of the optimisers; generated: what the whole model made, None if only its motion was trained."""
         self.optimizer.step()
         if adversarial:
             self.discriminator_optimizer.step()
         self.zero_grad()
-        self.model.after_update(generated)
+        if generated is not None:
+            self.model.after_update(generated)
         torch._foreach_lerp_(*self._average, 1 - self.params.ema_decay)
         for ema, live in zip(*self._follow):
             ema.copy_(live)

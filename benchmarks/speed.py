@@ -1,18 +1,18 @@
 """How fast is the model, in a unit that travels?
 
-    python -m benchmarks.speed [--device cpu|cuda] [--config config/vox-256.yaml] [--batch 2] [--ablate] [--json FILE]
+    python -m benchmarks.speed [--device cpu|cuda] [--config config/vox-256.yaml] [--batch 2] [--ablate [NAME ...]] [--json FILE]
 
 The yardstick is torchvision's ResNet-50 in fp32: one forward pass of one 256 px image for an animated frame, one
 training step of 8 images of 224 px (SGD) for a training step. Yardstick and model take turns, and the ratio is taken
 in each turn, so that what else the machine does cancels. On a CPU, time is the process's CPU time (with one thread,
 `--threads 1`, the time that it would take undisturbed); wall time stands beside it. Each part runs in a process of its
-own, which tells its peak memory. `--ablate` replaces one optimisation at a time by the plain formula.
+own, which tells its peak memory. `--ablate` replaces one optimisation at a time by the plain formula; all of them, or
+those that are named.
 """
 
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -299,45 +299,63 @@ TRAINING_ONLY = list(OPTIMISATIONS)[-3:]
 ANIMATION_ONLY = ['freed memory kept']
 
 
-def ablation(clock, work, repeats):
-    """What each optimisation is worth: time of `work` without it over time with it, median of turns."""
+def ablation(clock, work, repeats, names):
+    """What each optimisation is worth, by name.
+
+    time:   of `work` without it over time with it, mean of turns; in each turn with, without, without, with, so that a
+            machine that becomes faster or slower meanwhile favours neither
+    error:  standard error of that mean; nan for a single turn
+    memory: GiB by which the peak is higher without it, median of turns
+    """
     again = getattr(work, 'encode', lambda: None)      # what an animation has computed of its source
+    unused = TRAINING_ONLY if isinstance(work, Animation) else ANIMATION_ONLY
     work()
     worth = {}
-    for name, without in OPTIMISATIONS.items():
-        if name in (TRAINING_ONLY if isinstance(work, Animation) else ANIMATION_ONLY):
+    for name in names or OPTIMISATIONS:
+        if name in unused:
             continue
-        ratios = []
+        times, memory = [], []
         for _ in range(repeats):
-            with_it = clock(work)[0]
-            with without(work):
+            with_it = [clock(work)[0]]
+            lean = peak_memory(clock.device, work)
+            with OPTIMISATIONS[name](work):
                 again(), work()
-                ratios.append(clock(work)[0] / with_it)
+                without = [clock(work)[0] for _ in range(2)]
+                memory.append(peak_memory(clock.device, work) - lean)
             again(), work()
-        worth[name] = statistics.median(ratios)
+            with_it.append(clock(work)[0])
+            times.append(sum(without) / sum(with_it))
+        error = statistics.stdev(times) / repeats ** 0.5 if repeats > 1 else float('nan')
+        worth[name] = {'time': statistics.mean(times), 'error': error, 'memory': statistics.median(memory)}
     return worth
 
 
 # ---------------------------------------------------------------------------- parts, each in its own process
 
-def peak_memory(device):
-    """GiB: of the process on a CPU, of the allocator on a GPU."""
+def peak_memory(device, function):
+    """GiB at the height of `function`, with what was there before: of the process on a CPU (Linux), of the allocator on a GPU."""
     if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated() / 2 ** 30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    process = Path('/proc/self')
+    (process / 'clear_refs').write_text('5')           # the peak starts again from what is resident
+    function()
+    return int(process.joinpath('status').read_text().split('VmHWM:')[1].split()[0]) / 2 ** 20
 
 
 def animation_part(options, config, device, batch):
     clock = Clock(device)
     work = Animation(config, batch, device)
     operations = flops(work) / batch
+    memory = peak_memory(device, work)
     found = in_turns(clock, resnet_frame(device), work, options.repeats, batch)
     found |= {'gflop': operations / 1e9, 'gflops_per_second': operations / found['seconds'] / 1e9,
               'share_of_peak': operations / found['seconds'] / peak_flops(clock, _dtype(config)),
               'encode_once_seconds': statistics.median(clock(work.encode)[0] for _ in range(options.repeats)),
-              'peak_memory_gib': peak_memory(device)}
-    if options.ablate:
-        found['worth'] = ablation(clock, work, options.repeats)
+              'peak_memory_gib': memory}
+    if options.ablate is not None:
+        found['worth'] = ablation(clock, work, options.repeats, options.ablate)
     return found
 
 
@@ -345,16 +363,15 @@ def training_part(options, config, device, batch):
     clock = Clock(device)
     work = Training(config, batch, device)
     operations = flops(work)
-    work()
-    memory = peak_memory(device)                      # before the yardstick takes any
+    memory = peak_memory(device, work)                # before the yardstick takes any
     found = in_turns(clock, resnet_step(device), work, options.repeats)
     stages = [work.stages(clock) for _ in range(options.repeats)]
     found |= {'gflop': operations / 1e9, 'gflops_per_second': operations / found['seconds'] / 1e9,
               'share_of_peak': operations / found['seconds'] / peak_flops(clock, _dtype(config)),
               'stages': {name: statistics.median(stage[name] for stage in stages) for name in stages[0]},
               'peak_memory_gib': memory}
-    if options.ablate:
-        found['worth'] = ablation(clock, work, options.repeats)
+    if options.ablate is not None:
+        found['worth'] = ablation(clock, work, options.repeats, options.ablate)
     return found
 
 
@@ -401,7 +418,7 @@ def main(arguments=None):
                         default=['animation', 'training', 'loader'])
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--threads', type=int, default=0, help='of a CPU; default: as many as PyTorch takes')
-    parser.add_argument('--ablate', action='store_true', help='what each optimisation is worth')
+    parser.add_argument('--ablate', nargs='*', choices=OPTIMISATIONS, metavar='NAME', help='what each optimisation is worth')
     parser.add_argument('--json', type=Path, help='also write the figures there')
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -436,9 +453,10 @@ def report(title, found, public):
           f'peak memory {found["peak_memory_gib"]:.2f} GiB', flush=True)
     if 'encode_once_seconds' in found:
         print(f'  source, once per video: {found["encode_once_seconds"]:.3f} s')
-    for title, figures, unit in (('stage', found.get('stages', {}), 's'), ('without', found.get('worth', {}), 'x the time')):
-        for name, value in figures.items():
-            print(f'  {title} {name}: {value:.3f} {unit}')
+    for name, seconds in found.get('stages', {}).items():
+        print(f'  stage {name}: {seconds:.3f} s')
+    for name, worth in found.get('worth', {}).items():
+        print(f'  without {name}: {worth["time"]:.3f} +- {worth["error"]:.3f} x the time, {worth["memory"]:+.2f} GiB')
 
 
 if __name__ == '__main__':

@@ -53,6 +53,7 @@ class TrainParams:
     num_iterations: int = 250_000
     batch_size: int = 16               # over all processes and accumulation steps together
     accumulate: int = 1                # micro-batches per optimiser step
+    motion_iterations: int = 0         # the first iterations, which train keypoints and coarse flow alone (see README.md)
     learning_rate: float = 8e-5        # generator and motion estimator
     discriminator_learning_rate: float = 8e-5
     betas: tuple[float, ...] = (0.9, 0.99)
@@ -79,6 +80,9 @@ class TrainParams:
             raise ValueError(f'precision={self.precision!r}: expected one of {", ".join(PRECISIONS)}')
         if len(self.betas) != 2:
             raise ValueError(f'betas={list(self.betas)}: Adam takes two')
+        if self.motion_iterations >= self.num_iterations:
+            raise ValueError(f'motion_iterations={self.motion_iterations}: expected fewer than '
+                             f'num_iterations={self.num_iterations}, as nothing would learn to paint')
         for name in ('num_iterations', 'batch_size', 'accumulate', 'log_every', 'val_every', 'save_every',
                      'keep_checkpoints', 'val_pairs'):
             if getattr(self, name) < 1:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, Hourglass
-from modules.warp import identity_grid, invert_2x2, sample
+from modules.warp import identity_grid, invert_2x2, sample, warp
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ class DenseMotionNetwork(nn.Module):
         mask = self.mask(feature).float().softmax(dim=1)                                       # (B, K+1, h, w)
         flow = (mask[..., None] * motions).sum(1)                                              # (B, h, w, 2)
         return DenseMotion(flow, self.occlusion(feature).float(), mask, driving_heatmaps)
+
+    def move(self, image, source_keypoints, driving_keypoints):
+        """Image (B, 3, H, W) moved along the flow between both Keypoints, without anything painted: (image, DenseMotion)."""
+        motion = self(self.encode_source(image, source_keypoints), source_keypoints, driving_keypoints)
+        return warp(image, motion.flow), motion
 
     @staticmethod
     def sparse_motions(source, driving, like):

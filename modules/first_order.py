@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, SourceImage
 from modules.keypoint_detector import KeypointDetector
-from modules.layers import DownBlock2d, SameBlock2d, to_unit
+from modules.layers import DownBlock2d, SameBlock2d, from_unit, to_unit
 from modules.talking_head import Generated, SourceState, TalkingHead
 
 
@@ -84,6 +84,12 @@ class FirstOrderModel(TalkingHead):
         generated = self.render(self._source_state(source, source_keypoints), driving_keypoints)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
         return generated
+
+    def coarse(self, source, driving):
+        source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
+        moved, motion = self.dense_motion.move(to_unit(source), source_keypoints, driving_keypoints)
+        return Generated(from_unit(moved), [motion.flow], [], source_keypoints=source_keypoints,
+                         driving_keypoints=driving_keypoints)
 
 
 def encoder_widths(block_expansion, max_features, num_down_blocks):

@@ -66,13 +66,14 @@ class Objective(nn.Module):
                                      if name in network.state_dict()})
             self.perceptual = PerceptualLoss(network, params.perceptual_scales, together=not sparing)
 
-    def forward(self, source, driving, transform, discriminator=None):
+    def forward(self, source, driving, transform, discriminator=None, motion_only=False):
         """Rebuild `driving` from `source`, images (B, 3, H, W) in [-1, 1].
 
         transform:     the RandomTransform of this step's equivariance loss
         discriminator: given once adversarial training has begun; its parameters must be frozen for this call
+        motion_only:   judge the source image moved along the coarse flow, and train what moves it alone
         """
-        generated = self.model(source, driving)
+        generated = self.model.coarse(source, driving) if motion_only else self.model(source, driving)
         losses = dict(generated.losses)
         losses |= self._keypoint_losses(generated, driving, transform)
 

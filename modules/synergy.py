@@ -166,6 +166,11 @@ class Synergy(TalkingHead):
         self._learn_codes(generated, lessons)
         return generated
 
+    def coarse(self, source, driving):
+        source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
+        moved, motion = self.dense_motion.move(source, source_keypoints, driving_keypoints)
+        return Generated(moved, [motion.flow], [], source_keypoints=source_keypoints, driving_keypoints=driving_keypoints)
+
     def _compensate(self, source, driving):
         """From coarse to fine: mend the flow, warp and occlude the source, restore what the warp could not bring."""
         features = source.features

@@ -92,6 +92,13 @@ class TalkingHead(nn.Module):
         """Rebuild `driving` from `source`, both (B, 3, H, W); in training also the method's losses."""
         raise NotImplementedError
 
+    def coarse(self, source: Tensor, driving: Tensor) -> Generated:
+        """Rebuild `driving` as the source image moved along the coarse flow, nothing painted; both (B, 3, H, W).
+
+        What the first train_params.motion_iterations train; methods without a coarse flow have no such thing.
+        """
+        raise NotImplementedError
+
     def after_update(self, generated: Generated) -> None:
         """Called after each update of the weights, with what the step's `forward` gave; most methods need nothing."""
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def assert_bit_equal(a, b):
 
 STEPS = 12
 LONG = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
-        'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20',
+        'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20', 'train_params.motion_iterations=5',
         'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=2']
 
 
@@ -106,12 +107,12 @@ def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path
 
 def test_two_processes_equal_one(tmp_path):
     """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
-    options = ['train_params.num_iterations=3', 'train_params.batch_size=4', 'train_params.log_every=1',
+    options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4', 'train_params.log_every=1',
                'model_params.motion_codebook_params.revive_after=2']
     torchrun = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517')
     run(tmp_path / 'two', *options, launcher=torchrun)
     run(tmp_path / 'one', *options)
-    one, two = (final(tmp_path / name, 3) for name in ('one', 'two'))
+    one, two = (final(tmp_path / name, 4) for name in ('one', 'two'))
     for part in ('model', 'ema', 'discriminator'):
         for name, ours in one[part].items():
             # Biases before a batch norm or a softmax have gradients of rounding alone, which Adam turns into whole
@@ -244,12 +245,28 @@ def test_every_group_of_codes_is_used_after_some_training(tmp_path):
         assert (idle < 20).any(1).all(), f'{name}: steps since last use {idle.amin(1).tolist()}'
 
 
+def small(method, *overrides):
+    sets = [*SMALL_METHOD[method], *SIZES[:2], 'train_params.batch_size=2', 'train_params.num_workers=0',
+            'train_params.val_pairs=2', 'visualizer_params.samples=1', *overrides]
+    return schema.load(ROOT / 'config' / f'{method}-vox-256.yaml', sets)
+
+
+@pytest.mark.parametrize('config', [tiny, partial(small, 'fomm'), partial(small, 'mcnet')], ids=['synergy', 'fomm', 'mcnet'])
+def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, config):
+    config = config('train_params.motion_iterations=2', 'train_params.num_iterations=3', 'train_params.save_every=1')
+    folder = RunFolder(tmp_path)
+    train(config, folder, CPU)
+    folder.close()
+    one, two, three = (read_checkpoint(tmp_path / 'checkpoints' / f'{step:08d}.pt')['model'] for step in (1, 2, 3))
+    moved = {name.split('.')[0] for name in one if not torch.equal(one[name], two[name])}
+    assert moved == {'keypoint_detector', 'dense_motion'}
+    painted = {name.split('.')[0] for name in one if not torch.equal(two[name], three[name])}
+    assert painted >= {'keypoint_detector', 'dense_motion', 'encoder'}
+
+
 @pytest.mark.parametrize('method', ['fomm-adv', 'mcnet'])
 def test_the_compared_methods_resume_exactly(tmp_path, method):
-    sets = [*SMALL_METHOD[method], *SIZES[:2], 'train_params.batch_size=2', 'train_params.num_workers=0',
-            'train_params.num_iterations=4', 'train_params.save_every=2', 'train_params.val_pairs=2', 'visualizer_params.samples=1',
-            'train_params.ema_decay=0.9']
-    config = schema.load(ROOT / 'config' / f'{method}-vox-256.yaml', sets)
+    config = small(method, 'train_params.num_iterations=4', 'train_params.save_every=2', 'train_params.ema_decay=0.9')
     whole, resumed = (RunFolder(tmp_path / name) for name in ('whole', 'resumed'))
     train(config, whole, CPU)
     whole.close()
