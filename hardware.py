@@ -46,9 +46,21 @@ def return_freed_memory():
     _allocate(mapped=2 ** 21, kept=2 ** 27)
 
 
+def trim_freed_memory():
+    """Return what is free to the kernel now, whatever is kept later: for measurements."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc():
+    """The C library if it is glibc, else None."""
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    return libc if hasattr(libc, 'gnu_get_libc_version') else None
+
+
 def _allocate(mapped, kept):
     """mapped: bytes from which on a tensor gets pages of its own; kept: bytes of other freed memory kept at most."""
-    if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'gnu_get_libc_version'):
+    if libc := _glibc():
         libc.mallopt(M_MMAP_THRESHOLD, mapped)
         libc.mallopt(M_TRIM_THRESHOLD, kept)
 

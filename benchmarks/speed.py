@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 import hardware
 from config import schema
-from modules import layers, retrieval
+from modules import dense_motion, layers, losses, retrieval
 from modules.autoencoder import Encoder
 from modules.build import build_discriminator, build_model, build_objective
 from modules.codebook import Codebook, Quantized, nearest
@@ -236,6 +236,17 @@ def freed_memory(work):
     hardware.keep_freed_memory()
 
 
+@contextmanager
+def one_by_one(work):
+    """The update parameter by parameter."""
+    group, = work.state.optimizer.param_groups
+    together = {name: group[name] for name in ('fused', 'foreach')}
+    with patch.object(torch, '_foreach_lerp_', lambda old, new, share: [a.lerp_(b, share) for a, b in zip(old, new)]):
+        group |= dict.fromkeys(together, False)
+        yield
+        group |= together
+
+
 def plain(*substitutes):
     """A context that puts plain formulas in the place of (owner, name)."""
     @contextmanager
@@ -291,11 +302,13 @@ OPTIMISATIONS = {
     'codes projected once for all samples': plain(
         (retrieval.Retrieval, 'project', lambda self, codes: [codes] * len(self.layers)),
         (retrieval.Retrieval, 'forward', project_per_sample)),
+    'closed-form 2x2 inverse': plain((dense_motion, 'invert_2x2', torch.linalg.inv), (losses, 'invert_2x2', torch.linalg.inv)),
     'look-up quantisation': plain((Codebook, 'quantize', one_hot_quantize)),
     'one encoder pass for source and driving': plain((Encoder, 'tapped', passes_apart)),
     'target features once, predictions together': plain((PerceptualLoss, 'value_and_gradient', predictions_apart)),
+    'fused Adam, foreach EMA': one_by_one,
 }
-TRAINING_ONLY = list(OPTIMISATIONS)[-3:]
+TRAINING_ONLY = list(OPTIMISATIONS)[-4:]
 ANIMATION_ONLY = ['freed memory kept']
 
 
@@ -338,6 +351,7 @@ def peak_memory(device, function):
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    hardware.trim_freed_memory()
     process = Path('/proc/self')
     (process / 'clear_refs').write_text('5')           # the peak starts again from what is resident
     function()
