@@ -28,6 +28,7 @@ from metrics.image import l1, psnr, ssim
 from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, needs_discriminator, needs_vgg
+from modules.talking_head import TalkingHead
 from modules.warp import to_displacement
 from visualizer import to_tensor, to_uint8, training_sheet
 
@@ -63,6 +64,12 @@ def train(config, run, device):
     if step >= params.num_iterations:
         log.info('already trained: %d of %d iterations in %s', step, params.num_iterations, run.path)
         return
+    if step < params.motion_iterations:
+        if type(model).coarse is TalkingHead.coarse:
+            raise UserError(f'train_params.motion_iterations={params.motion_iterations}: method {config.method} has no '
+                            'coarse flow to train alone; set it to 0')
+        log.info('until step %d keypoints and coarse flow are trained alone; losses are of the moved source image',
+                 params.motion_iterations)
     if params.checkpointing:
         model.recompute_blocks()
     if params.compile:

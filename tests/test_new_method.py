@@ -88,3 +88,10 @@ def test_a_new_method_runs_in_every_mode(config, tmp_path, capsys):
     assert (folder / 'checkpoints' / '00000003.pt').is_file() and list((folder / 'pictures').glob('*.png'))
     assert (folder / 'reconstruction' / 'metrics.json').is_file()
     assert list((folder / 'animation').glob('*.mp4'))
+
+
+def test_a_method_without_coarse_flow_has_no_motion_iterations(config, tmp_path, capsys):
+    arguments = ['--mode', 'train', '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu',
+                 '--set', 'train_params.motion_iterations=1']
+    assert run.main([str(argument) for argument in arguments]) == 2
+    assert 'method toy has no coarse flow' in capsys.readouterr().err
