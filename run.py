@@ -353,6 +353,7 @@ def load_model(options, device):
     model.load_state_dict(state['ema'])
     log.info('weights: %s, step %d', path, state['step'])
     hardware.keep_freed_memory()
+    hardware.flush_denormals()
     return hardware.adapted(config, device), model.to(device, memory_format=torch.channels_last).eval()
 
 

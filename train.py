@@ -50,6 +50,7 @@ def train(config, run, device):
     config = hardware.adapted(config, device)
     params = config.train_params
     hardware.return_freed_memory()
+    hardware.flush_denormals()
     micro_batch = params.batch_size // (world * params.accumulate)
     hardware.check_batch(config, micro_batch, device)
 

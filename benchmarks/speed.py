@@ -417,6 +417,7 @@ def _prepare(threads, part):
     if threads:
         torch.set_num_threads(threads)
     hardware.return_freed_memory() if part is training_part else hardware.keep_freed_memory()
+    hardware.flush_denormals()
 
 
 # ---------------------------------------------------------------------------- command line

@@ -1,6 +1,8 @@
 """What makes the model fast leaves its numbers where the plain formulas have them."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from modules.layers import norm_silu_conv
 from modules.losses import RandomTransform
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.warp import identity_grid
-from tests.tiny import tiny
+from tests.tiny import ROOT, tiny
 
 CPU = torch.device('cpu')
 
@@ -112,6 +114,12 @@ def test_bf16_predictions_are_within_45_db():
     # Untrained networks give images of any range: the peak is theirs.
     error = (exact - rough).square().mean()
     assert 10 * torch.log10((exact.max() - exact.min()).square() / error) >= 45
+
+
+def test_denormals_are_flushed_in_every_thread():
+    code = ('import torch, hardware; hardware.flush_denormals(); torch.set_num_threads(2); '
+            'x = torch.full((1 << 22,), 1e-30); assert (x * 1e-10 == 0).all()')
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 def test_bf16_and_compile_fall_back_with_a_reason(monkeypatch, caplog):
