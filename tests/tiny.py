@@ -19,6 +19,7 @@ SIZES = [
     'model_params.appearance_codebook_params.num_heads=2',
     'model_params.discriminator_params={channels: 8, num_layers: 2}',
     'train_params.batch_size=2', 'train_params.num_workers=0', 'train_params.val_pairs=2', 'train_params.num_iterations=4',
+    'train_params.motion_iterations=0',
     'train_params.precision=fp32', 'train_params.objective_params.loss_weights.perceptual=0',
     'train_params.objective_params.adversarial_start=1', 'visualizer_params.samples=1',
 ]
