@@ -66,11 +66,7 @@ def train(config, run, device):
         log.info('already trained: %d of %d iterations in %s', step, params.num_iterations, run.path)
         return
     if step < params.motion_iterations:
-        if type(model).coarse is TalkingHead.coarse:
-            raise UserError(f'train_params.motion_iterations={params.motion_iterations}: method {config.method} has no '
-                            'coarse flow to train alone; set it to 0')
-        log.info('until step %d keypoints and coarse flow are trained alone; losses are of the moved source image',
-                 params.motion_iterations)
+        check_coarse_flow(config, model)
     if params.checkpointing:
         model.recompute_blocks()
     if params.compile:
@@ -258,6 +254,15 @@ def resume(run, config, state):
     run.rewind(checkpoint['step'])
     log.info('resuming from %s', path)
     return checkpoint['step']
+
+
+def check_coarse_flow(config, model):
+    """That `model` has what motion_iterations train; says that they come first."""
+    count = config.train_params.motion_iterations
+    if type(model).coarse is TalkingHead.coarse:
+        raise UserError(f'train_params.motion_iterations={count}: method {config.method} has no coarse flow to train '
+                        'alone; set it to 0')
+    log.info('until step %d keypoints and coarse flow are trained alone; losses are of the moved source image', count)
 
 
 # ---------------------------------------------------------------------------- data

@@ -80,9 +80,9 @@ class TrainParams:
             raise ValueError(f'precision={self.precision!r}: expected one of {", ".join(PRECISIONS)}')
         if len(self.betas) != 2:
             raise ValueError(f'betas={list(self.betas)}: Adam takes two')
-        if self.motion_iterations >= self.num_iterations:
-            raise ValueError(f'motion_iterations={self.motion_iterations}: expected fewer than '
-                             f'num_iterations={self.num_iterations}, as nothing would learn to paint')
+        if not 0 <= self.motion_iterations < self.num_iterations:
+            raise ValueError(f'motion_iterations={self.motion_iterations}: expected at least 0 and fewer than '
+                             f'num_iterations={self.num_iterations}, or nothing would learn to paint')
         for name in ('num_iterations', 'batch_size', 'accumulate', 'log_every', 'val_every', 'save_every',
                      'keep_checkpoints', 'val_pairs'):
             if getattr(self, name) < 1:
