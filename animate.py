@@ -22,19 +22,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import distributed
-from config.errors import UserError
-from datasets.even_clip import open_even
+from datasets.constant_rate import open_constant_rate
 from datasets.face_crop import CroppedClip, PasteBack, find_crop, resized, spread, warn_of_small_faces
 from datasets.face_tracker import FaceDetector
 from datasets.video import STILL_SUFFIXES, open_clip, read_image
 from datasets.video_writer import VideoWriter
+from evaluation.store import weights_hash
 from metrics.base import Unavailable, optional
-from metrics.store import weights_hash
 from modules.motion_transfer import DrivenSource, OneEuroFilter, best_frame_by_keypoints, hull_area, pose_distance
 from modules.talking_head import Keypoints
-from streaming import read_ahead, write_behind
-from visualizer import ContactSheet, batches, beside, draw_crop, enlarge, make_folder, save_png, to_tensor, to_uint8
+from support import distributed
+from support.errors import UserError
+from support.files import make_folder
+from support.streaming import read_ahead, write_behind
+from visualizer import ContactSheet, batches, beside, draw_crop, enlarge, save_png, to_tensor, to_uint8
 
 FACE_WEIGHTS = ['https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth',
                 'https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar']
@@ -117,7 +118,7 @@ def squeeze(source_image, driving, size, names):
         if height != width:
             log.warning('%s: is %dx%d and gets squeezed into a square; --crop auto cuts one around the face',
                         name, width, height)
-    return resized(source_image, size), open_even(driving.path, size)
+    return resized(source_image, size), open_constant_rate(driving.path, size)
 
 
 def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0, 0)):
@@ -200,7 +201,7 @@ def _best_by_landmarks(source_image, driving, device):
 @functools.cache
 def _face_detector(device):
     with optional('face-alignment', FACE_WEIGHTS):
-        import face_alignment     # slow to import, and optional
+        import face_alignment  # slow to import, and optional
 
         # Compiled, which is the package's default, it takes minutes to start and is slower on a CPU.
         return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=str(device),
@@ -408,7 +409,7 @@ def _pair(line, where, folders, size):
         raise UserError(f'{where}: anchor is {anchor!r}, must be the index of a frame, or empty for the first')
     is_still = source.suffix.lower() in STILL_SUFFIXES
     return Pair(Still(source, size) if is_still else _open(open_clip, source, where, size),
-                _open(open_even, driving, where, size), None if anchor is None else int(anchor),
+                _open(open_constant_rate, driving, where, size), None if anchor is None else int(anchor),
                 driving if driving.is_file() else None)
 
 

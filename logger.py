@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from config import schema
-from config.errors import UserError
-from visualizer import make_folder, save_png
-from weights import load_tensors
+from support.errors import UserError
+from support.files import make_folder
+from support.weights import load_tensors
+from visualizer import save_png
 
 CHECKPOINT_FORMAT = 1
 
@@ -97,7 +98,7 @@ class RunFolder:
 
     def _board(self):
         if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter    # slow to import, and only training needs it
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
             self._tensorboard = SummaryWriter(self.path / 'tensorboard')
         return self._tensorboard
 

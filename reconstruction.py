@@ -7,12 +7,13 @@ from itertools import chain, islice
 
 from tqdm import tqdm
 
-from config.errors import UserError
 from datasets.video_writer import VideoWriter
-from evaluate import Renderer
-from metrics.protocols import PROTOCOLS
-from metrics.report import Report, Scorer, mean, write_report
-from visualizer import ContactSheet, beside, make_folder, save_png
+from evaluation.evaluate import Renderer
+from evaluation.protocols import PROTOCOLS
+from evaluation.report import Report, Scorer, mean, write_report
+from support.errors import UserError
+from support.files import make_folder
+from visualizer import ContactSheet, beside, save_png
 
 METRICS = ('l1.mean_abs', 'psnr.rgb', 'ssim.gauss11', 'lpips.vgg')     # --mode evaluate computes the others too
 

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-import distributed
-import hardware
 from config import schema
-from config.errors import UserError
 from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
 from modules.build import build_model
-from modules.checkpoint_import import FORMATS
+from modules.published.formats import FORMATS
+from support import distributed, hardware
+from support.errors import UserError
 
 DEFAULT_CONFIG = 'config/vox-256.yaml'
 DEMO_CONFIG = 'config/demo-64.yaml'
@@ -75,9 +74,9 @@ def parse_arguments(arguments=None):
 
     evaluate = parser.add_argument_group('evaluate')
     evaluate.add_argument('--protocol', default='same-identity',
-                          help='same-identity (default) | cross-identity-relative | ...: metrics/protocols.py')
+                          help='same-identity (default) | cross-identity-relative | ...: evaluation/protocols.py')
     evaluate.add_argument('--metrics', nargs='+', metavar='ID', help="metric ids; default: the protocol's")
-    evaluate.add_argument('--list', help='voxceleb1-50 | voxceleb1-50-cross | ... (metrics/lists/) or a CSV file, '
+    evaluate.add_argument('--list', help='voxceleb1-50 | voxceleb1-50-cross | ... (evaluation/lists/) or a CSV file, '
                                          "DaGAN's and MCNet's too; default: the protocol's, or the whole test set")
     evaluate.add_argument('--path_map', nargs='+', default=[], metavar='[PREFIX=]FOLDER',
                           help='where the clips are, or those whose ids begin with PREFIX; default: the test set')
@@ -121,7 +120,7 @@ def run_train(options, device):
 
 def run_reconstruction(options, device):
     from datasets.build import test_clips
-    from metrics.report import format_table
+    from evaluation.report import format_table
     from reconstruction import reconstruct
     if distributed.rank() > 0:      # --mode evaluate shares clips out; this does not
         return
@@ -182,10 +181,10 @@ def check_animate(options):
 
 def animate_one(options, model, size, how):
     import animate
-    from datasets.even_clip import open_even
+    from datasets.constant_rate import open_constant_rate
     from datasets.video import read_image
     names, paste_back = (options.source_image, options.driving_video), None
-    source, driving = read_image(names[0]), open_even(names[1])
+    source, driving = read_image(names[0]), open_constant_rate(names[1])
     result = Path(options.result_video or run_path(options) / 'animation' / f'{driving.name}.mp4')
     if options.crop == 'auto':
         source, driving, paste_back = animate.crop_to_faces(
@@ -201,9 +200,9 @@ def animate_one(options, model, size, how):
 
 
 def run_evaluate(options, device):
-    import evaluate
-    from metrics.protocols import find_protocol
-    from metrics.report import format_table
+    from evaluation import evaluate
+    from evaluation.protocols import find_protocol
+    from evaluation.report import format_table
     protocol = find_protocol(options.protocol)
     if bool(options.generated) != bool(options.driving) or options.sources and not options.generated:
         raise UserError('--generated, --driving and --source belong together: give the first two, or none for a model')
@@ -219,8 +218,8 @@ def run_evaluate(options, device):
 
 def evaluate_folders(options, protocol, device):
     """What evaluate.evaluate takes for videos that were made elsewhere."""
-    from evaluate import choose_items, clips_in, match_cases
-    from metrics.protocols import Item
+    from evaluation.evaluate import choose_items, clips_in, match_cases
+    from evaluation.protocols import Item
     generated, driving, sources = (folder and clips_in(folder, options.resize)
                                    for folder in (options.generated, options.driving, options.sources))
     if options.list:
@@ -237,8 +236,8 @@ def evaluate_folders(options, protocol, device):
 def evaluate_model(options, protocol, device):
     """What evaluate.evaluate takes for a model."""
     from datasets.build import test_clips
-    from evaluate import ClipFinder, Renderer, choose_items, find_cases, test_set
-    from metrics.store import weights_hash
+    from evaluation.evaluate import ClipFinder, Renderer, choose_items, find_cases, test_set
+    from evaluation.store import weights_hash
     config, model = load_model(options, device)
     size, precision, pairs = config.model_params.image_size, config.train_params.precision, config.animate_params
     clips = (test_set(options.path_map, size) if options.path_map else
@@ -273,7 +272,7 @@ Real data next: README.md, "Train on VoxCeleb1".""")
 
 
 def run_import(options, device):
-    from import_checkpoint import import_published
+    from tools.import_checkpoint import import_published
     if not options.source or not options.files:
         raise UserError(f'--mode import needs --from {"|".join(FORMATS)} and the published files')
     config = schema.load(options.config or DEFAULT_CONFIG, options.set)
@@ -284,7 +283,8 @@ def run_import(options, device):
 
 def run_prepare(options, device):
     import shlex
-    from datasets.prepare import prepare, summary
+
+    from datasets.prepare.run import prepare, summary
     if not options.dataset or not options.videos:
         raise UserError('--mode prepare needs --dataset voxceleb1|celebvhq|folder and --videos, the folder of raw videos')
     root = options.out or f'data/{options.dataset}'
@@ -300,7 +300,7 @@ def run_prepare(options, device):
 
 
 def run_export(options, device):
-    from export import export
+    from tools.onnx.export import export
     config, model = load_model(options, torch.device('cpu'))
     out = Path(options.out or run_path(options) / 'onnx')
     figures = export(model, config, out)
@@ -313,7 +313,7 @@ def run_export(options, device):
 def run_doctor(options, device):
     import json
 
-    import doctor
+    from tools import doctor
     case = doctor.Case(options.config or DEFAULT_CONFIG, options.set, options.checkpoint, run_path(options), device)
     findings = doctor.examine(case)
     print(json.dumps(doctor.as_dict(findings), indent=1) if options.json else doctor.as_text(findings))

@@ -17,19 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import distributed
-import hardware
-import weights
-from config.errors import UserError
 from datasets.build import training_people, validation_clips
 from datasets.frames import Augmentation, PairDataset, Stream
 from logger import check_same_model
 from metrics.image import l1, psnr, ssim
+from modules import training_memory
 from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, needs_discriminator, needs_vgg
 from modules.talking_head import TalkingHead
 from modules.warp import to_displacement
+from support import distributed, hardware, weights
+from support.errors import UserError
 from visualizer import to_tensor, to_uint8, training_sheet
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def train(config, run, device):
     hardware.return_freed_memory()
     hardware.flush_denormals()
     micro_batch = params.batch_size // (world * params.accumulate)
-    hardware.check_batch(config, micro_batch, device)
+    training_memory.check_batch(config, micro_batch, device)
 
     # Networks: built from the seed alone, so that all processes start alike.
     torch.manual_seed(params.seed)
@@ -90,7 +89,7 @@ def train(config, run, device):
 
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=rank > 0)
-    with stopping, progress, hardware.explained(config, micro_batch, device):
+    with stopping, progress, training_memory.explained(config, micro_batch, device):
         waiting = time.perf_counter()
         for batch in loader:
             waited = time.perf_counter() - waiting

@@ -4,18 +4,15 @@ A frame or image is a numpy array (H, W, 3), uint8, RGB. Nothing here draws on i
 """
 
 import colorsys
-import os
-from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from config.errors import UserError
 from modules.warp import to_displacement
+from support.files import written_whole
 
 CELL = 192             # height of every cell of a sheet, pixels
 MARGIN = 4             # between cells, pixels
@@ -27,35 +24,6 @@ BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
 
 
 # Files
-
-def make_folder(path):
-    """The folder `path`, made if need be. Raises UserError where it cannot be made or written in."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be made a folder ({error.strerror}); choose another') from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f'{path}: no permission to write in this folder; choose another')
-    return path
-
-
-@contextmanager
-def written_whole(path):
-    """Yields another name to write to; afterwards it becomes `path`, or vanishes if anything went wrong.
-
-    Raises UserError where the file cannot be written.
-    """
-    path = Path(path)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror})') from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
 
 def save_png(path, image, **texts):
     """Write `image` (H, W, 3) uint8 to `path`, whole or not at all; `texts` go along, as PNG text chunks."""

@@ -29,15 +29,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import schema
-from config.errors import UserError
 from datasets.build import TEST_SEED, TRAIN_SEED
-from datasets.synthetic import LANDMARK_NAMES, render, synthetic_people
+from datasets.synthetic.clips import LANDMARK_NAMES, render, synthetic_people
 from logger import RunFolder
 from metrics.image import l1, psnr, ssim
 from modules.build import build_model
 from modules.warp import sample
+from support.errors import UserError
+from support.files import make_folder, written_whole
 from train import train
-from visualizer import CELL, enlarge, flow_to_rgb, grid, make_folder, save_png, to_tensor, to_uint8, written_whole
+from visualizer import CELL, enlarge, flow_to_rgb, grid, save_png, to_tensor, to_uint8
 
 CONFIGS = Path(__file__).parents[1] / 'config'
 OVERLAY = Path(__file__).with_name('ablation.yaml')

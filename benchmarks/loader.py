@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from config import schema
 from datasets.frames import Augmentation, PairDataset, find_people
-from datasets.prepare_job import StillWriter
-from datasets.synthetic import synthetic_people
+from datasets.prepare.job import StillWriter
+from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from train import training_loader

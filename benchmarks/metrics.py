@@ -23,7 +23,7 @@ import torch
 
 from datasets.video import open_clip
 from metrics import face
-from metrics.metric import CATALOGUE, SetMetric, build
+from metrics.catalogue import CATALOGUE, SetMetric, build
 from tests.random_weights import save_all
 
 

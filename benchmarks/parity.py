@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from config import schema
-from config.errors import UserError
 from modules.build import METHODS, build_discriminator, build_model, build_objective
-from modules.checkpoint_import import FORMATS, import_tensors, published_shapes
 from modules.layers import from_unit, to_unit
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective
 from modules.perceptual import VGG19
-from modules.published_names import smac_origin
+from modules.published.formats import FORMATS, import_tensors, published_shapes
+from modules.published.names import smac_origin
+from support.errors import UserError
 
 
 class Comparison(NamedTuple):
@@ -228,7 +228,6 @@ def relative(name, ours, theirs, tolerance=1e-3, floor=1e-6):
 
 def smac_step(fixture, config):
     """Losses, last-layer gradients and every parameter's gradient norm of one full generator step."""
-    batch = len(fixture['seeds_source'])
     training = any(name.startswith('post/') for name in fixture)
     model, discriminator = filled(config, 'smac', with_discriminator=True)
     vgg = {name: recipe(f'vgg19/{name}', value.shape) for name, value in VGG19().state_dict().items()}

@@ -21,7 +21,7 @@ from PIL import Image
 
 from animate import animate
 from config import schema
-from datasets.synthetic import synthetic_people
+from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from modules.build import build_model

@@ -22,11 +22,9 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import hardware
 from config import schema
 from modules import dense_motion, layers, losses, retrieval
 from modules.autoencoder import Encoder
@@ -35,6 +33,7 @@ from modules.codebook import Codebook, Quantized, nearest
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, Objective, needs_discriminator, needs_vgg
 from modules.perceptual import VGG19, PerceptualLoss
+from support import hardware
 from train import State, frozen, training_loader
 
 # Ratios of the public codes on two CPU cores, fp32: (frame, training step at batch 2).
@@ -110,7 +109,7 @@ def peak_flops(clock, dtype):
 # ---------------------------------------------------------------------------- what is measured
 
 def resnet50():
-    from torchvision.models import resnet50    # here, as it would count in the peak memory of what is measured before
+    from torchvision.models import resnet50  # here, as it would count in the peak memory of what is measured before
     return resnet50()
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from config.errors import UserError
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
+from support.errors import UserError
 
 PRECISIONS = ('fp32', 'bf16')
 

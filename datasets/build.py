@@ -1,7 +1,7 @@
 """Config -> clips: the data set in a folder, or the embedded heads where none is given."""
 
 from datasets.frames import find_people
-from datasets.synthetic import synthetic_people
+from datasets.synthetic.clips import synthetic_people
 
 # Of the embedded identities: no test head is ever trained on, and no decision rests on one.
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 0, 1_000_000, 2_000_000

@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from config.errors import UserError
+from support.errors import UserError
 
 # How crops like VoxCeleb's frame a face, whose box reaches from chin to hairline:
 FACE_HEIGHT = 0.59     # height of the box, as a fraction of the crop's side

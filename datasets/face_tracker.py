@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.errors import UserError
-from weights import checkpoint_path
+from support.errors import UserError
+from support.weights import checkpoint_path
 
 MODEL_URL = ('https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/'
              'face_landmarker.task')

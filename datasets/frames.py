@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from config.errors import UserError
-from datasets.manifest import NAME as MANIFEST, OK, read_manifest
+from datasets.manifest import NAME as MANIFEST
+from datasets.manifest import OK, read_manifest
 from datasets.video import VIDEO_SUFFIXES, has_stills, open_clip
+from support.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class Augmentation:
 
     def _jitter(self, pair, rng):
         """The adjustments in random order, as FOMM and torchvision do: they do not commute."""
-        from torchvision.transforms.v2 import functional as TF    # half a second and 160 MiB, where nothing is jittered
+        from torchvision.transforms.v2 import functional as TF  # half a second and 160 MiB, where nothing is jittered
         adjustments = ((TF.adjust_brightness, 1, self.brightness), (TF.adjust_contrast, 1, self.contrast),
                        (TF.adjust_saturation, 1, self.saturation), (TF.adjust_hue, 0, self.hue))
         for n in rng.permutation(len(adjustments)):

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.errors import UserError
+from support.errors import UserError
 
 NAME = 'manifest.jsonl'
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from config.errors import UserError
+from support.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
 STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')  # of the stills in a frame folder

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from config.errors import UserError
+from support.errors import UserError
 
 
 class VideoWriter:

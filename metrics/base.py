@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from weights import checkpoint_path
+from support.weights import checkpoint_path
 
 
 class Unavailable(Exception):

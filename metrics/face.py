@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from config.errors import UserError
 from datasets.face_tracker import MODEL_URL, FaceDetector
 from metrics.base import Recognition, Remembered, Unavailable, optional, shared
-from weights import checkpoint_path
+from support.errors import UserError
+from support.weights import checkpoint_path
 
 FAN_URLS = ('https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth',
             'https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar')
@@ -28,7 +28,7 @@ def face_alignment_network(device):
 
 @shared
 def _face_alignment(device, *_paths):
-    import face_alignment     # slow to import, and optional
+    import face_alignment  # slow to import, and optional
 
     # Compiled, which is the package's default, it takes minutes to start and is slower on a CPU.
     return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, flip_input=False,
@@ -97,7 +97,7 @@ def _mediapipe_faces(_path):
 
 def euler_angles(matrix):
     """Rotation (3, 3) or more, up to scale -> degrees (3,) about the fixed axes x, then y, then z."""
-    from scipy.spatial.transform import Rotation     # slow to import
+    from scipy.spatial.transform import Rotation  # slow to import
     return Rotation.from_matrix(matrix[:3, :3]).as_euler('xyz', degrees=True)
 
 

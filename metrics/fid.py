@@ -5,7 +5,7 @@ import math
 import torch
 
 from metrics.base import Remembered, SetMetric, optional, shared
-from weights import checkpoint_path
+from support.weights import checkpoint_path
 
 INCEPTION_URL = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'
                  'pt_inception-2015-12-05-6726825d.pth')
@@ -95,7 +95,7 @@ def _moments(state, side):
 @shared
 def _inception(device, _path):
     """Frames (B, 3, H, W) in [0, 1] -> (B, 2048) float64, multiples of STEP."""
-    from pytorch_fid.inception import InceptionV3     # optional
+    from pytorch_fid.inception import InceptionV3  # optional
     network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[FEATURES]]).eval().to(device)
 
     def features(frames):

@@ -8,7 +8,7 @@ import torch
 
 from metrics.base import Recognition, Remembered, Unavailable, optional, shared
 from metrics.openface import SIZE, OpenFace
-from weights import checkpoint_path
+from support.weights import checkpoint_path
 
 OPENFACE_URL = 'https://github.com/harlanhong/ICCV2023-MCNET/raw/HEAD/evaluation/OpenFacePytorch/openface.pth'
 ANTELOPE_URL = 'https://github.com/deepinsight/insightface/releases/download/model-zoo/antelopev2.zip'
@@ -39,7 +39,7 @@ def _openface(device, path):
 @functools.cache
 def _shrinking(size):
     """(96, size): how scikit-image resizes with its Gaussian against aliasing; linear, so a matrix says it all."""
-    from skimage.transform import resize     # slow to import
+    from skimage.transform import resize  # slow to import
     return torch.from_numpy(resize(np.eye(size, dtype=np.float32), (SIZE, size), anti_aliasing=size > SIZE))
 
 
@@ -69,7 +69,7 @@ def antelope_folder():
 
 @shared
 def _arcface(device, folder):
-    from insightface.app import FaceAnalysis     # slow to import, and optional
+    from insightface.app import FaceAnalysis  # slow to import, and optional
     device = torch.device(device)
     network = FaceAnalysis(name=str(folder), allowed_modules=['detection', 'recognition'])
     network.prepare(ctx_id=-1 if device.type == 'cpu' else device.index or 0, det_size=(DETECTION_SIZE, DETECTION_SIZE))

@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from metrics.base import Metric, optional, shared
-from weights import checkpoint_path
+from support.weights import checkpoint_path
 
 BACKBONES = {
     'vgg': 'https://download.pytorch.org/models/vgg16-397923af.pth',
@@ -59,7 +59,7 @@ class LpipsAlexUnscaled(_Lpips):
 
 @shared
 def _network(backbone, device, _path):
-    import lpips     # slow to import, and optional, shared
+    import lpips  # slow to import, and optional, shared
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')   # it uses an old spelling
         return lpips.LPIPS(net=backbone, verbose=False).eval().to(device)

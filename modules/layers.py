@@ -6,7 +6,6 @@ import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import nn
 
-
 # ---------------------------------------------------------------------------- normalisation
 
 class BatchNorm2d(nn.BatchNorm2d):

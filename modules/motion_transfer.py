@@ -8,9 +8,9 @@ import math
 import numpy as np
 import torch
 
-from config.errors import UserError
 from modules.talking_head import Keypoints
 from modules.warp import invert_2x2
+from support.errors import UserError
 
 PRECISIONS = ('fp32', 'bf16')
 LEAST_AREA = 1e-8      # hulls below this are points or lines: their size says nothing about scale

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance, laplacian

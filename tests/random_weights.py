@@ -7,7 +7,7 @@ import torchvision
 from metrics import face, fid, identity
 from metrics.openface import OpenFace
 from metrics.perceptual import BACKBONES
-from weights import checkpoint_path
+from support.weights import checkpoint_path
 
 
 def save_random_weights(network, path, gain=1.0):

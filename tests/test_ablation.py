@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import ablation
 from benchmarks.ablation import ROWS, SCORES, Truth, clip_truth, copying, follow, motion_scores, run_name, settings
-from datasets.synthetic import flow, render, synthetic_people
+from datasets.synthetic.clips import flow, render, synthetic_people
 from modules.objective import COMMON_LOSSES
 from visualizer import CELL
 

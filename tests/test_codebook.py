@@ -7,7 +7,6 @@ from modules.build import build_model
 from modules.codebook import Codebook, CodebookParams, allocate, nearest, usage
 from tests.tiny import tiny
 
-
 # ---------------------------------------------------------------------------- allocation, Sec. 3.2.1
 
 def test_progressive_scale_i_uses_the_first_i_groups():

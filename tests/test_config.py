@@ -3,7 +3,7 @@
 import pytest
 
 from config import schema
-from config.errors import UserError
+from support.errors import UserError
 from tests.tiny import ROOT, tiny
 
 VOX = ROOT / 'config/vox-256.yaml'

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import doctor
 import run
-import weights
 from config import schema
 from datasets.video_writer import VideoWriter
 from logger import write_checkpoint
 from modules.build import build_model
+from support import weights
 from tests.tiny import SHARED, tiny
+from tools import doctor
 
 SMALL = ('model_params.autoencoder_params={channels: [16, 8], res_blocks: 1, norm_groups: 4}',
          'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.scales=2',

@@ -9,23 +9,21 @@ import subprocess
 import sys
 import threading
 import types
-from fractions import Fraction
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 
-import evaluate
 import run
-from config.errors import UserError
 from datasets.video_writer import VideoWriter
-from evaluate import Case, ClipFinder, Renderer, choose_items, clips_in, find_cases, match_cases
-from metrics import store
-from metrics.metric import CATALOGUE, SetMetric
-from metrics.protocols import PROTOCOLS, Item
-from metrics.report import ClipScores, Report, as_markdown, format_table, summarize, write_report
+from evaluation import evaluate, store
+from evaluation.evaluate import Case, ClipFinder, Renderer, choose_items, clips_in, find_cases, match_cases
+from evaluation.protocols import PROTOCOLS, Item
+from evaluation.report import ClipScores, Report, as_markdown, format_table, summarize, write_report
+from metrics.catalogue import CATALOGUE, SetMetric
 from modules.build import build_model
+from support.errors import UserError
 from tests.test_reconstruction_animate import SIZE, ToyClip, ToyHead
 from tests.tiny import ROOT, tiny
 from visualizer import save_png

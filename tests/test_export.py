@@ -11,14 +11,14 @@ pytest.importorskip('onnxruntime')
 
 import onnx
 
-import export
 import run
 from config import schema
-from config.errors import UserError
 from logger import write_checkpoint
 from modules.build import build_model
 from modules.motion_transfer import DrivenSource
+from support.errors import UserError
 from tests.tiny import ROOT, tiny
+from tools.onnx import export
 from visualizer import to_tensor
 
 KEYPOINTS = ('model_params.kp_detector_params={num_kp: 4, block_expansion: 8, num_blocks: 2, max_features: 16, '

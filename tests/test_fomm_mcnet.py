@@ -9,15 +9,15 @@ from torch import nn
 
 from benchmarks import parity
 from config import schema
-from config.errors import UserError
 from modules.build import build_discriminator, build_model, build_objective
-from modules.checkpoint_import import (FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors,
-                                       published_shapes)
 from modules.discriminator import Judgement, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
 from modules.losses import ADVERSARIAL_FORMS, RandomTransform, feature_matching
 from modules.mcnet import DynamicConv, ModulatedConv, feature_consistency
-from modules.objective import (DiscriminatorObjective, Objective, ObjectiveParams, check_weights, needs_discriminator)
+from modules.objective import DiscriminatorObjective, Objective, ObjectiveParams, check_weights, needs_discriminator
+from modules.published.formats import (FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors,
+                                       published_shapes)
 from modules.talking_head import Generated, Keypoints
+from support.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / 'shared' / 'facts' / 'reference'

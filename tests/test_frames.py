@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from config.errors import UserError
 from datasets.frames import Augmentation, PairDataset, Stream, find_people
 from datasets.video_writer import VideoWriter
+from support.errors import UserError
 
 SHARED = Path(__file__).parents[2] / 'shared'
 PLAIN = Augmentation(time_flip=False, horizontal_flip=False, brightness=0, contrast=0, saturation=0, hue=0)

@@ -9,16 +9,16 @@ import torch
 import torchvision
 from skimage.metrics import structural_similarity
 
-from config.errors import UserError
 from metrics import image
 from metrics.base import Metric, Remembered, SetMetric, Unavailable
+from metrics.catalogue import CATALOGUE, build
 from metrics.fid import INCEPTION_URL
 from metrics.identity import OPENFACE_URL
-from metrics.metric import CATALOGUE, build
 from metrics.openface import OpenFace
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled
+from support.errors import UserError
+from support.weights import checkpoint_path
 from tests.random_weights import inception, save_antelope, save_random_weights
-from weights import checkpoint_path
 
 ALEX = 'alexnet-owt-7be5be79.pth'
 

@@ -14,11 +14,11 @@ from datasets.face_tracker import MODEL_URL
 from datasets.video import open_clip
 from metrics import face
 from metrics.base import Remembered, Unavailable
+from metrics.catalogue import build
 from metrics.face import Akd, AkdEuclidean, Ard, Faces, LandmarkJitter, PixelJitter
-from metrics.metric import build
+from support.weights import checkpoint_path
 from tests.random_weights import save_random_weights
 from tests.test_metrics import torch_home  # noqa: F401
-from weights import checkpoint_path
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
 LANDMARKER = SHARED / 'weights' / 'face_landmarker.task'

@@ -10,11 +10,11 @@ import torch
 
 from metrics import fid
 from metrics.base import Remembered
+from metrics.catalogue import build
 from metrics.fid import FidDriving, FidSource, frechet_distance
-from metrics.metric import build
+from support.weights import checkpoint_path
 from tests.random_weights import inception, save_random_weights
 from tests.test_metrics import torch_home  # noqa: F401
-from weights import checkpoint_path
 
 
 def moments(count, size, seed, shift=0.0):

@@ -11,12 +11,12 @@ from skimage.transform import resize
 from datasets.video import open_clip
 from metrics import identity
 from metrics.base import Unavailable
+from metrics.catalogue import build
 from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
-from metrics.metric import build
 from metrics.openface import OpenFace
+from support.weights import checkpoint_path
 from tests.random_weights import save_antelope, save_random_weights
 from tests.test_metrics import torch_home  # noqa: F401
-from weights import checkpoint_path
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared'
 FIXTURE = SHARED / 'facts' / 'reference' / 'openface_fixture_A.npz'

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import distributed
 from animate import Pair, animate, animate_pairs
-from config.errors import UserError
-from datasets.even_clip import EvenClip, open_even
+from datasets.constant_rate import ConstantRateClip, open_constant_rate
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from streaming import DEPTH, read_ahead, write_behind
+from support import distributed
+from support.errors import UserError
+from support.streaming import DEPTH, read_ahead, write_behind
 from tests.test_animate_crop import SETTINGS, SIZE, Mirror, picture
 
 PATIENCE = 30      # seconds after which a stage that should be running is taken for standing still
@@ -126,19 +126,19 @@ def write_uneven(path, numbers, tick):
 
 def test_a_varying_rate_becomes_constant_in_step_with_time(tmp_path):
     numbers = [0, 1, 2, 3, 9, 10, 11, 12, 18, 19, 20]
-    clip = open_even(write_uneven(tmp_path / 'a.mp4', numbers, Fraction(1, 25)))
-    assert isinstance(clip, EvenClip) and clip.fps == 25 and len(clip) in (20, 21, 22)
+    clip = open_constant_rate(write_uneven(tmp_path / 'a.mp4', numbers, Fraction(1, 25)))
+    assert isinstance(clip, ConstantRateClip) and clip.fps == 25 and len(clip) in (20, 21, 22)
     shown = [round(frame.mean() / 10) for frame in clip.frames()]
     assert shown[:21] == [max(n for n in numbers if n <= tick) for tick in range(21)][:len(shown)]
     assert [round(frame.mean() / 10) for frame in clip.read([5, 13])] == [3, 12]
 
 
 def test_a_constant_rate_is_left_as_it_is(tmp_path):
-    clip = open_even(write_video(tmp_path / 'a.mp4', Fraction(30000, 1001)))
-    assert not isinstance(clip, EvenClip) and clip.fps == Fraction(30000, 1001)
+    clip = open_constant_rate(write_video(tmp_path / 'a.mp4', Fraction(30000, 1001)))
+    assert not isinstance(clip, ConstantRateClip) and clip.fps == Fraction(30000, 1001)
     # Stamps in whole milliseconds are no other rate.
-    rounded = open_even(write_uneven(tmp_path / 'b.mp4', [round(i * 33.367) for i in range(20)], Fraction(1, 1000)))
-    assert not isinstance(rounded, EvenClip) and len(rounded) == 20
+    rounded = open_constant_rate(write_uneven(tmp_path / 'b.mp4', [round(i * 33.367) for i in range(20)], Fraction(1, 1000)))
+    assert not isinstance(rounded, ConstantRateClip) and len(rounded) == 20
 
 
 # Lists of pairs

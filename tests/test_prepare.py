@@ -11,23 +11,22 @@ import time
 from collections import Counter
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import run
-from config.errors import UserError
-from datasets import prepare_crop
 from datasets.face_tracker import MODEL_URL, FaceDetector, overlap
 from datasets.frames import find_people
 from datasets.manifest import NAME, OK, Record, append, read_manifest, rewrite
-from datasets.prepare import DATASETS, folder_jobs, prepare, summary
-from datasets.prepare_metadata import in_test, read_celebvhq, read_voxceleb
-from datasets.prepare_track import SceneCuts
+from datasets.prepare import crops
+from datasets.prepare.metadata import in_test, read_celebvhq, read_voxceleb
+from datasets.prepare.run import DATASETS, folder_jobs, prepare, summary
+from datasets.prepare.track import SceneCuts
 from datasets.video import frames_at, indices_at, open_clip
 from datasets.video_writer import VideoWriter
+from support.errors import UserError
 from tests.tiny import ROOT, SHARED
 
 SIZE, BITS = 128, 8
@@ -275,7 +274,7 @@ class Killed(BaseException):
 def test_killed_at_any_frame_or_record(raw, made, tmp_path, monkeypatch):
     out, rng, kills = tmp_path / 'data', np.random.default_rng(), 0
     for _ in range(8):
-        left, cut = int(rng.integers(1, 60)), prepare_crop.cut
+        left, cut = int(rng.integers(1, 60)), crops.cut
 
         def countdown(*arguments):
             nonlocal left
@@ -284,7 +283,7 @@ def test_killed_at_any_frame_or_record(raw, made, tmp_path, monkeypatch):
                 raise Killed
             return cut(*arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(prepare_crop, 'cut', countdown)
+            patch.setattr(crops, 'cut', countdown)
             try:
                 make(raw, out)
             except Killed:
@@ -427,11 +426,11 @@ def test_resampling_follows_a_variable_rate():
 
 
 def test_squares_move_into_the_frame_before_they_leave_it():
-    assert prepare_crop.square((10, 0, 30, 60), (100, 80)) == (0, 0, 60, 60)
-    assert prepare_crop.square((40, 10, 60, 50), (100, 80)) == (30, 10, 70, 50)
-    assert prepare_crop.square((0, 10, 100, 50), (100, 80)) == (0, -20, 100, 80)
+    assert crops.square((10, 0, 30, 60), (100, 80)) == (0, 0, 60, 60)
+    assert crops.square((40, 10, 60, 50), (100, 80)) == (30, 10, 70, 50)
+    assert crops.square((0, 10, 100, 50), (100, 80)) == (0, -20, 100, 80)
     frame = np.arange(80 * 100 * 3).reshape(80, 100, 3).astype(np.uint8)
-    cut = prepare_crop.cut(frame, (0, -20, 100, 80), 100)
+    cut = crops.cut(frame, (0, -20, 100, 80), 100)
     assert np.array_equal(cut[20:], frame) and np.array_equal(cut[0], frame[0])
 
 

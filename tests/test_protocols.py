@@ -6,11 +6,12 @@ from fractions import Fraction
 
 import pytest
 
-from config.errors import UserError
-from metrics.metric import CATALOGUE
-from metrics.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, celebv_hq_partition, draw_celebv_hq, draw_pairs,
-                               draw_voxceleb1, fingerprint, find_protocol, frame_at, import_pairs, load_list)
-from metrics.published import CROSS_IDENTITY, SAME_IDENTITY, TABLES
+from evaluation.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, celebv_hq_partition, draw_celebv_hq,
+                                  draw_pairs, draw_voxceleb1, find_protocol, fingerprint, frame_at, import_pairs,
+                                  load_list)
+from evaluation.published import CROSS_IDENTITY, SAME_IDENTITY, TABLES
+from metrics.catalogue import CATALOGUE
+from support.errors import UserError
 from tests.tiny import SHARED
 
 PUBLISHED = SHARED / 'facts' / 'lists'

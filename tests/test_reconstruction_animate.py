@@ -16,19 +16,19 @@ from PIL import Image
 from torch import nn
 
 import animate as animation
-import streaming
 from animate import Pair, animate, animate_pairs, draw_pairs, find_best_frame, read_pairs
-from config.errors import UserError
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from modules.motion_transfer import DrivenSource
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
 from reconstruction import reconstruct
+from support import streaming
+from support.errors import UserError
+from support.weights import checkpoint_path
 from tests.random_weights import save_random_weights
 from visualizer import (CELL, ContactSheet, batches, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8,
                         training_sheet)
-from weights import checkpoint_path
 
 SIZE = 32
 NTSC = Fraction(30000, 1001)

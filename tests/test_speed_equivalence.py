@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import hardware
 from benchmarks import parity
-from config.errors import UserError
-from modules import layers
+from modules import layers, training_memory
 from modules.build import build_model, build_objective
 from modules.layers import norm_silu_conv
 from modules.losses import RandomTransform
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.warp import identity_grid
+from support import hardware
+from support.errors import UserError
 from tests.tiny import ROOT, tiny
 
 CPU = torch.device('cpu')
@@ -94,7 +94,7 @@ def test_checkpointing_changes_no_number(plain_step):
 
 
 def test_checkpointing_takes_less_memory():
-    less, more = (hardware.training_memory(tiny(f'train_params.checkpointing={on}'), 8) for on in ('true', 'false'))
+    less, more = (training_memory.training_memory(tiny(f'train_params.checkpointing={on}'), 8) for on in ('true', 'false'))
     assert less < more
     assert identity_grid((4, 4), torch.zeros(1)).tolist()[0][0] == [-1, -1], 'a grid without numbers was left behind'
 
@@ -117,7 +117,7 @@ def test_bf16_predictions_are_within_45_db():
 
 
 def test_denormals_are_flushed_in_every_thread():
-    code = ('import torch, hardware; hardware.flush_denormals(); torch.set_num_threads(2); '
+    code = ('import torch; from support import hardware; hardware.flush_denormals(); torch.set_num_threads(2); '
             'x = torch.full((1 << 22,), 1e-30); assert (x * 1e-10 == 0).all()')
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
@@ -133,9 +133,9 @@ def test_bf16_and_compile_fall_back_with_a_reason(monkeypatch, caplog):
 
 def test_a_batch_too_large_is_refused_with_the_largest_that_fits(monkeypatch):
     config = tiny()
-    limit = hardware.training_memory(config, 5) + 1
-    monkeypatch.setattr(hardware, 'available_memory', lambda: limit)
-    monkeypatch.setattr(hardware, 'ROUGH', 2 ** 40)
+    limit = training_memory.training_memory(config, 5) + 1
+    monkeypatch.setattr(training_memory, 'available_memory', lambda: limit)
+    monkeypatch.setattr(training_memory, 'ROUGH', 2 ** 40)
     with pytest.raises(UserError, match='the largest that fits is 5 per process'):
-        hardware.check_batch(config, 64, CPU)
-    hardware.check_batch(config, 4, CPU)
+        training_memory.check_batch(config, 64, CPU)
+    training_memory.check_batch(config, 4, CPU)

@@ -9,7 +9,7 @@ from modules.appearance_compensation import partition_windows, reverse_windows
 from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.retrieval import Retrieval
-from modules.warp import identity_grid, invert_2x2, from_displacement, to_displacement, warp
+from modules.warp import from_displacement, identity_grid, invert_2x2, to_displacement, warp
 from tests.tiny import ROOT, SHARED, SIZES, tiny
 
 

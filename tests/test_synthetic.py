@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datasets.synthetic import LANDMARK_NAMES, HeadState, Identity, flow, motion, render, synthetic_people
+from datasets.synthetic.clips import LANDMARK_NAMES, HeadState, Identity, flow, motion, render, synthetic_people
 
 REST = HeadState()
 SOURCE = HeadState(yaw=-12, pitch=5, roll=-4, x=0.05, jaw=0.1, gaze_x=-0.5)

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from config import schema
-from config.errors import UserError
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
+from support.errors import UserError
 from tests.test_fomm_mcnet import SMALL_METHOD
 from tests.tiny import ROOT, SIZES, tiny
 from train import State, draw_transform, split, train

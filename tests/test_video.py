@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.errors import UserError
 from datasets import video
 from datasets.video import FrameFolder, VideoClip, open_clip, read_image
 from datasets.video_writer import VideoWriter
+from support.errors import UserError
 
 SHARED = Path(__file__).parents[2] / 'shared'
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')

@@ -15,7 +15,8 @@ from PIL import Image
 
 from datasets.face_crop import Square, square_around
 from datasets.face_tracker import FaceDetector, overlap
-from datasets.video import FRAME_FOLDER_FPS as FPS, frames_at, indices_at
+from datasets.video import FRAME_FOLDER_FPS as FPS
+from datasets.video import frames_at, indices_at
 
 MIN_FRAMES, MAX_FRAMES = 64, 1024    # of a clip, as in VoxCeleb
 STAYS = 0.25                         # least overlap of a face with its first place, as in VoxCeleb

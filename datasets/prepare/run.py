@@ -1,6 +1,6 @@
 """From raw videos to a data set: clips of heads at 25 fps in FOMM's folders, and a manifest that accounts for each.
 
-    videos + metadata (datasets/prepare_metadata.py), or videos alone (datasets/prepare_track.py)
+    videos + metadata (datasets/prepare/metadata.py), or videos alone (datasets/prepare/track.py)
       -> root/train, root/test: person#video#start#end.mp4, a video or a folder of stills
       -> root/manifest.jsonl  (datasets/manifest.py)
 
@@ -23,14 +23,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config.errors import UserError
-from datasets import prepare_crop
-from datasets.download import check_command
 from datasets.face_tracker import FaceDetector
 from datasets.manifest import DUPLICATE, FAILED, LEFT_OUT, OK, Record, read_manifest, rewrite
-from datasets.prepare_job import Job, Settings, do_job, remove, unfinished
-from datasets.prepare_metadata import SOURCES, in_test
-from datasets.video import FRAME_FOLDER_FPS as FPS, VIDEO_SUFFIXES, has_stills
+from datasets.prepare import crops
+from datasets.prepare.download import check_command
+from datasets.prepare.job import Job, Settings, do_job, remove, unfinished
+from datasets.prepare.metadata import SOURCES, in_test
+from datasets.video import FRAME_FOLDER_FPS as FPS
+from datasets.video import VIDEO_SUFFIXES, has_stills
+from support.errors import UserError
 
 DATASETS = (*SOURCES, 'folder')
 FORMATS = ('mp4', 'png', 'jpeg')
@@ -62,7 +63,7 @@ def prepare(dataset, root, videos, metadata=None, *, crop='square', size=256, fo
     if dataset == 'folder':
         if crop == 'legacy' or command or metadata:
             raise UserError('--dataset folder finds its crops itself: no --metadata, --download or --crop legacy')
-        settings = Settings(root, videos, 'face', prepare_crop.as_listed, size, format)
+        settings = Settings(root, videos, 'face', crops.as_listed, size, format)
         jobs, left_out = folder_jobs(videos), []
         FaceDetector().close()       # what it lacks would be missed in every video
     else:
@@ -72,7 +73,7 @@ def prepare(dataset, root, videos, metadata=None, *, crop='square', size=256, fo
         if command:
             check_command(command)
             videos.mkdir(parents=True, exist_ok=True)
-        rule = source.legacy if crop == 'legacy' else prepare_crop.square
+        rule = source.legacy if crop == 'legacy' else crops.square
         settings = Settings(root, videos, crop, rule, size, format, tuple(command) if command else None)
         jobs, left_out = metadata_jobs(source.read(metadata), videos, keep_shared_people)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from modules.published_names import (first_order_constants, fomm_origin, mcnet_origin, smac_constants, smac_origin)
+from modules.published.names import first_order_constants, fomm_origin, mcnet_origin, smac_constants, smac_origin
 
 
 class ImportFault(ValueError):

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.head_identity import Appearance
-from datasets.head_shape import (JAW_DROP, SLIT, body_loft, bump, curve, head_angle, head_height, head_loft, head_rows, head_surface,
-                                 lip_profile, nose_tip, signed_power, slit_position, smoothstep)
+from datasets.synthetic.identity import Appearance
+from datasets.synthetic.shape import (JAW_DROP, SLIT, body_loft, bump, curve, head_angle, head_height, head_loft,
+                                      head_rows, head_surface, lip_profile, nose_tip, signed_power, slit_position,
+                                      smoothstep)
 
 SKIN, EYE, MOUTH = 0, 1, 2                                   # how a triangle is painted: by its texture alone, or as it moves
 PARTS = ('head', 'body', 'ear', 'curtain', 'glasses')        # each with its own texture

@@ -22,8 +22,8 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from config.errors import UserError
 from datasets.video import STILL_SUFFIXES
+from support.errors import UserError
 
 LISTS = Path(__file__).parent / 'lists'
 VOX_FPS = 25                 # VoxCeleb counts frames at this rate, in clip names too
@@ -42,7 +42,7 @@ class Protocol:
     relative:       the driver's motion since the anchor is added to the source's pose, else the pose is taken as it
                     is. The anchor is the list's; else the driving frame whose keypoints are nearest to the source's
     list:           the list it runs over where none is given; None for the whole test set
-    tables:         of the paper (metrics/published.py) whose rows may stand beside it
+    tables:         of the paper (evaluation/published.py) whose rows may stand beside it
     """
     text: str
     cross_identity: bool = False

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metrics.metric import CATALOGUE, SetMetric, build
-from metrics.published import TABLES
-from visualizer import written_whole
+from evaluation.published import TABLES
+from metrics.catalogue import CATALOGUE, SetMetric, build
+from support.files import written_whole
 
 GAIN = 'psnr_gain'
 MEANS = ('mean: over the frames of a clip, then over clips, so that every clip counts the same; '
@@ -33,7 +33,7 @@ PSNR = 'psnr.rgb'
 RANKING = ('lpips.vgg', 'lpips.alex', 'psnr.rgb', 'csim.antelopev2', 'aed.openface_sq_source', 'ard.mediapipe')
 PACKAGES = ('torch', 'torchvision', 'numpy', 'lpips', 'face-alignment', 'mediapipe', 'pytorch-fid', 'insightface',
             'onnxruntime')
-CODE = ('', 'datasets', 'metrics', 'modules')     # folders of the code that a number may depend on
+CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'support'     # folders that a number may depend on
 
 
 # ---------------------------------------------------------------------------- scores of a clip
@@ -290,12 +290,18 @@ def _row_as_json(row):
             'misses': row.misses}
 
 
+def code_hash(root):
+    """Hash of every source file below `root` that a number may depend on, names included."""
+    files = [*root.glob('*.py'), *(path for folder in CODE for path in (root / folder).rglob('*.py'))]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f'{path.relative_to(root).as_posix()}\0'.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def versions():
     """Of Python, of this code, and of all packages that a number may depend on; None where one is not installed."""
-    root, code = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for folder in CODE for path in (root / folder).glob('*.py')):
-        code.update(path.read_bytes())
-    found = {'python': platform.python_version(), 'code': code.hexdigest()[:16]}
+    found = {'python': platform.python_version(), 'code': code_hash(Path(__file__).parents[1])}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

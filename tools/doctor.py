@@ -20,20 +20,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import hardware
-import weights
 from config import schema
-from config.errors import UserError
 from datasets.build import test_people, training_people
 from datasets.frames import Augmentation, PairDataset, find_people
 from datasets.video import STILL_SUFFIXES, open_clip
-from logger import checkpoint_config, check_same_model, read_checkpoint
+from logger import check_same_model, checkpoint_config, read_checkpoint
 from metrics.face import FAN_URLS, MODEL_URL
 from metrics.fid import INCEPTION_URL
 from metrics.identity import ANTELOPE_URL, OPENFACE_URL
 from metrics.perceptual import BACKBONES
+from modules import training_memory
 from modules.build import build_discriminator, build_model
 from modules.objective import needs_discriminator, needs_vgg
+from support import hardware, weights
+from support.errors import UserError
 
 OK, NOTE, WARNING, BLOCKS = 'ok', 'note', 'warning', 'blocks'
 
@@ -121,7 +121,7 @@ def _isolated(check, case):
             found.append(finding)
     except UserError as error:
         found.append(_from_error(error))
-    except Exception as error:      # noqa: BLE001: a broken set-up breaks in ways nobody has thought of
+    except Exception as error:      # a broken set-up breaks in ways nobody has thought of
         found.append(Finding(BLOCKS, f'the check broke: {type(error).__name__}: {" ".join(str(error).split())[:300]}',
                              todo='mend what the message names; if it names nothing of yours, report it'))
     return found
@@ -236,7 +236,7 @@ def check_config(case):
 def check_networks(case):
     """One forward pass, without numbers: image, flow, window and hourglass sizes fit together, or they do not."""
     try:
-        case.needed = hardware.training_memory(case.config, case.part)
+        case.needed = training_memory.training_memory(case.config, case.part)
     except (RuntimeError, ValueError) as error:
         yield Finding(BLOCKS, f'the networks cannot take images of {case.size} px: {" ".join(str(error).split())[:99]}',
                       case.config_path, _working_size(case, case.size) or 'correct the sizes in model_params')
@@ -249,7 +249,7 @@ def _working_size(case, wanted):
     for size in sorted(USUAL_SIZES, key=lambda size: abs(size - wanted)):
         try:
             config = schema.load(case.config_path, [*case.overrides, f'model_params.image_size={size}'])
-            hardware.training_memory(config, 2)
+            training_memory.training_memory(config, 2)
         except (UserError, RuntimeError, ValueError):
             continue
         return f'--set model_params.image_size={size}, which fits the other values'
@@ -451,7 +451,7 @@ def check_disk(case):
 
 
 def check_memory(case):
-    """What hardware.training_memory estimates (its rule is there), in fp32, against what the device has."""
+    """What training_memory.training_memory estimates (its rule is there), in fp32, against what the device has."""
     if case.needed is None:
         yield Finding(NOTE, 'not estimated, as the networks cannot run')
         return
@@ -461,7 +461,7 @@ def check_memory(case):
     if limit is None:
         yield Finding(NOTE, f'{case.needed / GIB:.1f} GiB are needed; this system does not say how much is free', where)
     elif case.needed > limit:
-        yield _from_error(hardware.too_large(case.config, case.part, limit))
+        yield _from_error(training_memory.too_large(case.config, case.part, limit))
     else:
         yield Finding(OK, f'about {case.needed / GIB:.1f} GiB for a training step of {case.part} at once in fp32, '
                           f'{limit / GIB:.1f} GiB free', where)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.head_identity import HeadState, Identity, Light
-from datasets.head_mesh import BODY_PIVOT, EYE, LANDMARK_NAMES, MOUTH, PIVOT, Mesh, build_mesh
-from datasets.head_paint import Atlas, atlas, eye_lids, paint_backdrop, paint_eyes, paint_mouth, pupil_position
+from datasets.synthetic.identity import HeadState, Identity, Light
+from datasets.synthetic.mesh import BODY_PIVOT, EYE, LANDMARK_NAMES, MOUTH, PIVOT, Mesh, build_mesh
+from datasets.synthetic.paint import Atlas, atlas, eye_lids, paint_backdrop, paint_eyes, paint_mouth, pupil_position
 
 ZOOM, RAISE, DISTANCE = 0.80, 0.06, 7.0                    # image units per head unit; upward offset; camera in head units
 SUPER = 2                                                    # raster samples per pixel and axis

@@ -7,13 +7,13 @@
 
 import difflib
 
-from config.errors import UserError
 from metrics.base import Metric, SetMetric, Unavailable
 from metrics.face import Akd, AkdEuclidean, Ard, LandmarkJitter, PixelJitter
 from metrics.fid import FidDriving, FidSource
 from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.image import L1, Psnr, Ssim, SsimUniform
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
+from support.errors import UserError
 
 __all__ = ['CATALOGUE', 'Metric', 'SetMetric', 'Unavailable', 'build']
 

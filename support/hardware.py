@@ -1,4 +1,4 @@
-"""What this machine can do: keep memory, compute in bf16, compile, hold a batch."""
+"""What this machine can do: keep memory, compute in bf16, compile."""
 
 import ctypes
 import dataclasses
@@ -6,25 +6,13 @@ import logging
 import os
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from config.errors import UserError
-from modules import warp
-from modules.build import build_discriminator, build_model
-from modules.objective import needs_discriminator, needs_vgg
-from modules.perceptual import VGG19
 
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
-COPIES = 5                                       # of the model: weights, gradients, two of Adam, EMA
-BASE = 0.4 * 2 ** 30                             # bytes of Python and PyTorch themselves
-SCRATCH = 1.2                                    # gradients and kernels' scratch on top of what autograd keeps, measured
-ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
 
 
 def flush_denormals():
@@ -109,36 +97,6 @@ def cannot_compile(device):
 
 # ---------------------------------------------------------------------------- memory
 
-def check_batch(config, batch, device):
-    """UserError if a training step of `batch` samples cannot fit the memory that this machine has left.
-
-    On GPUs allocation itself says so (`too_large`); a CPU process would be killed without a word.
-    """
-    limit = available_memory() if device.type == 'cpu' else None
-    if limit and batch * config.model_params.image_size ** 2 * ROUGH > limit / 2:
-        if training_memory(config, batch) > limit:
-            raise too_large(config, batch, limit)
-
-
-@contextmanager
-def explained(config, batch, device):
-    """Within it, a GPU that runs out of memory raises the UserError of `too_large`."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise too_large(config, batch, torch.cuda.get_device_properties(device).total_memory) from None
-
-
-def too_large(config, batch, limit):
-    """The UserError for a batch that does not fit `limit` bytes: the estimate, and the largest that fits."""
-    one, two = (training_memory(config, count) for count in (1, 2))
-    estimate, largest = one + (batch - 1) * (two - one), int((limit - one) // (two - one)) + 1
-    fits = f'the largest that fits is {largest} per process' if largest > 0 else 'not even one sample fits'
-    return UserError(f'a training step of {batch} samples takes about {estimate / 2 ** 30:.1f} GiB of '
-                     f'{limit / 2 ** 30:.1f} GiB; {fits}: raise train_params.accumulate or lower '
-                     'train_params.batch_size, or set train_params.checkpointing=true')
-
-
 def available_memory():
     """Bytes that this process may still take; None where the system does not say."""
     found = []
@@ -149,42 +107,3 @@ def available_memory():
     if (cgroup / 'memory.max').is_file() and (limit := (cgroup / 'memory.max').read_text().strip()).isdigit():
         found.append(int(limit) - int((cgroup / 'memory.current').read_text()))
     return min(found, default=None)
-
-
-def training_memory(config, batch):
-    """Bytes of one training step, estimated without computing anything: what autograd keeps, and the weights' copies."""
-    size, objective = config.model_params.image_size, config.train_params.objective_params
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build_model(config)
-        if config.train_params.checkpointing:
-            model.recompute_blocks()
-        images = [torch.zeros(batch, 3, size, size) for _ in range(2)]
-        kept = _kept_bytes(lambda: model(*images))
-        weights = COPIES * _bytes(model)
-        if needs_discriminator(objective):
-            weights += (COPIES - 1) * _bytes(build_discriminator(config))
-        if needs_vgg(objective):
-            network, predictions = VGG19(), torch.zeros(2 * batch, 3, size, size, requires_grad=True)
-            kept += _kept_bytes(lambda: network(predictions))
-            weights += _bytes(network)
-    warp.forget()      # grids that were made here hold no numbers
-    return BASE + weights + SCRATCH * kept
-
-
-def _bytes(module):
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-
-
-def _kept_bytes(function):
-    """Bytes that autograd keeps for the backward pass of `function`."""
-    storages = {}
-
-    def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            storages[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        function()
-    return sum(storage.nbytes() for storage in storages.values())

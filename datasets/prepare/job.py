@@ -10,14 +10,15 @@ from typing import Callable
 
 from PIL import Image
 
-from config.errors import UserError
-from datasets import prepare_crop
-from datasets.download import DownloadFailed, download
 from datasets.manifest import FAILED, OK, Record, append
-from datasets.prepare_metadata import Clip
-from datasets.prepare_track import NoClip, find_heads
-from datasets.video import FRAME_FOLDER_FPS as FPS, frames_at, indices_at, open_clip
+from datasets.prepare import crops
+from datasets.prepare.download import DownloadFailed, download
+from datasets.prepare.metadata import Clip
+from datasets.prepare.track import NoClip, find_heads
+from datasets.video import FRAME_FOLDER_FPS as FPS
+from datasets.video import frames_at, indices_at, open_clip
 from datasets.video_writer import VideoWriter
+from support.errors import UserError
 
 GOP = 10                             # key frame distance of the clips: half as large again, five times faster to sample
 
@@ -113,7 +114,7 @@ def _make(clip, source, video, settings):
             for frame in _readable(frames_at(video, indices, threads=1)):
                 if frame.shape != (height, width, 3):
                     raise _Unreadable(f'{source}: its frames change their size')
-                picture = prepare_crop.cut(frame, box, settings.size)
+                picture = crops.cut(frame, box, settings.size)
                 digest.update(picture)
                 write(picture)
     except _Unreadable as error:

@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets.head_identity import Appearance, Backdrop
-from datasets.head_mesh import PARTS
-from datasets.head_shape import (JAW_DROP, body_loft, bump, curve, hairline, head_angle, head_height, head_loft, lip_profile, nose_tip,
-                                 slit_position, smoothstep)
+from datasets.synthetic.identity import Appearance, Backdrop
+from datasets.synthetic.mesh import PARTS
+from datasets.synthetic.shape import (JAW_DROP, body_loft, bump, curve, hairline, head_angle, head_height, head_loft,
+                                      lip_profile, nose_tip, slit_position, smoothstep)
 
 SHARE = {'head': 1.0, 'body': 0.5, 'ear': 0.125, 'curtain': 0.5, 'glasses': 0.0625}   # height of a part's texture over its width
 

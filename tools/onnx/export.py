@@ -28,16 +28,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from config.errors import UserError
-from datasets.synthetic import synthetic_people
-from visualizer import make_folder, to_tensor
+from datasets.synthetic.clips import synthetic_people
+from support.errors import UserError
+from support.files import make_folder
+from visualizer import to_tensor
 
 OPSET = 17
 TOLERANCE = 1e-3         # of a pixel in [-1, 1]: an eighth of a grey level
 INLINE = 1024            # bytes up to which a tensor stays in its graph's own file
 ALIGNMENT = 64           # bytes, of tensors in weights.bin
 BATCHES = 1, 3           # of the driving frames that are compared; traced with 2
-SCRIPT = Path(__file__).parent / 'tools' / 'animate_onnx.py'
+SCRIPT = Path(__file__).with_name('animate_onnx.py')
 GRAPHS = 'keypoints', 'source', 'render'
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def export(model, config, out):
 
 def _require_packages():
     try:
-        import onnx            # noqa: F401
-        import onnxruntime     # noqa: F401
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UserError(f'--mode export needs {error.name}: pip install onnx onnxruntime') from None
 

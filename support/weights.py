@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from config.errors import UserError
+from support.errors import UserError
 
 VGG19_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 

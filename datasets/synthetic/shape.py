@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets.head_identity import Appearance
+from datasets.synthetic.identity import Appearance
 
 SLIT = (0.705, 0.735)                                        # rows of the head between the lips, folded away while closed
 JAW_DROP = 0.23                                              # way of the chin from closed to wide open, in head units

@@ -4,8 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from config.errors import UserError
 from datasets.video import VIDEO_SUFFIXES
+from support.errors import UserError
 
 # Sound is not needed; a picture stream alone comes in one file, without a second tool to join it.
 _PICTURES_ONLY = ('-f', 'bv*[ext=mp4]/bv*/b')

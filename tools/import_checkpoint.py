@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from config.errors import UserError
 from logger import write_checkpoint
 from modules.build import build_discriminator, build_model
-from modules.checkpoint_import import FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors
-from weights import load_tensors
+from modules.published.formats import FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors
+from support.errors import UserError
+from support.weights import load_tensors
 
 
 def import_published(source, files, config, out):

@@ -19,16 +19,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-import distributed
-from config.errors import UserError
 from datasets.video import STILL_SUFFIXES, VIDEO_SUFFIXES, has_stills, open_clip, read_image
-from metrics.html import write_html
-from metrics.protocols import Item, as_csv, draw_pairs, fingerprint, frame_at, load_list
-from metrics.report import ClipScores, Report, Scorer, as_markdown, versions, write_report
-from metrics.store import Store
+from evaluation.html import write_html
+from evaluation.protocols import Item, as_csv, draw_pairs, fingerprint, frame_at, load_list
+from evaluation.report import ClipScores, Report, Scorer, as_markdown, versions, write_report
+from evaluation.store import Store
 from modules.motion_transfer import DrivenSource, best_frame_by_keypoints
 from modules.talking_head import Keypoints
-from visualizer import batches, make_folder, to_tensor, to_uint8, written_whole
+from support import distributed
+from support.errors import UserError
+from support.files import make_folder, written_whole
+from visualizer import batches, to_tensor, to_uint8
 
 NAMED = 3              # missing clips named in the log; metrics.json names all
 

@@ -8,10 +8,10 @@ from dataclasses import astuple
 
 import torch
 
-from config.errors import UserError
-from metrics.report import ClipScores, add_states
-from visualizer import make_folder, written_whole
-from weights import load_tensors
+from evaluation.report import ClipScores, add_states
+from support.errors import UserError
+from support.files import make_folder, written_whole
+from support.weights import load_tensors
 
 SAVE_EVERY = 64        # frames between two savings of the set metrics' sums, which are some 100 MB
 

@@ -7,7 +7,7 @@ import numpy as np
 from datasets.video import frames_at, indices_at, open_clip
 
 
-class EvenClip:
+class ConstantRateClip:
     """A clip at a constant rate: at every tick the frame that is on display then. The interface of a clip."""
 
     def __init__(self, clip, fps):
@@ -25,7 +25,7 @@ class EvenClip:
         return frames_at(self.clip, self.indices)
 
 
-def open_even(path, size=None):
+def open_constant_rate(path, size=None):
     """As open_clip, but the rate is constant: of a file whose frames drift from that, the rate that most of them have.
 
     Raises UserError where the file cannot be read.
@@ -37,4 +37,4 @@ def open_even(path, size=None):
         return clip
     steps = np.diff(stamps)
     usual = steps[np.abs(steps - np.median(steps)) <= np.median(steps) / 2].mean()
-    return EvenClip(clip, (1 / (Fraction(float(usual)) * tick)).limit_denominator(1001))
+    return ConstantRateClip(clip, (1 / (Fraction(float(usual)) * tick)).limit_denominator(1001))

@@ -13,9 +13,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from config.errors import UserError
-from datasets import prepare_crop
+from datasets.prepare import crops
 from datasets.video import FRAME_FOLDER_FPS
+from support.errors import UserError
 
 FPS = FRAME_FOLDER_FPS
 
@@ -109,9 +109,9 @@ def in_test(person, one_in=TEST_ONE_IN):
 
 
 SOURCES = {
-    'voxceleb1': Source(read_voxceleb, prepare_crop.as_listed,
+    'voxceleb1': Source(read_voxceleb, crops.as_listed,
                         'vox-metadata.csv of https://github.com/AliaksandrSiarohin/video-preprocessing'),
-    'celebvhq': Source(read_celebvhq, prepare_crop.celebvhq_square,
+    'celebvhq': Source(read_celebvhq, crops.celebvhq_square,
                        'celebvhq_info.json of https://github.com/CelebV-HQ/CelebV-HQ'),
 }
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jinja2
 
-from metrics.metric import CATALOGUE
-from metrics.report import heading, mean, notes, number, ranked, verdict
-from visualizer import written_whole
+from evaluation.report import heading, mean, notes, number, ranked, verdict
+from metrics.catalogue import CATALOGUE
+from support.files import written_whole
 
 SHOWN = 4                    # worst clips, and best ones
 WIDTH, HEIGHT = 300, 72      # of a plot, in units of its view box

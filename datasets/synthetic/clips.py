@@ -10,9 +10,9 @@ from typing import Iterator, Sequence
 
 import numpy as np
 
-from datasets.head_identity import HeadState, Identity
-from datasets.head_mesh import LANDMARK_NAMES
-from datasets.head_renderer import Rendered, flow, render
+from datasets.synthetic.identity import HeadState, Identity
+from datasets.synthetic.mesh import LANDMARK_NAMES
+from datasets.synthetic.renderer import Rendered, flow, render
 
 __all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'flow', 'motion', 'render', 'synthetic_people']
 
