@@ -140,7 +140,7 @@ def checkpoint_config(state, path):
 
 def check_same_model(config, state, path):
     """UserError naming the first difference if `config` describes another model than the checkpoint's."""
-    ours, theirs = (_flat(side) for side in (config.as_dict()['model_params'], state['config']['model_params']))
+    ours, theirs = (_flat(side.as_dict()['model_params']) for side in (config, checkpoint_config(state, path)))
     for key in {**ours, **theirs}:
         if ours.get(key) != theirs.get(key):
             raise UserError(f'{path}: is of another model: model_params.{key} is {theirs.get(key)!r} there and '

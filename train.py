@@ -25,7 +25,6 @@ from modules import training_memory
 from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, needs_discriminator, needs_vgg
-from modules.talking_head import TalkingHead
 from modules.warp import to_displacement
 from support import distributed, hardware, weights
 from support.errors import UserError
@@ -136,11 +135,11 @@ def train(config, run, device):
 
             # Figures: kept on the device, read once per log_every steps.
             if not broken:
-                means.add(losses | health(result.generated) | {'health/gradient_norm': norm})
+                means.add(losses | diagnostics(result.generated) | {'diagnostics/gradient_norm': norm})
             means.add({'data/wait_s': torch.tensor(waited), 'data/skipped_clips': batch['skipped'].sum()})
             if step % params.log_every == 0:
                 figures = means.read()
-                run.scalars(step, figures | {'health/skipped_steps': skipped, 'learning_rate': state.learning_rate(step)})
+                run.scalars(step, figures | {'diagnostics/skipped_steps': skipped, 'learning_rate': state.learning_rate(step)})
                 progress.set_postfix({name: f'{figures[name]:.3g}' for name in ('total', 'l1', 'data/wait_s') if name in figures})
             progress.update()
             last = step == params.num_iterations or stop
@@ -258,7 +257,7 @@ def resume(run, config, state):
 def check_coarse_flow(config, model):
     """That `model` has what motion_iterations train; says that they come first."""
     count = config.train_params.motion_iterations
-    if type(model).coarse is TalkingHead.coarse:
+    if not model.has_coarse_flow:
         raise UserError(f'train_params.motion_iterations={count}: method {config.method} has no coarse flow to train '
                         'alone; set it to 0')
     log.info('until step %d keypoints and coarse flow are trained alone; losses are of the moved source image', count)
@@ -362,13 +361,13 @@ class Means:
 
 
 @torch.no_grad()
-def health(generated):
+def diagnostics(generated):
     """Scalars that show a collapse before the losses do."""
     value = generated.driving_keypoints.value.float()
     motion = to_displacement(generated.flows[-1].float())
-    return {'health/keypoint_spread': value.std(dim=1, correction=0).mean(),
-            'health/flow_magnitude_px': motion.square().sum(1).sqrt().mean(),
-            **generated.health}
+    return {'diagnostics/keypoint_spread': value.std(dim=1, correction=0).mean(),
+            'diagnostics/flow_magnitude_px': motion.square().sum(1).sqrt().mean(),
+            **generated.diagnostics}
 
 
 def save_broken(run, batch, step):

@@ -176,8 +176,8 @@ def training_sheet(source, driving, generated, source_keypoints=None, driving_ke
         'prediction': predictions,
         'error': error_to_rgb(predictions, drivings),
     }
-    if generated.coarse_prediction is not None:
-        columns['coarse'] = to_uint8(generated.coarse_prediction)
+    if generated.first_scale_prediction is not None:
+        columns['first scale'] = to_uint8(generated.first_scale_prediction)
     for i, flow in enumerate(generated.flows):
         columns[f'flow {i} ({flow.shape[1]} px)'] = flow_to_rgb(flow)
     for i, occlusion in enumerate(generated.occlusions):

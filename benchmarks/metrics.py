@@ -57,7 +57,7 @@ def measure(name, options, torch_home):
     score = metric.update if isinstance(metric, SetMetric) else metric
     clock = time.process_time if options.device == 'cpu' else time.perf_counter
 
-    count = options.frames // options.batch + 1
+    count, seconds = options.frames // options.batch + 1, 0.0
     for i, (generated, driving) in enumerate(pairs(options.clip, options.size, options.batch, count, options.device)):
         if i == 0:
             metric.start_clip(driving[0])
@@ -65,7 +65,7 @@ def measure(name, options, torch_home):
         score(generated, driving)
         if options.device != 'cpu':
             torch.cuda.synchronize()
-        seconds = 0 if i == 0 else seconds + clock() - begin
+        seconds += clock() - begin if i else 0      # the first batch warms up
         if i == 1:
             before = peak()
     return (count - 1) * options.batch / seconds, peak(), peak() - before, random

@@ -28,6 +28,7 @@ from modules.objective import DiscriminatorObjective
 from modules.perceptual import VGG19
 from modules.published.formats import FORMATS, import_tensors, published_shapes
 from modules.published.names import smac_origin
+from modules.warp import identity_grid
 from support.errors import UserError
 
 
@@ -197,8 +198,9 @@ def smac_forward(fixture, config):
             yield Comparison(f'{name}_{i}', numpy(tensor), fixture[f'{name}_{i}'], *FLOW)
     for i, tensor in enumerate(ours.reconstructions):
         # A flipped index changes the pixels around its token; the mean says whether more than that differs.
-        yield Comparison(f'motion_recon_list_{i}', numpy(tensor), fixture[f'motion_recon_list_{i}'], 1.0, 1e-4)
-    for name, codes in (('motion', ours.motion_codes), ('app', ours.appearance_codes)):
+        offset = tensor - identity_grid(tensor.shape[1:3], tensor)
+        yield Comparison(f'motion_recon_list_{i}', numpy(offset), fixture[f'motion_recon_list_{i}'], 1.0, 1e-4)
+    for name, codes in (('motion', ours.motion_quantized), ('app', ours.appearance_quantized)):
         theirs = fixture[f'codebook_loss_{name}_list']
         yield Comparison(f'codebook_loss_{name}_list', numpy(torch.stack([scale.loss for scale in codes])), theirs, 1e-4 * theirs.max(), 1e-4 * theirs.max())
         for i, scale in enumerate(codes):
@@ -213,9 +215,9 @@ def smac_forward(fixture, config):
                 yield Comparison(key, numpy(tensor[:, ::16, ::step, ::step]), fixture[key], *FEATURE)
     yield Comparison('lq_feat_c8', numpy(ours.compensated[0][:, ::8]), fixture['lq_feat_c8'], *FEATURE)
     yield Comparison('out', numpy(ours.prediction), fixture['out'], *IMAGE)
-    coarse, theirs = numpy(ours.coarse_prediction), fixture['out_lr_0']
-    stride = coarse.shape[-1] // theirs.shape[-1]
-    yield Comparison('out_lr_0', coarse[:, :, ::stride, ::stride], theirs, *IMAGE)
+    first_scale, theirs = numpy(ours.first_scale_prediction), fixture['out_lr_0']
+    stride = first_scale.shape[-1] // theirs.shape[-1]
+    yield Comparison('out_lr_0', first_scale[:, :, ::stride, ::stride], theirs, *IMAGE)
 
 
 # ---------------------------------------------------------------------------- this paper, one training step
@@ -249,9 +251,9 @@ def smac_step(fixture, config):
     losses = {name: float(value) for name, value in step.losses.items()}
     weights = config.train_params.objective_params.loss_weights
     scalars = {'log/l_g_pix': losses['l1'], 'perceptual_raw': losses['perceptual'],
-               'perceptual_lr_raw_unweighted': losses['coarse_perceptual'],
-               'log/l_g_pix_lr_0': weights['coarse'] * losses['coarse_l1'],
-               'log/l_g_percep_lr_0': weights['coarse'] * losses['coarse_perceptual'],
+               'perceptual_lr_raw_unweighted': losses['first_scale_perceptual'],
+               'log/l_g_pix_lr_0': weights['first_scale'] * losses['first_scale_l1'],
+               'log/l_g_percep_lr_0': weights['first_scale'] * losses['first_scale_perceptual'],
                'gan_g_raw': losses['adversarial'],
                'log/d_weight': weights['adversarial'] * losses['adaptive_weight'],
                'log/l_g_motion_codebook_code': losses['motion_code'],

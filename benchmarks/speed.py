@@ -144,7 +144,7 @@ class Training:
             model.recompute_blocks()
         for block in model.outer_blocks() if params.compile else ():
             block.compile()
-        self.judge = DiscriminatorObjective(self.discriminator, params.objective_params) if self.discriminator else None
+        self.discriminator_objective = DiscriminatorObjective(self.discriminator, params.objective_params) if self.discriminator else None
         self.images = [torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2)]
         self.transform = RandomTransform.draw(batch, torch.Generator().manual_seed(0)).to(device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == 'bf16')
@@ -152,34 +152,34 @@ class Training:
     def __call__(self):
         step = self.generator()
         self.backward(step)
-        if self.judge:
-            self.judged(step)
+        if self.discriminator_objective:
+            self.discriminator_step(step)
         self.update(step)
 
     def generator(self):
-        with frozen(self.discriminator) if self.judge else nullcontext(), self.autocast:
+        with frozen(self.discriminator) if self.discriminator_objective else nullcontext(), self.autocast:
             return self.objective(*self.images, self.transform, self.discriminator)
 
     def backward(self, step):
         step.total.backward()
 
-    def judged(self, step):
+    def discriminator_step(self, step):
         with self.autocast:
-            total, _ = self.judge(self.images[1], step.generated)
+            total, _ = self.discriminator_objective(self.images[1], step.generated)
         total.backward()
 
     def update(self, step):
         self.state.gradient_norm(self.state.params.clip_norm)
-        self.state.update(self.judge is not None, step.generated)
+        self.state.update(self.discriminator_objective is not None, step.generated)
 
     def stages(self, clock):
         """Work seconds of one step by stage."""
         found = {}
         parts = {'networks forward': (type(self.objective.model), 'forward'),
                  'keypoint losses': (Objective, '_keypoint_losses'), 'loss network': (Objective, '_reconstruction'),
-                 'discriminator in the generator step': (Objective, '_judged'),
+                 'discriminator in the generator step': (Objective, '_adversarial'),
                  'adaptive weight': (Objective, '_last_layer_norms'), 'backward': (Training, 'backward'),
-                 'discriminator step': (Training, 'judged'), 'clipping, optimisers, EMA': (Training, 'update')}
+                 'discriminator step': (Training, 'discriminator_step'), 'clipping, optimisers, EMA': (Training, 'update')}
         with ExitStack() as stack:
             for stage, (owner, name) in parts.items():
                 stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), stage, found, clock)))

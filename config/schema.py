@@ -6,6 +6,7 @@ network for what a network needs. An unknown key, a wrong type or an impossible 
 
 import dataclasses
 import difflib
+import logging
 import os
 import types
 import typing
@@ -19,6 +20,15 @@ from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError
 
 PRECISIONS = ('fp32', 'bf16')
+
+# Keys of earlier configs and checkpoints, by their section: what they are called now.
+RENAMED = {
+    'motion_codebook_params': {'scales': 'num_scales'},
+    'appearance_codebook_params': {'scales': 'num_scales'},
+    'loss_weights': {'coarse': 'first_scale'},
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class TrainParams:
             raise ValueError(f'betas={list(self.betas)}: Adam takes two')
         if not 0 <= self.motion_iterations < self.num_iterations:
             raise ValueError(f'motion_iterations={self.motion_iterations}: expected at least 0 and fewer than '
-                             f'num_iterations={self.num_iterations}, or nothing would learn to paint')
+                             f'num_iterations={self.num_iterations}, or nothing would learn to decode')
         for name in ('num_iterations', 'batch_size', 'accumulate', 'log_every', 'val_every', 'save_every',
                      'keep_checkpoints', 'val_pairs'):
             if getattr(self, name) < 1:
@@ -150,13 +160,13 @@ def _overridden(raw, overrides, where):
             value = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f'--set {override}: the value is not valid YAML') from None
-        _merge(raw, _nested(key.split('.'), value))
+        _merge(raw, _with_new_names(_nested(key.split('.'), value), f'--set {override}'))
     return parse(raw, where)
 
 
 def parse(raw, where):
     """Nested dicts -> Config; `where` names their origin in error messages."""
-    raw = dict(raw)
+    raw = _with_new_names(raw, where)
     model = dict(_mapping(raw.pop('model_params', {}), f'{where}: model_params'))
     method = model.pop('method', 'synergy')
     if method not in METHODS:
@@ -190,11 +200,21 @@ def _read(path, seen=()):
         raw = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
-    raw = dict(_mapping(raw, str(path)))
+    raw = _with_new_names(_mapping(raw, str(path)), path)
     base = raw.pop('base', None)
     if base is None:
         return raw
     return _merge(_read(path.parent / base, (*seen, path.resolve())), raw)
+
+
+def _with_new_names(section, where, name=''):
+    """A copy of nested dicts with RENAMED keys under their new names; a warning says which were found."""
+    renamed, found = RENAMED.get(name, {}), {}
+    for key, value in section.items():
+        if key in renamed:
+            log.warning('%s: %s.%s is called %s now', where, name, key, renamed[key])
+        found[renamed.get(key, key)] = _with_new_names(value, where, key) if isinstance(value, dict) else value
+    return found
 
 
 def _merge(into, new):

@@ -252,15 +252,9 @@ class Renderer:
     @torch.inference_mode()
     def _note_codes(self, source, driving):
         """What quantisation makes of the flow and of the driving features (Eq. 1 and 4)."""
-        books = {name: getattr(getattr(self.model, name, None), 'codebook', None) for name in ('motion', 'appearance')}
-        if not any(books.values()):
-            return
-        generated = self.model(source, driving)
-        for name, book in books.items():
-            for scale, quantized in enumerate(getattr(generated, f'{name}_codes', ())):
-                part, key = book.slices[scale], f'{name} {scale}'
-                counts = torch.bincount(quantized.indices.flatten().cpu(), minlength=part.stop - part.start).tolist()
-                self.codes[key] = [a + b for a, b in zip(self.codes.get(key, [0] * len(counts)), counts)]
+        for key, counts in self.model.code_counts(source, driving).items():
+            counts = counts.tolist()
+            self.codes[key] = [a + b for a, b in zip(self.codes.get(key, [0] * len(counts)), counts)]
 
 
 def _side_by_side(case, moments, batch_size):

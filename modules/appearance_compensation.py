@@ -41,7 +41,7 @@ class AppearanceCompensation(nn.Module):
         self.grid = grid
         self.codebook = Codebook(params)
         self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid)    # T_A
-        widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.scales])]
+        widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.num_scales])]
         self.embed = nn.ModuleList(WindowEmbedding(width, params.code_dim) for width in widths)
         self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width) for width in widths)
         if tied_windows:
@@ -57,7 +57,7 @@ class AppearanceCompensation(nn.Module):
         """Windows of a feature (B, C_i, H_i, W_i), projected to code dimension: (B, d_a, grid, grid)."""
         return untokens(self.embed[scale](feature, self.grid), self.retrieval.size)
 
-    def forward(self, scale, warped, flow, codes):
+    def forward(self, scale, warped, flow, projections):
         """Compensate F_w^i (B, C_i, H_i, W_i), warped by `flow` (B, h, w, 2), into F_c^i of the same shape.
 
         Replaces the feature: everything passes through the code dimension, there is no skip.
@@ -65,7 +65,7 @@ class AppearanceCompensation(nn.Module):
         # Tokens that the flow fetched from outside of the source hold nothing worth reading.
         visible = resize_flow(flow, self.retrieval.size).abs().amax(-1).flatten(1) <= 1           # (B, grid*grid)
         visible = visible | ~visible.any(1, keepdim=True)                                         # never mask all
-        completed = self.retrieval(self.encode(scale, warped), codes, self.codebook.slices[scale], visible)
+        completed = self.retrieval(self.encode(scale, warped), projections, self.codebook.slices[scale], visible)
         return reverse_windows(self.unembed[scale](tokens(completed)), self.grid, warped.shape[1])
 
     def learn(self, scale, feature):

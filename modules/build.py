@@ -15,7 +15,7 @@ class Method(NamedTuple):
     """What builds the networks of one method from its Params.
 
     model:         the class; its `Params` are `model_params` of the config
-    discriminator: Params -> discriminator, (image, keypoints) -> Judgement
+    discriminator: Params -> discriminator, (image, keypoints) -> DiscriminatorOutput
     """
     model: type[TalkingHead]
     discriminator: Callable

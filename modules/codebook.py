@@ -15,7 +15,7 @@ ALLOCATIONS = ('progressive', 'shared', 'equal')
 class CodebookParams:
     num_codes: int = 1024            # K (motion) or T (appearance)
     code_dim: int = 32               # d_m or d_a
-    scales: int = 4                  # the coarsest `scales` of the N scales are compensated; 0 builds no codebook
+    num_scales: int = 4              # the coarsest `num_scales` of the N scales are compensated; 0 builds no codebook
     allocation: str = 'progressive'  # progressive (the paper's) | shared | equal (Table 4)
     commitment: float = 0.25         # beta of Eq. 3 and 5
     revive_after: int = 0            # steps without use until a code is moved onto a feature; 0 never does
@@ -25,23 +25,23 @@ class CodebookParams:
     def __post_init__(self):
         if self.allocation not in ALLOCATIONS:
             raise ValueError(f'allocation={self.allocation!r}: expected one of {", ".join(ALLOCATIONS)}')
-        if self.scales and self.num_codes % self.scales:
-            raise ValueError(f'num_codes={self.num_codes} cannot be split evenly over scales={self.scales}')
+        if self.num_scales and self.num_codes % self.num_scales:
+            raise ValueError(f'num_codes={self.num_codes} cannot be split evenly over num_scales={self.num_scales}')
         if self.code_dim % self.num_heads:
             raise ValueError(f'code_dim={self.code_dim} is not a multiple of num_heads={self.num_heads}')
 
 
-def allocate(num_codes, scales, allocation):
+def allocate(num_codes, num_scales, allocation):
     """The slice of codes that each scale may use, coarsest scale first (Sec. 3.2.1, Table 4).
 
     progressive: scale i of N uses the first i*K/N codes; shared: every scale uses all;
     equal: scale i uses its own i-th group of K/N codes.
     """
-    share = num_codes // max(scales, 1)
+    share = num_codes // max(num_scales, 1)
     starts = {'progressive': lambda i: 0, 'shared': lambda i: 0, 'equal': lambda i: i * share}[allocation]
     stops = {'progressive': lambda i: (i + 1) * share, 'shared': lambda i: num_codes,
              'equal': lambda i: (i + 1) * share}[allocation]
-    return [slice(starts(i), stops(i)) for i in range(scales)]
+    return [slice(starts(i), stops(i)) for i in range(num_scales)]
 
 
 class Quantized(NamedTuple):
@@ -65,7 +65,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.commitment = params.commitment
         self.revive_after = params.revive_after
-        self.slices = allocate(params.num_codes, params.scales, params.allocation)
+        self.slices = allocate(params.num_codes, params.num_scales, params.allocation)
         bound = 1 / params.num_codes
         self.embedding = nn.Parameter(torch.empty(params.num_codes, params.code_dim).uniform_(-bound, bound))
         # Steps since each code was last chosen; part of the checkpoint, so a resumed run revives the same codes.
@@ -88,10 +88,10 @@ class Codebook(nn.Module):
         return Quantized(z.detach(), straight.permute(0, 3, 1, 2), indices.view(vectors.shape[:3]), loss)
 
     @torch.no_grad()
-    def revive(self, chosen):
+    def revive(self, quantized):
         """Move codes that were idle for `revive_after` steps onto features of this step.
 
-        chosen: per scale, coarsest first, the step's Quantized
+        quantized: per scale, coarsest first, the step's Quantized
         """
         if not self.revive_after:
             return
@@ -99,10 +99,10 @@ class Codebook(nn.Module):
         rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         used = torch.zeros_like(self.idle)
         offers = torch.zeros_like(self.embedding)
-        for part, quantized in zip(self.slices, chosen):
-            used[part][quantized.indices.flatten()] = 1
+        for part, found in zip(self.slices, quantized):
+            used[part][found.indices.flatten()] = 1
             # Evenly spread over the global batch; a code of several scales is offered a feature of the finest.
-            features = quantized.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
+            features = found.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
             count = part.stop - part.start
             picks = torch.arange(count, device=offers.device) * (world * len(features)) // count - rank * len(features)
             here = (0 <= picks) & (picks < len(features))

@@ -12,7 +12,7 @@ from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, BatchNorm2d, to_unit
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What a discriminator says of images.
 
     logits:   one (B, 1, h, w) per scale, high for real
@@ -27,7 +27,7 @@ class Judgement(NamedTuple):
 @dataclass(frozen=True)
 class PatchDiscriminatorParams:
     channels: int = 64         # width of the first layer
-    num_layers: int = 4        # strided layers; 4 judge patches of 16 px steps, (B, 1, 14, 14) at 256 px
+    num_layers: int = 4        # strided layers; 4 look at patches in steps of 16 px, (B, 1, 14, 14) at 256 px
 
 
 class PatchDiscriminator(nn.Module):
@@ -55,13 +55,13 @@ class PatchDiscriminator(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, image, keypoints):
-        """Judgement of image (B, 3, H, W) in [-1, 1]; the pose, `keypoints`, does not matter to this one."""
+        """DiscriminatorOutput of image (B, 3, H, W) in [-1, 1]; the pose, `keypoints`, does not matter to this one."""
         features, x = [], image
         for layer in self.main:
             x = layer(x)
             if isinstance(layer, nn.LeakyReLU):
                 features.append(x)
-        return Judgement([x.float()], features)
+        return DiscriminatorOutput([x.float()], features)
 
 
 # ---------------------------------------------------------------------------- FOMM's
@@ -77,7 +77,7 @@ class MultiScaleDiscriminatorParams:
     kp_variance: float = 0.01           # of the Gaussian around each keypoint
 
 
-class JudgeBlock(nn.Module):
+class DiscriminatorBlock(nn.Module):
     """4x4 convolution without padding, instance norm if `norm`, leaky ReLU, and halving if `pool`."""
 
     def __init__(self, in_channels, out_channels, norm, pool, parametrize):
@@ -99,7 +99,7 @@ class ScaleDiscriminator(nn.Module):
                                   for level in range(1, params.num_blocks + 1)]
         parametrize = spectral_norm if params.spectral_norm else (lambda layer: layer)
         last = params.num_blocks - 1
-        self.blocks = nn.ModuleList(JudgeBlock(*pair, norm=level > 0, pool=level < last, parametrize=parametrize)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(*pair, norm=level > 0, pool=level < last, parametrize=parametrize)
                                     for level, pair in enumerate(zip(widths, widths[1:])))
         self.head = parametrize(nn.Conv2d(widths[-1], 1, 1))
 
@@ -124,15 +124,15 @@ class MultiScaleDiscriminator(nn.Module):
         self.scales = nn.ModuleList(ScaleDiscriminator(params, in_channels) for _ in params.scales)
 
     def forward(self, image, keypoints):
-        """Judgement of image (B, 3, H, W) in [-1, 1] under the driving Keypoints, which should carry no gradient."""
+        """DiscriminatorOutput of image (B, 3, H, W) in [-1, 1] under the driving Keypoints, which should carry no gradient."""
         image = to_unit(image)
         logits, features = [], []
-        for down, judge in zip(self.pyramid, self.scales):
+        for down, discriminator in zip(self.pyramid, self.scales):
             x = down(image)
             if self.params.use_keypoints:
                 heatmaps = gaussian_heatmaps(keypoints.value, x.shape[-2:], self.params.kp_variance)
                 x = torch.cat([x, heatmaps], dim=1)
-            logit, found = judge(x)
+            logit, found = discriminator(x)
             logits.append(logit)
             features += found
-        return Judgement(logits, features)
+        return DiscriminatorOutput(logits, features)

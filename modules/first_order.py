@@ -49,11 +49,13 @@ class Encoder(nn.Module):
         return pyramid
 
 
-class FirstOrderModel(TalkingHead):
+class FirstOrderTalkingHead(TalkingHead):
     """Keypoints, coarse motion and a source encoder; a method adds `render`.
 
     params needs kp_detector_params, dense_motion_params and `widths`, the encoder's channels, finest first.
     """
+
+    has_coarse_flow = True
 
     def __init__(self, params):
         super().__init__()
@@ -85,7 +87,7 @@ class FirstOrderModel(TalkingHead):
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
         return generated
 
-    def coarse(self, source, driving):
+    def move_source(self, source, driving):
         source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
         moved, motion = self.dense_motion.move(to_unit(source), source_keypoints, driving_keypoints)
         return Generated(from_unit(moved), [motion.flow], [], source_keypoints=source_keypoints,

@@ -7,7 +7,7 @@ from torch import nn
 
 from modules.dense_motion import DenseMotionParams
 from modules.discriminator import MultiScaleDiscriminatorParams
-from modules.first_order import FirstOrderGenerated, FirstOrderModel, check_sizes, encoder_widths
+from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit
 from modules.warp import occlude, warp
@@ -33,8 +33,8 @@ class FommParams:
         return encoder_widths(self.block_expansion, self.max_features, self.num_down_blocks)
 
 
-class Fomm(FirstOrderModel):
-    """Encode the source, warp and occlude its feature, repaint what the warp could not bring (FOMM Sec. 3.3)."""
+class Fomm(FirstOrderTalkingHead):
+    """Encode the source, warp and occlude its feature, decode what the warp could not bring (FOMM Sec. 3.3)."""
 
     Params = FommParams
 

@@ -1,4 +1,4 @@
-"""MCNet (Hong and Xu, ICCV 2023, arXiv 2307.09906): a meta-memory of faces mends the warped source feature.
+"""MCNet (Hong and Xu, ICCV 2023, arXiv 2307.09906): a meta-memory of faces refines the warped source feature.
 
 The memory is learned over the whole training set. An implicit identity, read off the source keypoints and the
 warped feature, modulates it per sample; the feature then queries the modulated memory at each decoder scale.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from modules.dense_motion import DenseMotionParams
 from modules.discriminator import MultiScaleDiscriminatorParams
-from modules.first_order import FirstOrderGenerated, FirstOrderModel, check_sizes, encoder_widths
+from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
 from modules.warp import occlude, resize, warp
@@ -28,7 +28,7 @@ class MCNetParams:
     image_size: int = 256            # side of the square image in pixels
     block_expansion: int = 64        # channels at full resolution; doubled at each halving
     max_features: int = 512          # widest feature
-    num_down_blocks: int = 3         # halvings; the memory mends the features of the coarsest `num_down_blocks` scales
+    num_down_blocks: int = 3         # halvings; the memory refines the features of the coarsest `num_down_blocks` scales
     memory_channels: int = 512       # of the meta-memory, and of queries, keys and values
     memory_size: int = 32            # side of the meta-memory
     style_channels: int = 512        # of the implicit identity code
@@ -43,7 +43,7 @@ class MCNetParams:
         if self.num_down_blocks < 1:
             raise ValueError(f'num_down_blocks={self.num_down_blocks}: expected at least 1')
         if self.block_expansion % 2:
-            raise ValueError(f'block_expansion={self.block_expansion}: expected an even number, as the memory mends '
+            raise ValueError(f'block_expansion={self.block_expansion}: expected an even number, as the memory refines '
                              'every second channel')
 
     @property
@@ -127,7 +127,7 @@ class DynamicConv(nn.Module):
 # ---------------------------------------------------------------------------- memory
 
 class Compensated(NamedTuple):
-    """feature (B, C_i, H, W) mended; projected (B, C, H, W) and value (B, C, M, M), see MCNetGenerated."""
+    """feature (B, C_i, H, W) refined; projected (B, C, H, W) and value (B, C, M, M), see MCNetGenerated."""
     feature: Tensor
     projected: Tensor
     value: Tensor
@@ -152,14 +152,14 @@ class MemoryCompensation(nn.Module):
         self.norm = nn.ModuleList(nn.InstanceNorm2d(half, affine=True) for half in halves)
 
     def forward(self, scale, warped, source_keypoints):
-        """Mend every second channel of a warped feature by what the memory knows of such a face.
+        """Refine every second channel of a warped feature by what the memory knows of such a face.
 
         scale:            0 is the coarsest
         warped:           (B, C_i, H, W) source feature, warped and occluded
         source_keypoints: (B, K, 2) positions
         """
-        kept, mended = warped[:, ::2], warped[:, 1::2]
-        feature = self.project[scale](mended)                                                        # (B, C, H, W)
+        kept, refined = warped[:, ::2], warped[:, 1::2]
+        feature = self.project[scale](refined)                                                        # (B, C, H, W)
 
         # Implicit identity: source keypoints and the pooled feature decide what the memory looks like.
         identity = self.identity(torch.cat([feature.mean((2, 3)), source_keypoints.flatten(1)], dim=1))
@@ -173,9 +173,9 @@ class MemoryCompensation(nn.Module):
         found = untokens(found[:, 0], feature.shape[-2:])                                            # (B, C, H, W)
 
         # What the memory knows and the feature lacks.
-        mended = feature + F.relu(self.difference(feature - found))
-        mended = F.relu(self.norm[scale](self.unproject[scale](mended)))
-        return Compensated(torch.stack([kept, mended], dim=2).flatten(1, 2), feature, value)
+        refined = feature + F.relu(self.difference(feature - found))
+        refined = F.relu(self.norm[scale](self.unproject[scale](refined)))
+        return Compensated(torch.stack([kept, refined], dim=2).flatten(1, 2), feature, value)
 
 
 # ---------------------------------------------------------------------------- the method
@@ -192,8 +192,8 @@ class DecoderLevel(nn.Module):
         return self.up(self.residual(x))
 
 
-class MCNet(FirstOrderModel):
-    """Warp the source at every scale, let the memory mend it, decode from coarse to fine."""
+class MCNet(FirstOrderTalkingHead):
+    """Warp the source at every scale, let the memory refine it, decode from coarse to fine."""
 
     Params = MCNetParams
     own_losses = ('feature_consistency',)
@@ -216,7 +216,7 @@ class MCNet(FirstOrderModel):
                            for feature in reversed(features.pyramid)]
         keypoints = source.keypoints.value.expand(batch, -1, -1)
 
-        # From coarse to fine: mend, join with what is decoded so far, decode.
+        # From coarse to fine: refine, join with what is decoded so far, decode.
         state = None
         for scale, (level, feature) in enumerate(zip(self.levels, warped)):
             compensated = self.compensation(scale, feature, keypoints)
@@ -224,11 +224,11 @@ class MCNet(FirstOrderModel):
             generated.values.append(compensated.value)
             state = level(compensated.feature if state is None else torch.cat([state, compensated.feature], dim=1))
 
-        # The warped source shows through where it is visible, the painting everywhere else.
+        # The warped source shows through where it is visible, the decoded image everywhere else.
         visible = resize(occlusion, features.image.shape[-2:])
-        painted = torch.sigmoid(self.head(state * (1 - visible) + finest).float())
+        decoded = torch.sigmoid(self.head(state * (1 - visible) + finest).float())
         generated.warped_source = warp(features.image.expand(batch, -1, -1, -1), motion.flow)
-        generated.prediction = from_unit(painted * (1 - visible) + generated.warped_source * visible)
+        generated.prediction = from_unit(decoded * (1 - visible) + generated.warped_source * visible)
         return generated
 
     def forward(self, source, driving):

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from modules.codebook import Codebook, Quantized
 from modules.layers import Downsample, ResBlock, Upsample, group_norm
 from modules.retrieval import Retrieval
-from modules.warp import from_displacement, resize, to_displacement, warp
+from modules.warp import from_displacement, identity_grid, resize, to_displacement, warp
 
 
-class MotionLesson(NamedTuple):
+class MotionLearning(NamedTuple):
     """What the motion codebook learns; lists run over scales, coarsest first.
 
     reconstructions:     (B, h, w, 2) flows rebuilt from codes, Eq. 2
-    codes:               Quantized, with the two code terms of Eq. 3
+    quantized:           with the two code terms of Eq. 3
     reconstruction_loss: scalar, L1 to the stopped flows in normalised coordinates, summed over scales
     """
     reconstructions: list[Tensor]
-    codes: list[Quantized]
+    quantized: list[Quantized]
     reconstruction_loss: Tensor
 
 
@@ -90,7 +90,7 @@ class MotionCompensation(nn.Module):
                                     group_norm(dim, groups), nn.Conv2d(dim, 2, 3, padding=1))  # D_M
         self.retrieval = Retrieval(dim, params.num_heads, params.num_layers, grid)             # T_M
 
-        channels = channels[:params.scales]
+        channels = channels[:params.num_scales]
         self.embed_driving = nn.Conv2d(num_kp, dim, 1)
         self.embed_source = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in channels)
         self.embed_evidence = nn.Conv2d(2 * dim, dim, 1)
@@ -107,13 +107,13 @@ class MotionCompensation(nn.Module):
         """Driving keypoint feature F_kp^d of heat maps (B, K, h, w) -> (B, D, h_m, w_m), one for all scales."""
         return F.relu(self.embed_driving(resize(heatmaps, self.retrieval.size)))
 
-    def forward(self, scale, flow, source_feature, driving_feature, codes):
+    def forward(self, scale, flow, source_feature, driving_feature, projections):
         """Residuals for one scale.
 
         flow:            (B, h, w, 2) M^{i-1}
         source_feature:  (B, C_i, H_i, W_i) F_s^i
         driving_feature: what `encode_driving` gave
-        codes:           what `project_codes` gave
+        projections:     what `project_codes` gave
         returns:         (B, h, w, 2) M_r^i in normalised coordinates, (B, 1, h, w) occlusion residual,
                          (B, d_m, h_m, w_m) F_m^{i-1}, from which the codebook learns
         """
@@ -126,8 +126,8 @@ class MotionCompensation(nn.Module):
         motion = self.encode(displacement.detach())
         query = self.embed_query(torch.cat([motion, evidence], dim=1))               # (B, D, h_m, w_m)
 
-        # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can mend one.
-        retrieved = self.retrieval(query, codes, self.codebook.slices[scale])
+        # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can refine one.
+        retrieved = self.retrieval(query, projections, self.codebook.slices[scale])
         retrieved = resize(retrieved, flow.shape[1:3])
         context = self.context[scale](warped, flow.shape[1:3])
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
@@ -138,10 +138,11 @@ class MotionCompensation(nn.Module):
 
         The encodings stop the flow's gradient, so nothing flows back into the flows.
         """
-        codes = [self.codebook.quantize(feature, scale) for scale, feature in enumerate(features)]
+        quantized = [self.codebook.quantize(feature, scale) for scale, feature in enumerate(features)]
         # D_M is shared, so all scales are decoded in one batch.
-        decoded = self.decode(torch.cat([quantized.vectors for quantized in codes])).float()
-        reconstructions = from_displacement(decoded).chunk(len(flows))
-        loss = sum(F.l1_loss(reconstruction, from_displacement(to_displacement(flow.detach())))
-                   for reconstruction, flow in zip(reconstructions, flows))
-        return MotionLesson(list(reconstructions), codes, loss)
+        decoded = self.decode(torch.cat([found.vectors for found in quantized])).float()
+        offsets = from_displacement(decoded)
+        loss = sum(F.l1_loss(offset, from_displacement(to_displacement(flow.detach())))
+                   for offset, flow in zip(offsets.chunk(len(flows)), flows))
+        reconstructions = (identity_grid(offsets.shape[1:3], offsets) + offsets).chunk(len(flows))
+        return MotionLearning(list(reconstructions), quantized, loss)

@@ -11,8 +11,8 @@ from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, ke
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
 
-IMAGE_LOSSES = ('l1', 'laplacian', 'perceptual')      # of the prediction, and times `coarse` of the coarse prediction
-COMMON_LOSSES = (*IMAGE_LOSSES, 'coarse', 'adversarial', 'feature_matching',
+IMAGE_LOSSES = 'l1', 'laplacian', 'perceptual'      # of the prediction, and times `first_scale` of I_g^1
+COMMON_LOSSES = (*IMAGE_LOSSES, 'first_scale', 'adversarial', 'feature_matching',
                  'equivariance_value', 'equivariance_jacobian', 'keypoint_distance')
 
 
@@ -70,26 +70,26 @@ class Objective(nn.Module):
 
         transform:     the RandomTransform of this step's equivariance loss
         discriminator: given once adversarial training has begun; its parameters must be frozen for this call
-        motion_only:   judge the source image moved along the coarse flow, and train what moves it alone
+        motion_only:   score the source image moved along the coarse flow, and train what moves it alone
         """
-        generated = self.model.coarse(source, driving) if motion_only else self.model(source, driving)
+        generated = self.model.move_source(source, driving) if motion_only else self.model(source, driving)
         losses = dict(generated.losses)
         losses |= self._keypoint_losses(generated, driving, transform)
 
         # Losses on images meet the networks at the image: their gradient is taken there once ...
         predictions = [generated.prediction]
-        if generated.coarse_prediction is not None:
-            predictions.append(generated.coarse_prediction)
+        if generated.first_scale_prediction is not None:
+            predictions.append(generated.first_scale_prediction)
         image_losses, gradients, terms = self._reconstruction(predictions, driving)
         norms = None
         if discriminator is not None:
-            judged, judged_gradients = self._judged(discriminator, generated, driving)
+            adversarial, adversarial_gradients = self._adversarial(discriminator, generated, driving)
             if self.params.adaptive_weight:
-                norms = self._last_layer_norms(generated.prediction, gradients[0], judged_gradients['adversarial'])
-                judged['adaptive_weight'] = adaptive_weight(*norms)
-            image_losses |= judged
-            gradients[0] = gradients[0] + sum(self._judged_weight(name, image_losses) * gradient
-                                              for name, gradient in judged_gradients.items())
+                norms = self._last_layer_norms(generated.prediction, gradients[0], adversarial_gradients['adversarial'])
+                adversarial['adaptive_weight'] = adaptive_weight(*norms)
+            image_losses |= adversarial
+            gradients[0] = gradients[0] + sum(self._adversarial_weight(name, image_losses) * gradient
+                                              for name, gradient in adversarial_gradients.items())
 
         # ... and sent down the model once, together with the losses that live inside of it.
         inner = sum(self.weights[name] * loss for name, loss in losses.items())
@@ -109,8 +109,8 @@ class Objective(nn.Module):
 
     def _reconstruction(self, predictions, target):
         """IMAGE_LOSSES of each prediction -> (losses by name, gradient at each prediction, perceptual terms)."""
-        scales = [1.0, self.weights['coarse']]
-        names = ['', 'coarse_']
+        scales = [1.0, self.weights['first_scale']]
+        names = ['', 'first_scale_']
         losses, gradients = {}, []
         for name, prediction in zip(names, predictions):
             difference = (prediction.detach() - target).requires_grad_()
@@ -128,8 +128,8 @@ class Objective(nn.Module):
             gradients = [have + self.weights['perceptual'] * new for have, new in zip(gradients, found)]
         return losses, [scale * gradient for scale, gradient in zip(scales, gradients)], terms
 
-    def _judged(self, discriminator, generated, target):
-        """What the discriminator asks for: (losses by name, their gradients at the prediction by name)."""
+    def _adversarial(self, discriminator, generated, target):
+        """What the discriminator's output asks for: (losses by name, their gradients at the prediction by name)."""
         keypoints = generated.driving_keypoints.map(Tensor.detach)
         leaf = generated.prediction.detach().requires_grad_()
         with torch.enable_grad():
@@ -143,7 +143,7 @@ class Objective(nn.Module):
         gradients = {name: torch.autograd.grad(loss, leaf, retain_graph=True)[0] for name, loss in losses.items()}
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
-    def _judged_weight(self, name, losses):
+    def _adversarial_weight(self, name, losses):
         """Weight of one of the discriminator's losses."""
         balance = losses.get('adaptive_weight', 1.0) if name == 'adversarial' else 1.0
         return self.weights[name] * balance
@@ -159,11 +159,11 @@ class Objective(nn.Module):
 
     def _weighted(self, image_losses):
         weights = self.weights
-        main, coarse = (sum(weights[name] * image_losses[f'{which}{name}'] for name in IMAGE_LOSSES
-                            if f'{which}{name}' in image_losses) for which in ('', 'coarse_'))
-        judged = sum(self._judged_weight(name, image_losses) * image_losses[name]
+        main, first_scale = (sum(weights[name] * image_losses[f'{which}{name}'] for name in IMAGE_LOSSES
+                            if f'{which}{name}' in image_losses) for which in ('', 'first_scale_'))
+        adversarial = sum(self._adversarial_weight(name, image_losses) * image_losses[name]
                      for name in ('adversarial', 'feature_matching') if name in image_losses)
-        return main + weights['coarse'] * coarse + judged
+        return main + weights['first_scale'] * first_scale + adversarial
 
 
 class DiscriminatorObjective(nn.Module):

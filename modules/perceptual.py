@@ -61,7 +61,7 @@ class PerceptualLoss(nn.Module):
 
         The target is seen once, without gradient.
 
-        predictions: list of (B, 3, H, W), as many as are judged against the one target (B, 3, H, W)
+        predictions: list of (B, 3, H, W), as many as are compared with the one target (B, 3, H, W)
         returns:     terms (predictions, levels, layers) of the loss, unweighted; list of gradients (B, 3, H, W)
         """
         leaves = [prediction.detach().requires_grad_() for prediction in predictions]

@@ -66,11 +66,11 @@ class RetrievalLayer(nn.Module):
         self.feed_forward = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, padding=1), nn.GELU(),
                                           nn.Conv2d(2 * dim, dim, 3, padding=1))
 
-    def forward(self, x, position, codes, size, mask=None):
-        """x (B, M, D), position (M, D), codes a Projection, size (H, W) with H*W = M -> (B, M, D)."""
+    def forward(self, x, position, projection, size, mask=None):
+        """x (B, M, D), position (M, D), projection of the codes, a Projection, size (H, W) with H*W = M -> (B, M, D)."""
         h = self.norm1(x)
         x = x + self.self_attention(h + position, self.self_attention.context(h + position, h), mask)
-        x = x + self.cross_attention(self.norm2(x) + position, codes)
+        x = x + self.cross_attention(self.norm2(x) + position, projection)
         return x + tokens(self.feed_forward(untokens(self.norm3(x), size)))
 
 
@@ -87,18 +87,18 @@ class Retrieval(nn.Module):
         """Keys and values of the whole codebook (K, D), one Projection per layer."""
         return [layer.cross_attention.context(codes[None], codes[None]) for layer in self.layers]
 
-    def forward(self, query, codes, part, visible=None):
+    def forward(self, query, projections, part, visible=None):
         """Complete the query from the codes.
 
-        query:   (B, D, h, w) features on the token grid
-        codes:   what `project` gave
-        part:    slice of the codes that this scale may read (Sec. 3.2.1)
-        visible: (B, h*w) bool, tokens that the first layer's self-attention may read as keys; None means all
-        returns: (B, D, h, w)
+        query:       (B, D, h, w) features on the token grid
+        projections: what `project` gave
+        part:        slice of the codes that this scale may read (Sec. 3.2.1)
+        visible:     (B, h*w) bool, tokens that the first layer's self-attention may read as keys; None means all
+        returns:     (B, D, h, w)
         """
         mask = None if visible is None else visible[:, None, None]
         x = tokens(query)
-        for layer, (keys, values) in zip(self.layers, codes):
+        for layer, (keys, values) in zip(self.layers, projections):
             x = layer(x, self.position, Projection(keys[:, :, part], values[:, :, part]), self.size, mask)
             mask = None    # released code: only the first layer is masked
         return untokens(x, self.size)

@@ -15,7 +15,7 @@ from modules.discriminator import PatchDiscriminatorParams
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.layers import Downsample, ResBlock, Upsample
 from modules.motion_compensation import FlowUpdate, MotionCompensation, MotionEncoder, SourceContext
-from modules.retrieval import RetrievalLayer
+from modules.retrieval import Projection, RetrievalLayer
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
 
@@ -38,16 +38,17 @@ class SynergyParams:
     def __post_init__(self):
         if self.occlusion_update not in OCCLUSION_UPDATES:
             raise ValueError(f'occlusion_update={self.occlusion_update!r}: expected one of {", ".join(OCCLUSION_UPDATES)}')
-        scales = len(self.autoencoder_params.channels)
-        if self.image_size % 2 ** (scales - 1):
-            raise ValueError(f'image_size={self.image_size} cannot be halved {scales - 1} times, once per scale '
+        num_scales = len(self.autoencoder_params.channels)
+        if self.image_size % 2 ** (num_scales - 1):
+            raise ValueError(f'image_size={self.image_size} cannot be halved {num_scales - 1} times, once per scale '
                              'of autoencoder_params.channels')
         if self.flow_size < self.grid or self.flow_size % self.grid:
             raise ValueError(f'dense_motion_params.scale_factor={self.dense_motion_params.scale_factor} gives flows of '
                              f'{self.flow_size} px, which is no multiple of the {self.grid} px token grid')
         for name in ('motion_codebook_params', 'appearance_codebook_params'):
-            if not 0 <= getattr(self, name).scales <= scales:
-                raise ValueError(f'{name}.scales={getattr(self, name).scales}: the model has {scales} scales')
+            if not 0 <= getattr(self, name).num_scales <= num_scales:
+                raise ValueError(f'{name}.num_scales={getattr(self, name).num_scales}: '
+                                 f'the model has {num_scales} scales')
 
     @property
     def grid(self):
@@ -64,12 +65,31 @@ class SourceFeatures(NamedTuple):
 
     pyramid:          F_s^i, coarsest first, (B, C_i, H_i, W_i)
     image:            the source as the dense motion network sees it
-    motion_codes, appearance_codes: codes projected to keys and values, for every retrieval layer
+    motion_projections, appearance_projections: codes projected to keys and values, one Projection per retrieval layer
     """
     pyramid: list[Tensor]
     image: SourceImage
-    motion_codes: list
-    appearance_codes: list
+    motion_projections: list[Projection]
+    appearance_projections: list[Projection]
+
+
+class ScaleResult(NamedTuple):
+    """What compensation makes of one scale; None where that scale's flow is not compensated.
+
+    flow:            M^i (B, h, w, 2)
+    occlusion_logit: (B, 1, h, w), and its sigmoid, the occlusion
+    warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
+    compensated:     F_c^i, same shape; the warped feature itself where appearance is not compensated
+    residual:        M_r^i (B, h, w, 2)
+    motion_feature:  F_m^{i-1} (B, d_m, h_m, w_m), the encoded flow before refinement
+    """
+    flow: Tensor
+    occlusion_logit: Tensor
+    occlusion: Tensor
+    warped: Tensor | None = None
+    compensated: Tensor | None = None
+    residual: Tensor | None = None
+    motion_feature: Tensor | None = None
 
 
 @dataclass
@@ -79,10 +99,10 @@ class SynergyGenerated(Generated):
     dense_motion:    the coarse motion M^0 and what it was made of
     motion_features: F_m^{i-1} (B, d_m, h_m, w_m), the encoded flow before refinement, compensated scales only
     residuals:       M_r^i (B, h, w, 2), compensated scales only
-    reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes (training only)
+    reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes: a flow too (training only)
     warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
     compensated:     F_c^i, same shapes; the warped feature itself where there is no compensation
-    motion_codes, appearance_codes: Quantized, what the codebooks made of flow and driving feature (training only)
+    motion_quantized, appearance_quantized: Quantized, what the codebooks made of flow and driving feature (training only)
     """
     dense_motion: DenseMotion | None = None
     motion_features: list[Tensor] = field(default_factory=list)
@@ -90,8 +110,8 @@ class SynergyGenerated(Generated):
     reconstructions: list[Tensor] = field(default_factory=list)
     warped: list[Tensor] = field(default_factory=list)
     compensated: list[Tensor] = field(default_factory=list)
-    motion_codes: list[Quantized] = field(default_factory=list)
-    appearance_codes: list[Quantized] = field(default_factory=list)
+    motion_quantized: list[Quantized] = field(default_factory=list)
+    appearance_quantized: list[Quantized] = field(default_factory=list)
 
 
 class Synergy(TalkingHead):
@@ -99,6 +119,7 @@ class Synergy(TalkingHead):
 
     Params = SynergyParams
     own_losses = ('motion_reconstruction', 'motion_code', 'appearance_code')
+    has_coarse_flow = True
     blocks = (EncoderLevel, ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, SourceContext, FlowUpdate,
               MotionEncoder, WindowEmbedding)
 
@@ -113,8 +134,8 @@ class Synergy(TalkingHead):
         self.encoder = Encoder(params.autoencoder_params)
         self.decoder = Decoder(params.autoencoder_params)
         self.fusions = nn.ModuleList(Fusion(width, groups) for width in channels[1:])
-        self.motion_scales = params.motion_codebook_params.scales
-        self.appearance_scales = params.appearance_codebook_params.scales
+        self.motion_scales = params.motion_codebook_params.num_scales
+        self.appearance_scales = params.appearance_codebook_params.num_scales
         if self.motion_scales:
             self.motion = MotionCompensation(params.motion_codebook_params, channels, num_kp,
                                              params.flow_size, params.grid,
@@ -143,7 +164,7 @@ class Synergy(TalkingHead):
     def render(self, source, driving):
         generated = self._compensate(source, driving)
         state = self.decoder.start(generated.compensated[0])
-        generated.prediction = self._paint(state, generated.compensated[1:])
+        generated.prediction = self._decode(state, generated.compensated[1:])
         return generated
 
     def forward(self, source, driving):
@@ -153,62 +174,68 @@ class Synergy(TalkingHead):
         # One encoder pass for both images: group norm keeps samples apart.
         pyramid, middle_tap = self.encoder.tapped(torch.cat([source, driving]))
         source_pyramid, driving_pyramid = zip(*(feature.chunk(2) for feature in pyramid))
-        lessons = [middle_tap.chunk(2)[1], *driving_pyramid[1:]]
+        codebook_targets = [middle_tap.chunk(2)[1], *driving_pyramid[1:]]
 
-        # The prediction, and I_g^1 painted from the coarsest feature alone: the decoder shall not lean on fine ones.
+        # The prediction, and I_g^1 decoded from the coarsest feature alone: the decoder shall not lean on fine ones.
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
         decoded = self.decoder.start(generated.compensated[0])
-        both = self._paint(torch.cat([decoded, decoded]), generated.compensated[1:])
-        generated.prediction, generated.coarse_prediction = both.chunk(2)
+        both = self._decode(torch.cat([decoded, decoded]), generated.compensated[1:])
+        generated.prediction, generated.first_scale_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
-        self._learn_codes(generated, lessons)
+        self._learn_codes(generated, codebook_targets)
         return generated
 
-    def coarse(self, source, driving):
+    def move_source(self, source, driving):
         source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
         moved, motion = self.dense_motion.move(source, source_keypoints, driving_keypoints)
         return Generated(moved, [motion.flow], [], source_keypoints=source_keypoints, driving_keypoints=driving_keypoints)
 
     def _compensate(self, source, driving):
-        """From coarse to fine: mend the flow, warp and occlude the source, restore what the warp could not bring."""
-        features = source.features
-        batch = driving.value.shape[0]
-        coarse = self.dense_motion(features.image, source.keypoints, driving)
-        driving_feature = self.motion.encode_driving(coarse.driving_heatmaps) if self.motion_scales else None
+        """From the coarsest scale to the finest: all of Fig. 2 but the encoder and the decoder."""
+        features, batch = source.features, driving.value.shape[0]
+        motion = self.dense_motion(features.image, source.keypoints, driving)                # M^0
+        driving_feature = self.motion.encode_driving(motion.driving_heatmaps) if self.motion_scales else None
 
-        flow, logit = coarse.flow, coarse.occlusion_logit
-        occlusion = torch.sigmoid(logit)
-        released = self.params.occlusion_update == 'probability'
-        generated = SynergyGenerated(None, [flow], [occlusion], dense_motion=coarse)
+        results = [ScaleResult(motion.flow, motion.occlusion_logit, torch.sigmoid(motion.occlusion_logit))]
         for scale, feature in enumerate(features.pyramid):
-            feature = feature.expand(batch, -1, -1, -1)                              # one source, many poses
-            if scale < self.motion_scales:
-                residual, occlusion_residual, motion = self.motion(scale, flow, feature, driving_feature,
-                                                                   features.motion_codes)
-                flow = flow + residual                                               # M^i = M^{i-1} + M_r^i
-                # The released code adds the residual to the last sigmoid's output and takes the sigmoid again,
-                # which pulls every map towards 0.66; published weights have learned around it.
-                logit = (occlusion if released else logit) + occlusion_residual
-                occlusion = torch.sigmoid(logit)
-                generated.motion_features.append(motion)
-                generated.residuals.append(residual)
-                generated.flows.append(flow)
-                generated.occlusions.append(occlusion)
-            warped = occlude(warp(feature, flow), occlusion)                         # F_w^i
-            compensated = warped
-            if scale < self.appearance_scales:
-                compensated = self.appearance(scale, warped, flow, features.appearance_codes)    # F_c^i
-            generated.warped.append(warped)
-            generated.compensated.append(compensated)
-        return generated
+            feature = feature.expand(batch, -1, -1, -1)                                      # one source, many poses
+            results.append(self._compensate_scale(scale, feature, results[-1], driving_feature, features))
+        coarse, *results = results
+        refined = results[:self.motion_scales]
+        return SynergyGenerated(
+            None, [coarse.flow, *(result.flow for result in refined)],
+            [coarse.occlusion, *(result.occlusion for result in refined)], dense_motion=motion,
+            motion_features=[result.motion_feature for result in refined],
+            residuals=[result.residual for result in refined],
+            warped=[result.warped for result in results], compensated=[result.compensated for result in results])
 
-    def _paint(self, state, finer):
+    def _compensate_scale(self, scale, feature, before, driving_feature, features):
+        """Sec. 3.2.3 for one scale: refine the flow, update the occlusion, warp, occlude, compensate.
+
+        feature: F_s^i (B, C_i, H_i, W_i); before: ScaleResult of the scale before; returns this scale's
+        """
+        flow, logit, occlusion, residual, motion_feature = before.flow, before.occlusion_logit, before.occlusion, None, None
+        if scale < self.motion_scales:
+            residual, occlusion_residual, motion_feature = self.motion(scale, flow, feature, driving_feature,
+                                                                       features.motion_projections)
+            flow = flow + residual                                                           # M^i = M^{i-1} + M_r^i
+            # The released code adds the residual to the last sigmoid's output and takes the sigmoid again,
+            # which pulls every map towards 0.66; published weights have learned around it.
+            released = self.params.occlusion_update == 'probability'
+            logit = (occlusion if released else logit) + occlusion_residual
+            occlusion = torch.sigmoid(logit)
+        warped = compensated = occlude(warp(feature, flow), occlusion)                       # F_w^i
+        if scale < self.appearance_scales:
+            compensated = self.appearance(scale, warped, flow, features.appearance_projections)    # F_c^i
+        return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
+
+    def _decode(self, state, finer):
         """Decoder state of the coarsest scale -> images.
 
         The finer features F_c^2.. are fused into as many samples as they have; any further samples of `state` are
-        painted from the coarsest feature alone.
+        decoded from the coarsest feature alone.
         """
         for scale, (fusion, feature) in enumerate(zip(self.fusions, finer), start=1):
             state = self.decoder.up(state, scale, partial(self._fuse, fusion, feature))
@@ -220,32 +247,36 @@ class Synergy(TalkingHead):
         fused, plain = state[:count], state[count:]
         return torch.cat([fusion(fused, feature), plain]) if len(plain) else fusion(fused, feature)
 
-    def _learn_codes(self, generated, driving_features):
-        """Eq. 3 on the flows before refinement, Eq. 5 on the driving features, summed over scales."""
+    def _learn_codes(self, generated, targets):
+        """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""
         losses = {}
         if self.motion_scales:
-            lesson = self.motion.learn(generated.flows[:self.motion_scales], generated.motion_features)
-            generated.reconstructions, generated.motion_codes, losses['motion_reconstruction'] = lesson
-            losses['motion_code'] = sum(codes.loss for codes in generated.motion_codes)
-            self._watch(generated, 'motion', self.motion.codebook.slices, generated.motion_codes)
+            learned = self.motion.learn(generated.flows[:self.motion_scales], generated.motion_features)
+            generated.reconstructions, generated.motion_quantized, losses['motion_reconstruction'] = learned
+            losses['motion_code'] = sum(quantized.loss for quantized in generated.motion_quantized)
         if self.appearance_scales:
-            lessons = [self.appearance.learn(scale, driving_features[scale]) for scale in range(self.appearance_scales)]
-            generated.appearance_codes = lessons
-            losses['appearance_code'] = sum(codes.loss for codes in generated.appearance_codes)
-            self._watch(generated, 'appearance', self.appearance.codebook.slices, lessons)
+            generated.appearance_quantized = [self.appearance.learn(scale, targets[scale])
+                                              for scale in range(self.appearance_scales)]
+            losses['appearance_code'] = sum(quantized.loss for quantized in generated.appearance_quantized)
         generated.losses = losses
+        for name, book, quantized in self._codebooks(generated):
+            for scale, found in enumerate(quantized):
+                used, perplexity = usage(found.indices, len(book.codes(scale)))
+                generated.diagnostics |= {f'codes_used/{name}_{scale}': used, f'perplexity/{name}_{scale}': perplexity}
 
-    @staticmethod
-    def _watch(generated, name, slices, codes):
-        """Note how each scale uses its codes."""
-        for scale, (part, quantized) in enumerate(zip(slices, codes)):
-            used, perplexity = usage(quantized.indices, part.stop - part.start)
-            generated.health[f'codes_used/{name}_{scale}'] = used
-            generated.health[f'perplexity/{name}_{scale}'] = perplexity
+    def _codebooks(self, generated):
+        """(name, Codebook, Quantized per scale) of each codebook that the model has."""
+        if self.motion_scales:
+            yield 'motion', self.motion.codebook, generated.motion_quantized
+        if self.appearance_scales:
+            yield 'appearance', self.appearance.codebook, generated.appearance_quantized
+
+    def code_counts(self, source, driving):
+        generated = self(source, driving)
+        return {f'{name} {scale}': torch.bincount(found.indices.flatten(), minlength=len(book.codes(scale)))
+                for name, book, quantized in self._codebooks(generated) for scale, found in enumerate(quantized)}
 
     def after_update(self, generated):
         """Bring codes back that nothing has used for long (CodebookParams.revive_after)."""
-        if self.motion_scales:
-            self.motion.codebook.revive(generated.motion_codes)
-        if self.appearance_scales:
-            self.appearance.codebook.revive(generated.appearance_codes)
+        for _, book, quantized in self._codebooks(generated):
+            book.revive(quantized)

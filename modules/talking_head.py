@@ -44,19 +44,20 @@ class Generated:
     prediction:        (B, 3, H, W) the frame, nominally in [-1, 1], not clamped
     flows:             coarse flow first, then each refinement; (B, h, w, 2) sampling positions in [-1, 1]
     occlusions:        (B, 1, h, w) in [0, 1], 1 where the source is visible; as many as the method has
-    coarse_prediction: (B, 3, H, W) second prediction that the objective supervises too, or None
+    first_scale_prediction: (B, 3, H, W) I_g^1, decoded from the coarsest scale alone, which the objective supervises too;
+                       None for methods without one
     source_keypoints, driving_keypoints: of both images (training only)
     losses:            the method's own unweighted losses, scalars by name (training only)
-    health:            scalars worth watching (training only): codes in use, perplexity, ...
+    diagnostics:       scalars that show how training goes (training only): codes in use, perplexity, ...
     """
     prediction: Tensor
     flows: list[Tensor]
     occlusions: list[Tensor]
-    coarse_prediction: Tensor | None = None
+    first_scale_prediction: Tensor | None = None
     source_keypoints: Keypoints | None = None
     driving_keypoints: Keypoints | None = None
     losses: dict[str, Tensor] = field(default_factory=dict)
-    health: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TalkingHead(nn.Module):
@@ -64,15 +65,18 @@ class TalkingHead(nn.Module):
 
     Images are (B, 3, H, W) in [-1, 1] everywhere.
 
-    Params:      the dataclass that the constructor takes, `model_params` of the config
-    own_losses:  names that `forward` may put into Generated.losses
-    last_weight: weight of the last layer, where the adaptive adversarial weight compares gradients
-    blocks:      kinds of modules that make up most of the model: what gradient checkpointing computes twice and
-                 torch.compile compiles. None with batch norm, whose statistics would move twice.
+    Params:          the dataclass that the constructor takes, `model_params` of the config; `image_size`, the side of the
+                     square image in pixels, is required of it
+    own_losses:      names that `forward` may put into Generated.losses
+    has_coarse_flow: whether `move_source` is there, so that keypoints and coarse flow can be trained alone
+    last_weight:     weight of the last layer, where the adaptive adversarial weight compares gradients
+    blocks:          kinds of modules that make up most of the model: what gradient checkpointing computes twice and
+                     torch.compile compiles. None with batch norm, whose statistics would move twice.
     """
 
     Params: type
     own_losses: tuple[str, ...] = ()
+    has_coarse_flow: bool = False
     last_weight: nn.Parameter
     blocks: tuple[type, ...] = ()
 
@@ -92,12 +96,19 @@ class TalkingHead(nn.Module):
         """Rebuild `driving` from `source`, both (B, 3, H, W); in training also the method's losses."""
         raise NotImplementedError
 
-    def coarse(self, source: Tensor, driving: Tensor) -> Generated:
-        """Rebuild `driving` as the source image moved along the coarse flow, nothing painted; both (B, 3, H, W).
+    def move_source(self, source: Tensor, driving: Tensor) -> Generated:
+        """Rebuild `driving` as the source image moved along the coarse flow, nothing decoded; both (B, 3, H, W).
 
-        What the first train_params.motion_iterations train; methods without a coarse flow have no such thing.
+        What the first train_params.motion_iterations train; only for methods that have a coarse flow.
         """
         raise NotImplementedError
+
+    def code_counts(self, source: Tensor, driving: Tensor) -> dict[str, Tensor]:
+        """How often each code is chosen for these images (B, 3, H, W): {'codebook scale': counts (K_i,)}.
+
+        Empty for methods without codebooks.
+        """
+        return {}
 
     def after_update(self, generated: Generated) -> None:
         """Called after each update of the weights, with what the step's `forward` gave; most methods need nothing."""

@@ -25,7 +25,7 @@ def check_batch(config, batch, device):
     """
     limit = available_memory() if device.type == 'cpu' else None
     if limit and batch * config.model_params.image_size ** 2 * ROUGH > limit / 2:
-        if training_memory(config, batch) > limit:
+        if estimate(config, batch) > limit:
             raise too_large(config, batch, limit)
 
 
@@ -40,15 +40,16 @@ def explained(config, batch, device):
 
 def too_large(config, batch, limit):
     """The UserError for a batch that does not fit `limit` bytes: the estimate, and the largest that fits."""
-    one, two = (training_memory(config, count) for count in (1, 2))
-    estimate, largest = one + (batch - 1) * (two - one), int((limit - one) // (two - one)) + 1
+    # Linear from two samples on; a single one keeps a little less than its share.
+    two, three = (estimate(config, count) for count in (2, 3))
+    wanted, largest = two + (batch - 2) * (three - two), int((limit - two) // (three - two)) + 2
     fits = f'the largest that fits is {largest} per process' if largest > 0 else 'not even one sample fits'
-    return UserError(f'a training step of {batch} samples takes about {estimate / 2 ** 30:.1f} GiB of '
+    return UserError(f'a training step of {batch} samples takes about {wanted / 2 ** 30:.1f} GiB of '
                      f'{limit / 2 ** 30:.1f} GiB; {fits}: raise train_params.accumulate or lower '
                      'train_params.batch_size, or set train_params.checkpointing=true')
 
 
-def training_memory(config, batch):
+def estimate(config, batch):
     """Bytes of one training step, estimated without computing anything: what autograd keeps, and the weights' copies."""
     size, objective = config.model_params.image_size, config.train_params.objective_params
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -39,7 +39,7 @@ def test_rows_differ_in_what_they_name_alone(budget):
             assert config['model_params'][key] == configs['mmc-mac']['model_params'][key], f'{name}: {key}'
         if config['model_params']['method'] == 'synergy':
             for book in ('motion_codebook_params', 'appearance_codebook_params'):
-                for key in ('scales', 'allocation'):
+                for key in ('num_scales', 'allocation'):
                     config['model_params'][book][key] = configs['mmc-mac']['model_params'][book][key]
             assert config == configs['mmc-mac'], name
 

@@ -26,7 +26,7 @@ def test_a_single_scale_uses_all_codes():
 
 def test_codes_that_cannot_be_split_are_refused():
     with pytest.raises(ValueError, match='num_codes=10'):
-        CodebookParams(num_codes=10, scales=4)
+        CodebookParams(num_codes=10, num_scales=4)
 
 
 # ---------------------------------------------------------------------------- quantisation
@@ -34,7 +34,7 @@ def test_codes_that_cannot_be_split_are_refused():
 @pytest.fixture
 def codebook():
     torch.manual_seed(0)
-    book = Codebook(CodebookParams(num_codes=16, code_dim=4, scales=4, num_heads=1))
+    book = Codebook(CodebookParams(num_codes=16, code_dim=4, num_scales=4, num_heads=1))
     torch.nn.init.normal_(book.embedding)
     return book
 
@@ -82,7 +82,7 @@ def test_usage_counts_codes_and_perplexity():
 
 def test_idle_codes_are_revived_and_used_ones_left_alone():
     torch.manual_seed(0)
-    book = Codebook(CodebookParams(num_codes=8, code_dim=4, scales=1, num_heads=1, revive_after=3))
+    book = Codebook(CodebookParams(num_codes=8, code_dim=4, num_scales=1, num_heads=1, revive_after=3))
     torch.nn.init.normal_(book.embedding)
     before = book.embedding.detach().clone()
     z = before[0].view(1, 4, 1, 1).expand(1, 4, 2, 2) + 1e-3
@@ -97,7 +97,7 @@ def test_idle_codes_are_revived_and_used_ones_left_alone():
 # ---------------------------------------------------------------------------- where gradients go, Eq. 3 and 5
 
 @pytest.fixture(scope='module')
-def lesson():
+def learned():
     torch.manual_seed(0)
     model = build_model(tiny())
     for book in (model.motion.codebook, model.appearance.codebook):
@@ -116,48 +116,48 @@ def only(names, *prefixes):
     return all(name.startswith(prefixes) for name in names)
 
 
-def test_motion_code_loss_trains_encoder_and_codes_alone(lesson):
-    model, generated = lesson
+def test_motion_code_loss_trains_encoder_and_codes_alone(learned):
+    model, generated = learned
     names = reached(model, generated.losses['motion_code'])
     assert 'motion.codebook.embedding' in names and 'motion.encode.0.weight' in names
     assert only(names, 'motion.codebook.', 'motion.encode.')
 
 
-def test_motion_reconstruction_passes_the_codes_and_stops_at_the_flow(lesson):
-    model, generated = lesson
+def test_motion_reconstruction_passes_the_codes_and_stops_at_the_flow(learned):
+    model, generated = learned
     names = reached(model, generated.losses['motion_reconstruction'])
     assert 'motion.encode.0.weight' in names and 'motion.decode.3.weight' in names
     assert 'motion.codebook.embedding' not in names    # straight through
     assert only(names, 'motion.encode.', 'motion.decode.')
 
 
-def test_appearance_code_loss_trains_image_encoder_embedding_and_codes(lesson):
-    model, generated = lesson
+def test_appearance_code_loss_trains_image_encoder_embedding_and_codes(learned):
+    model, generated = learned
     names = reached(model, generated.losses['appearance_code'])
     assert {'appearance.codebook.embedding', 'encoder.stem.weight'} <= names
     assert {f'appearance.embed.{scale}.weight' for scale in range(4)} <= names
     assert only(names, 'appearance.codebook.', 'appearance.embed.', 'encoder.')
 
 
-def test_the_coarsest_appearance_code_does_not_see_the_encoder_end(lesson):
+def test_the_coarsest_appearance_code_does_not_see_the_encoder_end(learned):
     """Released code: it learns from a mid-encoder feature."""
-    model, generated = lesson
-    names = reached(model, generated.appearance_codes[0].loss)
+    model, generated = learned
+    names = reached(model, generated.appearance_quantized[0].loss)
     assert 'encoder.levels.3.blocks.0.0.conv1.weight' in names
     assert not any(name.startswith(('encoder.middle', 'encoder.head', 'encoder.levels.3.blocks.1')) for name in names)
 
 
-def test_prediction_trains_codes_through_attention_and_the_motion_estimator(lesson):
-    model, generated = lesson
+def test_prediction_trains_codes_through_attention_and_the_motion_estimator(learned):
+    model, generated = learned
     names = reached(model, generated.prediction.square().mean())
     assert {'motion.codebook.embedding', 'appearance.codebook.embedding', 'keypoint_detector.kp.weight',
             'dense_motion.mask.weight', 'dense_motion.occlusion.weight'} <= names
     assert not any(name.startswith('motion.decode') for name in names)    # D_M serves the codebook alone
 
 
-def test_every_parameter_learns_from_something(lesson):
-    model, generated = lesson
-    total = generated.prediction.square().mean() + generated.coarse_prediction.square().mean() + sum(generated.losses.values())
+def test_every_parameter_learns_from_something(learned):
+    model, generated = learned
+    total = generated.prediction.square().mean() + generated.first_scale_prediction.square().mean() + sum(generated.losses.values())
     everything = {name for name, _ in model.named_parameters()}
     assert everything - reached(model, total) <= {name for name in everything if name.endswith('key.bias')}   # softmax ignores it
 
@@ -167,8 +167,8 @@ def test_learning_the_codes_leaves_the_flow_alone():
     model = build_model(tiny())
     flow = (torch.rand(1, 8, 8, 2) * 2 - 1).requires_grad_()
     residual, _, feature = model.motion(0, flow, torch.randn(1, 16, 4, 4), torch.randn(1, 8, 4, 4), model.motion.project_codes())
-    lesson = model.motion.learn([flow], [feature])
-    (lesson.reconstruction_loss + lesson.codes[0].loss).backward(retain_graph=True)
+    learned = model.motion.learn([flow], [feature])
+    (learned.reconstruction_loss + learned.quantized[0].loss).backward(retain_graph=True)
     assert flow.grad is None
     residual.sum().backward()    # the refinement itself is differentiable in the flow it refines
     assert flow.grad.any()

@@ -22,8 +22,8 @@ VOX = ROOT / 'config/vox-256.yaml'
     ('model_params.method=synergi', 'did you mean synergy'),
     ('model_params.image_size=100', 'image_size=100 cannot be halved 3 times'),
     ('model_params.motion_codebook_params.allocation=fair', 'expected one of progressive, shared, equal'),
-    ('model_params.motion_codebook_params.num_codes=1022', 'num_codes=1022 cannot be split evenly over scales=4'),
-    ('model_params.appearance_codebook_params.scales=8', 'the model has 4 scales'),
+    ('model_params.motion_codebook_params.num_codes=1022', 'num_codes=1022 cannot be split evenly over num_scales=4'),
+    ('model_params.appearance_codebook_params.num_scales=8', 'the model has 4 scales'),
     ('model_params=7', 'model_params: expected keys and values'),
     ('nonsense', '--set nonsense: expected section.key=value'),
     ('train_params.betas=[1', 'the value is not valid YAML'),
@@ -72,4 +72,4 @@ def test_the_papers_numbers():
     assert (model.grid, model.flow_size, len(model.autoencoder_params.channels)) == (32, 64, 4)
     assert (train.learning_rate, train.batch_size, train.num_iterations) == (8e-5, 16, 250_000)
     weights = train.objective_params.loss_weights
-    assert (weights['adversarial'], weights['coarse'], weights['motion_reconstruction']) == (0.8, 0.5, 32)
+    assert (weights['adversarial'], weights['first_scale'], weights['motion_reconstruction']) == (0.8, 0.5, 32)

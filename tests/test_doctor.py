@@ -20,8 +20,8 @@ from tests.tiny import SHARED, tiny
 from tools import doctor
 
 SMALL = ('model_params.autoencoder_params={channels: [16, 8], res_blocks: 1, norm_groups: 4}',
-         'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.scales=2',
-         'model_params.appearance_codebook_params.scales=2', 'model_params.motion_codebook_params.num_layers=1')
+         'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.num_scales=2',
+         'model_params.appearance_codebook_params.num_scales=2', 'model_params.motion_codebook_params.num_layers=1')
 
 
 class Setup:
@@ -61,7 +61,7 @@ def real_estimate(tmp_path, monkeypatch):
 @pytest.fixture
 def setup(real_estimate, monkeypatch):
     """Networks that are taken to fit."""
-    monkeypatch.setattr(doctor.hardware, 'training_memory', lambda config, batch: 1e8 * batch)
+    monkeypatch.setattr(doctor.training_memory, 'estimate', lambda config, batch: 1e8 * batch)
     return real_estimate
 
 

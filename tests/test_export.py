@@ -27,8 +27,8 @@ MOTION = 'model_params.dense_motion_params={block_expansion: 8, num_blocks: 2, m
 FIRST_ORDER = ('dataset_params.root_dir=null', 'model_params.image_size=32', 'model_params.block_expansion=8',
                'model_params.max_features=16', KEYPOINTS, MOTION)
 SYNERGY = ('model_params.autoencoder_params={channels: [16, 8], res_blocks: 1, norm_groups: 4}',
-           'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.scales=2',
-           'model_params.appearance_codebook_params.scales=2', 'model_params.motion_codebook_params.num_layers=1')
+           'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.num_scales=2',
+           'model_params.appearance_codebook_params.num_scales=2', 'model_params.motion_codebook_params.num_layers=1')
 METHODS = {
     'synergy': lambda: tiny(*SYNERGY),
     'fomm': lambda: first_order('fomm-vox-256.yaml', 'model_params.num_bottleneck_blocks=1'),

@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks import parity
 from config import schema
 from modules.build import build_discriminator, build_model, build_objective
-from modules.discriminator import Judgement, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
+from modules.discriminator import DiscriminatorOutput, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
 from modules.losses import ADVERSARIAL_FORMS, RandomTransform, feature_matching
 from modules.mcnet import DynamicConv, ModulatedConv, feature_consistency
 from modules.objective import DiscriminatorObjective, Objective, ObjectiveParams, check_weights, needs_discriminator
@@ -78,7 +78,7 @@ def train(config, steps):
     optimizer = torch.optim.Adam(model.parameters(), 2e-3, (0.5, 0.999))
     discriminator = build_discriminator(config) if needs_discriminator(params) else None
     if discriminator is not None:
-        judge = DiscriminatorObjective(discriminator, params)
+        discriminate = DiscriminatorObjective(discriminator, params)
         discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999))
     source, driving = random_images(2, 1), random_images(2, 2)
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(3))
@@ -93,7 +93,7 @@ def train(config, steps):
         if discriminator is not None:
             discriminator.requires_grad_(True)
             discriminator_optimizer.zero_grad()
-            total, found = judge(driving, step.generated)
+            total, found = discriminate(driving, step.generated)
             total.backward()
             discriminator_optimizer.step()
             losses |= found
@@ -281,25 +281,25 @@ class Still(nn.Module):
         return self.picture
 
 
-class Judge(nn.Module):
+class Constant(nn.Module):
     """Two scales, two features."""
 
     def forward(self, image, keypoints):
         hidden = torch.tanh(3 * image)
-        return Judgement([hidden.mean(1, keepdim=True), hidden.amax(1, keepdim=True)], [hidden, hidden.square()])
+        return DiscriminatorOutput([hidden.mean(1, keepdim=True), hidden.amax(1, keepdim=True)], [hidden, hidden.square()])
 
 
 @pytest.mark.parametrize('form', ADVERSARIAL_FORMS)
 def test_the_objective_is_the_sum_it_says(form):
     weights = {'l1': 2., 'adversarial': 0.5, 'feature_matching': 10.}
     params = ObjectiveParams(weights, adversarial=form, adaptive_weight=False)
-    objective, judge, driving = Objective(Still(), params), Judge(), random_images(2, 6, 8)
+    objective, discriminate, driving = Objective(Still(), params), Constant(), random_images(2, 6, 8)
     transform = RandomTransform(torch.eye(2, 3).expand(2, 2, 3), torch.zeros(2, 1, 25))
-    step = objective(driving, driving, transform, judge)
+    step = objective(driving, driving, transform, discriminate)
     step.total.backward()
 
     picture = objective.model.picture.detach().requires_grad_()
-    fake, real = judge(picture, None), judge(driving, None)
+    fake, real = discriminate(picture, None), discriminate(driving, None)
     if form == 'lsgan':
         adversarial = ((1 - fake.logits[0]) ** 2).mean() + ((1 - fake.logits[1]) ** 2).mean()
     else:
@@ -341,8 +341,8 @@ def test_spectral_norm_bounds_every_kernel():
     params = MultiScaleDiscriminatorParams(scales=(1, 0.5), block_expansion=4, num_blocks=2, spectral_norm=True)
     discriminator = MultiScaleDiscriminator(params, num_kp=4)
     for _ in range(30):
-        judged = discriminator(random_images(1), None)
-    assert len(judged.logits) == 2 and len(judged.features) == 4
+        output = discriminator(random_images(1), None)
+    assert len(output.logits) == 2 and len(output.features) == 4
     for module in discriminator.modules():
         if isinstance(module, nn.Conv2d):
             assert float(torch.linalg.matrix_norm(module.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=1e-3)

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / 'frozen'
 CASES = {
     'synergy': ('smac', tiny),
     'synergy-equal': ('smac', lambda: tiny('model_params.motion_codebook_params.allocation=equal',
-                                           'model_params.appearance_codebook_params.scales=1')),
+                                           'model_params.appearance_codebook_params.num_scales=1')),
     'synergy-plus': ('smac', lambda: tiny(config='config/vox-256-plus.yaml')),
     'fomm': ('fomm', lambda: small_config('fomm')),
     'mcnet': ('mcnet', lambda: small_config('mcnet')),

@@ -472,5 +472,5 @@ def test_training_sheet_shows_all_there_is(model):
     columns = 2 + 1 + 1 + 1 + 1
     sheet = training_sheet(source, driving, generated, model.keypoints(source), model.keypoints(driving))
     assert sheet.shape[1] // CELL == columns and sheet.shape[0] // CELL == 2
-    generated.coarse_prediction = F.avg_pool2d(generated.prediction, 2)
+    generated.first_scale_prediction = F.avg_pool2d(generated.prediction, 2)
     assert training_sheet(source, driving, generated).shape[1] // CELL == columns + 1

@@ -94,7 +94,7 @@ def test_checkpointing_changes_no_number(plain_step):
 
 
 def test_checkpointing_takes_less_memory():
-    less, more = (training_memory.training_memory(tiny(f'train_params.checkpointing={on}'), 8) for on in ('true', 'false'))
+    less, more = (training_memory.estimate(tiny(f'train_params.checkpointing={on}'), 8) for on in ('true', 'false'))
     assert less < more
     assert identity_grid((4, 4), torch.zeros(1)).tolist()[0][0] == [-1, -1], 'a grid without numbers was left behind'
 
@@ -133,7 +133,7 @@ def test_bf16_and_compile_fall_back_with_a_reason(monkeypatch, caplog):
 
 def test_a_batch_too_large_is_refused_with_the_largest_that_fits(monkeypatch):
     config = tiny()
-    limit = training_memory.training_memory(config, 5) + 1
+    limit = training_memory.estimate(config, 5) + 1
     monkeypatch.setattr(training_memory, 'available_memory', lambda: limit)
     monkeypatch.setattr(training_memory, 'ROUGH', 2 ** 40)
     with pytest.raises(UserError, match='the largest that fits is 5 per process'):

@@ -113,7 +113,7 @@ def test_encode_once_and_render_equals_forward(model):
         rendered = model.render(model.encode_source(source), model.keypoints(driving))
         forward = model(source.expand(3, -1, -1, -1), driving)
     torch.testing.assert_close(rendered.prediction, forward.prediction, atol=1e-4, rtol=1e-4)
-    assert len(rendered.flows) == 5 and rendered.coarse_prediction is None and not rendered.losses
+    assert len(rendered.flows) == 5 and rendered.first_scale_prediction is None and not rendered.losses
 
 
 def test_inference_first_does_not_spoil_training():
@@ -126,8 +126,8 @@ def test_inference_first_does_not_spoil_training():
 
 @pytest.mark.parametrize('motion, appearance', [(0, 0), (1, 0), (4, 0), (4, 1), (0, 4)])
 def test_absent_and_single_scale_compensation(motion, appearance):
-    model = build_model(tiny(f'model_params.motion_codebook_params.scales={motion}',
-                             f'model_params.appearance_codebook_params.scales={appearance}'))
+    model = build_model(tiny(f'model_params.motion_codebook_params.num_scales={motion}',
+                             f'model_params.appearance_codebook_params.num_scales={appearance}'))
     generated = model(random_images(2), random_images(2))
     assert len(generated.residuals) == motion and len(generated.flows) == motion + 1
     assert ('motion_code' in generated.losses) == bool(motion)
@@ -153,7 +153,7 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_autograd():
     weights = config.train_params.objective_params.loss_weights
     generated = model(source, driving)
     plain = ((generated.prediction - driving).abs().mean() * weights['l1']
-             + weights['coarse'] * (generated.coarse_prediction - driving).abs().mean() * weights['l1']
+             + weights['first_scale'] * (generated.first_scale_prediction - driving).abs().mean() * weights['l1']
              - weights['adversarial'] * step.losses['adaptive_weight'] * discriminator(generated.prediction, generated.driving_keypoints).logits[0].mean()
              + sum(weights[name] * loss for name, loss in generated.losses.items())
              + sum(weights[name] * loss for name, loss in objective._keypoint_losses(generated, driving, transform).items()))

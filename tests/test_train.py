@@ -196,7 +196,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, poison):
     state = read_checkpoint(tmp_path / 'checkpoints' / '00000004.pt')
     assert all(value.isfinite().all() for key in ('model', 'ema') for value in state[key].values())
     assert state['optimizer']['state'][0]['step'] == 2
-    assert '"health/skipped_steps": 2' in (tmp_path / 'log.jsonl').read_text()
+    assert '"diagnostics/skipped_steps": 2' in (tmp_path / 'log.jsonl').read_text()
 
 
 def test_too_many_of_them_stop_the_run_and_keep_the_batch(tmp_path, poison):

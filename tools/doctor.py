@@ -236,7 +236,7 @@ def check_config(case):
 def check_networks(case):
     """One forward pass, without numbers: image, flow, window and hourglass sizes fit together, or they do not."""
     try:
-        case.needed = training_memory.training_memory(case.config, case.part)
+        case.needed = training_memory.estimate(case.config, case.part)
     except (RuntimeError, ValueError) as error:
         yield Finding(BLOCKS, f'the networks cannot take images of {case.size} px: {" ".join(str(error).split())[:99]}',
                       case.config_path, _working_size(case, case.size) or 'correct the sizes in model_params')
@@ -249,7 +249,7 @@ def _working_size(case, wanted):
     for size in sorted(USUAL_SIZES, key=lambda size: abs(size - wanted)):
         try:
             config = schema.load(case.config_path, [*case.overrides, f'model_params.image_size={size}'])
-            training_memory.training_memory(config, 2)
+            training_memory.estimate(config, 2)
         except (UserError, RuntimeError, ValueError):
             continue
         return f'--set model_params.image_size={size}, which fits the other values'
@@ -428,14 +428,14 @@ def _weight_bytes(config):
     def size(network):
         return 4 * sum(parameter.numel() for parameter in network.parameters()) if network is not None else 0
     with torch.device('meta'):
-        judge = build_discriminator(config) if needs_discriminator(config.train_params.objective_params) else None
-        return size(build_model(config)), size(judge)
+        needed = needs_discriminator(config.train_params.objective_params)
+        return size(build_model(config)), size(build_discriminator(config) if needed else None)
 
 
 def check_disk(case):
     """A checkpoint holds model, EMA and two moments, three of the discriminator's; one more is written than kept."""
-    model, judge = _weight_bytes(case.config)
-    checkpoint = 4 * model + 3 * judge
+    model, discriminator = _weight_bytes(case.config)
+    checkpoint = 4 * model + 3 * discriminator
     needed = checkpoint * (case.config.train_params.keep_checkpoints + 1)
     wanted = case.run_folder.absolute()
     folder = next(folder for folder in (wanted, *wanted.parents) if folder.is_dir())
@@ -451,7 +451,7 @@ def check_disk(case):
 
 
 def check_memory(case):
-    """What training_memory.training_memory estimates (its rule is there), in fp32, against what the device has."""
+    """What training_memory.estimate estimates (its rule is there), in fp32, against what the device has."""
     if case.needed is None:
         yield Finding(NOTE, 'not estimated, as the networks cannot run')
         return
