@@ -1,0 +1,146 @@
+"""The answers of a user study: read from the files that participants saved, checked against the key, counted.
+
+A file is taken whole or refused: one line says what is wrong with it. Nothing is guessed.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.study.build import FORMAT, QUESTIONS
+from support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Participant:
+    """Who took part, with the orders that they gave.
+
+    trials: list of (pair's name, {question: methods, best first}); None stands for the broken video of a check
+    """
+    name: str
+    file: Path
+    trials: list
+
+    def failed_checks(self):
+        """Number of attention checks in which the broken video is not last in each question."""
+        return sum(None in order['overall'] and any(methods[-1] is not None for methods in order.values())
+                   for _, order in self.trials)
+
+
+def read_key(folder):
+    """The key of the study in a folder. Raises UserError where there is none."""
+    path = Path(folder) / 'key.json'
+    if not path.is_file():
+        raise UserError(f'{path}: no such file; --out must be the folder in which the study was built')
+    key = _read_json(path)
+    if not isinstance(key, dict) or key.get('format') != FORMAT or not {'study', 'owners', 'schedules'} <= key.keys():
+        raise UserError(f'{path}: is not the key of a study')
+    return key
+
+
+def read_participants(paths, key):
+    """Participants of all files; folders stand for the JSON files in them.
+
+    Raises UserError for no files, for a file that is not of this study, incomplete or altered, and for two of the same
+    participant.
+    """
+    files = []
+    for path in map(Path, paths):
+        files += sorted(path.glob('*.json')) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f'{", ".join(map(str, paths))}: holds no files of answers (*.json)')
+    seen = {}
+    for file in files:
+        participant = read_participant(file, key)
+        if participant.name in seen:
+            raise UserError(f'{file}: is of participant {participant.name}, as is {seen[participant.name].file}; keep one')
+        seen[participant.name] = participant
+    return list(seen.values())
+
+
+def read_participant(file, key):
+    """The answers in one file, checked. Raises UserError."""
+    if not file.is_file():
+        raise UserError(f'{file}: no such file')
+    data = _read_json(file)
+    if not isinstance(data, dict) or not {'format', 'study', 'participant', 'schedule', 'trials'} <= data.keys():
+        raise UserError(f'{file}: is not a file of answers')
+    if data['study'] != key['study'] or data['format'] != key['format']:
+        raise UserError(f'{file}: belongs to another study ({data["study"]}, not {key["study"]})')
+    name, row, trials = data['participant'], data['schedule'], data['trials']
+    if not isinstance(name, str) or not re.fullmatch('[A-Za-z0-9_-]{1,40}', name):
+        raise UserError(f'{file}: names no participant')
+    if type(row) is not int or not 0 <= row < len(key['schedules']):
+        raise UserError(f'{file}: schedule {row!r} is not one of this study')
+    schedule = key['schedules'][row]
+    if not isinstance(trials, list) or len(trials) != len(schedule):
+        raise UserError(f'{file}: holds {len(trials) if isinstance(trials, list) else "no"} trials, '
+                        f'expected {len(schedule)}; was the study finished?')
+    return Participant(name, file, [
+        _read_trial(trial, pair, options, key, f'{file}, trial {number}')
+        for number, (trial, (pair, options)) in enumerate(zip(trials, schedule), 1)])
+
+
+def _read_trial(trial, pair, options, key, where):
+    """(pair's name, {question: methods, best first})"""
+    pair = key['pairs'][pair]
+    shown = [pair['options'][i] for i in options]
+    if not isinstance(trial, dict) or trial.get('options') != shown:
+        raise UserError(f'{where}: is not what its schedule shows; was the file altered?')
+    orders = trial.get('order')
+    if not isinstance(orders, dict) or orders.keys() != QUESTIONS.keys():
+        raise UserError(f'{where}: must answer {", ".join(QUESTIONS)}')
+    for question, order in orders.items():
+        if not isinstance(order, list) or not all(isinstance(file, str) for file in order) or sorted(order) != sorted(shown):
+            raise UserError(f'{where}: {question} must put each of the videos shown in its place')
+    return pair['name'], {question: [key['owners'][file] for file in orders[question]] for question in QUESTIONS}
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{path}: is no readable JSON ({error})') from error
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The answers to one question, checks left out.
+
+    beats:  (participants, pairs, M, M), how often the method of the row was placed before that of the column
+    first:  (participants, pairs, M), how often a method came first
+    shown:  (participants, pairs, M), how often it was shown
+    chosen: (participants, units) number of the method that came first, -1 where a unit was not asked; a unit is a pair,
+            in the pairwise design a pair with two methods
+    """
+    beats: np.ndarray
+    first: np.ndarray
+    shown: np.ndarray
+    chosen: np.ndarray
+
+
+def count(participants, key, question):
+    """Counts of one question over a list of Participant."""
+    methods = {method: i for i, method in enumerate(key['methods'])}
+    pairs = {pair['name']: i for i, pair in enumerate(key['pairs'])}
+    beats = np.zeros((len(participants), len(pairs), len(methods), len(methods)), np.int64)
+    first, shown = (np.zeros(beats.shape[:3], np.int64) for _ in range(2))
+    units = {}
+    for i, participant in enumerate(participants):
+        for pair, orders in participant.trials:
+            if None in orders[question]:
+                continue
+            order = [methods[method] for method in orders[question]]
+            p = pairs[pair]
+            for rank, method in enumerate(order):
+                beats[i, p, method, order[rank + 1:]] += 1
+            first[i, p, order[0]] += 1
+            shown[i, p, order] += 1
+            units.setdefault((p, *sorted(order)), {})[i] = order[0]
+    chosen = np.full((len(participants), len(units)), -1)
+    for unit, answers in enumerate(units.values()):
+        chosen[list(answers), unit] = list(answers.values())
+    return Counts(beats, first, shown, chosen)

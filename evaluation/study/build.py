@@ -1,0 +1,246 @@
+"""The folder of a blind user study, from videos of several methods.
+
+    study/page/study.html       what participants open, from disk or any web host: study.html?participant=7
+    study/page/media/           the videos, silent, without metadata, under names that say nothing
+    study/key.json              which file is of which method; stays with you
+
+Every video of a pair gets the size, rate, length and encoder that all have: neither the file nor how it plays tells
+where it comes from. Names are a hash of pair and method with a secret salt, which is in the key alone.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Mapping
+
+import jinja2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.constant_rate import open_constant_rate
+from datasets.video import VIDEO_SUFFIXES, has_stills
+from datasets.video_writer import VideoWriter
+from evaluation.study.schedule import DESIGNS, all_comparisons, draw_checks, draw_schedules
+from support.errors import UserError
+from support.files import make_folder, written_whole
+from visualizer import save_png
+
+QUESTIONS = {
+    'appearance': 'Which video looks most real: sharp, free of flaws, and the same person as in the picture?',
+    'motion': 'In which video do head, eyes and mouth move most naturally, as the driving video says?',
+    'overall': 'All in all, which video is best?',
+}
+FORMAT = 1             # of key.json and of the answers
+SHORTEST = 0.9         # of the driving video that a generated one must last
+MOSAIC = 12            # side of the broken video of an attention check, in tiles
+HOLD = 4               # frames that it shows a moment for, before it jumps to another: without flicker
+
+
+@dataclass(frozen=True)
+class StudyPair:
+    """One source image and what drives it.
+
+    name:    of the pair; generated videos are named by it
+    source:  clip whose first frame is the source image
+    driving: clip
+    """
+    name: str
+    source: Any
+    driving: Any
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """What a study consists of.
+
+    out:         its folder
+    pairs:       tuple of StudyPair
+    methods:     {name of the method: folder with a video, or folder of frames, for each pair}
+    design:      'ranking': all methods at once; 'pairwise': two at a time
+    comparisons: pairwise: how many each participant makes; None for all there are
+    checks:      number of attention checks
+    seed:        of orders, sides and the choice of checks
+    """
+    out: Path
+    pairs: tuple
+    methods: Mapping[str, Path]
+    design: str = 'ranking'
+    comparisons: int | None = None
+    checks: int = 2
+    seed: int = 0
+
+    def __post_init__(self):
+        num_methods, num_pairs = len(self.methods), len(self.pairs)
+        names = Counter(pair.name for pair in self.pairs)
+        if num_methods < 2:
+            raise UserError(f'a study compares at least 2 methods, this one has {num_methods}')
+        if not num_pairs or max(names.values()) > 1:
+            raise UserError(f'a study needs pairs of different names; given: {", ".join(names) or "none"}')
+        if self.design not in DESIGNS:
+            raise UserError(f'study design {self.design!r} is not known; expected {" or ".join(DESIGNS)}')
+        if not 0 <= self.checks <= num_pairs:
+            raise UserError(f'{self.checks} attention checks: must be at least 0, at most as many as pairs ({num_pairs})')
+        most = len(all_comparisons(num_methods, num_pairs))
+        if self.comparisons is not None and (self.design != 'pairwise' or not 0 < self.comparisons <= most):
+            raise UserError(f'{self.comparisons} comparisons: only for the pairwise design, from 1 to {most} '
+                            f'({num_methods} methods, {num_pairs} pairs)')
+
+
+def build(job):
+    """Write the study of StudyJob.
+
+    returns: path of the page
+    raises:  UserError where the folder holds a study already, whose answers need its key, or where a video is missing,
+             of another shape than the other methods' or too short
+    """
+    out, page = make_folder(job.out), Path(job.out) / 'page'
+    if page.exists() or (out / 'key.json').exists():
+        raise UserError(f'{out}: holds a study already, whose answers can be read with its key only; '
+                        'choose another folder, or remove this one')
+    videos = {method: find_videos(folder, [pair.name for pair in job.pairs], method)
+              for method, folder in job.methods.items()}
+    unfinished = out / f'.page.{os.getpid()}.partial'
+    try:
+        media = make_folder(unfinished / 'media')
+        key = _write_media(job, videos, media)
+        _write_page(key, unfinished / 'study.html')
+        with written_whole(out / 'key.json') as path:
+            path.write_text(json.dumps(key, indent=1), encoding='utf-8')
+        unfinished.rename(page)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return page / 'study.html'
+
+
+def find_videos(folder, names, method):
+    """The clips of a method by the pair's name: NAME.mp4, or 003_NAME.mp4 as `--mode animate` numbers them.
+
+    Raises UserError that names the pairs without a video, or with two.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f'{method}: {folder} is no folder of videos')
+    found = {name: [] for name in names}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and has_stills(path):
+            stem = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+            name = stem if stem in found else re.sub(r'^\d+_', '', stem)
+            if name in found:
+                found[name].append(path)
+    missing = [name for name, paths in found.items() if not paths]
+    if missing:
+        raise UserError(f'{method}: {folder} has no video for {len(missing)} of {len(names)} pairs; expected '
+                        f'{missing[0]}.mp4' + (', ...' if missing[1:] else ''))
+    twice = next((paths for paths in found.values() if len(paths) > 1), None)
+    if twice:
+        raise UserError(f'{method}: {twice[0]} and {twice[1].name} are of one pair; remove one')
+    return {name: open_constant_rate(path) for name, (path,) in found.items()}
+
+
+# ---------------------------------------------------------------------------- media
+
+def _write_media(job, videos, media):
+    """Write what is shown to the folder `media`; returns the key."""
+    methods, salt = list(job.methods), secrets.token_hex(16)
+
+    def hidden(role, pair, method, suffix='mp4'):
+        text = json.dumps([salt, role, pair.name, method])
+        return f'{hashlib.sha256(text.encode()).hexdigest()[:20]}.{suffix}'
+
+    checks = draw_checks(len(job.pairs), job.checks, job.seed)
+    pairs, owners = [], []
+    for number, pair in enumerate(tqdm(job.pairs, desc='study', unit='pair', dynamic_ncols=True)):
+        clips = {method: videos[method][pair.name] for method in methods}
+        size, count = _common(pair, clips)
+        jobs = {hidden('option', pair, method): (clip, method) for method, clip in clips.items()}
+        for name in sorted(jobs):      # in this order, lest the times of the files tell the methods
+            _write(media / name, _at_rate(jobs[name][0], pair.driving.fps, count), pair.driving.fps, size)
+        owner = {method: name for name, (_, method) in jobs.items()}
+        if number in checks:
+            owner[None] = hidden('check', pair, None)
+            model = clips[methods[checks.index(number) % len(methods)]]
+            _write(media / owner[None], _broken(_at_rate(model, pair.driving.fps, count), job.seed),
+                   pair.driving.fps, size)
+        driver, source = hidden('driver', pair, None), hidden('source', pair, None, 'png')
+        _write(media / driver, _at_rate(pair.driving, pair.driving.fps, count), pair.driving.fps, height=size[0])
+        save_png(media / source, _resized(next(iter(pair.source.frames())), height=size[0]))
+        pairs.append({'name': pair.name, 'source': source, 'driver': driver, 'options': sorted(owner.values())})
+        owners.append(owner)
+
+    trials = draw_schedules(len(methods), len(pairs), checks, design=job.design, comparisons=job.comparisons,
+                            seed=job.seed)
+    names = [*methods, None]           # as Trial counts them: the broken video comes last
+    schedules = [[[trial.pair, [pairs[trial.pair]['options'].index(owners[trial.pair][names[option]])
+                                for option in trial.options]] for trial in row] for row in trials]
+    key = {'format': FORMAT, 'design': job.design, 'methods': methods, 'pairs': pairs, 'schedules': schedules,
+           'owners': {name: method for owner in owners for method, name in owner.items()}, 'salt': salt}
+    return {'study': hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12], **key}
+
+
+def _common(pair, clips):
+    """((height, width), number of frames) that all videos of a pair get: the largest size and the shortest time."""
+    shapes = {method: clip.read([0])[0].shape[:2] for method, clip in clips.items()}
+    (first, (height, width)), *others = shapes.items()
+    for method, (h, w) in others:
+        if abs(h * width - w * height) > max(h, w, height, width):      # a pixel of rounding
+            raise UserError(f'{pair.name}: is {width}x{height} by {first} but {w}x{h} by {method}; '
+                            'all must show the result alone, in one shape')
+    lasts = {method: len(clip) / Fraction(clip.fps) for method, clip in clips.items()}
+    driven = len(pair.driving) / Fraction(pair.driving.fps)
+    shortest = min(lasts, key=lasts.get)
+    if lasts[shortest] < driven * Fraction(SHORTEST):
+        raise UserError(f'{pair.name}: lasts {float(lasts[shortest]):.2f} s by {shortest} but {float(driven):.2f} s '
+                        'in the driving video; is it of this pair?')
+    count = int(min(driven, lasts[shortest]) * pair.driving.fps + Fraction(1, 2))
+    return max(shapes.values()), max(count, 1)
+
+
+def _at_rate(clip, fps, count):
+    """The first `count` frames of the clip when it is shown at `fps`: the last that begins before the middle of a tick."""
+    shown = Counter(min(int((tick + Fraction(1, 2)) * Fraction(clip.fps) / Fraction(fps)), len(clip) - 1)
+                    for tick in range(count))
+    for i, frame in enumerate(clip.frames()):
+        yield from repeat(frame, shown[i])
+
+
+def _broken(frames, seed):
+    """A coarse mosaic of the frames, whose moments follow one another at random: last by any of the three questions."""
+    tiles = [_resized(frame, MOSAIC, MOSAIC) for frame in frames]
+    order = random.Random(seed).choices(range(len(tiles)), k=len(tiles))
+    return (np.repeat(np.repeat(tiles[order[i // HOLD * HOLD]], 16, axis=0), 16, axis=1) for i in range(len(tiles)))
+
+
+def _write(path, frames, fps, size=None, height=None):
+    with VideoWriter(path, fps) as writer:
+        for frame in frames:
+            writer.write(_resized(frame, *size) if size else _resized(frame, height))
+
+
+def _resized(frame, height, width=None):
+    """At this height; at the width that goes with it unless it is given."""
+    width = width or max(round(frame.shape[1] * height / frame.shape[0]), 1)
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# ---------------------------------------------------------------------------- the page
+
+def _write_page(key, path):
+    """The page holds what is shown to whom, by file names; nothing that tells a method."""
+    shown = {'format': key['format'], 'study': key['study'], 'design': key['design'], 'questions': QUESTIONS,
+             'pairs': [{name: pair[name] for name in ('source', 'driver', 'options')} for pair in key['pairs']],
+             'schedules': key['schedules']}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    path.write_text(environment.get_template('page.html.j2').render(study=shown), encoding='utf-8')

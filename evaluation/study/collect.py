@@ -1,0 +1,185 @@
+"""The result of a user study, from the files that participants saved: study.json, study.md, study.png beside the key."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from evaluation.study.answers import count, read_key, read_participants
+from evaluation.study.build import QUESTIONS
+from evaluation.study.statistics import (
+    RESAMPLES, bradley_terry, interval, krippendorff_alpha, resample, shares, two_methods, weighted_sum)
+from support.errors import UserError
+from support.files import written_whole
+
+COLOURS = ('#0b6e75', '#e0912f', '#7a8b99', '#a63d57', '#5b7f3a', '#6a5aa8', '#c9b037', '#3f6fb5')
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CollectJob:
+    """Which answers to which study.
+
+    folder:  of the study, with its key; the result goes there
+    answers: files that participants saved, or folders of them
+    seed:    of the bootstrap
+    """
+    folder: Path
+    answers: tuple
+    seed: int = 0
+
+
+def collect(job):
+    """Read, check and count the answers; write study.json, study.md and study.png; returns what study.json holds.
+
+    A participant who fails any attention check is left out and counted. Raises UserError (see read_participants), also
+    where nobody is left.
+    """
+    key = read_key(job.folder)
+    everybody = read_participants(job.answers, key)
+    kept = [participant for participant in everybody if not participant.failed_checks()]
+    excluded = {participant.name: participant.failed_checks() for participant in everybody if participant.failed_checks()}
+    if not kept:
+        raise UserError(f'all {len(everybody)} participants failed an attention check; nothing is left to count')
+    if excluded:
+        log.warning('%d of %d participants failed an attention check and are left out: %s',
+                    len(excluded), len(everybody), ', '.join(excluded))
+    report = {
+        'study': key['study'], 'design': key['design'], 'methods': key['methods'],
+        'pairs': [pair['name'] for pair in key['pairs']], 'participants': [participant.name for participant in kept],
+        'excluded': excluded, 'bootstrap': {'resamples': RESAMPLES, 'seed': job.seed},
+        'questions': {question: evaluate(count(kept, key, question), key, job.seed) for question in QUESTIONS},
+    }
+    folder = Path(job.folder)
+    with written_whole(folder / 'study.json') as path:
+        path.write_text(json.dumps(report, indent=1), encoding='utf-8')
+    with written_whole(folder / 'study.md') as path:
+        path.write_text(as_markdown(report), encoding='utf-8')
+    with written_whole(folder / 'study.png') as path:
+        draw_chart(report).savefig(path, format='png', dpi=200)
+    return report
+
+
+def evaluate(counts, key, seed):
+    """All numbers of one question, from its Counts."""
+    weights = resample(*counts.first.shape[:2], seed)
+    preferred = shares(counts.first.sum((0, 1)), counts.shown.sum((0, 1)))
+    low, high = interval(shares(weighted_sum(counts.first, weights), weighted_sum(counts.shown, weights)))
+    strength = bradley_terry(counts.beats.sum((0, 1)))
+    weakest, strongest = interval(bradley_terry(weighted_sum(counts.beats, weights)))
+    methods = {}
+    for i, method in enumerate(key['methods']):
+        methods[method] = {
+            'first': int(counts.first[..., i].sum()), 'shown': int(counts.shown[..., i].sum()),
+            'share': _finite(preferred[i]), 'interval': [_finite(low[i]), _finite(high[i])],
+            'bradley_terry': float(strength[i]), 'bradley_terry_interval': [float(weakest[i]), float(strongest[i])]}
+        if key['design'] == 'ranking':
+            methods[method]['mean_rank'] = float(1 + counts.beats[..., i].sum() / counts.shown[..., i].sum())
+    return {'methods': methods, 'wins': counts.beats.sum((0, 1)).tolist(),
+            'krippendorff_alpha': krippendorff_alpha(counts.chosen),
+            'binomial': two_methods(counts.beats) if len(methods) == 2 else None}
+
+
+def _finite(value):
+    return float(value) if np.isfinite(value) else None
+
+
+# ---------------------------------------------------------------------------- tables
+
+def as_markdown(report):
+    """The report as text: shares, strengths or the binomial test, agreement, and what each number means."""
+    ranking, two = report['design'] == 'ranking', len(report['methods']) == 2
+    parts = [f'# User study {report["study"]}', _heading(report), '',
+             'Share of first places' if ranking or two else 'Share of its comparisons that a method won',
+             'in %, with 95 % intervals:', '', *_table(report, _share), '']
+    if ranking and not two:
+        parts += ['Mean rank (1 is best):', '', *_table(report, lambda scores: f'{scores["mean_rank"]:.2f}'), '']
+    if two:
+        parts += _binomial(report)
+    else:
+        parts += ['Bradley-Terry strengths (log-odds, mean 0), with 95 % intervals:', '', *_table(report, _strength), '']
+    agreement = ', '.join(f'{question} {_number(scores["krippendorff_alpha"], ".3f")}'
+                          for question, scores in report['questions'].items())
+    parts += [f"Agreement of the participants on the best, Krippendorff's alpha (nominal): {agreement}.", '',
+              f'Intervals: percentiles of {report["bootstrap"]["resamples"]:,} bootstrap samples of participants and of '
+              'pairs, drawn independently. Left out is who did not put the broken video of an attention check last in '
+              'all three questions.', '']
+    return '\n'.join(parts)
+
+
+def _heading(report):
+    excluded = report['excluded']
+    left_out = f'; left out after a failed attention check: {", ".join(excluded)}' if excluded else ''
+    return (f'{_amount(report["participants"], "participant")} ({len(excluded)} left out), '
+            f'{_amount(report["pairs"], "pair")}, {report["design"]} of {len(report["methods"])} methods{left_out}.')
+
+
+def _amount(things, name):
+    return f'{len(things)} {name}{"s" if len(things) != 1 else ""}'
+
+
+def _table(report, cell):
+    questions = report['questions'].values()
+    return [f'| | {" | ".join(report["questions"])} |', '|---' * (len(questions) + 1) + '|',
+            *(f'| {method} | {" | ".join(cell(question["methods"][method]) for question in questions)} |'
+              for method in report['methods'])]
+
+
+def _share(scores):
+    share, low, high = (None if value is None else 100 * value for value in (scores['share'], *scores['interval']))
+    return f'{_number(share, ".1f")} [{_number(low, ".1f")}, {_number(high, ".1f")}]'
+
+
+def _strength(scores):
+    low, high = scores['bradley_terry_interval']
+    return f'{scores["bradley_terry"]:+.2f} [{low:+.2f}, {high:+.2f}]'
+
+
+def _number(value, form):
+    return '–' if value is None else format(value, form)
+
+
+def _binomial(report):
+    first = report['methods'][0]
+    lines = [f'| {first} preferred | answers | p | participants by majority | p |', '|---|---|---|---|---|']
+    for question, scores in report['questions'].items():
+        test = scores['binomial']
+        lines.append(f'| {question} | {test["wins"]} of {test["answers"]} | {test["p"]:.2g} | {test["majorities"]} of '
+                     f'{test["decided"]} | {test["p_participants"]:.2g} |')
+    return ['Exact two-sided binomial tests; only participants are independent of each other:', '', *lines, '']
+
+
+# ---------------------------------------------------------------------------- the chart
+
+def draw_chart(report):
+    """Preference shares as bars with their 95 % intervals, one group per question (Fig. 12): a matplotlib Figure."""
+    methods, questions = report['methods'], report['questions']
+    figure = Figure(figsize=(max(6.4, 1.1 + 0.62 * len(questions) * (len(methods) + 1)), 3.8), layout='constrained')
+    axes = figure.subplots()
+    width, highest = 0.82 / len(methods), 0
+    for i, method in enumerate(methods):
+        scores = [question['methods'][method] for question in questions.values()]
+        share = np.array([score['share'] or 0 for score in scores])
+        low, high = np.array([[share[n] if end is None else end for end in score['interval']]
+                              for n, score in enumerate(scores)]).T
+        at = np.arange(len(questions)) + (i - (len(methods) - 1) / 2) * width
+        axes.bar(at, share, width * 0.9, label=method, color=COLOURS[i % len(COLOURS)],
+                 yerr=np.maximum([share - low, high - share], 0), error_kw=dict(ecolor='#333', elinewidth=1, capsize=2.5))
+        highest = max(highest, *share, *high)
+        for x, value, top in zip(at, share, np.maximum(high, share)):
+            axes.annotate(f'{100 * value:.0f}', (x, top), (0, 2), textcoords='offset points', ha='center', fontsize=8)
+    axes.set_xticks(range(len(questions)), [question.capitalize() for question in questions])
+    axes.tick_params(axis='x', length=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylim(0, 1.1 * highest)
+    axes.set_ylabel('preferred')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_title(f'{_amount(report["participants"], "participant")}, {_amount(report["pairs"], "pair")}; '
+                   'bars: 95 % intervals', fontsize=9, color='#555', loc='right')
+    figure.legend(loc='outside upper center', ncols=min(len(methods), 4), frameon=False)
+    return figure

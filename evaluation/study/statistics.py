@@ -1,0 +1,98 @@
+"""What the answers of a user study say, and how surely."""
+
+import numpy as np
+from scipy.stats import binomtest
+
+RESAMPLES = 10_000
+STEPS = 2_000          # of the Bradley-Terry iteration, at most
+CHUNK = 500            # resamples at once
+
+
+def resample(num_participants, num_pairs, seed, resamples=RESAMPLES):
+    """How often each participant and each pair is drawn, with replacement: (resamples, participants), (resamples, pairs).
+
+    Both are samples of what one would know about: other participants, other pairs. Drawn independently of each other
+    (the "pigeonhole" bootstrap: Owen, Ann. Appl. Stat. 1 (2007) 386, https://doi.org/10.1214/07-AOAS122).
+    """
+    rng = np.random.default_rng(seed)
+    return tuple(rng.multinomial(num, np.full(num, 1 / num), resamples) for num in (num_participants, num_pairs))
+
+
+def weighted_sum(counts, weights):
+    """Counts (participants, pairs, ...) summed over both, in each resample: (resamples, ...)."""
+    people, pairs = weights
+    rest = counts.shape[2:]
+    parts = []
+    for start in range(0, len(people), CHUNK):
+        by_pair = (people[start:start + CHUNK] @ counts.reshape(len(counts), -1)).reshape(-1, counts.shape[1], *rest)
+        parts.append(np.einsum('bp...,bp->b...', by_pair, pairs[start:start + CHUNK]))
+    return np.concatenate(parts)
+
+
+def interval(values):
+    """2.5 and 97.5 % quantiles over resamples (B, ...): two arrays (...); those that are undefined are passed over."""
+    return np.nanpercentile(values, [2.5, 97.5], axis=0)
+
+
+def shares(first, shown):
+    """First places among the times that a method was shown, (..., M) each -> (..., M) in [0, 1]; NaN if it never was."""
+    with np.errstate(invalid='ignore'):
+        return first / np.where(shown == 0, np.nan, shown)
+
+
+def bradley_terry(beats, tolerance=1e-8):
+    """Strengths: log-odds s with P(a before b) = 1 / (1 + exp(s_b - s_a)), of mean 0.
+
+    Each two methods are given half a win in either direction on top, without which one that never loses would have
+    infinite strength. By the iteration of Hunter, MM algorithms for generalized Bradley-Terry models, Ann. Stat. 32
+    (2004) 384, Eq. 3.
+
+    beats:   (..., M, M) wins of the row's method over the column's
+    returns: (..., M)
+    """
+    others = 1 - np.eye(beats.shape[-1])
+    wins = beats * others + others / 2
+    met = wins + np.swapaxes(wins, -1, -2)
+    strength = np.ones(wins.shape[:-1])
+    for _ in range(STEPS):
+        last = strength
+        strength = wins.sum(-1) / (met / (last[..., :, None] + last[..., None, :])).sum(-1)
+        strength /= np.exp(np.log(strength).mean(-1, keepdims=True))
+        if np.abs(np.log(strength / last)).max() < tolerance:
+            break
+    return np.log(strength)
+
+
+def krippendorff_alpha(values):
+    """Agreement beyond chance of raters on names: 1 all agree, 0 as by chance, below 0 less than that.
+
+    values:  (raters, units) integers, -1 where a rater did not judge a unit
+    returns: float, None where no two judged the same unit, or all said the same everywhere
+    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C, nominal data.
+    """
+    categories = np.unique(values[values >= 0])
+    counts = np.stack([(values == category).sum(axis=0) for category in categories], axis=1)     # (units, categories)
+    counts = counts[counts.sum(axis=1) > 1]
+    totals, raters = counts.sum(axis=0), counts.sum(axis=1, keepdims=True)
+    total = totals.sum()
+    expected = total ** 2 - (totals ** 2).sum()
+    if not expected:
+        return None
+    observed = (counts * (raters - counts) / (raters - 1)).sum()
+    return float(1 - (total - 1) * observed / expected)
+
+
+def two_methods(beats):
+    """Whether the first of two methods is preferred by more than chance.
+
+    beats:   (participants, pairs, 2, 2)
+    returns: {'wins', 'answers', 'p': of an exact two-sided binomial test over all answers, as papers report it,
+             'majorities', 'decided', 'p_participants': the same over participants, each with the method that they
+             preferred more often, those without one left out; answers of one person are not independent, people are}
+    """
+    wins, losses = beats[:, :, 0, 1].sum(axis=1), beats[:, :, 1, 0].sum(axis=1)
+    answers, decided = int((wins + losses).sum()), int((wins != losses).sum())
+    majorities = int((wins > losses).sum())
+    return {'wins': int(wins.sum()), 'answers': answers, 'p': binomtest(int(wins.sum()), answers).pvalue,
+            'majorities': majorities, 'decided': decided,
+            'p_participants': binomtest(majorities, decided).pvalue if decided else 1.0}

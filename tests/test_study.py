@@ -1,0 +1,448 @@
+"""The user study: balanced, blind, counted right, and clicked through in a browser where there is one."""
+
+import json
+import random
+import shutil
+from collections import Counter
+from fractions import Fraction
+from itertools import permutations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
+from evaluation.study.answers import read_key, read_participants
+from evaluation.study.build import QUESTIONS, StudyJob, StudyPair, build
+from evaluation.study.collect import CollectJob, collect
+from evaluation.study.schedule import PARTICIPANTS, all_comparisons, draw_schedules, williams_square
+from evaluation.study.statistics import bradley_terry, interval, krippendorff_alpha, resample, two_methods, weighted_sum
+from support.errors import UserError
+
+METHODS = ('Zebrafish', 'Quagga-Net', 'okapi')
+PAIRS = ('anna--bert', 'carl--dora', 'emil--fritz')
+
+
+def write_video(path, shade, size=32, frames=10, fps=25):
+    """A bright square that moves over a plain background."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, fps) as writer:
+        for i in range(frames):
+            frame = np.full((size, size, 3), shade, np.uint8)
+            frame[size // 4:size // 2, i * size // frames:][:, :size // 4] = 255
+            writer.write(frame)
+
+
+def make_job(folder, methods=METHODS, pairs=PAIRS, out='study', **how):
+    """A job whose videos are made first, in `folder`."""
+    drivers = {pair: folder / 'drivers' / f'{pair}.mp4' for pair in pairs}
+    for p, pair in enumerate(pairs):
+        write_video(drivers[pair], 20)
+        for m, method in enumerate(methods):      # one of them larger, one of another rate, numbered as animate does
+            name = f'{p:03d}_{pair}.mp4' if m == 1 else f'{pair}.mp4'
+            write_video(folder / method / name, 40 + 60 * m, 64 if m == 0 else 32, *((12, 30) if m == 1 else (10, 25)))
+    return StudyJob(folder / out, tuple(StudyPair(pair, open_clip(path), open_clip(path)) for pair, path in drivers.items()),
+                    {method: folder / method for method in methods}, **how)
+
+
+@pytest.fixture(scope='module')
+def ranking(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ranking')
+    build(make_job(folder))
+    return folder / 'study'
+
+
+@pytest.fixture(scope='module')
+def choice(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('choice')
+    build(make_job(folder, METHODS[:2], checks=1, design='pairwise'))
+    return folder / 'study'
+
+
+def answer(study, participant, prefer, careless=False):
+    """What the page saves for a participant: `prefer(question, pair, method)` is largest for the best."""
+    key = read_key(study)
+    row, trials = participant % len(key['schedules']), []
+    for pair, options in key['schedules'][row]:
+        pair = key['pairs'][pair]
+        shown = [pair['options'][i] for i in options]
+
+        def value(question, file):
+            method = key['owners'][file]
+            return (float('inf') if careless else float('-inf')) if method is None else prefer(question, pair['name'], method)
+
+        trials.append({'options': shown, 'seconds': 1.0, 'order': {
+            question: sorted(shown, key=lambda file: -value(question, file)) for question in QUESTIONS}})
+    return {'format': key['format'], 'study': key['study'], 'participant': str(participant), 'schedule': row,
+            'started': '', 'finished': '', 'trials': trials}
+
+
+def save(folder, *answers):
+    folder.mkdir(exist_ok=True)
+    for data in answers:
+        (folder / f'answers-{data["participant"]}.json').write_text(json.dumps(data))
+    return folder
+
+
+# ---------------------------------------------------------------------------- balance
+
+@pytest.mark.parametrize('num', [2, 3, 4, 5])
+def test_williams_square_balances_positions_and_neighbours(num):
+    square = williams_square(num)
+    for position in range(num):
+        assert set(Counter(row[position] for row in square).values()) == {len(square) // num}
+    neighbours = Counter((row[i], row[i + 1]) for row in square for i in range(num - 1))
+    assert set(neighbours) == set(permutations(range(num), 2)) and len(set(neighbours.values())) == 1
+
+
+@pytest.mark.parametrize('num_methods', [2, 3, 5])
+def test_rankings_are_balanced_over_participants_for_each_pair_and_position(num_methods):
+    schedules = draw_schedules(num_methods, 10, [3, 7], design='ranking')
+    assert len(schedules) == PARTICIPANTS
+    placed = Counter((pair, position, method) for row in schedules for pair, options in row if num_methods not in options
+                     for position, method in enumerate(options))
+    assert len(placed) == 10 * num_methods ** 2 and set(placed.values()) == {PARTICIPANTS // num_methods}
+    for row in schedules:      # and within each participant
+        within = Counter((options[0]) for _, options in row if num_methods not in options)
+        assert sum(within.values()) == 10 and max(within.values()) - min(within.values()) <= 2
+    assert len({tuple(pair for pair, _ in row) for row in schedules}) > PARTICIPANTS * 0.9      # orders differ
+
+
+@pytest.mark.parametrize('num_methods, comparisons', [(2, None), (4, None), (4, 10), (3, 7)])
+def test_comparisons_are_shown_equally_often_and_change_sides(num_methods, comparisons):
+    schedules = draw_schedules(num_methods, 10, [], design='pairwise', comparisons=comparisons)
+    shown = Counter((pair, *options) for row in schedules for pair, options in row)
+    for pair, one, other in all_comparisons(num_methods, 10):
+        assert abs(shown[pair, one, other] - shown[pair, other, one]) <= 1
+    both = Counter((pair, *sorted(options)) for row in schedules for pair, options in row)
+    assert max(both.values()) - min(both.values()) <= 1 and len(both) == 10 * num_methods * (num_methods - 1) // 2
+    for row in schedules:
+        assert len(row) == (comparisons or len(both)) and len({(pair, frozenset(options)) for pair, options in row}) == len(row)
+        if comparisons == 10:      # as many as there are pairs: each is there once
+            assert len({pair for pair, _ in row}) == 10
+
+
+@pytest.mark.parametrize('design', ['ranking', 'pairwise'])
+def test_checks_are_neither_first_nor_beside_their_pair_and_move(design):
+    schedules = draw_schedules(3, 6, [1, 4], design=design)
+    positions = Counter()
+    for row in schedules:
+        checks = [i for i, (_, options) in enumerate(row) if 3 in options]
+        assert len(checks) == 2 and 0 not in checks and sorted(row[i].pair for i in checks) == [1, 4]
+        positions.update(row[i].options.index(3) for i in checks)
+    assert max(positions.values()) - min(positions.values()) <= 2
+
+
+# ---------------------------------------------------------------------------- the folder
+
+def test_nothing_published_tells_a_method(ranking):
+    page = ranking / 'page'
+    files = [path for path in page.rglob('*') if path.is_file()]
+    assert len(files) == 1 + 3 * (3 + 2) + 2
+    names = [method.lower().encode() for method in METHODS]
+    for path in files:
+        content = str(path.relative_to(page)).lower().encode() + path.read_bytes().lower()
+        assert not any(name in content for name in names), path
+    key = read_key(ranking)
+    assert key['salt'] not in (page / 'study.html').read_text()
+    # The place in a pair's list of files says nothing either: over many pairs each method is at each.
+    assert set(map(str, key['owners'].values())) == {*METHODS, 'None'}
+
+
+def test_all_videos_of_a_pair_have_one_size_rate_and_length(ranking):
+    for pair in read_key(ranking)['pairs']:
+        clips = [open_clip(ranking / 'page' / 'media' / name) for name in (*pair['options'], pair['driver'])]
+        assert {clip.read([0])[0].shape for clip in clips} == {(64, 64, 3)}
+        assert {clip.fps for clip in clips} == {Fraction(25)} and {len(clip) for clip in clips} == {10}
+        assert Image.open(ranking / 'page' / 'media' / pair['source']).size == (64, 64)
+
+
+def test_files_show_the_method_that_the_key_says(ranking):
+    shades = dict(zip(METHODS, (40, 100, 160)))
+    for name, method in read_key(ranking)['owners'].items():
+        if method is not None:
+            corner = open_clip(ranking / 'page' / 'media' / name).read([5])[0][-8:, -8:].mean()
+            assert abs(corner - shades[method]) < 4
+
+
+def test_a_check_is_a_mosaic_out_of_order(ranking):
+    key = read_key(ranking)
+    broken = [name for name, method in key['owners'].items() if method is None]
+    assert len(broken) == 2
+    for name in broken:
+        frames = np.stack(open_clip(ranking / 'page' / 'media' / name).read(range(10))).astype(float)
+        assert np.abs(frames[1:4] - frames[0]).mean() < 4      # a moment is held
+
+
+def test_a_second_study_in_the_folder_is_refused_and_failure_leaves_nothing(ranking, tmp_path):
+    before = (ranking / 'key.json').read_bytes()
+    with pytest.raises(UserError, match='holds a study already'):
+        build(make_job(ranking.parent))
+    assert (ranking / 'key.json').read_bytes() == before
+    job = make_job(tmp_path)
+    (tmp_path / METHODS[2] / f'{PAIRS[1]}.mp4').unlink()
+    with pytest.raises(UserError, match=f'{METHODS[2]}.*1 of 3 pairs; expected {PAIRS[1]}.mp4$'):
+        build(job)
+    write_video(tmp_path / METHODS[2] / f'{PAIRS[1]}.mp4', 160, frames=4)
+    with pytest.raises(UserError, match=f'{PAIRS[1]}: lasts 0.16 s by {METHODS[2]} but 0.40 s'):
+        build(job)
+    assert not list((tmp_path / 'study').iterdir())
+
+
+@pytest.mark.parametrize('how, message', [
+    (dict(checks=4), '4 attention checks'), (dict(design='vote'), "'vote'.*ranking or pairwise"),
+    (dict(comparisons=3), 'only for the pairwise'), (dict(design='pairwise', comparisons=10), 'from 1 to 9'),
+    (dict(methods=METHODS[:1]), 'at least 2 methods'), (dict(pairs=()), 'a study needs pairs')])
+def test_impossible_settings_are_refused(tmp_path, how, message):
+    with pytest.raises(UserError, match=message):
+        make_job(tmp_path, **how)
+
+
+# ---------------------------------------------------------------------------- counting
+
+def test_counts_of_known_rankings(ranking, tmp_path):
+    """Okapi is best of all in appearance; in motion on one pair of three only; who is careless is left out."""
+    def prefer(question, pair, method):
+        if question == 'motion':
+            return METHODS.index(method) * (1 if pair == PAIRS[0] else -1)
+        return METHODS.index(method)
+
+    people = [answer(ranking, n, prefer) for n in range(7)]
+    people += [answer(ranking, n, lambda *_: random.random(), careless=True) for n in (7, 8)]
+    study = shutil.copytree(ranking, tmp_path / 'study')
+    report = collect(CollectJob(study, (save(tmp_path / 'answers', *people),)))
+    assert sorted(report['participants']) == list('0123456') and report['excluded'] == {'7': 2, '8': 2}
+    zebrafish, quagga, okapi = (report['questions']['appearance']['methods'][method] for method in METHODS)
+    assert (okapi['share'], okapi['interval'], okapi['first'], okapi['shown']) == (1, [1, 1], 21, 21)
+    assert (zebrafish['share'], quagga['share']) == (0, 0)
+    assert (zebrafish['mean_rank'], quagga['mean_rank'], okapi['mean_rank']) == (3, 2, 1)
+    assert okapi['bradley_terry'] > quagga['bradley_terry'] > zebrafish['bradley_terry']
+    motion = report['questions']['motion']
+    assert [motion['methods'][method]['first'] for method in METHODS] == [14, 0, 7]
+    assert motion['methods']['okapi']['share'] == pytest.approx(1 / 3)
+    assert motion['wins'] == [[0, 14, 14], [7, 0, 14], [7, 7, 0]]
+    assert motion['krippendorff_alpha'] == 1 and report['questions']['appearance']['krippendorff_alpha'] is None
+    text = (study / 'study.md').read_text()
+    assert '7 participants (2 left out), 3 pairs' in text and '| okapi | 100.0 [100.0, 100.0] | 33.3 [0.0, 100.0] |' in text
+    assert json.loads((study / 'study.json').read_text()) == report
+    assert Image.open(study / 'study.png').width > 1000
+
+
+def test_counts_of_known_choices(choice, tmp_path):
+    people = [answer(choice, n, lambda question, pair, method: (method == METHODS[0]) == (n < 5)) for n in range(6)]
+    study = shutil.copytree(choice, tmp_path / 'study')
+    report = collect(CollectJob(study, (save(tmp_path / 'answers', *people),)))
+    overall = report['questions']['overall']
+    assert overall['methods'][METHODS[0]]['share'] == pytest.approx(5 / 6)
+    test = overall['binomial']
+    assert (test['wins'], test['answers'], test['majorities'], test['decided']) == (15, 18, 5, 6)
+    assert test['p_participants'] == pytest.approx(2 * 7 / 64)      # (C(6,0) + C(6,1)) / 2^6, both sides
+    assert '| appearance | 15 of 18 |' in (study / 'study.md').read_text()
+
+
+def test_everybody_careless_is_an_error(ranking, tmp_path):
+    answers = save(tmp_path / 'answers', answer(ranking, 1, lambda *_: 0, careless=True))
+    with pytest.raises(UserError, match='all 1 participants failed'):
+        collect(CollectJob(ranking, (answers,)))
+    assert not (ranking / 'study.json').exists()
+
+
+def _without_a_trial(data):
+    data['trials'].pop()
+
+
+def _half_an_order(data):
+    data['trials'][1]['order']['motion'].pop()
+
+
+def _one_video_twice(data):
+    order = data['trials'][1]['order']['motion']
+    order[0] = order[1]
+
+
+def _question_left_out(data):
+    del data['trials'][0]['order']['overall']
+
+
+def _sides_swapped(data):
+    data['trials'][0]['options'].reverse()
+
+
+@pytest.mark.parametrize('change, message', [
+    (_without_a_trial, 'holds 4 trials, expected 5'), (_half_an_order, 'trial 2: motion must put each'),
+    (_one_video_twice, 'trial 2: motion must put each'), (_question_left_out, 'trial 1: must answer appearance, motion'),
+    (_sides_swapped, 'trial 1: is not what its schedule shows'),
+    (lambda data: data.update(study='0' * 12), 'belongs to another study'),
+    (lambda data: data.update(schedule=120), 'schedule 120 is not one'),
+    (lambda data: data.update(schedule=True), 'schedule True is not one'),
+    (lambda data: data.update(trials={}), 'holds no trials'), (lambda data: data.update(participant='../x'), 'no participant'),
+    (lambda data: data.pop('trials'), 'is not a file of answers')])
+def test_altered_answers_are_refused_by_name(ranking, tmp_path, change, message):
+    data = answer(ranking, 3, lambda question, pair, method: METHODS.index(method))
+    change(data)
+    file = tmp_path / 'answers.json'
+    file.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=message) as error:
+        read_participants([file], read_key(ranking))
+    assert str(file) in str(error.value)
+
+
+def test_twice_the_same_participant_nothing_and_no_json_are_refused(ranking, tmp_path):
+    key, data = read_key(ranking), answer(ranking, 3, lambda question, pair, method: METHODS.index(method))
+    one, other = tmp_path / 'a.json', tmp_path / 'b.json'
+    one.write_text(json.dumps(data)), other.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r'b\.json: is of participant 3, as is .*a\.json; keep one'):
+        read_participants([tmp_path], key)
+    one.write_text('{"format": 1,')
+    with pytest.raises(UserError, match='is no readable JSON'):
+        read_participants([one], key)
+    with pytest.raises(UserError, match='no such file'):
+        read_participants([tmp_path / 'c.json'], key)
+    with pytest.raises(UserError, match='no files of answers'):
+        read_participants([tmp_path / 'study'], key) if (tmp_path / 'study').mkdir() is None else None
+    with pytest.raises(UserError, match='--out must be the folder'):
+        read_key(tmp_path)
+
+
+# ---------------------------------------------------------------------------- statistics
+
+def test_krippendorff_alpha_of_the_published_example():
+    """Four observers, twelve units, gaps: alpha is 0.743 (Krippendorff 2011, section C)."""
+    observers = ['123321412...', '1233224125.3', '.3332342251.', '1233244125' '1.']
+    values = np.array([[-1 if name == '.' else int(name) for name in observer] for observer in observers])
+    assert krippendorff_alpha(values) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(np.array([[0, 1, 2], [0, 1, 2]])) == 1
+    assert krippendorff_alpha(np.array([[0, 1, 2], [-1, -1, -1]])) is None
+
+
+def test_bradley_terry_finds_the_strengths_that_made_the_wins():
+    strength = np.array([0.9, -0.2, -0.7])
+    wins = 1e7 / (1 + np.exp(strength[None] - strength[:, None]))
+    assert bradley_terry(wins) == pytest.approx(strength, abs=1e-5)
+    assert np.diff(bradley_terry(np.array([[0, 30], [10, 0]])))[0] == pytest.approx(np.log(10.5 / 30.5))
+    assert np.isfinite(bradley_terry(np.array([[0, 9, 9], [0, 0, 9], [0, 0, 0]]))).all()      # one never loses
+
+
+@pytest.mark.parametrize('differ', ['participants', 'pairs'])
+def test_intervals_know_of_both_participants_and_pairs(differ):
+    """Where half of 20 people (or of 20 pairs) say one thing and half the other, the error is that of 20, not of 400."""
+    firsts = np.zeros((20, 20, 2))
+    firsts[:10, :, 0] = firsts[10:, :, 1] = 1
+    if differ == 'pairs':
+        firsts = firsts.transpose(1, 0, 2)
+    sums = weighted_sum(firsts, resample(20, 20, seed=0))
+    low, high = interval(sums / 400)
+    assert low == pytest.approx(0.5 - 1.96 * np.sqrt(0.25 / 20), abs=0.04)
+    assert high == pytest.approx(0.5 + 1.96 * np.sqrt(0.25 / 20), abs=0.04)
+    weights = resample(3, 4, seed=0, resamples=2)
+    counts = np.arange(24).reshape(3, 4, 2)
+    assert (weighted_sum(counts, weights)[1] == np.einsum('i,p,ipm->m', weights[0][1], weights[1][1], counts)).all()
+
+
+def test_two_methods_that_nobody_prefers():
+    beats = np.zeros((2, 2, 2, 2), int)
+    beats[0, 0, 0, 1] = beats[0, 1, 1, 0] = beats[1, 0, 0, 1] = beats[1, 1, 1, 0] = 1
+    assert two_methods(beats) == {'wins': 2, 'answers': 4, 'p': 1, 'majorities': 0, 'decided': 0, 'p_participants': 1}
+
+
+# ---------------------------------------------------------------------------- in a browser
+
+@pytest.fixture(scope='module')
+def browser():
+    """Headless Chromium: the system's, or Playwright's."""
+    playwright = pytest.importorskip('playwright.sync_api')
+    path = shutil.which('chromium') or shutil.which('google-chrome')
+    with playwright.sync_playwright() as started:
+        try:
+            browser = started.chromium.launch(executable_path=path, args=['--no-sandbox'])
+        except playwright.Error as error:
+            pytest.skip(f'no Chromium: {str(error).splitlines()[0]}')
+        yield browser
+        browser.close()
+
+
+def open_study(browser, study, participant):
+    page = browser.new_page(viewport={'width': 1400, 'height': 900})
+    page.set_default_timeout(5000)
+    page.troubles = []
+    page.on('pageerror', lambda error: page.troubles.append(str(error)))
+    page.on('request', lambda request: page.troubles.append(request.url) if request.url.startswith('http') else None)
+    page.goto(f'{(study / "page" / "study.html").as_uri()}?participant={participant}')
+    return page
+
+
+def finish(page, folder):
+    """Save the answers on the last page; returns them."""
+    with page.expect_download() as download:
+        page.click('#save')
+    folder.mkdir(exist_ok=True)
+    download.value.save_as(folder / download.value.suggested_filename)
+    assert not page.troubles      # no error, nothing fetched from the network
+    page.close()
+    return folder / download.value.suggested_filename
+
+
+def shown(page):
+    return [source.rpartition('/')[2] for source in
+            page.eval_on_selector_all('#options video', 'videos => videos.map(video => video.src)')]
+
+
+def test_a_whole_ranking_study_by_mouse(browser, ranking, tmp_path):
+    """Okapi, Quagga-Net, Zebrafish in this order throughout; taken back once, gone back once, closed in between."""
+    owners = read_key(ranking)['owners']
+    best_first = [*reversed(METHODS), None]
+    page = open_study(browser, ranking, 5)
+    page.click('#start')
+    for trial in range(5):
+        assert page.inner_text('#title') == f'{trial + 1} of 5' and page.is_disabled('#next')
+        files = shown(page)
+        order = sorted(range(3), key=lambda i: best_first.index(owners[files[i]]))
+        for question in range(3):
+            buttons = page.locator('fieldset').nth(question).locator('button')
+            if trial == 0:      # the wrong one first, and back
+                buttons.nth(order[2]).click()
+                buttons.nth(order[2]).click()
+            buttons.nth(order[0]).click()
+            buttons.nth(order[1]).click()
+            assert buttons.nth(order[2]).get_attribute('aria-label').endswith(', 3rd')
+        if trial == 1:
+            page.click('#back')
+            assert page.inner_text('#title') == '1 of 5' and page.is_enabled('#next')
+            page.click('#next')
+            page.reload()
+            assert page.inner_text('#title') == '2 of 5' and page.is_enabled('#next')
+        if page.evaluate("document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000a\"')"):
+            page.wait_for_function("[...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
+            assert page.is_hidden('#trouble')
+        page.click('#next')
+    study = shutil.copytree(ranking, tmp_path / 'study')
+    report = collect(CollectJob(study, (finish(page, tmp_path / 'answers'),)))
+    assert report['participants'] == ['5'] and not report['excluded']
+    for question in report['questions'].values():
+        assert [question['methods'][method]['mean_rank'] for method in METHODS] == [3, 2, 1]
+
+
+def test_a_whole_study_of_two_methods_by_keyboard(browser, choice, tmp_path):
+    """A to every question: the page shows whom its schedule says, and what is saved is what was pressed."""
+    page = open_study(browser, choice, 'anna')
+    page.keyboard.press('Tab')
+    page.keyboard.press('Enter')
+    left = []
+    while page.is_visible('#trial'):
+        left.append(shown(page)[0])
+        page.keyboard.type('aab')
+        assert page.locator('fieldset').nth(2).locator('button').nth(1).get_attribute('aria-pressed') == 'true'
+        page.keyboard.press('Enter')
+    file = finish(page, tmp_path / 'answers')
+    trials = json.loads(file.read_text())['trials']
+    assert [trial['order']['motion'][0] for trial in trials] == [trial['order']['overall'][1] for trial in trials] == left
+    participant, = read_participants([file], read_key(choice))
+    assert participant.name == 'anna' and participant.failed_checks() == 1      # one of its two sides is the broken one
+
+
+def test_a_link_without_participant_makes_one(browser, choice):
+    page = open_study(browser, choice, '')
+    made = page.inner_text('.who')
+    assert made.isdigit() and f'participant={made}' in page.url
+    page.close()
