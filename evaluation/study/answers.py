@@ -113,13 +113,13 @@ class Counts:
     beats:  (participants, pairs, M, M), how often the method of the row was placed before that of the column
     first:  (participants, pairs, M), how often a method came first
     shown:  (participants, pairs, M), how often it was shown
-    chosen: (participants, units) number of the method that came first, -1 where a unit was not asked; a unit is a pair,
-            in the pairwise design a pair with two methods
+    ranks:  (participants, units), from 1 for the best, NaN where a unit was not asked; a unit is a method on a pair, in
+            the pairwise design against one other method
     """
     beats: np.ndarray
     first: np.ndarray
     shown: np.ndarray
-    chosen: np.ndarray
+    ranks: np.ndarray
 
 
 def count(participants, key, question):
@@ -135,12 +135,12 @@ def count(participants, key, question):
                 continue
             order = [methods[method] for method in orders[question]]
             p = pairs[pair]
-            for rank, method in enumerate(order):
-                beats[i, p, method, order[rank + 1:]] += 1
             first[i, p, order[0]] += 1
             shown[i, p, order] += 1
-            units.setdefault((p, *sorted(order)), {})[i] = order[0]
-    chosen = np.full((len(participants), len(units)), -1)
+            for rank, method in enumerate(order, 1):
+                beats[i, p, method, order[rank:]] += 1
+                units.setdefault((p, *sorted(order), method), {})[i] = rank
+    ranks = np.full((len(participants), len(units)), np.nan)
     for unit, answers in enumerate(units.values()):
-        chosen[list(answers), unit] = list(answers.values())
-    return Counts(beats, first, shown, chosen)
+        ranks[list(answers), unit] = list(answers.values())
+    return Counts(beats, first, shown, ranks)

@@ -37,7 +37,7 @@ from visualizer import save_png
 
 QUESTIONS = {
     'appearance': 'Which video looks most real: sharp, free of flaws, and the same person as in the picture?',
-    'motion': 'In which video do head, eyes and mouth move most naturally, as the driving video says?',
+    'motion': 'In which video do head, eyes and mouth move most naturally, and as in the driving video?',
     'overall': 'All in all, which video is best?',
 }
 FORMAT = 1             # of key.json and of the answers

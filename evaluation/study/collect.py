@@ -81,7 +81,7 @@ def evaluate(counts, key, seed):
         if key['design'] == 'ranking':
             methods[method]['mean_rank'] = float(1 + counts.beats[..., i].sum() / counts.shown[..., i].sum())
     return {'methods': methods, 'wins': counts.beats.sum((0, 1)).tolist(),
-            'krippendorff_alpha': krippendorff_alpha(counts.chosen),
+            'krippendorff_alpha': krippendorff_alpha(counts.ranks),
             'binomial': two_methods(counts.beats) if len(methods) == 2 else None}
 
 
@@ -105,7 +105,7 @@ def as_markdown(report):
         parts += ['Bradley-Terry strengths (log-odds, mean 0), with 95 % intervals:', '', *_table(report, _strength), '']
     agreement = ', '.join(f'{question} {_number(scores["krippendorff_alpha"], ".3f")}'
                           for question, scores in report['questions'].items())
-    parts += [f"Agreement of the participants on the best, Krippendorff's alpha (nominal): {agreement}.", '',
+    parts += [f"Agreement of the participants, Krippendorff's alpha of ranks (1 all agree, 0 chance): {agreement}.", '',
               f'Intervals: percentiles of {report["bootstrap"]["resamples"]:,} bootstrap samples of participants and of '
               'pairs, drawn independently. Left out is who did not put the broken video of an attention check last in '
               'all three questions.', '']
@@ -180,6 +180,6 @@ def draw_chart(report):
     axes.set_ylabel('preferred')
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_title(f'{_amount(report["participants"], "participant")}, {_amount(report["pairs"], "pair")}; '
-                   'bars: 95 % intervals', fontsize=9, color='#555', loc='right')
+                   'error bars: 95 % intervals', fontsize=9, color='#555', loc='right')
     figure.legend(loc='outside upper center', ncols=min(len(methods), 4), frameon=False)
     return figure

@@ -64,22 +64,20 @@ def bradley_terry(beats, tolerance=1e-8):
 
 
 def krippendorff_alpha(values):
-    """Agreement beyond chance of raters on names: 1 all agree, 0 as by chance, below 0 less than that.
+    """Agreement beyond chance of raters on numbers: 1 all agree, 0 as by chance, below 0 less than that.
 
-    values:  (raters, units) integers, -1 where a rater did not judge a unit
-    returns: float, None where no two judged the same unit, or all said the same everywhere
-    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C, nominal data.
+    values:  (raters, units), NaN where a rater did not judge a unit
+    returns: float, None where no two judged the same unit, or there is one value only
+    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E with the difference of interval data.
     """
-    categories = np.unique(values[values >= 0])
-    counts = np.stack([(values == category).sum(axis=0) for category in categories], axis=1)     # (units, categories)
-    counts = counts[counts.sum(axis=1) > 1]
-    totals, raters = counts.sum(axis=0), counts.sum(axis=1, keepdims=True)
-    total = totals.sum()
-    expected = total ** 2 - (totals ** 2).sum()
-    if not expected:
+    units = [unit[np.isfinite(unit)] for unit in values.T]
+    units = [unit for unit in units if len(unit) > 1]
+    every = np.concatenate(units) if units else np.zeros(0)
+    if not units or not every.var():
         return None
-    observed = (counts * (raters - counts) / (raters - 1)).sum()
-    return float(1 - (total - 1) * observed / expected)
+    # The mean squared difference of two of n values is twice their variance, taken with n - 1.
+    within = sum(len(unit) * unit.var(ddof=1) for unit in units) / len(every)
+    return float(1 - within / every.var(ddof=1))
 
 
 def two_methods(beats):
