@@ -41,8 +41,8 @@ def make_job(folder, methods=METHODS, pairs=PAIRS, out='study', **how):
         for m, method in enumerate(methods):      # one of them larger, one of another rate, numbered as animate does
             name = f'{p:03d}_{pair}.mp4' if m == 1 else f'{pair}.mp4'
             write_video(folder / method / name, 40 + 60 * m, 64 if m == 0 else 32, *((12, 30) if m == 1 else (10, 25)))
-    return StudyJob(folder / out, tuple(StudyPair(pair, open_clip(path), open_clip(path)) for pair, path in drivers.items()),
-                    {method: folder / method for method in methods}, **how)
+    pairs = tuple(StudyPair(pair, open_clip(path), open_clip(path)) for pair, path in drivers.items())
+    return StudyJob(folder / out, pairs, {method: folder / method for method in methods}, **how)
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,9 @@ def answer(study, participant, prefer, careless=False):
 
         def value(question, file):
             method = key['owners'][file]
-            return (float('inf') if careless else float('-inf')) if method is None else prefer(question, pair['name'], method)
+            if method is None:
+                return float('inf') if careless else float('-inf')
+            return prefer(question, pair['name'], method)
 
         trials.append({'options': shown, 'seconds': 1.0, 'order': {
             question: sorted(shown, key=lambda file: -value(question, file)) for question in QUESTIONS}})
@@ -99,8 +101,8 @@ def test_williams_square_balances_positions_and_neighbours(num):
 def test_rankings_are_balanced_over_participants_for_each_pair_and_position(num_methods):
     schedules = draw_schedules(num_methods, 10, [3, 7], design='ranking')
     assert len(schedules) == PARTICIPANTS
-    placed = Counter((pair, position, method) for row in schedules for pair, options in row if num_methods not in options
-                     for position, method in enumerate(options))
+    placed = Counter((pair, position, method) for row in schedules for pair, options in row
+                     if num_methods not in options for position, method in enumerate(options))
     assert len(placed) == 10 * num_methods ** 2 and set(placed.values()) == {PARTICIPANTS // num_methods}
     for row in schedules:      # and within each participant
         first = [options[0] for _, options in row if num_methods not in options]
@@ -118,7 +120,7 @@ def test_comparisons_are_shown_equally_often_and_change_sides(num_methods, compa
     both = Counter((pair, *sorted(options)) for row in schedules for pair, options in row)
     assert max(both.values()) - min(both.values()) <= 1 and len(both) == 10 * num_methods * (num_methods - 1) // 2
     for row in schedules:
-        assert len(row) == (comparisons or len(both)) and len({(pair, frozenset(options)) for pair, options in row}) == len(row)
+        assert len(row) == len({(pair, frozenset(options)) for pair, options in row}) == (comparisons or len(both))
         if comparisons == 10:      # as many as there are pairs: each is there once
             assert len({pair for pair, _ in row}) == 10
 
@@ -224,7 +226,8 @@ def test_counts_of_known_rankings(ranking, tmp_path):
     assert motion['wins'] == [[0, 14, 14], [7, 0, 14], [7, 7, 0]]
     assert motion['krippendorff_alpha'] == 1
     text = (study / 'study.md').read_text()
-    assert '7 participants (2 left out), 3 pairs' in text and '| okapi | 100.0 [100.0, 100.0] | 33.3 [0.0, 100.0] |' in text
+    assert '7 participants (2 left out), 3 pairs' in text
+    assert '| okapi | 100.0 [100.0, 100.0] | 33.3 [0.0, 100.0] |' in text
     assert json.loads((study / 'study.json').read_text()) == report
     assert Image.open(study / 'study.png').width > 1000
 
@@ -273,12 +276,13 @@ def _sides_swapped(data):
 
 @pytest.mark.parametrize('change, message', [
     (_without_a_trial, 'holds 4 trials, expected 5'), (_half_an_order, 'trial 2: motion must put each'),
-    (_one_video_twice, 'trial 2: motion must put each'), (_question_left_out, 'trial 1: must answer appearance, motion'),
+    (_one_video_twice, 'trial 2: motion must put each'), (_question_left_out, 'trial 1: must answer appearance'),
     (_sides_swapped, 'trial 1: is not what its schedule shows'),
     (lambda data: data.update(study='0' * 12), 'belongs to another study'),
     (lambda data: data.update(schedule=120), 'schedule 120 is not one'),
     (lambda data: data.update(schedule=True), 'schedule True is not one'),
-    (lambda data: data.update(trials={}), 'holds no trials'), (lambda data: data.update(participant='../x'), 'no participant'),
+    (lambda data: data.update(trials={}), 'holds no trials'),
+    (lambda data: data.update(participant='../x'), 'no participant'),
     (lambda data: data.pop('trials'), 'is not a file of answers')])
 def test_altered_answers_are_refused_by_name(ranking, tmp_path, change, message):
     data = answer(ranking, 3, lambda question, pair, method: METHODS.index(method))
@@ -328,7 +332,7 @@ def test_bradley_terry_finds_the_strengths_that_made_the_wins():
 
 @pytest.mark.parametrize('differ', ['participants', 'pairs'])
 def test_intervals_know_of_both_participants_and_pairs(differ):
-    """Where half of 20 people (or of 20 pairs) say one thing and half the other, the error is that of 20, not of 400."""
+    """Where half of 20 people (or pairs) say one thing and half the other, the error is that of 20, not of 400."""
     firsts = np.zeros((20, 20, 2))
     firsts[:10, :, 0] = firsts[10:, :, 1] = 1
     if differ == 'pairs':
@@ -440,9 +444,10 @@ def test_a_whole_study_of_two_methods_by_keyboard(browser, choice, tmp_path):
         page.keyboard.press('Enter')
     file = finish(page, tmp_path / 'answers')
     trials = json.loads(file.read_text())['trials']
-    assert [trial['order']['motion'][0] for trial in trials] == [trial['order']['overall'][1] for trial in trials] == left
+    assert [trial['order']['motion'][0] for trial in trials] == left
+    assert [trial['order']['overall'][1] for trial in trials] == left
     participant, = read_participants([file], read_key(choice))
-    assert participant.name == 'anna' and participant.failed_checks() == 1      # one of its two sides is the broken one
+    assert participant.name == 'anna' and participant.failed_checks() == 1      # one of the two sides is broken
 
 
 def test_a_link_without_participant_makes_one(browser, choice):

@@ -56,7 +56,8 @@ def read_participants(paths, key):
     for file in files:
         participant = read_participant(file, key)
         if participant.name in seen:
-            raise UserError(f'{file}: is of participant {participant.name}, as is {seen[participant.name].file}; keep one')
+            raise UserError(f'{file}: is of participant {participant.name}, as is {seen[participant.name].file}; '
+                            'keep one')
         seen[participant.name] = participant
     return list(seen.values())
 
@@ -94,7 +95,7 @@ def _read_trial(trial, pair, options, key, where):
     if not isinstance(orders, dict) or orders.keys() != QUESTIONS.keys():
         raise UserError(f'{where}: must answer {", ".join(QUESTIONS)}')
     for question, order in orders.items():
-        if not isinstance(order, list) or not all(isinstance(file, str) for file in order) or sorted(order) != sorted(shown):
+        if not isinstance(order, list) or sorted(map(str, order)) != sorted(shown):
             raise UserError(f'{where}: {question} must put each of the videos shown in its place')
     return pair['name'], {question: [key['owners'][file] for file in orders[question]] for question in QUESTIONS}
 

@@ -89,7 +89,7 @@ class StudyJob:
         if self.design not in DESIGNS:
             raise UserError(f'study design {self.design!r} is not known; expected {" or ".join(DESIGNS)}')
         if not 0 <= self.checks <= num_pairs:
-            raise UserError(f'{self.checks} attention checks: must be at least 0, at most as many as pairs ({num_pairs})')
+            raise UserError(f'{self.checks} attention checks: must be from 0 to {num_pairs}, one per pair')
         most = len(all_comparisons(num_methods, num_pairs))
         if self.comparisons is not None and (self.design != 'pairwise' or not 0 < self.comparisons <= most):
             raise UserError(f'{self.comparisons} comparisons: only for the pairwise design, from 1 to {most} '
@@ -206,7 +206,7 @@ def _common(pair, clips):
 
 
 def _at_rate(clip, fps, count):
-    """The first `count` frames of the clip when it is shown at `fps`: the last that begins before the middle of a tick."""
+    """The first `count` frames of the clip shown at `fps`: the last that begins before the middle of a tick."""
     shown = Counter(min(int((tick + Fraction(1, 2)) * Fraction(clip.fps) / Fraction(fps)), len(clip) - 1)
                     for tick in range(count))
     for i, frame in enumerate(clip.frames()):

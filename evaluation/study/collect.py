@@ -1,4 +1,4 @@
-"""The result of a user study, from the files that participants saved: study.json, study.md, study.png beside the key."""
+"""The result of a user study, from the files that participants saved: study.json, .md and .png beside the key."""
 
 import json
 import logging
@@ -42,8 +42,9 @@ def collect(job):
     """
     key = read_key(job.folder)
     everybody = read_participants(job.answers, key)
-    kept = [participant for participant in everybody if not participant.failed_checks()]
-    excluded = {participant.name: participant.failed_checks() for participant in everybody if participant.failed_checks()}
+    failed = {participant.name: participant.failed_checks() for participant in everybody}
+    kept = [participant for participant in everybody if not failed[participant.name]]
+    excluded = {name: checks for name, checks in failed.items() if checks}
     if not kept:
         raise UserError(f'all {len(everybody)} participants failed an attention check; nothing is left to count')
     if excluded:
@@ -102,13 +103,14 @@ def as_markdown(report):
     if two:
         parts += _binomial(report)
     else:
-        parts += ['Bradley-Terry strengths (log-odds, mean 0), with 95 % intervals:', '', *_table(report, _strength), '']
+        parts += ['Bradley-Terry strengths (log-odds, mean 0), with 95 % intervals:', '',
+                  *_table(report, _strength), '']
     agreement = ', '.join(f'{question} {_number(scores["krippendorff_alpha"], ".3f")}'
                           for question, scores in report['questions'].items())
     parts += [f"Agreement of the participants, Krippendorff's alpha of ranks (1 all agree, 0 chance): {agreement}.", '',
-              f'Intervals: percentiles of {report["bootstrap"]["resamples"]:,} bootstrap samples of participants and of '
-              'pairs, drawn independently. Left out is who did not put the broken video of an attention check last in '
-              'all three questions.', '']
+              f'Intervals: percentiles of {report["bootstrap"]["resamples"]:,} bootstrap samples of participants and '
+              'of pairs, drawn independently. Left out is who did not put the broken video of an attention check last '
+              'in all three questions.', '']
     return '\n'.join(parts)
 
 
@@ -169,7 +171,8 @@ def draw_chart(report):
                               for n, score in enumerate(scores)]).T
         at = np.arange(len(questions)) + (i - (len(methods) - 1) / 2) * width
         axes.bar(at, share, width * 0.9, label=method, color=COLOURS[i % len(COLOURS)],
-                 yerr=np.maximum([share - low, high - share], 0), error_kw=dict(ecolor='#333', elinewidth=1, capsize=2.5))
+                 yerr=np.maximum([share - low, high - share], 0),
+                 error_kw=dict(ecolor='#333', elinewidth=1, capsize=2.5))
         highest = max(highest, *share, *high)
         for x, value, top in zip(at, share, np.maximum(high, share)):
             axes.annotate(f'{100 * value:.0f}', (x, top), (0, 2), textcoords='offset points', ha='center', fontsize=8)

@@ -1,4 +1,4 @@
-"""Who sees what, in which order and on which side: drawn when a study is built, so that it is balanced, not just random.
+"""Who sees what, in which order and on which side: drawn when a study is built, and balanced, not just random.
 
 Ranking: a trial shows all methods on one pair. Positions follow a Williams design: over each block of participants
 every method has every position on every pair equally often, and every other method as its left neighbour.
@@ -56,13 +56,14 @@ def draw_schedules(num_methods, num_pairs, check_pairs, *, design, comparisons=N
         rng = random.Random(f'{seed}/{participant}')
         trials = (_rankings(participant, num_methods, num_pairs, seed) if design == 'ranking' else
                   _comparisons(participant, num_methods, num_pairs, comparisons, seed))
-        checks = [_check(participant, number, pair, num_methods, design, rng) for number, pair in enumerate(check_pairs)]
+        checks = [_check(participant, number, pair, num_methods, design, rng)
+                  for number, pair in enumerate(check_pairs)]
         schedules.append(_in_random_order(trials, checks, rng))
     return schedules
 
 
 def all_comparisons(num_methods, num_pairs):
-    """Every (pair, method, other method), so that any run of `num_pairs` of them has all pairs and mixes the methods."""
+    """Every (pair, method, other method), so that `num_pairs` in a row have all pairs and a mix of the methods."""
     couples = list(combinations(range(num_methods), 2))
     return [(pair, *couples[(turn + pair) % len(couples)]) for turn in range(len(couples)) for pair in range(num_pairs)]
 
@@ -70,7 +71,7 @@ def all_comparisons(num_methods, num_pairs):
 def _rankings(participant, num_methods, num_pairs, seed):
     square = williams_square(num_methods)
     methods = list(range(num_methods))
-    random.Random(f'{seed}/methods/{participant // len(square)}').shuffle(methods)      # other neighbours in every block
+    random.Random(f'{seed}/methods/{participant // len(square)}').shuffle(methods)      # anew for every block
     return [Trial(pair, tuple(methods[i] for i in square[(participant + pair) % len(square)]))
             for pair in range(num_pairs)]
 

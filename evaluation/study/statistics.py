@@ -9,7 +9,7 @@ CHUNK = 500            # resamples at once
 
 
 def resample(num_participants, num_pairs, seed, resamples=RESAMPLES):
-    """How often each participant and each pair is drawn, with replacement: (resamples, participants), (resamples, pairs).
+    """How often each is drawn, with replacement: (resamples, participants) and (resamples, pairs).
 
     Both are samples of what one would know about: other participants, other pairs. Drawn independently of each other
     (the "pigeonhole" bootstrap: Owen, Ann. Appl. Stat. 1 (2007) 386, https://doi.org/10.1214/07-AOAS122).
@@ -35,7 +35,7 @@ def interval(values):
 
 
 def shares(first, shown):
-    """First places among the times that a method was shown, (..., M) each -> (..., M) in [0, 1]; NaN if it never was."""
+    """First places among the times that a method was shown, (..., M) each -> (..., M) in [0, 1]; NaN if never."""
     with np.errstate(invalid='ignore'):
         return first / np.where(shown == 0, np.nan, shown)
 
