@@ -5,7 +5,6 @@ network for what a network needs. An unknown key, a wrong type or an impossible 
 """
 
 import dataclasses
-import difflib
 import logging
 import os
 import types
@@ -15,9 +14,11 @@ from pathlib import Path
 
 import yaml
 
+from config.path import check_config_path
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError
+from support.names import did_you_mean, did_you_mean_or_known
 
 PRECISIONS = ('fp32', 'bf16')
 
@@ -171,7 +172,7 @@ def parse(raw, where):
     method = model.pop('method', 'synergy')
     if method not in METHODS:
         raise UserError(f'{where}: model_params.method={method!r}: expected one of {", ".join(METHODS)}'
-                        f'{_nearest(str(method), METHODS)}')
+                        f'{did_you_mean(method, METHODS)}')
     sections = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in ('method', 'model_params')}
     _check_names(raw, [*sections, 'model_params'], where, '')
     built = {name: _build(sections[name], value, where, name) for name, value in raw.items()}
@@ -191,9 +192,7 @@ def save(config, path):
 
 
 def _read(path, seen=()):
-    if not path.is_file():
-        known = sorted(str(p) for p in path.parent.glob('*.yaml')) if path.parent.is_dir() else []
-        raise UserError(f'config {path} does not exist{_nearest(str(path), known)}')
+    check_config_path(path)
     if path.resolve() in seen:
         raise UserError(f'config {path} is based on itself')
     try:
@@ -240,16 +239,10 @@ def _mapping(value, where):
     return value
 
 
-def _nearest(name, names):
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    return f'; did you mean {close[0]}?' if close else ''
-
-
 def _check_names(given, known, where, prefix):
     for name in given:
         if name not in known:
-            hint = _nearest(str(name), known) or f'; known: {", ".join(known)}'
-            raise UserError(f'{where}: unknown key {prefix}{name}{hint}')
+            raise UserError(f'{where}: unknown key {prefix}{name}{did_you_mean_or_known(name, known)}')
 
 
 def _build(cls, values, where, key):

@@ -14,7 +14,6 @@ of which those that are empty in every row may be left out.
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import os
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets.video import STILL_SUFFIXES
 from support.errors import UserError
+from support.names import did_you_mean_or_known
 
 LISTS = Path(__file__).parent / 'lists'
 VOX_FPS = 25                 # VoxCeleb counts frames at this rate, in clip names too
@@ -92,13 +92,8 @@ PROTOCOLS = {
 def find_protocol(name):
     """The Protocol of this name; UserError that names the nearest one."""
     if name not in PROTOCOLS:
-        raise UserError(f'there is no protocol {name}; {_nearest(name, PROTOCOLS)}')
+        raise UserError(f'there is no protocol {name}{did_you_mean_or_known(name, PROTOCOLS, 0.4)}')
     return PROTOCOLS[name]
-
-
-def _nearest(name, names):
-    close = difflib.get_close_matches(str(name), list(names), 1, 0.4)
-    return f'did you mean {close[0]}?' if close else f'known: {", ".join(names)}'
 
 
 # ---------------------------------------------------------------------------- lists
@@ -162,7 +157,7 @@ def load_list(name, clip_ids=()):
     path = path if path.is_file() else Path(name)
     if not path.is_file():
         known = [*RULES, *sorted(file.stem for file in LISTS.glob('*.csv'))]
-        raise UserError(f'there is no list {name}, nor a file of that name; {_nearest(name, known)}')
+        raise UserError(f'there is no list {name}, nor a file of that name{did_you_mean_or_known(name, known, 0.4)}')
     columns, rows = _read_csv(path)
     if 'source' not in columns:
         raise UserError(f'{path}: the first row must name the columns, at least "source"; it is {",".join(columns)!r}')

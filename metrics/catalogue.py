@@ -5,8 +5,6 @@
     scores = metric(generated, driving)         # (B,); a SetMetric takes update(generated, driving), then state()
 """
 
-import difflib
-
 from metrics.base import Metric, SetMetric, Unavailable
 from metrics.face import Akd, AkdEuclidean, Ard, LandmarkJitter, PixelJitter
 from metrics.fid import FidDriving, FidSource
@@ -14,6 +12,7 @@ from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.image import L1, Psnr, Ssim, SsimUniform
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
 from support.errors import UserError
+from support.names import nearest
 
 __all__ = ['CATALOGUE', 'Metric', 'SetMetric', 'Unavailable', 'build']
 
@@ -31,7 +30,7 @@ def build(ids, device):
     """
     unknown = [name for name in ids if name not in CATALOGUE]
     if unknown:
-        raise UserError(f'there is no metric {unknown[0]}; {_nearest(unknown[0])}')
+        raise UserError(f'there is no metric {unknown[0]}; {_hint(unknown[0])}')
     metrics, skipped = [], {}
     for name in dict.fromkeys(ids):
         try:
@@ -41,8 +40,8 @@ def build(ids, device):
     return metrics, skipped
 
 
-def _nearest(name):
+def _hint(name):
     families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}
     meant = {metric: metric for metric in CATALOGUE} | families      # 'akd' means the first akd.*
-    close = difflib.get_close_matches(name, meant, 1, 0.5)
-    return f'did you mean {meant[close[0]]}?' if close else f'known: {", ".join(CATALOGUE)}'
+    close = nearest(name, meant)
+    return f'did you mean {meant[close]}?' if close else f'known: {", ".join(CATALOGUE)}'

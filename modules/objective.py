@@ -1,6 +1,5 @@
 """One training step's losses and gradients for any TalkingHead (Sec. 3.3, Eq. 6)."""
 
-import difflib
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance, laplacian
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
+from support.names import did_you_mean_or_known
 
 IMAGE_LOSSES = 'l1', 'laplacian', 'perceptual'      # of the prediction, and times `first_scale` of I_g^1
 COMMON_LOSSES = (*IMAGE_LOSSES, 'first_scale', 'adversarial', 'feature_matching',
@@ -208,6 +208,5 @@ def check_weights(weights, own_losses):
     known = [*COMMON_LOSSES, *own_losses]
     for name in weights:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(known)}'
-            raise ValueError(f'train_params.objective_params.loss_weights: unknown loss {name}; {hint}')
+            raise ValueError(f'train_params.objective_params.loss_weights: unknown loss {name}'
+                             + did_you_mean_or_known(name, known))

@@ -148,7 +148,7 @@ def test_the_command_line(tmp_path, capsys):
     config = METHODS['fomm']()
     state = build_model(config).state_dict()
     write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 3, 'model': state, 'ema': state})
-    arguments = ['--mode', 'export', '--device', 'cpu', '--checkpoint', tmp_path / 'model.pt',
+    arguments = ['--mode', 'export', '--checkpoint', tmp_path / 'model.pt',
                  '--out', tmp_path / 'onnx']
     assert run.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
     assert 'keypoints.onnx' in capsys.readouterr().out

@@ -508,7 +508,7 @@ def test_downloads_keep_the_words_of_the_program(raw, tmp_path, capsys):
     lines = raw[1].read_text().splitlines()
     metadata.write_text('\n'.join(line for line in lines if line.startswith(('video_id', 'aaaaaaaaaaa', 'missing'))))
     arguments = ['--mode', 'prepare', '--dataset', 'voxceleb1', '--metadata', str(metadata), '--size', '64',
-                 '--device', 'cpu', '--videos', str(tmp_path / 'videos'), '--out', str(tmp_path / 'data'),
+                 '--videos', str(tmp_path / 'videos'), '--out', str(tmp_path / 'data'),
                  '--download', f'{sys.executable} {program} --cookies x']
     assert run.main(arguments) == 0
     assert '2 clips of 1 people' in capsys.readouterr().out
@@ -522,7 +522,7 @@ def test_downloads_keep_the_words_of_the_program(raw, tmp_path, capsys):
 
 def test_the_user_is_told_what_is_missing(raw, made, tmp_path, capsys):
     def refused(*arguments):
-        assert run.main(['--mode', 'prepare', '--device', 'cpu', *map(str, arguments)]) == 2
+        assert run.main(['--mode', 'prepare', *map(str, arguments)]) == 2
         error, = (line for line in capsys.readouterr().err.splitlines() if line.startswith('error: '))
         return error
     videos = '--videos', raw[0]

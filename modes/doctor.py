@@ -1,0 +1,23 @@
+"""Find what stands between this machine and a training run. Exit code 0: nothing blocks training; 1: something does.
+
+    python run.py --mode doctor --config config/vox-256.yaml
+"""
+
+import json
+
+from modes.options import DEFAULT_CONFIG, add_device, add_model, process_group, run_path
+
+
+def add_arguments(parser):
+    add_model(parser)
+    add_device(parser)
+    parser.add_argument('--json', action='store_true', help='print the findings as JSON')
+
+
+def run(options):
+    with process_group(options.device) as device:
+        from tools import doctor
+        case = doctor.Case(options.config or DEFAULT_CONFIG, options.set, options.checkpoint, run_path(options), device)
+        findings = doctor.examine(case)
+        print(json.dumps(doctor.as_dict(findings), indent=1) if options.json else doctor.as_text(findings))
+        return int(doctor.blocked(findings))

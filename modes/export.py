@@ -1,0 +1,26 @@
+"""Write ONNX graphs that animate without PyTorch, checked against PyTorch.
+
+    python run.py --mode export --checkpoint model.pt --out onnx
+"""
+
+from pathlib import Path
+
+from modes.options import add_model, load_model, run_path
+
+
+def add_arguments(parser):
+    add_model(parser)
+    parser.add_argument('--out', help='folder of the graphs; default onnx in the run folder')
+
+
+def run(options):
+    import torch
+
+    from tools.onnx.export import export
+    config, model = load_model(options, torch.device('cpu'))
+    out = Path(options.out or run_path(options) / 'onnx')
+    figures = export(model, config, out)
+    for name, difference in figures['max_difference'].items():
+        print(f'{name}: at most {difference:.2g} from PyTorch')
+    for path in sorted(out.iterdir()):
+        print(f'{path}: {path.stat().st_size / 1e6:.3g} MB')

@@ -1,0 +1,110 @@
+"""Flags that several modes read, and what they lead to: a config, a run folder, a model, a device."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.errors import UserError
+
+DEFAULT_CONFIG = 'config/vox-256.yaml'
+
+log = logging.getLogger('run')
+
+
+# ---------------------------------------------------------------------------- flags
+
+def add_config(parser, default=DEFAULT_CONFIG):
+    parser.add_argument('--config', help=f'YAML file; default {default}')
+    parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='section.key=value',
+                        help='override config values')
+
+
+def add_run_folder(parser):
+    parser.add_argument('--log_dir', default='log', help='folder of all runs; default log')
+    parser.add_argument('--run_name', help="this run's folder in --log_dir; default: the config's name")
+
+
+def add_device(parser):
+    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N | mps')
+
+
+def add_model(parser):
+    """What `load_model` reads."""
+    add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
+    parser.add_argument('--checkpoint', help='weights to use; default: the newest of the run folder')
+    add_run_folder(parser)
+
+
+def refuse(options, flags, why):
+    """UserError for the first of the `flags` that was given, though nothing reads it in this combination."""
+    for flag in flags:
+        if flag in options.given:
+            raise UserError(f'{flag} is not read {why}; leave one out')
+
+
+# ---------------------------------------------------------------------------- what they lead to
+
+def run_path(options):
+    """The run's folder: named after the config, so that the same command finds it again."""
+    default = Path(options.config or getattr(options, 'checkpoint', None) or DEFAULT_CONFIG).stem
+    return Path(options.log_dir) / (options.run_name or default)
+
+
+def load_model(options, device):
+    """(config, model in eval mode): the weights for inference of a checkpoint and the config that fits them."""
+    import torch
+
+    from config import schema
+    from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
+    from modules.build import build_model
+    from support import hardware
+    if options.checkpoint:
+        path, state = options.checkpoint, read_checkpoint(options.checkpoint)
+    else:
+        found = RunFolder(run_path(options), writes=False).newest()
+        if found is None:
+            raise UserError(f'no checkpoint in {run_path(options) / "checkpoints"}: train first '
+                            '(--mode train), or give --checkpoint')
+        path, state = found
+    config = checkpoint_config(state, path) if options.checkpoint and not options.config else None
+    if config is None:
+        config = schema.load(options.config or DEFAULT_CONFIG, options.set)
+        check_same_model(config, state, path)
+    elif options.set:
+        config = schema.override(config, options.set)
+    model = build_model(config)
+    model.load_state_dict(state['ema'])
+    log.info('weights: %s, step %d', path, state['step'])
+    hardware.keep_freed_memory()
+    hardware.flush_denormals()
+    return hardware.adapted(config, device), model.to(device, memory_format=torch.channels_last).eval()
+
+
+@contextmanager
+def process_group(name):
+    """Yields this process's torch.device for --device `name`; within it, the processes of torchrun know each other."""
+    from support import distributed
+    device = distributed.start(choose_device(name))
+    try:
+        yield device
+    finally:
+        distributed.stop()
+
+
+def choose_device(name):
+    """The torch.device of that name; UserError where there is no such device on this machine."""
+    import torch
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f'--device {name}: expected auto, cpu, cuda, cuda:N or mps') from None
+    if device.type == 'cuda':
+        if not torch.cuda.is_available():
+            raise UserError(f'--device {name}: PyTorch finds no CUDA GPU on this machine; use --device cpu')
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f'--device {name}: this machine has {torch.cuda.device_count()} GPU(s)')
+    if device.type == 'mps' and not torch.backends.mps.is_available():
+        raise UserError('--device mps: PyTorch finds no Apple GPU on this machine; use --device cpu')
+    return device

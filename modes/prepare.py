@@ -1,0 +1,45 @@
+"""Make a data set of raw videos.
+
+    python run.py --mode prepare --dataset voxceleb1 --metadata vox-metadata.csv --videos raw --out data/vox
+    python run.py --mode prepare --dataset folder --videos my_videos --out data/mine
+"""
+
+import shlex
+
+from modes.options import refuse
+from support.errors import UserError
+
+
+def add_arguments(parser):
+    parser.add_argument('--dataset', help='voxceleb1 | celebvhq | folder (any videos of talking heads)')
+    parser.add_argument('--videos', help='folder of raw videos, named by their YouTube ids where there are metadata')
+    parser.add_argument('--metadata',
+                        help="the data set's published list of clips: vox-metadata.csv, celebvhq_info.json")
+    parser.add_argument('--download', nargs='?', const='yt-dlp', metavar='COMMAND',
+                        help='fetch missing videos into --videos; COMMAND is yt-dlp and its options, '
+                             'such as "yt-dlp --cookies FILE --limit-rate 5M"')
+    parser.add_argument('--out', help='where the data set goes; default data/<dataset>')
+    parser.add_argument('--size', type=int, default=256, help='side of the clips, pixels; default 256')
+    parser.add_argument('--format', default='mp4', help='mp4 (a key frame every ten frames) | png | jpeg')
+    parser.add_argument('--crop', choices=('square', 'legacy'), default='square',
+                        help='square (default) keeps the aspect, legacy crops as the published sets did')
+    parser.add_argument('--workers', type=int, default=1, help='processes; one video each')
+    parser.add_argument('--keep_shared_people', action='store_true',
+                        help='keep people in the test set who are in training too')
+
+
+def run(options):
+    if not options.dataset or not options.videos:
+        raise UserError('--mode prepare needs --dataset voxceleb1|celebvhq|folder and --videos, a folder of videos')
+    if options.dataset == 'folder':
+        refuse(options, ('--keep_shared_people',), 'with --dataset folder, where nobody is in both parts')
+    from datasets.prepare.run import prepare, summary
+    root = options.out or f'data/{options.dataset}'
+    records = prepare(options.dataset, root, options.videos, options.metadata, crop=options.crop, size=options.size,
+                      format=options.format, workers=options.workers,
+                      command=shlex.split(options.download) if options.download is not None else None,
+                      keep_shared_people=options.keep_shared_people)
+    print(summary(records))
+    print(f'every clip and what became of it: {root}/manifest.jsonl')
+    if not any(record.status == 'ok' for record in records.values()):
+        raise UserError(f'{root}: not one clip could be made; the reasons are in its manifest.jsonl')

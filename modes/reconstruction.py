@@ -1,0 +1,34 @@
+"""Rebuild every test clip from its first frame, and score that.
+
+    python run.py --mode reconstruction --checkpoint model.pt
+"""
+
+from modes.options import add_device, add_model, load_model, process_group, run_path
+
+
+def add_arguments(parser):
+    add_model(parser)
+    add_device(parser)
+
+
+def run(options):
+    with process_group(options.device) as device:
+        run_on(options, device)
+
+
+def run_on(options, device):
+    from datasets.build import test_clips
+    from evaluation.report import format_table
+    from reconstruction import reconstruct
+    from support import distributed
+    if distributed.rank() > 0:      # --mode evaluate shares clips out; this does not
+        return
+    config, model = load_model(options, device)
+    params = config.reconstruction_params
+    clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
+    folder = run_path(options) / 'reconstruction'
+    report = reconstruct(model, clips, folder, device=device, batch_size=params.batch_size,
+                         include_first=params.include_first, save_videos=params.save_videos,
+                         precision=config.train_params.precision)
+    print(format_table(report))
+    print(f'videos, metrics.json, metrics.csv and contact_sheet.png are in {folder}')

@@ -1,0 +1,121 @@
+"""The front door: which mode reads which flag, refusals in one line, and nothing slow before the words are right."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import run
+from tests.tiny import ROOT
+
+MODEL = {'reconstruction', 'animate', 'evaluate', 'export', 'doctor'}      # those that load one
+TRAINING = {'train', 'demo'}
+ANIMATE, EVALUATE, PREPARE = {'animate'}, {'evaluate'}, {'prepare'}
+
+READERS = {
+    '--mode': set(run.MODES),
+    '--config': MODEL | TRAINING | {'import'},
+    '--set': MODEL | TRAINING | {'import'},
+    '--log_dir': MODEL | TRAINING,
+    '--run_name': MODEL | TRAINING,
+    '--checkpoint': MODEL,
+    '--device': MODEL - {'export'} | TRAINING,
+    '--resume': {'train'},
+    '--source_image': ANIMATE, '--driving_video': ANIMATE, '--result_video': ANIMATE, '--relative': ANIMATE,
+    '--absolute': ANIMATE, '--adapt_scale': ANIMATE, '--find_best_frame': ANIMATE, '--smooth': ANIMATE,
+    '--face_index': ANIMATE, '--paste_back': ANIMATE, '--side_by_side': ANIMATE,
+    '--crop': ANIMATE | PREPARE,
+    '--protocol': EVALUATE, '--metrics': EVALUATE, '--list': EVALUATE, '--path_map': EVALUATE,
+    '--generated': EVALUATE, '--driving': EVALUATE, '--source': EVALUATE, '--resize': EVALUATE,
+    '--dataset': PREPARE, '--videos': PREPARE, '--metadata': PREPARE, '--download': PREPARE, '--size': PREPARE,
+    '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE,
+    '--out': {'prepare', 'import', 'export'},
+    '--from': {'import'},
+    '--json': {'doctor'},
+}
+
+
+def refused(capsys, *arguments):
+    """The one line that a user's mistake gets."""
+    assert run.main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    line, = err.splitlines()
+    assert line.startswith('error: ') and not out
+    return line
+
+
+def test_every_flag_and_the_modes_that_read_it():
+    found = {}
+    for mode in run.MODES:
+        for flag in run.flags_of(mode):
+            found.setdefault(flag, set()).add(mode)
+    assert found == READERS
+
+
+@pytest.mark.parametrize('mode', set(run.MODES) - {'demo'})       # which hands its options to other modes
+def test_every_flag_is_looked_at_by_the_code_of_its_mode(mode):
+    parser, module = run.build_parser(mode)
+    code = Path(module.__file__).read_text() + Path(import_module('modes.options').__file__).read_text()
+    read = set(re.findall(r'options\.(\w+)', code))
+    assert {action.dest for action in parser._actions} - {'help', 'mode'} <= read
+
+
+@pytest.mark.parametrize('flag', sorted(set(READERS) - {'--mode'}))
+def test_a_flag_that_the_mode_does_not_read_is_refused_with_those_that_do(capsys, flag):
+    for mode in set(run.MODES) - READERS[flag]:
+        line = refused(capsys, '--mode', mode, flag, 'x')
+        assert f'{flag}: --mode {mode} does not read it' in line
+        assert set(line.partition('modes that do: ')[2].split(', ')) == READERS[flag]
+        assert refused(capsys, '--mode', mode, f'{flag}=x') == line
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--mode', 'train', '--resume', 'log/x', '--config', ROOT / 'config/vox-256.yaml'], '--config is not read'),
+    (['--mode', 'animate', '--source_image', 'a', '--driving_video', 'b', '--absolute', '--adapt_scale'],
+     '--adapt_scale is not read with --absolute'),
+    (['--mode', 'animate', '--absolute', '--find_best_frame'], '--find_best_frame is not read with --absolute'),
+    (['--mode', 'animate', '--side_by_side'], '--side_by_side is not read without --source_image'),
+    (['--mode', 'animate', '--result_video', 'x.mp4'], '--result_video is not read without --source_image'),
+    (['--mode', 'evaluate', '--generated', 'a', '--driving', 'b', '--checkpoint', 'x'],
+     '--checkpoint is not read with --generated'),
+    (['--mode', 'evaluate', '--generated', 'a', '--driving', 'b', '--path_map', 'x'],
+     '--path_map is not read with --generated'),
+    (['--mode', 'evaluate', '--resize', '64'], '--resize is not read without --generated'),
+    (['--mode', 'prepare', '--dataset', 'folder', '--videos', 'x', '--keep_shared_people'],
+     '--keep_shared_people is not read with --dataset folder'),
+])
+def test_flags_that_another_one_makes_useless_are_refused(capsys, arguments, message):
+    assert message in refused(capsys, *arguments)
+
+
+def test_names_that_are_wrong(capsys):
+    assert 'there is no --mode anmate; did you mean animate?' in refused(capsys, '--mode', 'anmate')
+    assert 'known: train, ' in refused(capsys, '--mode', 'xyz')
+    assert 'no flag --protcol; did you mean --protocol?' in refused(capsys, '--mode', 'evaluate', '--protcol', 'x')
+    assert 'did you mean' in refused(capsys, '--config', ROOT / 'config/vox-265.yaml')
+    assert 'unrecognized arguments: stray' in refused(capsys, '--mode', 'train', 'stray')
+    assert '--smooth: invalid float' in refused(capsys, '--mode', 'animate', '--smooth', 'much')
+
+
+def test_no_torch_before_the_words_are_right():
+    """Fresh interpreters: what help and mistakes import."""
+    code = """
+import sys
+import run
+calls = [['--help'], ['--mode', 'trian'], ['--config', 'nowhere.yaml'], ['--protocol', 'x'], ['--nonsense'],
+         ['--mode', 'animate', '--source_image', 'x']]
+assert [run.main(call) for call in calls] == [0, 2, 2, 2, 2, 2]
+for mode in run.MODES:
+    try:
+        run.main(['--mode', mode, '--help'])
+    except SystemExit as end:
+        assert end.code == 0
+print(sorted({'torch', 'numpy', 'av', 'yaml'} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == '[]'
+    assert all(f'--mode {mode}' in done.stdout for mode in run.MODES)
