@@ -31,19 +31,21 @@ class WindowEmbedding(nn.Linear):
 class AppearanceCompensation(nn.Module):
     """Restores warped features from appearance codes; the windows bring every scale to one token grid."""
 
-    def __init__(self, params, channels, grid, tied_windows=False):
+    def __init__(self, params, channels, grid, tied_windows=False, residual=False):
         """channels: feature widths, coarsest first; the feature of scale i has side grid * 2^i.
 
+        residual: add what retrieval changed to the feature, instead of replacing the feature by what came of it.
         tied_windows: start with un-embedding = embedding transposed, rows orthonormal, so that features pass as far
         as code_dim allows. From PyTorch's default start, the released one, passing them is what training learns first.
         """
         super().__init__()
-        self.grid = grid
+        self.grid, self.residual = grid, residual
         self.codebook = Codebook(params)
-        self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid)    # T_A
+        self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid, params.identity_start)  # T_A
         widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.num_scales])]
         self.embed = nn.ModuleList(WindowEmbedding(width, params.code_dim) for width in widths)
-        self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width) for width in widths)
+        # A residual of 0 must come out as 0: no bias there.
+        self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width, bias=not residual) for width in widths)
         if tied_windows:
             for embed, unembed in zip(self.embed, self.unembed):
                 nn.init.orthogonal_(embed.weight)
@@ -60,13 +62,21 @@ class AppearanceCompensation(nn.Module):
     def forward(self, scale, warped, flow, projections):
         """Compensate F_w^i (B, C_i, H_i, W_i), warped by `flow` (B, h, w, 2), into F_c^i of the same shape.
 
-        Replaces the feature: everything passes through the code dimension, there is no skip.
+        Released code, and the paper as it reads: F_c = U(T_A(E(F_w))), everything passes through the code dimension.
+        Residual form: F_c = F_w + U(T_A(E(F_w)) - E(F_w)), which keeps what code_dim has no room for.
         """
         # Tokens that the flow fetched from outside of the source hold nothing worth reading.
         visible = resize_flow(flow, self.retrieval.size).abs().amax(-1).flatten(1) <= 1           # (B, grid*grid)
         visible = visible | ~visible.any(1, keepdim=True)                                         # never mask all
-        completed = self.retrieval(self.encode(scale, warped), projections, self.codebook.slices[scale], visible)
-        return reverse_windows(self.unembed[scale](tokens(completed)), self.grid, warped.shape[1])
+        embedded = self.encode(scale, warped)
+        completed = self.retrieval(embedded, projections, self.codebook.slices[scale], visible)
+        if self.residual:
+            return warped + self._feature(scale, completed - embedded, warped.shape[1])
+        return self._feature(scale, completed, warped.shape[1])
+
+    def _feature(self, scale, encoded, channels):
+        """Un-embed (B, d_a, grid, grid) into a feature (B, channels, H_i, W_i)."""
+        return reverse_windows(self.unembed[scale](tokens(encoded)), self.grid, channels)
 
     def learn(self, scale, feature):
         """Eq. 5 for the driving feature F_d^i (B, C_i, H_i, W_i) -> Quantized."""

@@ -21,6 +21,9 @@ class CodebookParams:
     revive_after: int = 0            # steps without use until a code is moved onto a feature; 0 never does
     num_layers: int = 2              # L_M or L_A, retrieval layers
     num_heads: int = 8               # attention heads of the retrieval layers
+    identity_start: bool = False     # retrieval layers begin by passing their query; released: random projections
+    whitened: bool = False           # quantise features that are centred and decorrelated, scale by scale
+    feature_start: bool = False      # codes begin on features of the first step; released: uniform within 1/K
 
     def __post_init__(self):
         if self.allocation not in ALLOCATIONS:
@@ -29,6 +32,16 @@ class CodebookParams:
             raise ValueError(f'num_codes={self.num_codes} cannot be split evenly over num_scales={self.num_scales}')
         if self.code_dim % self.num_heads:
             raise ValueError(f'code_dim={self.code_dim} is not a multiple of num_heads={self.num_heads}')
+        if self.feature_start and not self.revive_after:
+            raise ValueError('feature_start=true needs revive_after: it is a revival of all codes at the first step')
+
+
+def take_turns(slices):
+    """The codes (list of int) whose revival is each scale's: scales that share codes take turns."""
+    readers = [[scale for scale, part in enumerate(slices) if part.start <= code < part.stop]
+               for code in range(max((part.stop for part in slices), default=0))]
+    turns = [scales[code % len(scales)] for code, scales in enumerate(readers)]
+    return [[code for code, turn in enumerate(turns) if turn == scale] for scale in range(len(slices))]
 
 
 def allocate(num_codes, num_scales, allocation):
@@ -58,6 +71,47 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
+class Whitening(nn.Module):
+    """Centres and decorrelates features by running statistics of the global batch.
+
+    Features of faces differ above all in brightness, and those of two scales in mean and size: left as they are, they
+    lie near a line, each scale near its own, and few of many codes are ever the nearest.
+    """
+
+    MOMENTUM = 0.02        # of the running statistics, which begin as plain averages
+    FLOOR = 0.01           # added to variances, as a share of their mean: what hardly varies stays small
+
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(dim))
+        self.register_buffer('covariance', torch.eye(dim))
+        self.register_buffer('batches', torch.zeros((), dtype=torch.long))
+
+    def forward(self, z):
+        """(B, D, H, W) -> same, of about zero mean and unit covariance; no gradient flows through the statistics."""
+        vectors = z.permute(0, 2, 3, 1)
+        if self.training:
+            self._update(vectors.detach().flatten(0, 2))
+        floor = self.FLOOR * self.covariance.diagonal().mean()
+        root, _ = torch.linalg.cholesky_ex(self.covariance + floor * torch.eye(len(self.mean), device=z.device))
+        white = torch.linalg.solve_triangular(root, (vectors - self.mean).flatten(0, 2).t(), upper=False)
+        return white.t().view_as(vectors).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def _update(self, vectors):
+        """Let vectors (M, D) of this process count in the running statistics."""
+        sums = [vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.t() @ vectors]
+        if dist.is_available() and dist.is_initialized():
+            for total in sums:
+                dist.all_reduce(total)
+        mean, square = sums[1] / sums[0], sums[2] / sums[0]
+        self.batches += 1
+        weight = (1 / self.batches.float()).clamp(min=self.MOMENTUM)
+        self.mean.lerp_(mean, weight)
+        # Around the running mean: where that lags behind, codes shall not see an offset as less than it is.
+        self.covariance.lerp_(square - mean.outer(mean) + (mean - self.mean).outer(mean - self.mean), weight)
+
+
 class Codebook(nn.Module):
     """K codes of D dimensions, allotted to scales; quantises features and keeps count of the codes in use."""
 
@@ -66,10 +120,14 @@ class Codebook(nn.Module):
         self.commitment = params.commitment
         self.revive_after = params.revive_after
         self.slices = allocate(params.num_codes, params.num_scales, params.allocation)
+        self.turns = take_turns(self.slices)
+        self.whiten = nn.ModuleList(Whitening(params.code_dim) for _ in self.slices if params.whitened)
         bound = 1 / params.num_codes
         self.embedding = nn.Parameter(torch.empty(params.num_codes, params.code_dim).uniform_(-bound, bound))
         # Steps since each code was last chosen; part of the checkpoint, so a resumed run revives the same codes.
         self.register_buffer('idle', torch.zeros(params.num_codes, dtype=torch.long))
+        if params.feature_start:
+            self.idle.fill_(params.revive_after)
 
     def codes(self, scale):
         """The codes that scale 0 (coarsest) .. N-1 (finest) may use: (K_i, D)."""
@@ -79,6 +137,7 @@ class Codebook(nn.Module):
         """Replace every vector of z (B, D, H, W) by the nearest code of the scale; Eq. 1 and 4."""
         codes = self.codes(scale)
         with torch.autocast(z.device.type, enabled=False):
+            z = self.whiten[scale](z.float()) if self.whiten else z
             vectors = z.float().permute(0, 2, 3, 1)                                  # (B, H, W, D)
             indices = nearest(vectors.detach().flatten(0, 2), codes.detach())        # (B*H*W,)
             # A row look-up; its backward is one scatter-add, not a product with a one-hot matrix.
@@ -99,14 +158,14 @@ class Codebook(nn.Module):
         rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         used = torch.zeros_like(self.idle)
         offers = torch.zeros_like(self.embedding)
-        for part, found in zip(self.slices, quantized):
+        for part, codes, found in zip(self.slices, self.turns, quantized):
             used[part][found.indices.flatten()] = 1
-            # Evenly spread over the global batch; a code of several scales is offered a feature of the finest.
+            # Evenly spread over the global batch.
             features = found.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
-            count = part.stop - part.start
-            picks = torch.arange(count, device=offers.device) * (world * len(features)) // count - rank * len(features)
+            picks = torch.arange(len(codes), device=offers.device) * (world * len(features)) // len(codes)
+            picks = picks - rank * len(features)
             here = (0 <= picks) & (picks < len(features))
-            offers[part] = torch.where(here[:, None], features[picks.clamp(0, len(features) - 1)], 0)
+            offers[codes] = torch.where(here[:, None], features[picks.clamp(0, len(features) - 1)], 0)
         if world > 1:    # each process offers what it has; all revive the same codes alike
             dist.all_reduce(used, dist.ReduceOp.MAX)
             dist.all_reduce(offers)

@@ -88,7 +88,7 @@ class MotionCompensation(nn.Module):
                                     ResBlock(dim, dim, groups))                                # E_M
         self.decode = nn.Sequential(*(Upsample(dim) for _ in range(halvings)), ResBlock(dim, dim, groups),
                                     group_norm(dim, groups), nn.Conv2d(dim, 2, 3, padding=1))  # D_M
-        self.retrieval = Retrieval(dim, params.num_heads, params.num_layers, grid)             # T_M
+        self.retrieval = Retrieval(dim, params.num_heads, params.num_layers, grid, params.identity_start)    # T_M
 
         channels = channels[:params.num_scales]
         self.embed_driving = nn.Conv2d(num_kp, dim, 1)

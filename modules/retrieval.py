@@ -56,7 +56,8 @@ class MultiHeadAttention(nn.Module):
 class RetrievalLayer(nn.Module):
     """Self-attention, cross-attention to codes, convolutional feed-forward; pre-norm, each with a skip."""
 
-    def __init__(self, dim, num_heads):
+    def __init__(self, dim, num_heads, identity_start=False):
+        """identity_start: what each part adds to its skip starts at 0, so that the layer begins by passing x."""
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.self_attention = MultiHeadAttention(dim, num_heads)
@@ -65,6 +66,10 @@ class RetrievalLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(nn.Conv2d(dim, 2 * dim, 3, padding=1), nn.GELU(),
                                           nn.Conv2d(2 * dim, dim, 3, padding=1))
+        if identity_start:
+            for output in (self.self_attention.project, self.cross_attention.project, self.feed_forward[-1]):
+                nn.init.zeros_(output.weight)
+                nn.init.zeros_(output.bias)
 
     def forward(self, x, position, projection, size, mask=None):
         """x (B, M, D), position (M, D), projection of the codes, a Projection, size (H, W) with H*W = M -> (B, M, D)."""
@@ -77,11 +82,11 @@ class RetrievalLayer(nn.Module):
 class Retrieval(nn.Module):
     """`num_layers` retrieval layers with a learnable position embedding, shared by all scales."""
 
-    def __init__(self, dim, num_heads, num_layers, grid):
+    def __init__(self, dim, num_heads, num_layers, grid, identity_start=False):
         super().__init__()
         self.size = (grid, grid)
         self.position = nn.Parameter(torch.zeros(grid * grid, dim))
-        self.layers = nn.ModuleList(RetrievalLayer(dim, num_heads) for _ in range(num_layers))
+        self.layers = nn.ModuleList(RetrievalLayer(dim, num_heads, identity_start) for _ in range(num_layers))
 
     def project(self, codes):
         """Keys and values of the whole codebook (K, D), one Projection per layer."""

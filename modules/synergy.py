@@ -27,6 +27,8 @@ class SynergyParams:
     image_size: int = 256                   # side of the square image in pixels
     occlusion_update: str = 'probability'   # residuals are added to the probability (released code) or to the logit
     tied_windows: bool = False              # ACC starts by passing features, not from PyTorch's default start
+    residual_appearance: bool = False       # ACC adds to the warped feature, instead of replacing it
+    image_skip: bool = False                # the decoder adds to the source image moved by the finest flow
     flow_update_width: int = 128            # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
@@ -65,10 +67,12 @@ class SourceFeatures(NamedTuple):
 
     pyramid:          F_s^i, coarsest first, (B, C_i, H_i, W_i)
     image:            the source as the dense motion network sees it
+    picture:          the source itself (B, 3, H, W)
     motion_projections, appearance_projections: codes projected to keys and values, one Projection per retrieval layer
     """
     pyramid: list[Tensor]
     image: SourceImage
+    picture: Tensor
     motion_projections: list[Projection]
     appearance_projections: list[Projection]
 
@@ -142,7 +146,9 @@ class Synergy(TalkingHead):
                                              params.flow_update_width, groups)
         if self.appearance_scales:
             self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid,
-                                                     params.tied_windows)
+                                                     params.tied_windows, params.residual_appearance)
+        if params.image_skip:
+            nn.init.zeros_(self.decoder.last_weight)     # begin by moving the source, painting nothing
 
     @property
     def last_weight(self):
@@ -157,14 +163,14 @@ class Synergy(TalkingHead):
 
     def _source_state(self, image, keypoints, pyramid):
         return SourceState(keypoints, SourceFeatures(
-            pyramid, self.dense_motion.encode_source(image, keypoints),
+            pyramid, self.dense_motion.encode_source(image, keypoints), image,
             self.motion.project_codes() if self.motion_scales else [],
             self.appearance.project_codes() if self.appearance_scales else []))
 
     def render(self, source, driving):
         generated = self._compensate(source, driving)
         state = self.decoder.start(generated.compensated[0])
-        generated.prediction = self._decode(state, generated.compensated[1:])
+        generated.prediction = self._decode(state, generated.compensated[1:], self._moved(source, generated))
         return generated
 
     def forward(self, source, driving):
@@ -180,7 +186,7 @@ class Synergy(TalkingHead):
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
         decoded = self.decoder.start(generated.compensated[0])
-        both = self._decode(torch.cat([decoded, decoded]), generated.compensated[1:])
+        both = self._decode(torch.cat([decoded, decoded]), generated.compensated[1:], self._moved(state, generated))
         generated.prediction, generated.first_scale_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
@@ -231,15 +237,23 @@ class Synergy(TalkingHead):
             compensated = self.appearance(scale, warped, flow, features.appearance_projections)    # F_c^i
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
 
-    def _decode(self, state, finer):
-        """Decoder state of the coarsest scale -> images.
+    def _moved(self, source, generated):
+        """The source image moved by the finest flow (B, 3, H, W), to which the decoder adds; None without image_skip."""
+        if not self.params.image_skip:
+            return None
+        flow = generated.flows[-1]
+        return warp(source.features.picture.expand(len(flow), -1, -1, -1), flow)
+
+    def _decode(self, state, finer, moved=None):
+        """Decoder state of the coarsest scale -> images, added to `moved` if it is given.
 
         The finer features F_c^2.. are fused into as many samples as they have; any further samples of `state` are
         decoded from the coarsest feature alone.
         """
         for scale, (fusion, feature) in enumerate(zip(self.fusions, finer), start=1):
             state = self.decoder.up(state, scale, partial(self._fuse, fusion, feature))
-        return self.decoder.head(state).float()
+        painted = self.decoder.head(state).float()
+        return painted if moved is None else painted + moved.repeat(len(painted) // len(moved), 1, 1, 1)
 
     @staticmethod
     def _fuse(fusion, feature, state):

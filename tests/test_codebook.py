@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modules.build import build_model
-from modules.codebook import Codebook, CodebookParams, allocate, nearest, usage
+from modules.codebook import Codebook, CodebookParams, allocate, nearest, take_turns, usage
 from tests.tiny import tiny
 
 # ---------------------------------------------------------------------------- allocation, Sec. 3.2.1
@@ -92,6 +92,52 @@ def test_idle_codes_are_revived_and_used_ones_left_alone():
     moved = (book.embedding != before).any(1)
     assert moved.tolist() == [False] + [True] * 7
     torch.testing.assert_close(book.embedding[1:], z[0, :, 0, 0].expand(7, 4))
+
+
+def scales_apart():
+    """Features of four scales that differ in mean and size, (8, 4, 8, 8) each."""
+    torch.manual_seed(1)
+    return [mean + size * torch.randn(8, 4, 8, 8) for mean, size in ((0, 1), (10, 1), (-5, 0.1), (3, 4))]
+
+
+@pytest.mark.parametrize('allocation', ['progressive', 'shared', 'equal'])
+def test_scales_take_turns_in_reviving_codes_that_they_may_read(allocation):
+    slices = allocate(16, 4, allocation)
+    turns = take_turns(slices)
+    assert sorted(code for codes in turns for code in codes) == list(range(16))
+    assert all(part.start <= code < part.stop for part, codes in zip(slices, turns) for code in codes)
+    assert all(turns)
+
+
+@pytest.mark.parametrize('whitened', [False, True])
+def test_whitened_features_of_all_scales_share_codes(whitened):
+    torch.manual_seed(0)
+    book = Codebook(CodebookParams(num_codes=32, code_dim=4, scales=4, num_heads=1, revive_after=20,
+                                   feature_start=True, whitened=whitened))
+    for _ in range(2):
+        chosen = [book.quantize(z, scale) for scale, z in enumerate(scales_apart())]
+        book.revive(chosen)
+    used = [usage(quantized.indices, part.stop - part.start)[0] for part, quantized in zip(book.slices, chosen)]
+    assert (min(used) > 0.5) == whitened, used
+
+
+def test_codes_begin_on_features():
+    torch.manual_seed(0)
+    book = Codebook(CodebookParams(num_codes=8, code_dim=4, scales=1, num_heads=1, revive_after=50, feature_start=True))
+    z = torch.randn(1, 4, 4, 4) + 3
+    quantized = book.quantize(z, 0)
+    book.revive([quantized])
+    features = z.permute(0, 2, 3, 1).reshape(16, 4)
+    away = torch.cdist(book.embedding.detach(), features).min(1).values
+    assert (away > 1e-6).sum() == len(quantized.indices.unique())        # those in use stay where they were drawn
+    book.embedding.data.zero_()
+    book.revive([book.quantize(z, 0)])
+    assert not book.embedding.any()                                       # and only the beginning is that quick
+
+
+def test_codes_that_begin_on_features_need_revival():
+    with pytest.raises(ValueError, match='revive_after'):
+        CodebookParams(feature_start=True)
 
 
 # ---------------------------------------------------------------------------- where gradients go, Eq. 3 and 5

@@ -64,6 +64,59 @@ def test_windows_reverse():
     assert torch.equal(reverse_windows(windows, 4, 6), feature)
 
 
+# ---------------------------------------------------------------------------- starts that pass features on
+
+def compensated_by(change, *overrides):
+    """F_w and F_c of every scale, of a fresh model that `change` was applied to."""
+    torch.manual_seed(0)
+    model = build_model(tiny(*overrides)).eval()
+    change(model)
+    with torch.no_grad():
+        generated = model(random_images(2), random_images(2))
+    return list(zip(generated.warped, generated.compensated))
+
+
+RESIDUAL = ('model_params.residual_appearance=true',)
+IDENTITY = ('model_params.appearance_codebook_params.identity_start=true',)
+
+
+def test_residual_compensation_adds_nothing_where_retrieval_changes_nothing():
+    def pass_on(model):
+        model.appearance.retrieval.forward = lambda query, *others: query
+    for warped, compensated in compensated_by(pass_on, *RESIDUAL):
+        assert torch.equal(warped, compensated)
+    for warped, compensated in compensated_by(pass_on):
+        assert not torch.allclose(warped, compensated, atol=1e-2)
+
+
+def test_an_identity_start_passes_the_query():
+    keep = lambda model: None
+    for warped, compensated in compensated_by(keep, *RESIDUAL, *IDENTITY):
+        assert torch.equal(warped, compensated)
+    for warped, compensated in compensated_by(keep, *RESIDUAL):
+        assert not torch.allclose(warped, compensated, atol=1e-2)
+
+
+def test_an_identity_start_learns():
+    torch.manual_seed(0)
+    model = build_model(tiny(*RESIDUAL, *IDENTITY))
+    model(random_images(2), random_images(2)).prediction.square().mean().backward()
+    layer = model.appearance.retrieval.layers[0]
+    for output in (layer.self_attention.project, layer.cross_attention.project, layer.feed_forward[-1]):
+        assert output.weight.grad.any()
+
+
+def test_with_an_image_skip_the_untrained_decoder_shows_the_source_moved():
+    torch.manual_seed(0)
+    model = build_model(tiny('model_params.image_skip=true')).eval()
+    source, driving = random_images(2), random_images(2)
+    with torch.no_grad():
+        generated = model(source, driving)
+    painted = generated.prediction - warp(source, generated.flows[-1])
+    torch.testing.assert_close(painted, model.decoder.head[-1].bias[:, None, None].expand_as(painted), atol=1e-5, rtol=0)
+    torch.testing.assert_close(generated.coarse_prediction, generated.prediction)
+
+
 # ---------------------------------------------------------------------------- retrieval
 
 def test_codes_outside_of_a_scales_slice_are_never_read():

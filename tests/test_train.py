@@ -61,7 +61,8 @@ def assert_bit_equal(a, b):
 STEPS = 12
 LONG = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
         'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20', 'train_params.motion_iterations=5',
-        'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=2']
+        'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=2',
+        'model_params.appearance_codebook_params.feature_start=true', 'model_params.appearance_codebook_params.whitened=true']
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +109,9 @@ def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path
 def test_two_processes_equal_one(tmp_path):
     """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
     options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4', 'train_params.log_every=1',
-               'model_params.motion_codebook_params.revive_after=2']
+               'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=3',
+               'model_params.appearance_codebook_params.feature_start=true',
+               'model_params.appearance_codebook_params.whitened=true']
     torchrun = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517')
     run(tmp_path / 'two', *options, launcher=torchrun)
     run(tmp_path / 'one', *options)

@@ -18,7 +18,7 @@ class ImportFault(ValueError):
 
 
 # What cannot be in a published checkpoint: our own bookkeeping.
-OURS_ALONE = re.compile(r'.*\.codebook\.idle')
+OURS_ALONE = re.compile(r'.*\.codebook\.(idle|whiten\..*)')
 
 
 # ---------------------------------------------------------------------------- files of each format
