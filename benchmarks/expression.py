@@ -1,6 +1,6 @@
 """How much of an expression a model carries over: the head is still, one part of the face moves.
 
-    python -m benchmarks.expression --checkpoint log/demo-64 [--people 16] [--device cpu]
+    python -m benchmarks.expression --checkpoint log/demo-64 [--people 16] [--device auto] [--picture FILE.png]
 
 Embedded heads that no training, validation or test sees are drawn twice in one pose: at rest, which is also the source,
 and with one part moved (MOVES). The model rebuilds both. Of the true change D = moved - rest and the predicted one P,
@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config.errors import UserError
-from datasets.synthetic import render, synthetic_people
+from datasets.synthetic.clips import render, synthetic_people
 from logger import RunFolder, checkpoint_config, read_checkpoint
+from modes.options import choose_device
 from modules.build import build_model
-from visualizer import grid, make_folder, save_png, to_tensor, to_uint8
+from support.errors import UserError
+from support.files import make_folder
+from visualizer import grid, save_png, to_tensor, to_uint8
 
 SEED = 3_000_000           # of people that nothing else draws; datasets/build.py has the other seeds
 CHANGED = 12               # of 255: a pixel that changes by less is not what moved
@@ -108,7 +110,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', required=True, help='a run folder such as log/demo-64, or a checkpoint file')
     parser.add_argument('--people', type=int, default=16, help='heads to measure (default 16)')
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N | mps')
     parser.add_argument('--picture', type=Path, help='where to save a picture of the first heads')
     options = parser.parse_args(arguments)
     try:
@@ -117,7 +119,7 @@ def main(arguments=None):
         config, model = load(options.checkpoint)
         if options.picture:
             make_folder(options.picture.parent)
-        device = torch.device(options.device)
+        device = choose_device(options.device)
         found = measure(model.to(device), config.model_params.image_size, options.people, device, options.picture)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)

@@ -67,12 +67,12 @@ class SourceFeatures(NamedTuple):
 
     pyramid:          F_s^i, coarsest first, (B, C_i, H_i, W_i)
     image:            the source as the dense motion network sees it
-    picture:          the source itself (B, 3, H, W)
+    picture:          the source itself (B, 3, H, W) with image_skip, else None
     motion_projections, appearance_projections: codes projected to keys and values, one Projection per retrieval layer
     """
     pyramid: list[Tensor]
     image: SourceImage
-    picture: Tensor
+    picture: Tensor | None
     motion_projections: list[Projection]
     appearance_projections: list[Projection]
 
@@ -163,7 +163,7 @@ class Synergy(TalkingHead):
 
     def _source_state(self, image, keypoints, pyramid):
         return SourceState(keypoints, SourceFeatures(
-            pyramid, self.dense_motion.encode_source(image, keypoints), image,
+            pyramid, self.dense_motion.encode_source(image, keypoints), image if self.params.image_skip else None,
             self.motion.project_codes() if self.motion_scales else [],
             self.appearance.project_codes() if self.appearance_scales else []))
 

@@ -112,7 +112,7 @@ def test_scales_take_turns_in_reviving_codes_that_they_may_read(allocation):
 @pytest.mark.parametrize('whitened', [False, True])
 def test_whitened_features_of_all_scales_share_codes(whitened):
     torch.manual_seed(0)
-    book = Codebook(CodebookParams(num_codes=32, code_dim=4, scales=4, num_heads=1, revive_after=20,
+    book = Codebook(CodebookParams(num_codes=32, code_dim=4, num_scales=4, num_heads=1, revive_after=20,
                                    feature_start=True, whitened=whitened))
     for _ in range(2):
         chosen = [book.quantize(z, scale) for scale, z in enumerate(scales_apart())]
@@ -123,7 +123,7 @@ def test_whitened_features_of_all_scales_share_codes(whitened):
 
 def test_codes_begin_on_features():
     torch.manual_seed(0)
-    book = Codebook(CodebookParams(num_codes=8, code_dim=4, scales=1, num_heads=1, revive_after=50, feature_start=True))
+    book = Codebook(CodebookParams(num_codes=8, code_dim=4, num_scales=1, num_heads=1, revive_after=50, feature_start=True))
     z = torch.randn(1, 4, 4, 4) + 3
     quantized = book.quantize(z, 0)
     book.revive([quantized])

@@ -114,7 +114,7 @@ def test_with_an_image_skip_the_untrained_decoder_shows_the_source_moved():
         generated = model(source, driving)
     painted = generated.prediction - warp(source, generated.flows[-1])
     torch.testing.assert_close(painted, model.decoder.head[-1].bias[:, None, None].expand_as(painted), atol=1e-5, rtol=0)
-    torch.testing.assert_close(generated.coarse_prediction, generated.prediction)
+    torch.testing.assert_close(generated.first_scale_prediction, generated.prediction)
 
 
 # ---------------------------------------------------------------------------- retrieval
