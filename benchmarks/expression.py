@@ -83,7 +83,7 @@ def measure(model, size, people=16, device=torch.device('cpu'), picture=None):
         true_change, predicted_change = (np.float32(moved) - np.float32(rest) for rest, moved in (truth, made))
         scores = [compare(*changes) for changes in zip(true_change, predicted_change)]
         found[part] = tuple(float(value) for value in np.mean(scores, 0))
-        rows.append([image for head in range(min(3, people)) for image in (truth[0][head], truth[1][head], made[1][head])])
+        rows.append([images[head] for head in range(min(3, people)) for images in (*truth, made[1])])
     if picture is not None:
         titles = ['rest (source)', 'moved', 'prediction'] * (len(rows[0]) // 3)
         save_png(picture, grid(rows, titles, list(MOVES)))

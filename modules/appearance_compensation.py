@@ -41,7 +41,8 @@ class AppearanceCompensation(nn.Module):
         super().__init__()
         self.grid, self.residual = grid, residual
         self.codebook = Codebook(params)
-        self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid, params.identity_start)  # T_A
+        self.retrieval = Retrieval(params.code_dim, params.num_heads, params.num_layers, grid,
+                                   params.identity_start)                                        # T_A
         widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.num_scales])]
         self.embed = nn.ModuleList(WindowEmbedding(width, params.code_dim) for width in widths)
         # A residual of 0 must come out as 0: no bias there.

@@ -238,7 +238,7 @@ class Synergy(TalkingHead):
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
 
     def _moved(self, source, generated):
-        """The source image moved by the finest flow (B, 3, H, W), to which the decoder adds; None without image_skip."""
+        """With image_skip, the source image moved by the finest flow (B, 3, H, W), to which the decoder adds."""
         if not self.params.image_skip:
             return None
         flow = generated.flows[-1]

@@ -123,7 +123,8 @@ def test_whitened_features_of_all_scales_share_codes(whitened):
 
 def test_codes_begin_on_features():
     torch.manual_seed(0)
-    book = Codebook(CodebookParams(num_codes=8, code_dim=4, num_scales=1, num_heads=1, revive_after=50, feature_start=True))
+    book = Codebook(CodebookParams(num_codes=8, code_dim=4, num_scales=1, num_heads=1, revive_after=50,
+                                   feature_start=True))
     z = torch.randn(1, 4, 4, 4) + 3
     quantized = book.quantize(z, 0)
     book.revive([quantized])

@@ -113,7 +113,8 @@ def test_with_an_image_skip_the_untrained_decoder_shows_the_source_moved():
     with torch.no_grad():
         generated = model(source, driving)
     painted = generated.prediction - warp(source, generated.flows[-1])
-    torch.testing.assert_close(painted, model.decoder.head[-1].bias[:, None, None].expand_as(painted), atol=1e-5, rtol=0)
+    bias = model.decoder.head[-1].bias[:, None, None]
+    torch.testing.assert_close(painted, bias.expand_as(painted), atol=1e-5, rtol=0)
     torch.testing.assert_close(generated.first_scale_prediction, generated.prediction)
 
 
