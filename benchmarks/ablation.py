@@ -1,6 +1,6 @@
 """The paper's ablations (Tables 2 and 4), FOMM and MCNet, trained alike on the embedded heads, scored on unseen people.
 
-    python -m benchmarks.ablation [--budget quick|full] [--rows baseline mmc ...] [--out log/ablation-quick]
+    python -m benchmarks.ablation [--budget quick|medium|full] [--rows baseline mmc ...] [--seeds 0 1 2] [--out DIR]
 
 All rows see the same samples in the same order for the same number of steps, once per seed; ablation.yaml says at
 what size. Prints a table, in Markdown, beside the paper's figures, and draws a picture. Finished runs are kept:
@@ -28,13 +28,12 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.ablation_scores import SCORES, Truth, copying, evaluate, mean
 from config import schema
 from datasets.build import TEST_SEED, TRAIN_SEED
-from datasets.synthetic.clips import LANDMARK_NAMES, render, synthetic_people
+from datasets.synthetic.clips import render, synthetic_people
 from logger import RunFolder
-from metrics.image import l1, psnr, ssim
 from modules.build import build_model
-from modules.warp import sample
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from train import train
@@ -44,6 +43,7 @@ CONFIGS = Path(__file__).parents[1] / 'config'
 OVERLAY = Path(__file__).with_name('ablation.yaml')
 SEEDS = (0, 1, 2)
 SPACING = 8                # frames between two that are used of a clip: a third of a second
+PAIRED = 'Differences on the same head after the same seed, mean ± standard error over heads and seeds.'
 PICTURED = 4               # pairs in the picture
 
 
@@ -96,21 +96,6 @@ def digest(value):
 
 # ---------------------------------------------------------------------------- data and its truth
 
-class Truth(NamedTuple):
-    """The test clips, C of T frames at S px. The first frame is the source; its own motion is left out of all scores.
-
-    frames:    (C, T, S, S, 3) uint8
-    landmarks: (C, T, L, 2) pixel positions of LANDMARK_NAMES
-    visible:   (C, T, L) bool
-    turning:   (C, L, 2, 6) how the source's landmarks move, in pixels, per degree of yaw, pitch and roll, and per unit
-               of x, y and scale
-    """
-    frames: np.ndarray
-    landmarks: np.ndarray
-    visible: np.ndarray
-    turning: np.ndarray
-
-
 def heads(config, folder, pool):
     """Render the embedded heads once, as clips on disk that all runs read, and the truth about the test clips.
 
@@ -158,81 +143,6 @@ def read_truth(root):
         return Truth(**stored)
 
 
-# ---------------------------------------------------------------------------- scores
-
-# Landmarks that jaw, brows, smile or gaze move; the others say where the head is.
-EXPRESSION = np.array([any(part in name for part in ('pupil', 'brow', 'mouth', 'lip', 'chin', 'jaw'))
-                       for name in LANDMARK_NAMES])
-
-SCORES = {'psnr': ('PSNR dB', 2), 'l1': ('L1', 4), 'ssim': ('SSIM', 4), 'pose': ('pose °', 2), 'head': ('head px', 2),
-          'expression': ('expression px', 2), 'coarse_head': ('M^0: head px', 2),
-          'coarse_expression': ('M^0: expression px', 2)}
-
-
-@torch.inference_mode()
-def evaluate(model, truth, device):
-    """Mean scores of a model (in eval mode) over all driving frames of all clips: {name: float}."""
-    scores = []
-    for clip in map(Truth._make, zip(*truth)):
-        driving = to_tensor(clip.frames[1:], device)
-        generated = model.render(model.encode_source(to_tensor(clip.frames[:1], device)), model.keypoints(driving))
-        coarse, refined = (follow(flow.float().cpu(), clip) for flow in (generated.flows[0], generated.flows[-1]))
-        scores.append(score(to_uint8(generated.prediction), coarse, refined, clip))
-    return mean(scores)
-
-
-def copying(truth):
-    """The scores of a model that moves nothing: the source frame, again and again."""
-    scores = []
-    for clip in map(Truth._make, zip(*truth)):
-        frames, still = clip.frames[1:], clip.landmarks[1:]
-        scores.append(score(np.broadcast_to(clip.frames[0], frames.shape), still, still, clip))
-    return mean(scores)
-
-
-def mean(scores):
-    return {name: statistics.fmean(score[name] for score in scores) for name in scores[0]}
-
-
-def follow(flow, clip):
-    """Where a flow (T - 1, h, w, 2) finds the driving frames' landmarks in the source, (T - 1, L, 2) in pixels.
-
-    Read where keypoints and flows live: -1 and 1 are the centres of the first and the last pixel. (FOMM's generator
-    then warps half a feature's pixel wider; what its decoder makes of that is not motion.)
-    """
-    unit = (clip.frames.shape[1] - 1) / 2
-    position = torch.from_numpy(clip.landmarks[1:] / unit - 1)[:, None]                            # (T - 1, 1, L, 2)
-    found = sample(flow.permute(0, 3, 1, 2), position, padding_mode='border')                      # (T - 1, 2, 1, L)
-    return (found[:, :, 0].transpose(1, 2).numpy() + 1) * unit
-
-
-def score(predicted, coarse, refined, clip):
-    """SCORES of predicted frames (T - 1, S, S, 3) uint8, and of where both flows found the landmarks."""
-    ours, theirs = ((to_tensor(frames) + 1) / 2 for frames in (predicted, clip.frames[1:]))
-    images = {'psnr': psnr(ours, theirs).clamp(max=100), 'l1': l1(ours, theirs), 'ssim': ssim(ours, theirs)}
-    before, after = motion_scores(coarse, clip), motion_scores(refined, clip)
-    return {**{name: float(values.mean()) for name, values in images.items()}, **after,
-            'coarse_head': before['head'], 'coarse_expression': before['expression']}
-
-
-def motion_scores(found, clip):
-    """How far off the source's true landmarks are those that the motion found (T - 1, L, 2).
-
-    head, expression: mean distance in pixels, over the landmarks that both frames show
-    pose:             the same error read as a turn of the source's head, to first order: mean over |yaw|, |pitch| and
-                      |roll| in degrees of the least-squares rigid motion that explains it
-    """
-    error = found - clip.landmarks[0]
-    seen = clip.visible[0] & clip.visible[1:]
-    distance = np.linalg.norm(error, axis=-1)
-    turns = []
-    for frame, landmarks in zip(error, seen & ~EXPRESSION):
-        rigid = np.linalg.lstsq(clip.turning[landmarks].reshape(-1, 6), frame[landmarks].ravel(), rcond=None)[0]
-        turns.append(np.abs(rigid[:3]).mean())
-    return {'head': float(distance[seen & ~EXPRESSION].mean()), 'expression': float(distance[seen & EXPRESSION].mean()),
-            'pose': float(np.mean(turns))}
-
-
 # ---------------------------------------------------------------------------- one run
 
 class Run(NamedTuple):
@@ -266,11 +176,12 @@ def make(run, device):
     model.load_state_dict(state['ema'])
     model.to(device).eval()
     truth = read_truth(Path(run.config.dataset_params.root_dir))
-    scores = evaluate(model, truth, device)
+    per_head = evaluate(model, truth, device)
     save_png(run.strip, strip(model, truth, device))
     size = sum(parameter.numel() for parameter in model.parameters())
     with written_whole(run.result) as path:
-        path.write_text(json.dumps({'scores': scores, 'parameters': size, 'config': run.config.as_dict()}, indent=2))
+        path.write_text(json.dumps({'scores': mean(per_head), 'heads': per_head, 'parameters': size,
+                                    'config': run.config.as_dict()}, indent=2))
 
 
 def pictured(truth):
@@ -322,40 +233,70 @@ def collect(configs, rows, out, root):
             for row in rows}
 
 
-def table(runs, copied):
+def results_of(runs):
+    """{row: results of its finished runs, by seed}, without rows that have none."""
+    found = {row: {seed: json.loads(run.result.read_text()) for seed, run in zip(SEEDS, of_row) if run.result.is_file()}
+             for row, of_row in runs.items()}
+    return {row: results for row, results in found.items() if results}
+
+
+def table(results, copied):
     """Markdown: mean ± standard deviation over the seeds, beside the paper's figures."""
-    headings = ['', *(heading for heading, _ in SCORES.values()),
-                'parameters', 'paper: PSNR', 'paper: L1', 'paper: AKD']
+    names = [name for name in SCORES if name in copied]
+    headings = ['', 'seeds', *(SCORES[name][0] for name in names), 'parameters',
+                'paper: PSNR', 'paper: L1', 'paper: AKD']
     lines = [headings, ['---'] * len(headings),
-             ['copy of the source', *(f'{copied[name]:.{digits}f}' for name, (_, digits) in SCORES.items()), *[''] * 4]]
-    for name, of_row in runs.items():
-        results = [json.loads(run.result.read_text()) for run in of_row]
-        cells = [spread([result['scores'][score] for result in results], digits)
-                 for score, (_, digits) in SCORES.items()]
-        row = ROWS[name]
-        lines.append([row.title, *cells, f'{results[0]["parameters"] / 1e6:.2f} M',
+             ['copy of the source', '', *(f'{copied[name]:.{SCORES[name][1]}f}' for name in names), *[''] * 4]]
+    for name, of_row in results.items():
+        cells = [spread([result['scores'][score] for result in of_row.values()], SCORES[score][1]) for score in names]
+        row, size = ROWS[name], next(iter(of_row.values()))['parameters']
+        lines.append([row.title, str(len(of_row)), *cells, f'{size / 1e6:.2f} M',
                       f'{row.psnr:.2f}', f'{row.l1:.4f}', f'{row.akd:.4f}'])
+    return markdown(lines)
+
+
+def paired_table(results, reference):
+    """Markdown: each row minus the reference row on the same heads and seeds, mean ± standard error over both."""
+    names = [name for name in SCORES if name in next(iter(results[reference].values()))['scores']]
+    headings = [f'minus {ROWS[reference].title}', 'pairs', *(SCORES[name][0] for name in names)]
+    lines = [headings, ['---'] * len(headings)]
+    for row, of_row in results.items():
+        pairs = [pair for seed in of_row.keys() & results[reference].keys()
+                 for pair in zip(of_row[seed]['heads'], results[reference][seed]['heads'], strict=True)]
+        if row != reference and len(pairs) > 1:
+            lines.append([ROWS[row].title, str(len(pairs)), *(
+                difference([ours[name] - theirs[name] for ours, theirs in pairs], SCORES[name][1]) for name in names)])
+    return markdown(lines)
+
+
+def markdown(lines):
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
+def difference(values, digits):
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f'{statistics.fmean(values):+.{digits}f} ± {error:.{digits}f}'
+
+
 def spread(values, digits):
-    return f'{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}'
+    mean_value = f'{statistics.fmean(values):.{digits}f}'
+    return f'{mean_value} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean_value
 
 
 def protocol(config, truth):
     """What the figures of the table are."""
     params, size = config.train_params, config.model_params.image_size
     people, frames = truth.frames.shape[:2]
-    return (f'Mean ± standard deviation over {len(SEEDS)} seeds; {size} px, {params.num_iterations} steps of '
+    return (f'Mean ± standard deviation over the seeds; {size} px, {params.num_iterations} steps of '
             f'{params.batch_size} pairs, {config.dataset_params.synthetic_params.train_people} people trained on; '
             f'{people * (frames - 1)} driving frames of {people} others.')
 
 
 def picture(runs, truth):
-    """One row per method, first seed: what it made of the same sources and driving frames."""
+    """One row per method, its first seed: what it made of the same sources and driving frames."""
     rows = [[truth.frames[clip, i] for clip, index in pictured(truth) for i in (0, index)]]
-    for first, *_ in runs.values():
-        cells = np.asarray(Image.open(first.strip))
+    for of_row in runs.values():
+        cells = np.asarray(Image.open(next(run.strip for run in of_row if run.strip.is_file())))
         rows.append(np.split(cells, cells.shape[1] // CELL, axis=1))
     titles = ['source / prediction', 'driving / flow'] * (len(rows[0]) // 2)
     return grid(rows, titles, ['', *(ROWS[name].title for name in runs)])
@@ -365,10 +306,14 @@ def picture(runs, truth):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--budget', choices=('quick', 'full'), default='quick',
-                        help='quick: 20 minutes on two cores; full: a GPU')
+    parser.add_argument('--budget', choices=('quick', 'medium', 'full'), default='quick',
+                        help='quick: does it run, in minutes; medium: hours of CPU, resumes; full: a GPU')
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW',
                         help=f'of {", ".join(ROWS)}; default all')
+    parser.add_argument('--seeds', nargs='+', type=int, choices=SEEDS, default=list(SEEDS), metavar='SEED',
+                        help='train these alone; the table shows all that are finished')
+    parser.add_argument('--reference', choices=ROWS, default='baseline', metavar='ROW',
+                        help='what the other rows are compared with, head by head; default baseline')
     parser.add_argument('--out', type=Path, help='default log/ablation-BUDGET')
     parser.add_argument('--jobs', type=int,
                         help='runs at a time, of one thread each; default: one per CPU core, or 4 on a GPU')
@@ -385,7 +330,8 @@ def main(arguments=None):
                 root = heads(configs[options.rows[0]], out, pool)
                 runs = collect(configs, options.rows, out, root)
                 # Seed by seed, so that an early stop leaves whole comparisons.
-                ordered = {run.name: run for group in zip(*runs.values()) for run in group}
+                ordered = {run.name: run for seed in options.seeds for run in
+                           (of_row[SEEDS.index(seed)] for of_row in runs.values())}
                 run_all(ordered.values(), pool, jobs, device)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -397,11 +343,13 @@ def main(arguments=None):
         print('interrupted; the same command goes on from here', file=sys.stderr)
         return 130
 
-    truth = read_truth(root)
-    text = table(runs, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth)}\n'
+    truth, results = read_truth(root), results_of(runs)
+    text = table(results, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth)}\n'
+    if options.reference in results and len(results) > 1:
+        text += f'\n{paired_table(results, options.reference)}\n\n{PAIRED}\n'
     with written_whole(out / 'table.md') as path:
         path.write_text(text)
-    save_png(out / 'picture.png', picture(runs, truth))
+    save_png(out / 'picture.png', picture({row: runs[row] for row in results}, truth))
     print(f'{text}\ntable.md and picture.png are in {out}')
     return 0
 

@@ -1,0 +1,111 @@
+"""What benchmarks/ablation.py measures of a model on the embedded heads, whose landmarks are known exactly."""
+
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from datasets.synthetic.clips import LANDMARK_NAMES
+from metrics.catalogue import build
+from metrics.image import l1, psnr, ssim
+from modules.warp import sample
+from visualizer import to_tensor, to_uint8
+
+
+class Truth(NamedTuple):
+    """The test clips, C of T frames at S px. The first frame is the source; its own motion is left out of all scores.
+
+    frames:    (C, T, S, S, 3) uint8
+    landmarks: (C, T, L, 2) pixel positions of LANDMARK_NAMES
+    visible:   (C, T, L) bool
+    turning:   (C, L, 2, 6) how the source's landmarks move, in pixels, per degree of yaw, pitch and roll, and per unit
+               of x, y and scale
+    """
+    frames: np.ndarray
+    landmarks: np.ndarray
+    visible: np.ndarray
+    turning: np.ndarray
+
+
+# Landmarks that jaw, brows, smile or gaze move; the others say where the head is.
+EXPRESSION = np.array([any(part in name for part in ('pupil', 'brow', 'mouth', 'lip', 'chin', 'jaw'))
+                       for name in LANDMARK_NAMES])
+
+# name: (heading, digits). LPIPS is there where its weights are.
+SCORES = {'psnr': ('PSNR dB', 2), 'l1': ('L1', 4), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS', 4),
+          'sharpness': ('sharpness', 3), 'pose': ('pose °', 2), 'head': ('head px', 2),
+          'expression': ('expression px', 2), 'coarse_head': ('M^0: head px', 2),
+          'coarse_expression': ('M^0: expression px', 2)}
+
+
+@torch.inference_mode()
+def evaluate(model, truth, device):
+    """Scores of a model (in eval mode), one {name: float} per clip: means over its driving frames."""
+    scores = []
+    for clip in map(Truth._make, zip(*truth)):
+        driving = to_tensor(clip.frames[1:], device)
+        generated = model.render(model.encode_source(to_tensor(clip.frames[:1], device)), model.keypoints(driving))
+        coarse, refined = (follow(flow.float().cpu(), clip) for flow in (generated.flows[0], generated.flows[-1]))
+        scores.append(score(to_uint8(generated.prediction), coarse, refined, clip))
+    return scores
+
+
+def copying(truth):
+    """The scores of a model that moves nothing: the source frame, again and again."""
+    scores = []
+    for clip in map(Truth._make, zip(*truth)):
+        frames, still = clip.frames[1:], clip.landmarks[1:]
+        scores.append(score(np.broadcast_to(clip.frames[0], frames.shape), still, still, clip))
+    return mean(scores)
+
+
+def mean(scores):
+    return {name: statistics.fmean(score[name] for score in scores) for name in scores[0]}
+
+
+def follow(flow, clip):
+    """Where a flow (T - 1, h, w, 2) finds the driving frames' landmarks in the source, (T - 1, L, 2) in pixels.
+
+    Read where keypoints and flows live: -1 and 1 are the centres of the first and the last pixel. (FOMM's generator
+    then warps half a feature's pixel wider; what its decoder makes of that is not motion.)
+    """
+    unit = (clip.frames.shape[1] - 1) / 2
+    position = torch.from_numpy(clip.landmarks[1:] / unit - 1)[:, None]                            # (T - 1, 1, L, 2)
+    found = sample(flow.permute(0, 3, 1, 2), position, padding_mode='border')                      # (T - 1, 2, 1, L)
+    return (found[:, :, 0].transpose(1, 2).numpy() + 1) * unit
+
+
+def score(predicted, coarse, refined, clip):
+    """SCORES of predicted frames (T - 1, S, S, 3) uint8, and of where both flows found the landmarks."""
+    ours, theirs = ((to_tensor(frames) + 1) / 2 for frames in (predicted, clip.frames[1:]))
+    images = {'psnr': psnr(ours, theirs).clamp(max=100), 'l1': l1(ours, theirs), 'ssim': ssim(ours, theirs)}
+    images |= {'sharpness': gradient_energy(ours) / gradient_energy(theirs)}
+    images |= {'lpips': metric(ours, theirs) for metric in build(['lpips.vgg'], 'cpu')[0]}
+    before, after = motion_scores(coarse, clip), motion_scores(refined, clip)
+    return {**{name: float(values.mean()) for name, values in images.items()}, **after,
+            'coarse_head': before['head'], 'coarse_expression': before['expression']}
+
+
+def gradient_energy(images):
+    """Sum of squared differences of neighbours in images (B, 3, H, W) -> (B,); blurred frames have less of it."""
+    across, down = images.diff(dim=-1), images.diff(dim=-2)
+    return across.square().sum((1, 2, 3)) + down.square().sum((1, 2, 3))
+
+
+def motion_scores(found, clip):
+    """How far off the source's true landmarks are those that the motion found (T - 1, L, 2).
+
+    head, expression: mean distance in pixels, over the landmarks that both frames show
+    pose:             the same error read as a turn of the source's head, to first order: mean over |yaw|, |pitch| and
+                      |roll| in degrees of the least-squares rigid motion that explains it
+    """
+    error = found - clip.landmarks[0]
+    seen = clip.visible[0] & clip.visible[1:]
+    distance = np.linalg.norm(error, axis=-1)
+    turns = []
+    for frame, landmarks in zip(error, seen & ~EXPRESSION):
+        rigid = np.linalg.lstsq(clip.turning[landmarks].reshape(-1, 6), frame[landmarks].ravel(), rcond=None)[0]
+        turns.append(np.abs(rigid[:3]).mean())
+    return {'head': float(distance[seen & ~EXPRESSION].mean()), 'expression': float(distance[seen & EXPRESSION].mean()),
+            'pose': float(np.mean(turns))}
