@@ -202,7 +202,8 @@ def smac_forward(fixture, config):
         yield Comparison(f'motion_recon_list_{i}', numpy(offset), fixture[f'motion_recon_list_{i}'], 1.0, 1e-4)
     for name, codes in (('motion', ours.motion_quantized), ('app', ours.appearance_quantized)):
         theirs = fixture[f'codebook_loss_{name}_list']
-        yield Comparison(f'codebook_loss_{name}_list', numpy(torch.stack([scale.loss for scale in codes])), theirs, 1e-4 * theirs.max(), 1e-4 * theirs.max())
+        yield Comparison(f'codebook_loss_{name}_list', numpy(torch.stack([scale.loss for scale in codes])), theirs,
+                         1e-4 * theirs.max(), 1e-4 * theirs.max())
         for i, scale in enumerate(codes):
             flips = numpy(scale.indices).ravel() != fixture[f'vq_index_{name}_{i}']
             yield Comparison(f'vq_index_{name}_{i} flips', np.array([flips.sum()]), np.zeros(1), FLIPS, FLIPS)

@@ -144,7 +144,8 @@ class Training:
             model.recompute_blocks()
         for block in model.outer_blocks() if params.compile else ():
             block.compile()
-        self.discriminator_objective = DiscriminatorObjective(self.discriminator, params.objective_params) if self.discriminator else None
+        self.discriminator_objective = DiscriminatorObjective(self.discriminator,
+                                                              params.objective_params) if self.discriminator else None
         self.images = [torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2)]
         self.transform = RandomTransform.draw(batch, torch.Generator().manual_seed(0)).to(device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == 'bf16')
@@ -179,7 +180,8 @@ class Training:
                  'keypoint losses': (Objective, '_keypoint_losses'), 'loss network': (Objective, '_reconstruction'),
                  'discriminator in the generator step': (Objective, '_adversarial'),
                  'adaptive weight': (Objective, '_last_layer_norms'), 'backward': (Training, 'backward'),
-                 'discriminator step': (Training, 'discriminator_step'), 'clipping, optimisers, EMA': (Training, 'update')}
+                 'discriminator step': (Training, 'discriminator_step'),
+                 'clipping, optimisers, EMA': (Training, 'update')}
         with ExitStack() as stack:
             for stage, (owner, name) in parts.items():
                 stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), stage, found, clock)))
@@ -269,7 +271,8 @@ def one_hot_quantize(self, z, scale):
     indices = nearest(vectors.detach().flatten(0, 2), codes.detach())
     z_q = (F.one_hot(indices, len(codes)).float() @ codes).view_as(vectors)
     loss = F.mse_loss(z_q, vectors.detach()) + self.commitment * F.mse_loss(vectors, z_q.detach())
-    return Quantized(z.detach(), (vectors + (z_q - vectors).detach()).permute(0, 3, 1, 2), indices.view(vectors.shape[:3]), loss)
+    return Quantized(z.detach(), (vectors + (z_q - vectors).detach()).permute(0, 3, 1, 2),
+                     indices.view(vectors.shape[:3]), loss)
 
 
 def project_per_sample(self, query, codes, part, visible=None):
@@ -301,7 +304,8 @@ OPTIMISATIONS = {
     'codes projected once for all samples': plain(
         (retrieval.Retrieval, 'project', lambda self, codes: [codes] * len(self.layers)),
         (retrieval.Retrieval, 'forward', project_per_sample)),
-    'closed-form 2x2 inverse': plain((dense_motion, 'invert_2x2', torch.linalg.inv), (losses, 'invert_2x2', torch.linalg.inv)),
+    'closed-form 2x2 inverse': plain((dense_motion, 'invert_2x2', torch.linalg.inv),
+                                     (losses, 'invert_2x2', torch.linalg.inv)),
     'look-up quantisation': plain((Codebook, 'quantize', one_hot_quantize)),
     'one encoder pass for source and driving': plain((Encoder, 'tapped', passes_apart)),
     'target features once, predictions together': plain((PerceptualLoss, 'value_and_gradient', predictions_apart)),
@@ -427,12 +431,14 @@ def main(arguments=None):
     parser.add_argument('--config', default='config/vox-256.yaml')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='override config values')
     parser.add_argument('--batch', type=int, default=2, help='of the training step')
-    parser.add_argument('--frames', type=int, nargs='+', help='batches of animated frames; default 1 8, on a GPU also 32')
+    parser.add_argument('--frames', type=int, nargs='+',
+                        help='batches of animated frames; default 1 8, on a GPU also 32')
     parser.add_argument('--parts', nargs='+', choices=('animation', 'training', 'loader'),
                         default=['animation', 'training', 'loader'])
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--threads', type=int, default=0, help='of a CPU; default: as many as PyTorch takes')
-    parser.add_argument('--ablate', nargs='*', choices=OPTIMISATIONS, metavar='NAME', help='what each optimisation is worth')
+    parser.add_argument('--ablate', nargs='*', choices=OPTIMISATIONS, metavar='NAME',
+                        help='what each optimisation is worth')
     parser.add_argument('--json', type=Path, help='also write the figures there')
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -441,13 +447,15 @@ def main(arguments=None):
 
     figures = {'config': options.config, 'set': options.set, 'device': str(device), 'threads': options.threads,
                'precision': config.train_params.precision, 'checkpointing': config.train_params.checkpointing,
-               'compile': config.train_params.compile, 'optimisations': list(OPTIMISATIONS), 'public_ratios': [frame, step]}
+               'compile': config.train_params.compile, 'optimisations': list(OPTIMISATIONS),
+               'public_ratios': [frame, step]}
     if 'animation' in options.parts:
         for batch in options.frames or ([1, 8, 32] if device.type == 'cuda' else [1, 8]):
             figures[f'animation, batch {batch}'] = found = in_process(animation_part, options, config, device, batch)
             report(f'one frame, batch {batch}', found, frame)
     if 'training' in options.parts:
-        found = figures[f'training, batch {options.batch}'] = in_process(training_part, options, config, device, options.batch)
+        found = figures[f'training, batch {options.batch}'] = in_process(training_part, options, config, device,
+                                                                         options.batch)
         report(f'training step, batch {options.batch}', found, step)
     if 'loader' in options.parts:
         found = figures['loader'] = in_process(loader_part, options, config, device, options.batch)

@@ -64,7 +64,7 @@ class TrainParams:
     num_iterations: int = 250_000
     batch_size: int = 16               # over all processes and accumulation steps together
     accumulate: int = 1                # micro-batches per optimiser step
-    motion_iterations: int = 0         # the first iterations, which train keypoints and coarse flow alone (see README.md)
+    motion_iterations: int = 0    # the first iterations, which train keypoints and coarse flow alone (see README.md)
     learning_rate: float = 8e-5        # generator and motion estimator
     discriminator_learning_rate: float = 8e-5
     betas: tuple[float, ...] = (0.9, 0.99)
@@ -282,7 +282,8 @@ def _convert(hint, value, where, key):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    expected = getattr(hint, '__name__', str(hint)) if origin is None else {tuple: 'a list', dict: 'keys and values'}[origin]
+    expected = getattr(hint, '__name__', str(hint)) if origin is None else {tuple: 'a list',
+                                                                            dict: 'keys and values'}[origin]
     raise UserError(f'{where}: {key}={value!r}: expected {expected}')
 
 

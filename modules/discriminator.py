@@ -99,7 +99,8 @@ class ScaleDiscriminator(nn.Module):
                                   for level in range(1, params.num_blocks + 1)]
         parametrize = spectral_norm if params.spectral_norm else (lambda layer: layer)
         last = params.num_blocks - 1
-        self.blocks = nn.ModuleList(DiscriminatorBlock(*pair, norm=level > 0, pool=level < last, parametrize=parametrize)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(*pair, norm=level > 0, pool=level < last,
+                                                       parametrize=parametrize)
                                     for level, pair in enumerate(zip(widths, widths[1:])))
         self.head = parametrize(nn.Conv2d(widths[-1], 1, 1))
 
@@ -124,7 +125,7 @@ class MultiScaleDiscriminator(nn.Module):
         self.scales = nn.ModuleList(ScaleDiscriminator(params, in_channels) for _ in params.scales)
 
     def forward(self, image, keypoints):
-        """DiscriminatorOutput of image (B, 3, H, W) in [-1, 1] under the driving Keypoints, which should carry no gradient."""
+        """DiscriminatorOutput of image (B, 3, H, W) in [-1, 1]; the driving Keypoints should carry no gradient."""
         image = to_unit(image)
         logits, features = [], []
         for down, discriminator in zip(self.pyramid, self.scales):

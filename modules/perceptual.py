@@ -80,6 +80,7 @@ class PerceptualLoss(nn.Module):
         """Terms (predictions, layers) of one level, detached, and their gradient at each prediction."""
         with torch.enable_grad():
             seen = self.network(down(torch.cat(leaves)))
-            terms = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float()) for part in feature.chunk(len(leaves))])
+            terms = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float())
+                                              for part in feature.chunk(len(leaves))])
                                  for feature, truth in zip(seen, wanted)], dim=1)
             return terms.detach(), torch.autograd.grad(terms.sum(), leaves)

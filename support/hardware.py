@@ -69,7 +69,8 @@ def adapted(config, device):
     changes = {}
     params = config.train_params
     if params.precision == 'bf16' and not has_bf16(device):
-        log.warning('train_params.precision=bf16: %s has no bf16 arithmetic and would only emulate it; using fp32', device)
+        log.warning('train_params.precision=bf16: %s has no bf16 arithmetic and would only emulate it; using fp32',
+                    device)
         changes['precision'] = 'fp32'
     if params.compile and (reason := cannot_compile(device)):
         log.warning('train_params.compile: %s; running uncompiled', reason)

@@ -204,16 +204,19 @@ def test_prediction_trains_codes_through_attention_and_the_motion_estimator(lear
 
 def test_every_parameter_learns_from_something(learned):
     model, generated = learned
-    total = generated.prediction.square().mean() + generated.first_scale_prediction.square().mean() + sum(generated.losses.values())
+    total = (generated.prediction.square().mean() + generated.first_scale_prediction.square().mean()
+             + sum(generated.losses.values()))
     everything = {name for name, _ in model.named_parameters()}
-    assert everything - reached(model, total) <= {name for name in everything if name.endswith('key.bias')}   # softmax ignores it
+    ignored = {name for name in everything if name.endswith('key.bias')}      # by the softmax
+    assert everything - reached(model, total) <= ignored
 
 
 def test_learning_the_codes_leaves_the_flow_alone():
     torch.manual_seed(0)
     model = build_model(tiny())
     flow = (torch.rand(1, 8, 8, 2) * 2 - 1).requires_grad_()
-    residual, _, feature = model.motion(0, flow, torch.randn(1, 16, 4, 4), torch.randn(1, 8, 4, 4), model.motion.project_codes())
+    residual, _, feature = model.motion(0, flow, torch.randn(1, 16, 4, 4), torch.randn(1, 8, 4, 4),
+                                        model.motion.project_codes())
     learned = model.motion.learn([flow], [feature])
     (learned.reconstruction_loss + learned.quantized[0].loss).backward(retain_graph=True)
     assert flow.grad is None

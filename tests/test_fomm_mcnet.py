@@ -286,7 +286,8 @@ class Constant(nn.Module):
 
     def forward(self, image, keypoints):
         hidden = torch.tanh(3 * image)
-        return DiscriminatorOutput([hidden.mean(1, keepdim=True), hidden.amax(1, keepdim=True)], [hidden, hidden.square()])
+        return DiscriminatorOutput([hidden.mean(1, keepdim=True), hidden.amax(1, keepdim=True)],
+                                   [hidden, hidden.square()])
 
 
 @pytest.mark.parametrize('form', ADVERSARIAL_FORMS)

@@ -111,7 +111,8 @@ def test_workers_give_the_samples_of_the_main_process(workers):
     assert torch.cat([batch['index'] for batch in batches]).tolist() == list(range(24))
     expected = [dataset[i] for i in range(24)]
     for key in ('source', 'driving'):
-        assert torch.equal(torch.cat([batch[key] for batch in batches]), torch.stack([sample[key] for sample in expected]))
+        assert torch.equal(torch.cat([batch[key] for batch in batches]),
+                           torch.stack([sample[key] for sample in expected]))
     assert torch.cat([batch['skipped'] for batch in batches]).tolist() == [sample['skipped'] for sample in expected]
     assert sum(sample['skipped'] for sample in expected) > 0
 

@@ -32,13 +32,15 @@ def outputs(source, config):
     """What one training step of the case gives: prediction, flows, occlusions, losses, gradient norms."""
     model, discriminator = parity.filled(config, source, with_discriminator=True)
     size = config.model_params.image_size
-    images = [torch.nn.functional.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
+    images = [torch.nn.functional.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area')
+              for seeds in ((1, 3), (2, 4))]
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
     objective = build_objective(config, model).eval()
     adversarial = source == 'smac'
     step = objective(*images, transform, discriminator.requires_grad_(False) if adversarial else None)
     step.total.backward()
-    norms = torch.stack([parameter.grad.norm() for _, parameter in sorted(model.named_parameters()) if parameter.grad is not None])
+    parameters = [parameter for _, parameter in sorted(model.named_parameters()) if parameter.grad is not None]
+    norms = torch.stack([parameter.grad.norm() for parameter in parameters])
     result = {'prediction': step.generated.prediction, 'gradient_norms': norms}
     result |= {f'flow_{i}': flow for i, flow in enumerate(step.generated.flows)}
     result |= {f'occlusion_{i}': occlusion for i, occlusion in enumerate(step.generated.occlusions)}

@@ -137,7 +137,8 @@ def test_a_constant_rate_is_left_as_it_is(tmp_path):
     clip = open_constant_rate(write_video(tmp_path / 'a.mp4', Fraction(30000, 1001)))
     assert not isinstance(clip, ConstantRateClip) and clip.fps == Fraction(30000, 1001)
     # Stamps in whole milliseconds are no other rate.
-    rounded = open_constant_rate(write_uneven(tmp_path / 'b.mp4', [round(i * 33.367) for i in range(20)], Fraction(1, 1000)))
+    rounded = open_constant_rate(write_uneven(tmp_path / 'b.mp4', [round(i * 33.367) for i in range(20)],
+                                              Fraction(1, 1000)))
     assert not isinstance(rounded, ConstantRateClip) and len(rounded) == 20
 
 

@@ -89,7 +89,8 @@ TRAIN = ['--mode', 'train', '--config', ROOT / 'config/vox-256.yaml', '--device'
 
 def test_no_data(capsys, tmp_path):
     def message(root):
-        return refused(capsys, *TRAIN, '--log_dir', tmp_path / 'log', '--set', *SIZES, f'dataset_params.root_dir={root}')
+        return refused(capsys, *TRAIN, '--log_dir', tmp_path / 'log', '--set', *SIZES,
+                       f'dataset_params.root_dir={root}')
 
     assert 'no such data folder' in message(tmp_path / 'nowhere')
     (tmp_path / 'train').mkdir()
@@ -221,7 +222,8 @@ def test_published_weights_come_in_whole(capsys, published, tmp_path):
     assert torch.equal(state['ema']['encoder.stem.weight'], 0.9 * stem)        # the EMA where it exists
     assert torch.equal(state['ema']['keypoint_detector.kp.weight'], state['model']['keypoint_detector.kp.weight'])
     assert 'discriminator' in state
-    assert call(capsys, '--mode', 'reconstruction', '--checkpoint', out, '--log_dir', tmp_path, '--device', 'cpu')[0] == 0
+    assert call(capsys, '--mode', 'reconstruction', '--checkpoint', out, '--log_dir', tmp_path, '--device',
+                'cpu')[0] == 0
 
 
 @pytest.mark.parametrize('damage, message', [

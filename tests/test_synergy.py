@@ -206,11 +206,13 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_autograd():
 
     weights = config.train_params.objective_params.loss_weights
     generated = model(source, driving)
+    logits, = discriminator(generated.prediction, generated.driving_keypoints).logits
     plain = ((generated.prediction - driving).abs().mean() * weights['l1']
              + weights['first_scale'] * (generated.first_scale_prediction - driving).abs().mean() * weights['l1']
-             - weights['adversarial'] * step.losses['adaptive_weight'] * discriminator(generated.prediction, generated.driving_keypoints).logits[0].mean()
+             - weights['adversarial'] * step.losses['adaptive_weight'] * logits.mean()
              + sum(weights[name] * loss for name, loss in generated.losses.items())
-             + sum(weights[name] * loss for name, loss in objective._keypoint_losses(generated, driving, transform).items()))
+             + sum(weights[name] * loss
+                   for name, loss in objective._keypoint_losses(generated, driving, transform).items()))
     torch.testing.assert_close(step.total.detach(), plain.detach())
     plain.backward()
     for name, parameter in model.named_parameters():

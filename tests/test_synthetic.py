@@ -86,7 +86,8 @@ def test_motion_does_not_depend_on_the_length():
 
 def test_motion_is_smooth_lively_and_within_range():
     states = [state for seed in range(6) for state in motion(seed, 250)]
-    values = np.array([[s.yaw, s.pitch, s.roll, s.jaw, s.blink, s.smile, s.brow, s.gaze_x] for s in states]).reshape(6, 250, -1)
+    values = np.array([[s.yaw, s.pitch, s.roll, s.jaw, s.blink, s.smile, s.brow, s.gaze_x]
+                       for s in states]).reshape(6, 250, -1)
     steps = np.abs(np.diff(values, axis=1))
     assert (np.abs(values).max((0, 1)) <= [32, 18, 15, 1, 1, 1, 1, 1]).all()
     assert steps[..., :3].max() < 5                          # degrees from frame to frame
@@ -98,9 +99,11 @@ def test_motion_is_smooth_lively_and_within_range():
 
 # ---- landmarks
 
-@pytest.mark.parametrize('change, axis, sign', [({'yaw': 15}, 0, 1), ({'pitch': 12}, 1, -1), ({'x': 0.1}, 0, 1), ({'y': 0.1}, 1, 1)])
+@pytest.mark.parametrize('change, axis, sign',
+                         [({'yaw': 15}, 0, 1), ({'pitch': 12}, 1, -1), ({'x': 0.1}, 0, 1), ({'y': 0.1}, 1, 1)])
 def test_the_nose_follows_the_pose(person, change, axis, sign):
-    moved = landmark(render(person, replace(REST, **change), 64), 'nose_tip') - landmark(render(person, REST, 64), 'nose_tip')
+    moved = (landmark(render(person, replace(REST, **change), 64), 'nose_tip')
+             - landmark(render(person, REST, 64), 'nose_tip'))
     assert sign * moved[axis] > 2
 
 
@@ -110,9 +113,11 @@ def test_positive_roll_is_clockwise(person):
 
 
 def test_expressions_move_their_landmarks(person):
-    gap = lambda state: (landmark(render(person, state, 128), 'lower_lip') - landmark(render(person, state, 128), 'upper_lip'))[1]
+    gap = lambda state: (landmark(render(person, state, 128), 'lower_lip')
+                         - landmark(render(person, state, 128), 'upper_lip'))[1]
     assert abs(gap(REST)) < 0.5 and gap(HeadState(jaw=1)) > 6
-    mouth = lambda state: np.ptp([landmark(render(person, state, 128), f'mouth_{side}')[0] for side in ('left', 'right')])
+    mouth = lambda state: np.ptp([landmark(render(person, state, 128), f'mouth_{side}')[0]
+                                  for side in ('left', 'right')])
     assert mouth(HeadState(smile=1)) > mouth(REST) + 3
     height = lambda state: landmark(render(person, state, 128), 'left_brow_middle')[1]
     assert height(HeadState(brow=1)) < height(REST) - 1
@@ -139,7 +144,8 @@ def test_turning_hides_the_far_side(person):
 # ---- flow
 
 def warp(image, grid):
-    moved = F.grid_sample(torch.tensor(image).permute(2, 0, 1)[None].float(), torch.tensor(grid)[None], align_corners=True)
+    moved = F.grid_sample(torch.tensor(image).permute(2, 0, 1)[None].float(), torch.tensor(grid)[None],
+                          align_corners=True)
     return moved[0].permute(1, 2, 0).numpy()
 
 

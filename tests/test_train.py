@@ -54,15 +54,18 @@ def flat(state, prefix=''):
 def assert_bit_equal(a, b):
     a, b = dict(flat(a)), dict(flat(b))
     assert a.keys() == b.keys()
-    different = [key for key in a if not (torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key])]
+    different = [key for key in a
+                 if not (torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key])]
     assert not different, different[:5]
 
 
 STEPS = 12
 LONG = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
-        'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20', 'train_params.motion_iterations=5',
+        'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20',
+        'train_params.motion_iterations=5',
         'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=2',
-        'model_params.appearance_codebook_params.feature_start=true', 'model_params.appearance_codebook_params.whitened=true']
+        'model_params.appearance_codebook_params.feature_start=true',
+        'model_params.appearance_codebook_params.whitened=true']
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +94,8 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, tmp_path, number,
 
     run(tmp_path, *LONG)
     assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
-    steps = [line.split('"step": ')[1].split(',')[0] for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
+    steps = [line.split('"step": ')[1].split(',')[0]
+             for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
     assert steps.count(str(STEPS)) == 2 and steps.count('5') == 1    # figures and validation; none twice
 
 
@@ -108,8 +112,10 @@ def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path
 
 def test_two_processes_equal_one(tmp_path):
     """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
-    options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4', 'train_params.log_every=1',
-               'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=3',
+    options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4',
+               'train_params.log_every=1',
+               'model_params.motion_codebook_params.revive_after=2',
+               'model_params.appearance_codebook_params.revive_after=3',
                'model_params.appearance_codebook_params.feature_start=true',
                'model_params.appearance_codebook_params.whitened=true']
     torchrun = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517')
@@ -241,7 +247,8 @@ def test_every_group_of_codes_is_used_after_some_training(tmp_path):
     """A few hundred steps on the embedded heads: no group of either codebook is dead (Sec. 3.2.1)."""
     train_in(tmp_path, 'train_params.num_iterations=200', 'train_params.log_every=50', 'train_params.val_every=200',
              'train_params.learning_rate=1e-3', 'train_params.objective_params.adversarial_start=1000',
-             'model_params.motion_codebook_params.revive_after=50', 'model_params.appearance_codebook_params.revive_after=50')
+             'model_params.motion_codebook_params.revive_after=50',
+             'model_params.appearance_codebook_params.revive_after=50')
     state = read_checkpoint(tmp_path / 'checkpoints' / '00000200.pt')
     for name in ('motion', 'appearance'):
         idle = state['model'][f'{name}.codebook.idle'].view(4, -1)
@@ -254,7 +261,8 @@ def small(method, *overrides):
     return schema.load(ROOT / 'config' / f'{method}-vox-256.yaml', sets)
 
 
-@pytest.mark.parametrize('config', [tiny, partial(small, 'fomm'), partial(small, 'mcnet')], ids=['synergy', 'fomm', 'mcnet'])
+@pytest.mark.parametrize('config', [tiny, partial(small, 'fomm'), partial(small, 'mcnet')],
+                         ids=['synergy', 'fomm', 'mcnet'])
 def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, config):
     config = config('train_params.motion_iterations=2', 'train_params.num_iterations=3', 'train_params.save_every=1')
     folder = RunFolder(tmp_path)

@@ -246,7 +246,8 @@ def test_sound_alone_is_no_video(tmp_path):
         len(open_clip(path))
 
 
-@pytest.mark.parametrize('name', ['a b.mp4', 'id1#x#0#9.mp4', '100% %03d.mp4', 'café é中.mp4', 'a:b.mp4', "it's (2).mp4"])
+@pytest.mark.parametrize('name',
+                         ['a b.mp4', 'id1#x#0#9.mp4', '100% %03d.mp4', 'café é中.mp4', 'a:b.mp4', "it's (2).mp4"])
 def test_any_name_will_do(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with VideoWriter(Path(name), 25) as writer:
@@ -307,7 +308,8 @@ def test_odd_real_stills():
 @needs_shared
 def test_the_fast_decoder_reads_what_pil_reads(monkeypatch):
     paths = sorted(path for path in SHARED.glob('*/*/*') if path.suffix in ('.png', '.jpg')) \
-        + [path for path in sorted((SHARED / 'bad').iterdir()) if path.suffix in ('.png', '.jpg') and path.stat().st_size]
+        + [path for path in sorted((SHARED / 'bad').iterdir()) if path.suffix in ('.png', '.jpg')
+           and path.stat().st_size]
     fast = [read_image(path) for path in paths]
     monkeypatch.setattr(video, '_fast_decoder', lambda: None)
     assert len(paths) > 20 and all(np.array_equal(read_image(path), image) for path, image in zip(paths, fast))
@@ -383,7 +385,8 @@ def test_a_gap_is_reported_once_and_a_constant_step_is_none(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         for clip in (gap, gap, step):
             clip.read([0])
-    assert [('gap' in record.getMessage(), 'after 2' in record.getMessage()) for record in caplog.records] == [(True, True)]
+    assert [('gap' in record.getMessage(), 'after 2' in record.getMessage())
+            for record in caplog.records] == [(True, True)]
 
 
 def test_a_still_of_another_size_is_named_whatever_the_size_asked(tmp_path):
@@ -429,7 +432,8 @@ def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
 def audio_packets(path):
     with av.open(str(path)) as container:
         track = container.streams.audio[0]
-        return [(float(packet.pts * packet.time_base), bytes(packet)) for packet in container.demux(track) if packet.size]
+        return [(float(packet.pts * packet.time_base), bytes(packet)) for packet in container.demux(track)
+                if packet.size]
 
 
 def lengths(path):
@@ -547,7 +551,8 @@ def test_paths_and_sounds_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / 'file').write_text('x')
     (tmp_path / 'dir.mp4').mkdir()
     (tmp_path / 'text.m4a').write_text('no sound here')
-    for name, what in (('out.xyz', 'kind'), ('gone/out.mp4', 'folder'), ('file/out.mp4', 'folder'), ('dir.mp4', 'folder')):
+    for name, what in (('out.xyz', 'kind'), ('gone/out.mp4', 'folder'), ('file/out.mp4', 'folder'),
+                       ('dir.mp4', 'folder')):
         with pytest.raises(UserError, match=what):
             write(tmp_path / name, 1)
     with pytest.raises(UserError, match='no frames'):
@@ -585,7 +590,8 @@ def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path, name):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('frame', [np.zeros((48, 64), np.uint8), np.zeros((48, 64, 3), np.float32), numbered(0, 50, 64)])
+@pytest.mark.parametrize('frame',
+                         [np.zeros((48, 64), np.uint8), np.zeros((48, 64, 3), np.float32), numbered(0, 50, 64)])
 def test_a_frame_of_another_shape_or_type_is_an_error(tmp_path, frame):
     with pytest.raises(ValueError, match='expected'), VideoWriter(tmp_path / 'out.mp4', 25) as writer:
         writer.write(numbered(0))

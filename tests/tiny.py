@@ -10,7 +10,8 @@ SHARED = ROOT.parent / 'shared'
 SIZES = [
     'dataset_params.root_dir=null', 'dataset_params.synthetic_params={train_people: 6, test_people: 2, frames: 12}',
     'model_params.image_size=32', 'model_params.flow_update_width=16',
-    'model_params.kp_detector_params={num_kp: 4, block_expansion: 8, num_blocks: 2, max_features: 16, scale_factor: 0.5, padding: 3}',
+    'model_params.kp_detector_params={num_kp: 4, block_expansion: 8, num_blocks: 2, max_features: 16, '
+    'scale_factor: 0.5, padding: 3}',
     'model_params.dense_motion_params={block_expansion: 8, num_blocks: 2, max_features: 16, scale_factor: 0.25}',
     'model_params.autoencoder_params={channels: [16, 16, 8, 8], res_blocks: 2, norm_groups: 4}',
     'model_params.motion_codebook_params.num_codes=32', 'model_params.motion_codebook_params.code_dim=8',
@@ -18,7 +19,8 @@ SIZES = [
     'model_params.appearance_codebook_params.num_codes=32', 'model_params.appearance_codebook_params.code_dim=16',
     'model_params.appearance_codebook_params.num_heads=2',
     'model_params.discriminator_params={channels: 8, num_layers: 2}',
-    'train_params.batch_size=2', 'train_params.num_workers=0', 'train_params.val_pairs=2', 'train_params.num_iterations=4',
+    'train_params.batch_size=2', 'train_params.num_workers=0', 'train_params.val_pairs=2',
+    'train_params.num_iterations=4',
     'train_params.motion_iterations=0',
     'train_params.precision=fp32', 'train_params.objective_params.loss_weights.perceptual=0',
     'train_params.objective_params.adversarial_start=1', 'visualizer_params.samples=1',

@@ -14,7 +14,8 @@ from datasets.synthetic.identity import HeadState, Identity
 from datasets.synthetic.mesh import LANDMARK_NAMES
 from datasets.synthetic.renderer import Rendered, flow, render
 
-__all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'flow', 'motion', 'render', 'synthetic_people']
+__all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'flow', 'motion', 'render',
+           'synthetic_people']
 
 FPS = 25
 MAX_PEOPLE = 100_000                                         # per seed; keeps the people of different seeds apart
@@ -41,7 +42,8 @@ def state_at(seed: int, time: float) -> HeadState:
     gaze_x, gaze_y = 0.8 * sway(0.2, 0.9) - yaw / 60, 0.6 * sway(0.2, 0.8)
     return HeadState(*(float(value) for value in (
         np.clip(yaw, -32, 32), np.clip(pitch, -18, 18), np.clip(roll, -15, 15), x, y, scale, _talk(rng, time),
-        np.clip(smile, -1, 1), _lids(rng, time, gaze_y), np.clip(brow, -1, 1), np.clip(gaze_x, -1, 1), np.clip(gaze_y, -1, 1))))
+        np.clip(smile, -1, 1), _lids(rng, time, gaze_y), np.clip(brow, -1, 1), np.clip(gaze_x, -1, 1),
+        np.clip(gaze_y, -1, 1))))
 
 
 def _sway(rng, time, slow, fast):
@@ -59,7 +61,7 @@ def _talk(rng, time):
 
 
 def _lids(rng, time, gaze_y):
-    """Lid closure in [0, 1]: a blink of about 0.3 s every 1.5 to 4 s; between them lids follow the gaze down, and tire."""
+    """Lid closure in [0, 1]: a blink of 0.3 s every 1.5 to 4 s; in between, lids follow the gaze down, and tire."""
     period, phase = rng.uniform(1.5, 4.0), rng.uniform(0, 1)
     since = ((time / period + phase) % 1) * period
     blink = np.exp(-((since - 0.3) / 0.085) ** 4)
@@ -100,7 +102,8 @@ class SyntheticClip:
         return (self.read([index])[0] for index in range(self.num_frames))
 
 
-def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, size: int, seed: int) -> dict[str, list[SyntheticClip]]:
+def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, size: int,
+                     seed: int) -> dict[str, list[SyntheticClip]]:
     """Clips of `num_people` by name; another seed gives other people with other names."""
     if not 0 < num_people <= MAX_PEOPLE:
         raise ValueError(f'num_people={num_people} must be in 1..{MAX_PEOPLE}')

@@ -111,10 +111,12 @@ class Identity:
 
 HAIR_STYLES = ('bald', 'buzz', 'short', 'swept', 'fringe', 'curly', 'bob', 'long')
 CLOTH_PATTERNS = ('plain', 'stripes', 'checks', 'jacket')
-SKIN_TONES = ((0.95, 0.79, 0.69), (0.91, 0.72, 0.59), (0.85, 0.64, 0.49), (0.74, 0.52, 0.37), (0.58, 0.39, 0.27), (0.42, 0.28, 0.20))
+SKIN_TONES = ((0.95, 0.79, 0.69), (0.91, 0.72, 0.59), (0.85, 0.64, 0.49), (0.74, 0.52, 0.37), (0.58, 0.39, 0.27),
+              (0.42, 0.28, 0.20))
 HAIR_COLOURS = ((0.09, 0.07, 0.06), (0.17, 0.11, 0.08), (0.30, 0.19, 0.11), (0.47, 0.31, 0.17), (0.72, 0.56, 0.33),
                 (0.52, 0.23, 0.11), (0.58, 0.57, 0.56))
-IRIS_COLOURS = ((0.25, 0.14, 0.07), (0.36, 0.22, 0.10), (0.42, 0.36, 0.18), (0.27, 0.42, 0.28), (0.27, 0.45, 0.62), (0.42, 0.50, 0.55))
+IRIS_COLOURS = ((0.25, 0.14, 0.07), (0.36, 0.22, 0.10), (0.42, 0.36, 0.18), (0.27, 0.42, 0.28), (0.27, 0.45, 0.62),
+                (0.42, 0.50, 0.55))
 
 
 def sample_light(rng) -> Light:
@@ -123,7 +125,8 @@ def sample_light(rng) -> Light:
 
 
 def _sample_backdrop(rng) -> Backdrop:
-    return Backdrop(seed=int(rng.integers(2 ** 31)), top=_any_colour(rng), bottom=_any_colour(rng), accent=_any_colour(rng))
+    return Backdrop(seed=int(rng.integers(2 ** 31)), top=_any_colour(rng), bottom=_any_colour(rng),
+                    accent=_any_colour(rng))
 
 
 def _sample_appearance(rng) -> Appearance:
@@ -148,10 +151,13 @@ def _sample_appearance(rng) -> Appearance:
         lip_upper=_about(rng, 0.052, 0.012), lip_lower=_about(rng, 0.072, 0.013), ear_size=_about(rng, 1.0, 0.1),
         skin=skin, blush=rng.uniform(0.1, 0.9), freckles=max(0.0, rng.uniform(-1.5, 1)) * fair,
         lips=_mix(_mix(skin, (0.62, 0.26, 0.25), 0.5), (0.66, 0.10, 0.16), redden), iris=_jitter(rng, iris, 0.04),
-        hair=_jitter(rng, hair, 0.02), hair_style=style, hairline=_about(rng, 0.66, 0.045), hair_volume=_about(rng, 1.0, 0.2),
+        hair=_jitter(rng, hair, 0.02), hair_style=style, hairline=_about(rng, 0.66, 0.045),
+        hair_volume=_about(rng, 1.0, 0.2),
         hair_wave=rng.uniform(0, 1), parting=rng.uniform(-1, 1),
-        beard=0.0 if shaven else rng.uniform(0.25, 1.0), glasses=rng.uniform(0.012, 0.026) if rng.random() < 0.22 else 0.0,
-        cloth=_any_colour(rng), cloth_accent=_any_colour(rng), cloth_pattern=CLOTH_PATTERNS[rng.integers(len(CLOTH_PATTERNS))],
+        beard=0.0 if shaven else rng.uniform(0.25, 1.0),
+        glasses=rng.uniform(0.012, 0.026) if rng.random() < 0.22 else 0.0,
+        cloth=_any_colour(rng), cloth_accent=_any_colour(rng),
+        cloth_pattern=CLOTH_PATTERNS[rng.integers(len(CLOTH_PATTERNS))],
         neckline=rng.uniform(0.0, 0.35))
 
 

@@ -13,7 +13,7 @@ from datasets.synthetic.shape import (JAW_DROP, SLIT, body_loft, bump, curve, he
                                       head_rows, head_surface, lip_profile, nose_tip, signed_power, slit_position,
                                       smoothstep)
 
-SKIN, EYE, MOUTH = 0, 1, 2                                   # how a triangle is painted: by its texture alone, or as it moves
+SKIN, EYE, MOUTH = 0, 1, 2    # how a triangle is painted: by its texture alone, or as it moves
 PARTS = ('head', 'body', 'ear', 'curtain', 'glasses')        # each with its own texture
 EXPRESSIONS = ('jaw', 'smile', 'brow')
 
@@ -22,7 +22,8 @@ BODY_PIVOT = np.array([0.0, -1.9, -0.2], np.float32)
 
 LANDMARK_NAMES = (
     'left_eye_outer', 'left_eye_inner', 'right_eye_inner', 'right_eye_outer', 'left_pupil', 'right_pupil',
-    'left_brow_outer', 'left_brow_middle', 'left_brow_inner', 'right_brow_inner', 'right_brow_middle', 'right_brow_outer',
+    'left_brow_outer', 'left_brow_middle', 'left_brow_inner', 'right_brow_inner', 'right_brow_middle',
+    'right_brow_outer',
     'nose_bridge', 'nose_tip', 'nose_left', 'nose_right', 'nose_base',
     'mouth_left', 'mouth_right', 'upper_lip_top', 'upper_lip', 'lower_lip', 'lower_lip_bottom', 'chin',
     'left_cheek', 'right_cheek', 'left_jaw', 'right_jaw', 'forehead')
@@ -33,7 +34,7 @@ class Mesh(NamedTuple):
 
     shapes:    (1 + 3, V, 6) neutral position and normal, then what each of EXPRESSIONS adds at full strength
     rigid:     (V,) 1 moves with the head, 0 with the body
-    surface:   (V, 5) u, v within the part's texture; x, y of the neutral face; slit 0 at the upper lip .. 1 at the lower
+    surface:   (V, 5) u, v within the part's texture; x, y of the neutral face; slit 0 at the upper lip .. 1 at the l
     triangles: (T, 3) vertex numbers, anticlockwise seen from outside
     part:      (T,) index into PARTS
     kind:      (T,) SKIN, EYE or MOUTH
@@ -92,7 +93,8 @@ def _expressions(a: Appearance, point, slit):
 
 def _head(a: Appearance, num_rows, num_columns) -> Grid:
     above = round(num_rows * SLIT[0])
-    v = np.concatenate([np.linspace(0, SLIT[0], above), np.linspace(*SLIT, 5)[1:-1], np.linspace(SLIT[1], 1, num_rows - above)])
+    v = np.concatenate([np.linspace(0, SLIT[0], above), np.linspace(*SLIT, 5)[1:-1],
+                        np.linspace(SLIT[1], 1, num_rows - above)])
     u = np.linspace(0, 1, num_columns)
     v, u = np.meshgrid(v.astype(np.float32), u.astype(np.float32), indexing='ij')
     y, angle, slit = head_height(v, a.mouth_y), head_angle(u), slit_position(v)
@@ -104,7 +106,8 @@ def _head(a: Appearance, num_rows, num_columns) -> Grid:
 
 
 def _body(num_rows, num_columns) -> Grid:
-    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32), np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
+    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32),
+                       np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
     point = body_loft(v, u)
     rigid = smoothstep(-1.35, -0.55, point[..., 1])
     return _rigid_grid('body', point, u, v, rigid, two_sided=False)
@@ -112,32 +115,38 @@ def _body(num_rows, num_columns) -> Grid:
 
 def _ear(a: Appearance, side, num_rows, num_columns) -> Grid:
     """A shell with a rim, hinged at the side of the head and open to the front."""
-    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32), np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
+    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32),
+                       np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
     around = 2 * np.pi * u
     outwards = np.array([0.62 * side, 0, -0.78], np.float32)
     upwards = np.array([0.05 * side, 1, -0.12], np.float32)
     facing = np.array([0.72 * side, 0.05, 0.60], np.float32)
     lobe = 1 - 0.28 * smoothstep(0.2, -1, np.sin(around))
-    relief = 0.035 * np.exp(-((v - 0.88) / 0.12) ** 2) - 0.045 * np.exp(-((v - 0.35) / 0.3) ** 2) - 0.03 * smoothstep(0.9, 1.0, v)
+    relief = (0.035 * np.exp(-((v - 0.88) / 0.12) ** 2) - 0.045 * np.exp(-((v - 0.35) / 0.3) ** 2)
+              - 0.03 * smoothstep(0.9, 1.0, v))
     width, height = 0.105 * v * np.cos(around) * lobe, 0.215 * v * np.sin(around)
     root_x = head_loft(a, np.float32(-0.05), np.float32(np.pi / 2))[0]
     root = np.array([side * (root_x - 0.02), -0.06, -0.04], np.float32)
     size = a.ear_size
-    point = (root + size * ((width + 0.075)[..., None] * outwards + height[..., None] * upwards + relief[..., None] * facing))
+    point = root + size * ((width + 0.075)[..., None] * outwards + height[..., None] * upwards
+                           + relief[..., None] * facing)
     return _rigid_grid('ear', point, u, v, np.ones_like(v), two_sided=True)
 
 
 def _curtain(a: Appearance, num_rows, num_columns) -> Grid:
     """Long hair: a sheet around the sides and the back, open at the face."""
-    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32), np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
+    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32),
+                       np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
     end = -0.75 if a.hair_style == 'bob' else -1.75
     opening = 1.02 + 0.30 * smoothstep(0.0, 0.4, v)
     angle = opening + u * (2 * np.pi - 2 * opening)
     y = 0.62 + (end - 0.62) * v
     y = y + 0.05 * np.sin(9 * angle) * v ** 3
     inward = smoothstep(0.75, 1.0, v) * (0.16 if a.hair_style == 'bob' else -0.05)
-    swell = curve(y, (0.62, 0.60), (0.4, 0.735), (0.2, 0.775), (-0.3, 0.80), (-0.8, 0.80), (-1.8, 0.86)) + 0.06 * (a.hair_volume - 1) - inward
-    wave = 0.03 * a.hair_wave * np.sin(7 * y + 2 * np.sin(2 * angle)) * smoothstep(0.2, -0.6, y) + 0.010 * np.sin(31 * angle)
+    swell = (curve(y, (0.62, 0.60), (0.4, 0.735), (0.2, 0.775), (-0.3, 0.80), (-0.8, 0.80), (-1.8, 0.86))
+             + 0.06 * (a.hair_volume - 1) - inward)
+    wave = (0.03 * a.hair_wave * np.sin(7 * y + 2 * np.sin(2 * angle)) * smoothstep(0.2, -0.6, y)
+            + 0.010 * np.sin(31 * angle))
     point = np.stack([(swell * a.face_width + wave) * signed_power(np.sin(angle), 0.9), y,
                       -0.10 + (swell * 1.12 + wave) * signed_power(np.cos(angle), 0.9)], -1)
     rigid = 1 - 0.7 * smoothstep(-0.8, -1.7, point[..., 1])
@@ -205,7 +214,8 @@ def _join(a: Appearance, grids) -> Mesh:
         for flip in (False, True)[:1 + grid.two_sided]:
             normals = np.stack([_normals(grid.shapes[0] + (extra if i else 0)) for i, extra in enumerate(grid.shapes)])
             normals[1:] -= normals[0]
-            shapes.append(np.concatenate([grid.shapes, -normals if flip else normals], -1).reshape(len(grid.shapes), -1, 6))
+            shape = np.concatenate([grid.shapes, -normals if flip else normals], -1)
+            shapes.append(shape.reshape(len(grid.shapes), -1, 6))
             rigid.append(grid.rigid.ravel())
             surface.append(grid.surface.reshape(-1, 5))
             corners = _grid_triangles(*grid.rigid.shape, flip)
@@ -260,9 +270,12 @@ def landmark_positions(a: Appearance, head: Grid):
     tip, out, inn = nose_tip(a), a.eye_x + a.eye_width, a.eye_x - a.eye_width
     tilt = a.eye_tilt * a.eye_width
     left = {'eye_outer': (out, a.eye_y + tilt), 'eye_inner': (inn, a.eye_y - tilt), 'pupil': (a.eye_x, a.eye_y),
-            'brow_outer': (0.43, a.brow_y), 'brow_middle': (0.28, a.brow_y + a.brow_arch), 'brow_inner': (0.12, a.brow_y),
-            'cheek': (0.40, -0.22), 'jaw': (0.40, -0.72), 'nose': (0.11 * a.nose_width, tip - 0.045), 'mouth': (a.mouth_width, a.mouth_y)}
-    middle = {'nose_bridge': (a.eye_y, 0), 'nose_tip': (tip, 0), 'nose_base': (tip - 0.12, 0), 'chin': (-0.93, 0), 'forehead': (0.48, 0),
+            'brow_outer': (0.43, a.brow_y), 'brow_middle': (0.28, a.brow_y + a.brow_arch),
+            'brow_inner': (0.12, a.brow_y),
+            'cheek': (0.40, -0.22), 'jaw': (0.40, -0.72), 'nose': (0.11 * a.nose_width, tip - 0.045),
+            'mouth': (a.mouth_width, a.mouth_y)}
+    middle = {'nose_bridge': (a.eye_y, 0), 'nose_tip': (tip, 0), 'nose_base': (tip - 0.12, 0), 'chin': (-0.93, 0),
+              'forehead': (0.48, 0),
               'upper_lip_top': (a.mouth_y + a.lip_upper, 0), 'upper_lip': (a.mouth_y, 0), 'lower_lip': (a.mouth_y, 1),
               'lower_lip_bottom': (a.mouth_y - a.lip_lower, 1)}
     for name in LANDMARK_NAMES:

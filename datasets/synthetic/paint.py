@@ -12,7 +12,8 @@ from datasets.synthetic.mesh import PARTS
 from datasets.synthetic.shape import (JAW_DROP, body_loft, bump, curve, hairline, head_angle, head_height, head_loft,
                                       lip_profile, nose_tip, slit_position, smoothstep)
 
-SHARE = {'head': 1.0, 'body': 0.5, 'ear': 0.125, 'curtain': 0.5, 'glasses': 0.0625}   # height of a part's texture over its width
+# Height of a part's texture over its width.
+SHARE = {'head': 1.0, 'body': 0.5, 'ear': 0.125, 'curtain': 0.5, 'glasses': 0.0625}
 
 
 class Noise:
@@ -72,7 +73,8 @@ class Atlas:
     """
 
     def __init__(self, a: Appearance, width: int):
-        painters = {'head': _paint_head, 'body': _paint_body, 'ear': _paint_ear, 'curtain': _paint_curtain, 'glasses': _paint_glasses}
+        painters = {'head': _paint_head, 'body': _paint_body, 'ear': _paint_ear, 'curtain': _paint_curtain,
+                    'glasses': _paint_glasses}
         pictures = [_downsampled(painters[part], a, width, max(int(width * SHARE[part]), 2)) for part in PARTS]
         heights = np.array([len(picture) for picture in pictures])
         self.texels = np.concatenate(pictures)
@@ -123,7 +125,8 @@ def _paint_complexion(canvas, a, noise, x, y, front):
     canvas.shade(1 + 0.05 * noise(14, 16) + 0.04 * noise(60, 70) + 0.05 * noise(300, 300))
     rosy = np.asarray(a.skin) * (1.02, 0.74, 0.72)
     side, tip = np.abs(x), nose_tip(a)
-    flush = bump(side, y, 0.38, -0.24, 0.17, 0.15) + 0.8 * bump(x, y, 0, tip, 0.1, 0.1) + 0.4 * bump(x, y, 0, -0.9, 0.15, 0.1)
+    flush = (bump(side, y, 0.38, -0.24, 0.17, 0.15) + 0.8 * bump(x, y, 0, tip, 0.1, 0.1)
+             + 0.4 * bump(x, y, 0, -0.9, 0.15, 0.1))
     canvas.cover(rosy, 0.55 * a.blush * front * np.clip(flush * (1 + 0.4 * noise(30, 30)), 0, 1))
     if a.freckles > 0.05:
         spots = smoothstep(0.45, 0.75, noise(190, 150)) * np.clip(1.2 * bump(side, y, 0.25, -0.16, 0.26, 0.22), 0, 1)
@@ -135,11 +138,13 @@ def _paint_complexion(canvas, a, noise, x, y, front):
 def _paint_relief(canvas, a, x, y, front):
     """What little light reaches: sockets, nostrils, folds, the underside of the jaw."""
     side, tip = np.abs(x), nose_tip(a)
-    socket = 0.20 * bump(side, y, a.eye_x - 0.03, a.eye_y + 0.04, 0.16, 0.10) + 0.10 * bump(side, y, a.eye_x - 0.02, a.eye_y - 0.12, 0.12, 0.04)
+    socket = (0.20 * bump(side, y, a.eye_x - 0.03, a.eye_y + 0.04, 0.16, 0.10)
+              + 0.10 * bump(side, y, a.eye_x - 0.02, a.eye_y - 0.12, 0.12, 0.04))
     beside_nose = 0.14 * bump(side, y, 0.12, 0.02, 0.05, 0.12)
     under_nose = 0.16 * bump(x, y, 0, tip - 0.12, 0.11 * a.nose_width, 0.03)
     fold_x = curve(y, (a.mouth_y, a.mouth_width + 0.06), (tip - 0.04, 0.13 * a.nose_width + 0.01))
-    fold = 0.13 * np.exp(-((side - fold_x) / 0.028) ** 2) * smoothstep(a.mouth_y - 0.02, a.mouth_y + 0.06, y) * smoothstep(tip + 0.02, tip - 0.06, y)
+    fold = (0.13 * np.exp(-((side - fold_x) / 0.028) ** 2) * smoothstep(a.mouth_y - 0.02, a.mouth_y + 0.06, y)
+            * smoothstep(tip + 0.02, tip - 0.06, y))
     under_lip = 0.2 * bump(x, y, 0, a.mouth_y - a.lip_lower - 0.045, 0.14, 0.03)
     ring = np.hypot((side - 0.10 * a.nose_width) / a.nose_width, y - tip + 0.05)
     wing = 0.22 * np.exp(-((ring - 0.055) / 0.016) ** 2) * (side > 0.09 * a.nose_width)
@@ -152,7 +157,8 @@ def _paint_relief(canvas, a, x, y, front):
 
 def _paint_beard(canvas, a, noise, x, y, angle):
     side = np.abs(angle)
-    upper = curve(side, (0.0, a.mouth_y + 0.17), (0.25, a.mouth_y + 0.15), (0.42, a.mouth_y - 0.02), (0.8, -0.52), (1.15, -0.22), (1.35, -0.05))
+    upper = curve(side, (0.0, a.mouth_y + 0.17), (0.25, a.mouth_y + 0.15), (0.42, a.mouth_y - 0.02), (0.8, -0.52),
+                  (1.15, -0.22), (1.35, -0.05))
     jaw = smoothstep(-0.03, 0.06, upper - y + 0.03 * noise(120, 60)) * smoothstep(1.55, 1.35, side)
     philtrum = 1 - 0.5 * bump(x, y, 0, a.mouth_y + 0.13, 0.025, 0.05)
     bare_chin = 1 - 0.5 * bump(np.abs(x), y, 0.11, a.mouth_y - 0.12, 0.06, 0.05)
@@ -166,7 +172,8 @@ def _paint_lips(canvas, a, noise, x, y, slit, front):
     upper = a.mouth_y + a.lip_upper * across ** 0.8 * bow
     lower = a.mouth_y - a.lip_lower * across ** 0.6
     soft = 0.010
-    lip = smoothstep(soft, -soft, y - upper) * smoothstep(-soft, soft, y - lower) * smoothstep(0.0, 0.06, across) * front
+    lip = (smoothstep(soft, -soft, y - upper) * smoothstep(-soft, soft, y - lower)
+           * smoothstep(0.0, 0.06, across) * front)
     colour = np.asarray(a.lips) * (1 + 0.10 * noise(330, 12))[..., None]
     canvas.cover(colour * np.where(y > a.mouth_y, 0.84, 1.0)[..., None], 0.9 * lip)
     canvas.gloss += 0.35 * lip * (y < a.mouth_y)
@@ -177,10 +184,12 @@ def _paint_lips(canvas, a, noise, x, y, slit, front):
 def _paint_brows(canvas, a, noise, x, y, front):
     side = np.abs(x)
     along = (side - 0.10) / 0.36
-    centre = a.brow_y - 0.005 + a.brow_arch * np.sin(np.pi * np.clip(along, 0, 1) ** 1.3) - 0.035 * smoothstep(0.65, 1.0, along)
+    centre = (a.brow_y - 0.005 + a.brow_arch * np.sin(np.pi * np.clip(along, 0, 1) ** 1.3)
+              - 0.035 * smoothstep(0.65, 1.0, along))
     half = a.brow_thick * (1 - 0.6 * smoothstep(0.35, 1.0, along)) * smoothstep(-0.08, 0.12, along)
     hairs = 0.8 + 0.35 * noise(420, 200)
-    brow = smoothstep(1.25, 0.5, np.abs(y - centre) / np.maximum(half, 1e-3)) * smoothstep(1.03, 0.92, along) * (along > -0.08) * hairs * front
+    brow = (smoothstep(1.25, 0.5, np.abs(y - centre) / np.maximum(half, 1e-3)) * smoothstep(1.03, 0.92, along)
+            * (along > -0.08) * hairs * front)
     canvas.cover(np.asarray(a.hair) * 0.7, np.clip(0.95 * brow, 0, 1), gloss=0.05)
 
 
@@ -272,7 +281,8 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
     paint = lambda under, colour, opacity: under + opacity[:, None] * (np.asarray(colour, np.float32) - under)
 
     # The lid: a crease above the opening, skin a little darker where it has come down.
-    crease = np.exp(-((ey - rest - 0.20 - 0.05 * (1 - ex * ex)) / (0.045 + soft)) ** 2) * within * (1 - 0.6 * state.blink)
+    crease = (np.exp(-((ey - rest - 0.20 - 0.05 * (1 - ex * ex)) / (0.045 + soft)) ** 2) * within
+              * (1 - 0.6 * state.blink))
     closed = smoothstep(-soft, soft, rest - ey) * smoothstep(-soft, soft, ey - lid) * within
     out = skin * (1 - 0.30 * crease - 0.10 * closed)[:, None]
 
@@ -285,7 +295,8 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
     ball = paint(ball, (0.80, 0.48, 0.45, 0.3), smoothstep(-0.78, -0.98, ex))
     iris = np.asarray((*a.iris, 0.3))
     ball = paint(ball, iris * (0.45, 0.45, 0.45, 1), smoothstep(soft, -soft, radius - IRIS))
-    ball = paint(ball, iris * (1.15, 1.15, 1.15, 1), smoothstep(soft, -soft, radius - 0.84 * IRIS) * (0.65 + 0.35 * smoothstep(0.3, -0.3, dy)))
+    ball = paint(ball, iris * (1.15, 1.15, 1.15, 1),
+                 smoothstep(soft, -soft, radius - 0.84 * IRIS) * (0.65 + 0.35 * smoothstep(0.3, -0.3, dy)))
     ball = paint(ball, (0.02, 0.02, 0.02, 0.3), smoothstep(soft, -soft, radius - 0.45 * IRIS))
     ball *= (1 - 0.45 * smoothstep(0.26, 0.0, lid - ey))[:, None]
     glint = smoothstep(soft, -soft, np.hypot(dx * side + 0.13, dy - 0.15) - 0.10)
@@ -293,7 +304,8 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
 
     opening = smoothstep(-soft, soft, lid - ey) * smoothstep(-soft, soft, ey - lower) * (np.abs(ex) < 1)
     out = out + opening[:, None] * (ball - out)
-    lashes = np.exp(-((ey - lid - 0.03) / (0.065 + 0.6 * soft)) ** 2) * smoothstep(1.08, 0.95, np.abs(ex)) * (0.75 + 0.25 * ex)
+    lashes = (np.exp(-((ey - lid - 0.03) / (0.065 + 0.6 * soft)) ** 2) * smoothstep(1.08, 0.95, np.abs(ex))
+              * (0.75 + 0.25 * ex))
     under = 0.35 * np.exp(-((ey - lower) / (0.04 + soft)) ** 2) * smoothstep(1.05, 0.9, np.abs(ex))
     dark = np.asarray((*(0.35 * np.asarray(a.hair)), 0.05))
     return paint(out, dark, np.clip((0.06 / (0.06 + 0.4 * soft)) * 0.95 * lashes + under, 0, 1))
@@ -349,7 +361,8 @@ def paint_backdrop(backdrop: Backdrop, size: int):
     top, bottom, accent = (np.float32(c) for c in (backdrop.top, backdrop.bottom, backdrop.accent))
     picture = top + (bottom - top) * smoothstep(0.05, 0.95, y + 0.3 * (x - 0.5))[..., None]
     for _ in range(7):
-        cx, cy, width, height, soft = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1), *rng.uniform(0.05, 0.3, 2), rng.uniform(0.02, 0.12)
+        cx, cy = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)
+        (width, height), soft = rng.uniform(0.05, 0.3, 2), rng.uniform(0.02, 0.12)
         if rng.random() < 0.5:
             shape = smoothstep(soft, -soft, np.abs(x - cx) - width) * smoothstep(soft, -soft, np.abs(y - cy) - height)
         else:

@@ -12,7 +12,7 @@ from datasets.synthetic.identity import HeadState, Identity, Light
 from datasets.synthetic.mesh import BODY_PIVOT, EYE, LANDMARK_NAMES, MOUTH, PIVOT, Mesh, build_mesh
 from datasets.synthetic.paint import Atlas, atlas, eye_lids, paint_backdrop, paint_eyes, paint_mouth, pupil_position
 
-ZOOM, RAISE, DISTANCE = 0.80, 0.06, 7.0                    # image units per head unit; upward offset; camera in head units
+ZOOM, RAISE, DISTANCE = 0.80, 0.06, 7.0    # image units per head unit; upward offset; camera in head units
 SUPER = 2                                                    # raster samples per pixel and axis
 FAR = np.float32(-1e9)
 
@@ -21,7 +21,7 @@ class Rendered(NamedTuple):
     """One picture and what is known about it.
 
     image:     (H, W, 3) uint8 RGB
-    landmarks: (L, 2) float32 pixel positions (x, y) of LANDMARK_NAMES, sub-pixel, (0, 0) at the centre of the first pixel
+    landmarks: (L, 2) float32 pixel positions (x, y) of LANDMARK_NAMES, (0, 0) at the centre of the first pixel
     visible:   (L,) bool, False where something else is in front or the point is outside the image
     pose:      (3,) float32 yaw, pitch, roll in degrees
     """
@@ -192,7 +192,8 @@ def sample_texture(textures: Atlas, u, v, part):
 def lit(light: Light, normal, paint):
     """Display colours (N, 3) of painted surfaces (N, 4) with unit normals (N, 3)."""
     azimuth, elevation = np.deg2rad([light.azimuth, light.elevation])
-    key = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], np.float32)
+    key = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)],
+                   np.float32)
     tint = np.float32([1 + 0.07 * light.warmth, 1.0, 1 - 0.09 * light.warmth])
     half = key + np.float32([0, 0, 1])
     half /= np.linalg.norm(half)
@@ -216,7 +217,7 @@ def render(identity: Identity, state: HeadState, size: int) -> Rendered:
     """The picture of a person in a state, size x size pixels."""
     mesh, textures = build_mesh(identity.appearance, size), atlas(identity.appearance, size)
     posed = pose(mesh, state, size)
-    fine = posed.pixel * SUPER + (SUPER - 1) / 2                                          # the same positions in samples
+    fine = posed.pixel * SUPER + (SUPER - 1) / 2    # the same positions in samples
     number, depth = rasterise(fine, posed.depth, mesh.triangles, SUPER * size)
     number, depth = number.reshape(SUPER * size, -1), depth.reshape(SUPER * size, -1)
 
@@ -227,18 +228,20 @@ def render(identity: Identity, state: HeadState, size: int) -> Rendered:
     hit = number[fine_rows, fine_columns] >= 0
     fine_rows, fine_columns = fine_rows[hit], fine_columns[hit]
     which = np.concatenate([number[2 * rows, 2 * columns], number[fine_rows, fine_columns]])
-    place = np.stack([np.concatenate([columns, fine_columns / 2 - 0.25]), np.concatenate([rows, fine_rows / 2 - 0.25])], 1)
+    place = np.stack([np.concatenate([columns, fine_columns / 2 - 0.25]),
+                      np.concatenate([rows, fine_rows / 2 - 0.25])], 1)
     colours = shade(identity, state, mesh, posed, textures, which, place.astype(np.float32), size)
 
     picture = paint_backdrop(identity.backdrop, size).copy()
     picture[rows, columns] = colours[:len(rows)]
     _blend_edges(picture, edges, fine_rows, fine_columns, colours[len(rows):])
     landmarks, visible = _landmarks(identity, state, mesh, posed, depth, size)
-    return Rendered((picture * 255 + 0.5).astype(np.uint8), landmarks, visible, np.float32([state.yaw, state.pitch, state.roll]))
+    return Rendered((picture * 255 + 0.5).astype(np.uint8), landmarks, visible,
+                    np.float32([state.yaw, state.pitch, state.roll]))
 
 
 def _edges(mesh: Mesh, number, depth):
-    """Pixels (size, size) that need all their samples: different surfaces meet in or beside them, or they show the open mouth."""
+    """Pixels (size, size) that need all their samples: surfaces meet in or beside them, or they show the open mouth."""
     part = np.append(mesh.part, np.uint8(255)).take(number)
     mixed = np.append(mesh.kind == MOUTH, False).take(number[::2, ::2])
     first = part[::2, ::2], depth[::2, ::2]
@@ -251,9 +254,9 @@ TENT = np.float32([1, 3, 3, 1]) / 8                          # over the samples 
 
 
 def _blend_edges(picture, edges, fine_rows, fine_columns, colours):
-    """Average the samples around edge pixels into picture (size, size, 3), in place; colours (N, 3) of the samples that hit something."""
+    """Average samples around edge pixels into picture (size, size, 3), in place; colours (N, 3) of those that hit."""
     size = SUPER * len(picture)
-    samples = np.empty((size * size, 3), np.float32)                                       # filled around the edges only
+    samples = np.empty((size * size, 3), np.float32)    # filled around the edges only
     rows, columns = _samples_of(_dilated(edges))
     samples[rows * size + columns] = picture[rows // 2, columns // 2]
     samples[fine_rows * size + fine_columns] = colours
@@ -317,7 +320,7 @@ def _eye_to_pixels(a, state, size):
 def flow(identity: Identity, source: HeadState, driving: HeadState, size: int):
     """Where each pixel of the driving picture comes from in the source picture.
 
-    returns: (size, size, 2) float32 positions (x, y) in the source, in [-1, 1] with corners aligned, as grid_sample takes them;
+    returns: (size, size, 2) float32 positions (x, y) in the source, in [-1, 1] with corners aligned, for grid_sample;
              (size, size) bool, False where the source does not show that point of the surface
     """
     mesh, a = build_mesh(identity.appearance, size), identity.appearance
@@ -335,7 +338,7 @@ def flow(identity: Identity, source: HeadState, driving: HeadState, size: int):
     weights = barycentric(here.pixel, corners, target[hit])
     position[hit] = interpolate(there.pixel, corners, weights)
     near = interpolate(there.depth[:, None], corners, weights)[:, 0]
-    seen = _area(there.pixel, corners) < 0.25 * _area(here.pixel, corners)               # both negative: faces us, and not edge-on
+    seen = _area(there.pixel, corners) < 0.25 * _area(here.pixel, corners)    # both negative: faces us, and not edge-on
     seen &= _shown(position[hit], near, depth, size)
 
     eye = mesh.kind[number[hit]] == EYE
@@ -362,7 +365,7 @@ def _shown(position, near, depth, size):
 
 
 def _eye_flow(a, source, driving, face, size):
-    """Extra flow (N, 2) in pixels of the eyeball at face positions (N, 2), and whether both pictures show the same: ball or lid."""
+    """Extra flow (N, 2), pixels, of the eyeball at face positions (N, 2); whether both show the same, ball or lid."""
     ex = (np.abs(face[:, 0]) - a.eye_x) / a.eye_width
     ey = (face[:, 1] - a.eye_y) / a.eye_width - a.eye_tilt * ex
     moved = np.float32(pupil_position(a, source)) - np.float32(pupil_position(a, driving))

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.synthetic.identity import Appearance
 
-SLIT = (0.705, 0.735)                                        # rows of the head between the lips, folded away while closed
+SLIT = (0.705, 0.735)    # rows of the head between the lips, folded away while closed
 JAW_DROP = 0.23                                              # way of the chin from closed to wide open, in head units
 
 
@@ -28,7 +28,7 @@ def curve(x, *knots):
 
 
 def smoothstep(low, high, x):
-    t = np.minimum(np.maximum((x - low) * (1 / (high - low)), 0), 1)    # np.clip costs more than it does on short arrays
+    t = np.minimum(np.maximum((x - low) * (1 / (high - low)), 0), 1)   # np.clip costs more than it does on short arrays
     return t * t * (3 - 2 * t)
 
 
@@ -65,7 +65,8 @@ def head_rows(mouth_y):
     ends = lambda y: 0.35 / np.sqrt(np.maximum(1.0 - (y / 1.04) ** 2, 0.02)) + 0.75
     face = lambda y: 0.9 * np.exp(-((y - mouth_y) / 0.15) ** 2) + 0.7 * np.exp(-((y + 0.3) / 0.12) ** 2)
     density = lambda y: ends(y) + face(y)
-    upper, lower = _inverse_cdf(-1, -mouth_y, lambda y: density(-y)), _inverse_cdf(-mouth_y, 1.03, lambda y: density(-y))
+    upper = _inverse_cdf(-1, -mouth_y, lambda y: density(-y))
+    lower = _inverse_cdf(-mouth_y, 1.03, lambda y: density(-y))
     v = np.concatenate([upper[0] * SLIT[0], SLIT[1] + lower[0] * (1 - SLIT[1])])
     return v, -np.concatenate([upper[1], lower[1]])
 
@@ -83,12 +84,15 @@ def slit_position(v):
 def head_loft(a: Appearance, y, angle):
     """Cross-sections of skull and jaw: x, z and depth-independent front weight, each of the shape of y."""
     low = smoothstep(-0.1, -0.75, y)
-    width = curve(y, (1.0, 0.0), (0.97, 0.20), (0.9, 0.385), (0.8, 0.50), (0.65, 0.595), (0.45, 0.66), (0.25, 0.68), (0.05, 0.67),
-                  (-0.15, 0.655), (-0.35, 0.625), (-0.5, 0.585), (-0.65, 0.525), (-0.8, 0.42), (-0.9, 0.31), (-0.98, 0.19), (-1.03, 0.0))
+    width = curve(y, (1.0, 0.0), (0.97, 0.20), (0.9, 0.385), (0.8, 0.50), (0.65, 0.595), (0.45, 0.66), (0.25, 0.68),
+                  (0.05, 0.67), (-0.15, 0.655), (-0.35, 0.625), (-0.5, 0.585), (-0.65, 0.525), (-0.8, 0.42),
+                  (-0.9, 0.31), (-0.98, 0.19), (-1.03, 0.0))
     width = width * a.face_width * (1 + low * (a.jaw_width - 1))
-    front = curve(y, (1.0, -0.08), (0.97, 0.16), (0.9, 0.36), (0.8, 0.51), (0.65, 0.655), (0.45, 0.745), (0.25, 0.775), (0.05, 0.745),
-                  (-0.2, 0.725), (-0.4, 0.735), (-0.58, 0.75), (-0.75, 0.72), (-0.88, 0.71), (-0.97, 0.60), (-1.03, 0.40))
-    back = curve(y, (1.0, -0.08), (0.97, -0.33), (0.9, -0.52), (0.75, -0.72), (0.5, -0.86), (0.2, -0.89), (-0.1, -0.82), (-0.35, -0.66),
+    front = curve(y, (1.0, -0.08), (0.97, 0.16), (0.9, 0.36), (0.8, 0.51), (0.65, 0.655), (0.45, 0.745),
+                  (0.25, 0.775), (0.05, 0.745), (-0.2, 0.725), (-0.4, 0.735), (-0.58, 0.75), (-0.75, 0.72),
+                  (-0.88, 0.71), (-0.97, 0.60), (-1.03, 0.40))
+    back = curve(y, (1.0, -0.08), (0.97, -0.33), (0.9, -0.52), (0.75, -0.72), (0.5, -0.86), (0.2, -0.89),
+                 (-0.1, -0.82), (-0.35, -0.66),
                  (-0.55, -0.42), (-0.7, -0.18), (-0.85, 0.08), (-0.97, 0.28), (-1.03, 0.40))
     middle = curve(y, (1.0, -0.08), (0.6, -0.06), (0.0, -0.04), (-0.4, 0.02), (-0.7, 0.14), (-0.9, 0.32), (-1.03, 0.40))
     cosine = np.cos(angle)
@@ -121,9 +125,11 @@ def nose_tip(a: Appearance):
 
 def _nose(a: Appearance, x, y):
     tip, side = nose_tip(a), np.abs(x)
-    ridge = curve(y, (tip - 0.16, 0.0), (tip - 0.11, 0.14), (tip - 0.06, 0.66), (tip, 1.0), (tip + 0.07, 0.86), (tip + 0.20, 0.47),
+    ridge = curve(y, (tip - 0.16, 0.0), (tip - 0.11, 0.14), (tip - 0.06, 0.66), (tip, 1.0), (tip + 0.07, 0.86),
+                  (tip + 0.20, 0.47),
                   (a.eye_y + 0.04, 0.20), (a.eye_y + 0.15, 0.06), (a.eye_y + 0.3, 0.0))
-    breadth = a.nose_width * curve(y, (tip - 0.1, 0.105), (tip, 0.100), (tip + 0.10, 0.078), (a.eye_y, 0.066), (a.eye_y + 0.2, 0.12))
+    breadth = a.nose_width * curve(y, (tip - 0.1, 0.105), (tip, 0.100), (tip + 0.10, 0.078), (a.eye_y, 0.066),
+                                   (a.eye_y + 0.2, 0.12))
     wings = 0.07 * bump(side, y, 0.10 * a.nose_width, tip - 0.05, 0.05 * a.nose_width, 0.052)
     return a.nose_height * ridge * np.exp(-np.abs(side / breadth) ** 1.8) + wings
 
@@ -137,7 +143,8 @@ def hairline(a: Appearance, angle):
     if a.hair_style == 'fringe':
         top = a.brow_y + 0.12 + 0.05 * a.hair_wave
         temple = 0.2
-    line = curve(side, (0.0, top), (0.45, top - 0.005), (0.75, top - 0.04), (1.0, temple), (1.18, 0.22), (1.33, -0.06), (1.5, -0.10),
+    line = curve(side, (0.0, top), (0.45, top - 0.005), (0.75, top - 0.04), (1.0, temple), (1.18, 0.22),
+                 (1.33, -0.06), (1.5, -0.10),
                  (1.72, -0.05), (1.9, -0.28), (2.3, nape + 0.04), (3.15, nape))
     if a.hair_style in ('swept', 'bob', 'long', 'short'):
         # Two strands fall from the parting to the sides.
@@ -150,7 +157,8 @@ def hair_depth(a: Appearance, y, angle):
     """How far the hair stands off the skull at (y, angle)."""
     if a.hair_style == 'bald':
         return np.zeros_like(y * angle)
-    thick = {'buzz': 0.015, 'short': 0.06, 'swept': 0.09, 'fringe': 0.08, 'curly': 0.17, 'bob': 0.09, 'long': 0.085}[a.hair_style]
+    thick = {'buzz': 0.015, 'short': 0.06, 'swept': 0.09, 'fringe': 0.08, 'curly': 0.17, 'bob': 0.09,
+             'long': 0.085}[a.hair_style]
     above = y - hairline(a, angle)
     cover = smoothstep(-0.01, 0.10 if a.hair_style != 'curly' else 0.2, above)
     crown = {'swept': 0.12, 'short': 0.07, 'buzz': 0.0, 'curly': 0.08}.get(a.hair_style, 0.04)

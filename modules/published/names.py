@@ -75,7 +75,8 @@ FUSIONS = [(r'fusions\.(\d+)\.encode\.(.*)', r'fuse_convs_dict.<\1+1>.encode_enc
            (r'fusions\.(\d+)\.add\.(.*)', r'fuse_ms_dict.<\1+1>.\2')]
 
 # Inside of VQGAN's blocks.
-LEAVES = [('.skip.', '.conv_out.'), ('.query.', '.q.'), ('.key.', '.k.'), ('.value.', '.v.'), ('.project.', '.proj_out.')]
+LEAVES = [('.skip.', '.conv_out.'), ('.query.', '.q.'), ('.key.', '.k.'), ('.value.', '.v.'),
+          ('.project.', '.proj_out.')]
 
 def _block_numbers(network):
     """Prefix of each block of our encoder or decoder -> its number in the released code's flat list."""
