@@ -27,7 +27,7 @@ def add_arguments(parser):
     parser.add_argument('--crop', choices=('none', 'auto'), default='none',
                         help='auto: cut source and driving to a square around the face; RESULT_crop.png shows them')
     parser.add_argument('--face_index', type=int, nargs='+', default=[0], metavar=('SOURCE', 'DRIVING'),
-                        help='with --crop auto: which face of the source, and of the driving; 0 (default) is the largest')
+                        help='with --crop auto: which face of source and driving; 0 (default) is the largest')
     parser.add_argument('--paste_back', action='store_true',
                         help='with --crop auto: lay the result back into the whole source image')
     parser.add_argument('--side_by_side', action='store_true', help='write source | driving | result')

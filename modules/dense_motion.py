@@ -76,7 +76,7 @@ class DenseMotionNetwork(nn.Module):
         return DenseMotion(flow, self.occlusion(feature).float(), mask, driving_heatmaps)
 
     def move(self, image, source_keypoints, driving_keypoints):
-        """Image (B, 3, H, W) moved along the flow between both Keypoints, with nothing decoded: (image, DenseMotion)."""
+        """Image (B, 3, H, W) moved along the flow between both Keypoints, nothing decoded: (image, DenseMotion)."""
         motion = self(self.encode_source(image, source_keypoints), source_keypoints, driving_keypoints)
         return warp(image, motion.flow), motion
 

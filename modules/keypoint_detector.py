@@ -18,7 +18,7 @@ class KeypointDetectorParams:
     max_features: int = 1024         # widest hourglass layer
     scale_factor: float = 0.25       # the detector sees the image at this scale
     temperature: float = 0.1         # of the softmax that turns logits into heat maps
-    padding: int = 0                 # of the 7x7 heads; published weights use none: heat maps span [-1, 1] without a border
+    padding: int = 0                 # of the 7x7 heads; published weights use none: heat maps span [-1, 1], no border
 
 
 class KeypointDetector(nn.Module):

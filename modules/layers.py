@@ -172,7 +172,8 @@ class AntiAlias(nn.Module):
         line = torch.exp(-position.square() / (2 * sigma ** 2)) if sigma else torch.ones(size)
         kernel = line[:, None] * line[None, :]
         # The kernel follows from `scale`, so checkpoints need not carry it.
-        self.register_buffer('weight', (kernel / kernel.sum()).expand(channels, 1, size, size).clone(), persistent=False)
+        kernel = (kernel / kernel.sum()).expand(channels, 1, size, size).clone()
+        self.register_buffer('weight', kernel, persistent=False)
 
     def forward(self, x):
         if self.stride == 1:

@@ -37,7 +37,7 @@ class RandomTransform:
     def warp_coordinates(self, coordinates):
         """Positions (B, M, 2) -> their images (B, M, 2)."""
         affine = (self.theta[:, None, :, :2] @ coordinates[..., None])[..., 0] + self.theta[:, None, :, 2]
-        radius = (coordinates[:, :, None] - self.points).abs().sum(-1)                       # (B, M, P*P), L1 as in FOMM
+        radius = (coordinates[:, :, None] - self.points).abs().sum(-1)                      # (B, M, P*P), L1 as in FOMM
         bend = (self.control * radius.square() * torch.log(radius + 1e-6)).sum(-1, keepdim=True)
         return affine + bend
 
@@ -59,7 +59,7 @@ class RandomTransform:
 
 
 def laplacian(difference):
-    """L1 over the bands of a Laplacian pyramid of an image difference (B, 3, H, W), after Bojanowski et al. 2018 (Lap1).
+    """L1 over the bands of a Laplacian pyramid of an image difference (B, 3, H, W), after Bojanowski et al. 2018, Lap1.
 
     Sides must halve BANDS times. What is coarser than the bands is left to plain L1, which in turn counts eyes, lips
     and edges by their few pixels: what is left of a perceptual loss where its network is not at hand.

@@ -28,7 +28,7 @@ class MCNetParams:
     image_size: int = 256            # side of the square image in pixels
     block_expansion: int = 64        # channels at full resolution; doubled at each halving
     max_features: int = 512          # widest feature
-    num_down_blocks: int = 3         # halvings; the memory refines the features of the coarsest `num_down_blocks` scales
+    num_down_blocks: int = 3         # halvings; the memory refines features of the coarsest `num_down_blocks` scales
     memory_channels: int = 512       # of the meta-memory, and of queries, keys and values
     memory_size: int = 32            # side of the meta-memory
     style_channels: int = 512        # of the implicit identity code

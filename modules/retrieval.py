@@ -72,7 +72,7 @@ class RetrievalLayer(nn.Module):
                 nn.init.zeros_(output.bias)
 
     def forward(self, x, position, projection, size, mask=None):
-        """x (B, M, D), position (M, D), projection of the codes, a Projection, size (H, W) with H*W = M -> (B, M, D)."""
+        """x (B, M, D), position (M, D), Projection of the codes, size (H, W) with H*W = M -> (B, M, D)."""
         h = self.norm1(x)
         x = x + self.self_attention(h + position, self.self_attention.context(h + position, h), mask)
         x = x + self.cross_attention(self.norm2(x) + position, projection)

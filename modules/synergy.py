@@ -39,7 +39,8 @@ class SynergyParams:
 
     def __post_init__(self):
         if self.occlusion_update not in OCCLUSION_UPDATES:
-            raise ValueError(f'occlusion_update={self.occlusion_update!r}: expected one of {", ".join(OCCLUSION_UPDATES)}')
+            raise ValueError(f'occlusion_update={self.occlusion_update!r}: expected one of '
+                             f'{", ".join(OCCLUSION_UPDATES)}')
         num_scales = len(self.autoencoder_params.channels)
         if self.image_size % 2 ** (num_scales - 1):
             raise ValueError(f'image_size={self.image_size} cannot be halved {num_scales - 1} times, once per scale '
@@ -106,7 +107,7 @@ class SynergyGenerated(Generated):
     reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes: a flow too (training only)
     warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
     compensated:     F_c^i, same shapes; the warped feature itself where there is no compensation
-    motion_quantized, appearance_quantized: Quantized, what the codebooks made of flow and driving feature (training only)
+    motion_quantized, appearance_quantized: what the codebooks made of flow and driving feature (training only)
     """
     dense_motion: DenseMotion | None = None
     motion_features: list[Tensor] = field(default_factory=list)
@@ -196,7 +197,8 @@ class Synergy(TalkingHead):
     def move_source(self, source, driving):
         source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
         moved, motion = self.dense_motion.move(source, source_keypoints, driving_keypoints)
-        return Generated(moved, [motion.flow], [], source_keypoints=source_keypoints, driving_keypoints=driving_keypoints)
+        return Generated(moved, [motion.flow], [], source_keypoints=source_keypoints,
+                         driving_keypoints=driving_keypoints)
 
     def _compensate(self, source, driving):
         """From the coarsest scale to the finest: all of Fig. 2 but the encoder and the decoder."""
@@ -222,7 +224,8 @@ class Synergy(TalkingHead):
 
         feature: F_s^i (B, C_i, H_i, W_i); before: ScaleResult of the scale before; returns this scale's
         """
-        flow, logit, occlusion, residual, motion_feature = before.flow, before.occlusion_logit, before.occlusion, None, None
+        flow, logit, occlusion = before.flow, before.occlusion_logit, before.occlusion
+        residual = motion_feature = None
         if scale < self.motion_scales:
             residual, occlusion_residual, motion_feature = self.motion(scale, flow, feature, driving_feature,
                                                                        features.motion_projections)

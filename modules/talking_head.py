@@ -44,8 +44,8 @@ class Generated:
     prediction:        (B, 3, H, W) the frame, nominally in [-1, 1], not clamped
     flows:             coarse flow first, then each refinement; (B, h, w, 2) sampling positions in [-1, 1]
     occlusions:        (B, 1, h, w) in [0, 1], 1 where the source is visible; as many as the method has
-    first_scale_prediction: (B, 3, H, W) I_g^1, decoded from the coarsest scale alone, which the objective supervises too;
-                       None for methods without one
+    first_scale_prediction: (B, 3, H, W) I_g^1, decoded from the coarsest scale alone, supervised too; None for methods
+                       without one
     source_keypoints, driving_keypoints: of both images (training only)
     losses:            the method's own unweighted losses, scalars by name (training only)
     diagnostics:       scalars that show how training goes (training only): codes in use, perplexity, ...
@@ -65,8 +65,8 @@ class TalkingHead(nn.Module):
 
     Images are (B, 3, H, W) in [-1, 1] everywhere.
 
-    Params:          the dataclass that the constructor takes, `model_params` of the config; `image_size`, the side of the
-                     square image in pixels, is required of it
+    Params:          the dataclass that the constructor takes, `model_params` of the config; it must have `image_size`, the
+                     side of the square image in pixels
     own_losses:      names that `forward` may put into Generated.losses
     has_coarse_flow: whether `move_source` is there, so that keypoints and coarse flow can be trained alone
     last_weight:     weight of the last layer, where the adaptive adversarial weight compares gradients

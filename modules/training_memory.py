@@ -14,7 +14,7 @@ from support.hardware import available_memory
 
 COPIES = 5                                       # of the model: weights, gradients, two of Adam, EMA
 BASE = 0.4 * 2 ** 30                             # bytes of Python and PyTorch themselves
-SCRATCH = 1.2                                    # gradients and kernels' scratch on top of what autograd keeps, measured
+SCRATCH = 1.2                                    # gradients and kernels' scratch beside what autograd keeps, measured
 ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
 
 
@@ -50,7 +50,7 @@ def too_large(config, batch, limit):
 
 
 def estimate(config, batch):
-    """Bytes of one training step, estimated without computing anything: what autograd keeps, and the weights' copies."""
+    """Bytes of one training step, estimated without computing: what autograd keeps, and the weights' copies."""
     size, objective = config.model_params.image_size, config.train_params.objective_params
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config)

@@ -25,7 +25,7 @@ def flush_denormals():
 
 
 def keep_freed_memory():
-    """Have glibc keep the memory of freed tensors for the next ones: for inference, which needs little and always the same.
+    """Have glibc keep the memory of freed tensors for the next ones: for inference, which needs little, and the same.
 
     By default it returns every large one to the kernel, which hands the next one out page by page, zeroed.
     Elsewhere than on glibc this does nothing.
@@ -89,7 +89,8 @@ def cannot_compile(device):
     """Why torch.compile cannot run on `device`; None if it can."""
     if device.type == 'cpu':
         compiler = os.environ.get('CXX', 'g++')
-        return None if shutil.which(compiler) or shutil.which('clang++') else f'no C++ compiler ({compiler}) is installed'
+        found = shutil.which(compiler) or shutil.which('clang++')
+        return None if found else f'no C++ compiler ({compiler}) is installed'
     if device.type == 'cuda':
         capability = torch.cuda.get_device_capability(device)
         return None if capability >= (7, 0) else f'Triton needs compute capability 7.0, {device} has {capability}'
