@@ -68,7 +68,8 @@ class NormSiluConv(torch.autograd.Function):
             False, [0, 0], 1, [True, True, True])
         gradient = dense(torch.ops.aten.silu_backward(gradient.to(normal.dtype), normal))
         by_x, by_weight, by_bias = torch.ops.aten.native_group_norm_backward(
-            gradient, dense(x.to(weight.dtype)), mean, rstd, weight, *NormSiluConv.sizes(x), ctx.groups, [True, True, True])
+            gradient, dense(x.to(weight.dtype)), mean, rstd, weight, *NormSiluConv.sizes(x), ctx.groups,
+            [True, True, True])
         return by_x.to(x.dtype), by_weight, by_bias, by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None
 
     @staticmethod

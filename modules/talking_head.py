@@ -65,7 +65,7 @@ class TalkingHead(nn.Module):
 
     Images are (B, 3, H, W) in [-1, 1] everywhere.
 
-    Params:          the dataclass that the constructor takes, `model_params` of the config; it must have `image_size`, the
+    Params:          the dataclass that the constructor takes, `model_params` of the config; must have `image_size`, the
                      side of the square image in pixels
     own_losses:      names that `forward` may put into Generated.losses
     has_coarse_flow: whether `move_source` is there, so that keypoints and coarse flow can be trained alone
