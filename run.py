@@ -24,6 +24,7 @@ MODES = {
     'reconstruction': ('modes.reconstruction', 'rebuild test clips from their first frames, and score them'),
     'animate': ('modes.animate', 'let a source image follow a driving video, or many pairs'),
     'evaluate': ('modes.evaluate', 'score a model, or videos that were made elsewhere, by a named protocol'),
+    'study': ('modes.study', 'ask people: a blind user study as a web page, and its result'),
     'demo': ('modes.demo', 'train a small model on embedded heads, rebuild and animate unseen ones'),
     'prepare': ('modes.prepare', 'make a data set of raw videos'),
     'import': ('modes.import_published', 'turn published weights into a checkpoint'),

@@ -5,7 +5,8 @@
 
 from pathlib import Path
 
-from modes.options import add_device, add_model, load_model, process_group, refuse, run_path
+from modes.options import (
+    add_device, add_model, add_motion, animation_settings, check_motion, load_model, process_group, refuse, run_path)
 from support.errors import UserError
 
 
@@ -15,15 +16,7 @@ def add_arguments(parser):
     parser.add_argument('--source_image', help='image; without it, pairs of the config or of the test set are animated')
     parser.add_argument('--driving_video', help='video file or folder of frames')
     parser.add_argument('--result_video', help='mp4 or gif; default: in the run folder')
-    motion = parser.add_mutually_exclusive_group()
-    motion.add_argument('--relative', dest='relative', action='store_true', default=True,
-                        help="add the driver's motion to the source's pose (default)")
-    motion.add_argument('--absolute', dest='relative', action='store_false', help="take the driver's pose as it is")
-    parser.add_argument('--adapt_scale', action='store_true', help="scale relative motion to the source's face")
-    parser.add_argument('--find_best_frame', action='store_true',
-                        help='start relative motion from the driving frame that is nearest to the source')
-    parser.add_argument('--smooth', type=float, default=0, metavar='STRENGTH',
-                        help="smooth the keypoints of a jittery driver; 1 is much, 0 (default) is off")
+    add_motion(parser)
     parser.add_argument('--crop', choices=('none', 'auto'), default='none',
                         help='auto: cut source and driving to a square around the face; RESULT_crop.png shows them')
     parser.add_argument('--face_index', type=int, nargs='+', default=[0], metavar=('SOURCE', 'DRIVING'),
@@ -52,8 +45,7 @@ def check(options):
     """UserError for flags that do not fit together."""
     if bool(options.source_image) != bool(options.driving_video):
         raise UserError('--source_image and --driving_video belong together: give both, or neither for pairs')
-    if options.smooth < 0:
-        raise UserError(f'--smooth {options.smooth:g}: must not be negative')
+    check_motion(options)
     if len(options.face_index) > 2 or min(options.face_index) < 0:
         raise UserError('--face_index: expected the number of a face in the source and, if wanted, one in the driving, '
                         'counted from 0')
@@ -66,8 +58,6 @@ def check(options):
     if not options.source_image:
         refuse(options, ('--result_video', '--side_by_side'), 'without --source_image: pairs have their folder, and '
                'show source | driving | result')
-    if not options.relative:
-        refuse(options, ('--adapt_scale', '--find_best_frame'), 'with --absolute, which needs no frame to start from')
 
 
 def run_pairs(options, config, model, device):
@@ -84,14 +74,9 @@ def run_pairs(options, config, model, device):
         pairs = animate.draw_pairs(test_people(config.dataset_params, size), params.num_pairs, params.seed)
     folder = run_path(options) / 'animation'
     animate.animate_pairs(model, pairs, folder, best_frame=options.find_best_frame, crop_size=size if crops else None,
-                          made_by=repr(config.model_params), **how(options, config, device))
+                          made_by=repr(config.model_params), **animation_settings(options, config, device))
     if distributed.rank() == 0:
         print(f'{len(pairs)} videos and contact_sheet.png are in {folder}')
-
-
-def how(options, config, device):
-    return dict(device=device, batch_size=config.animate_params.batch_size, relative=options.relative,
-                adapt_scale=options.adapt_scale, smooth=options.smooth, precision=config.train_params.precision)
 
 
 def run_one(options, config, model, device):
@@ -112,5 +97,5 @@ def run_one(options, config, model, device):
     sound = Path(names[1]) if Path(names[1]).is_file() else None
     frames = animate.animate(model, source, driving, result, anchor=anchor, side_by_side=options.side_by_side,
                              audio_from=sound, paste_back=paste_back if options.paste_back else None,
-                             **how(options, config, device))
+                             **animation_settings(options, config, device))
     print(f'{result}: {frames} frames at {float(driving.fps):.6g} fps')

@@ -1,5 +1,6 @@
 """Flags that several modes read, and what they lead to: a config, a run folder, a model, a device."""
 
+import argparse
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ log = logging.getLogger('run')
 
 def add_config(parser, default=DEFAULT_CONFIG):
     parser.add_argument('--config', help=f'YAML file; default {default}')
+    add_set(parser)
+
+
+def add_set(parser):
     parser.add_argument('--set', nargs='+', default=[], action='extend', metavar='section.key=value',
                         help='override config values')
 
@@ -35,6 +40,35 @@ def add_model(parser):
     add_run_folder(parser)
 
 
+def add_methods(parser):
+    """Several methods, side by side: `named` reads both flags, `load_named` loads a checkpoint."""
+    parser.add_argument('--checkpoints', nargs='+', default=[], metavar='[NAME=]FILE',
+                        help='models; NAME is what the result calls them, by default the run folder or the file')
+    parser.add_argument('--generated', nargs='+', default=[], metavar='NAME=FOLDER',
+                        help='videos that were made elsewhere, named SOURCE--DRIVING.mp4')
+
+
+def add_motion(parser):
+    """How motion is transferred: `check_motion`, `animation_settings`."""
+    motion = parser.add_mutually_exclusive_group()
+    motion.add_argument('--relative', dest='relative', action='store_true', default=True,
+                        help="add the driver's motion to the source's pose (default)")
+    motion.add_argument('--absolute', dest='relative', action='store_false', help="take the driver's pose as it is")
+    parser.add_argument('--adapt_scale', action='store_true', help="scale relative motion to the source's face")
+    parser.add_argument('--find_best_frame', action='store_true',
+                        help='start relative motion from the driving frame that is nearest to the source')
+    parser.add_argument('--smooth', type=float, default=0, metavar='STRENGTH',
+                        help="smooth the keypoints of a jittery driver; 1 is much, 0 (default) is off")
+
+
+def check_motion(options):
+    """UserError for flags of `add_motion` that do not fit together."""
+    if options.smooth < 0:
+        raise UserError(f'--smooth {options.smooth:g}: must not be negative')
+    if not options.relative:
+        refuse(options, ('--adapt_scale', '--find_best_frame'), 'with --absolute, which needs no frame to start from')
+
+
 def refuse(options, flags, why):
     """UserError for the first of the `flags` that was given, though nothing reads it in this combination."""
     for flag in flags:
@@ -48,6 +82,44 @@ def run_path(options):
     """The run's folder: named after the config, so that the same command finds it again."""
     default = Path(options.config or getattr(options, 'checkpoint', None) or DEFAULT_CONFIG).stem
     return Path(options.log_dir) / (options.run_name or default)
+
+
+def animation_settings(options, config, device):
+    """What animate.animate takes besides model, source, driving and result."""
+    return dict(device=device, batch_size=config.animate_params.batch_size, relative=options.relative,
+                adapt_scale=options.adapt_scale, smooth=options.smooth, precision=config.train_params.precision)
+
+
+def named(options):
+    """The methods of `add_methods`: {name: checkpoint}, {name: folder}. UserError."""
+    checkpoints = [_named(text) for text in options.checkpoints]
+    folders = [_named(text) for text in options.generated]
+    for name, path in folders:
+        if name is None or not path.is_dir():
+            raise UserError(f'--generated {path}: expected NAME=FOLDER, a folder that is there')
+    checkpoints = [(name or _name_of(path), path) for name, path in checkpoints]
+    names = [name for name, _ in checkpoints + folders]
+    for name in names:
+        if names.count(name) > 1 or '/' in name or name.startswith('.'):
+            raise UserError(f'methods {", ".join(names)}: {name} is twice, or no name; give --checkpoints NAME=FILE')
+    return dict(checkpoints), dict(folders)
+
+
+def _named(text):
+    """'NAME=PATH' or 'PATH' -> (NAME or None, Path)."""
+    name, _, path = text.rpartition('=')
+    return name or None, Path(path)
+
+
+def _name_of(checkpoint):
+    """A run's checkpoints are called by their iteration: the run has the name."""
+    inside = checkpoint.parent.name == 'checkpoints' and checkpoint.stem.isdigit()
+    return checkpoint.resolve().parents[1].name if inside else checkpoint.stem
+
+
+def load_named(checkpoint, options, device):
+    """As `load_model`, of one of several checkpoints; --set holds for each."""
+    return load_model(argparse.Namespace(checkpoint=str(checkpoint), config=None, set=options.set), device)
 
 
 def load_model(options, device):

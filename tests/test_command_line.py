@@ -13,26 +13,29 @@ from tests.tiny import ROOT
 
 MODEL = {'reconstruction', 'animate', 'evaluate', 'export', 'doctor'}      # those that load one
 TRAINING = {'train', 'demo'}
-ANIMATE, EVALUATE, PREPARE = {'animate'}, {'evaluate'}, {'prepare'}
+ANIMATE, EVALUATE, PREPARE, STUDY = {'animate'}, {'evaluate'}, {'prepare'}, {'study'}
 
 READERS = {
     '--mode': set(run.MODES),
     '--config': MODEL | TRAINING | {'import'},
-    '--set': MODEL | TRAINING | {'import'},
+    '--set': MODEL | TRAINING | {'import', 'study'},
     '--log_dir': MODEL | TRAINING,
     '--run_name': MODEL | TRAINING,
     '--checkpoint': MODEL,
-    '--device': MODEL - {'export'} | TRAINING,
+    '--device': MODEL - {'export'} | TRAINING | STUDY,
     '--resume': {'train'},
-    '--source_image': ANIMATE, '--driving_video': ANIMATE, '--result_video': ANIMATE, '--relative': ANIMATE,
-    '--absolute': ANIMATE, '--adapt_scale': ANIMATE, '--find_best_frame': ANIMATE, '--smooth': ANIMATE,
+    '--source_image': ANIMATE, '--driving_video': ANIMATE, '--result_video': ANIMATE,
+    '--relative': ANIMATE | STUDY, '--absolute': ANIMATE | STUDY, '--adapt_scale': ANIMATE | STUDY,
+    '--find_best_frame': ANIMATE | STUDY, '--smooth': ANIMATE | STUDY,
     '--face_index': ANIMATE, '--paste_back': ANIMATE, '--side_by_side': ANIMATE,
     '--crop': ANIMATE | PREPARE,
-    '--protocol': EVALUATE, '--metrics': EVALUATE, '--list': EVALUATE, '--path_map': EVALUATE,
-    '--generated': EVALUATE, '--driving': EVALUATE, '--source': EVALUATE, '--resize': EVALUATE,
+    '--protocol': EVALUATE, '--metrics': EVALUATE, '--list': EVALUATE | STUDY, '--path_map': EVALUATE,
+    '--generated': EVALUATE | STUDY, '--driving': EVALUATE, '--source': EVALUATE, '--resize': EVALUATE,
     '--dataset': PREPARE, '--videos': PREPARE, '--metadata': PREPARE, '--download': PREPARE, '--size': PREPARE,
     '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE,
-    '--out': {'prepare', 'import', 'export'},
+    '--checkpoints': STUDY, '--pairs': STUDY, '--design': STUDY, '--comparisons': STUDY, '--checks': STUDY,
+    '--seed': STUDY, '--collect': STUDY,
+    '--out': {'prepare', 'import', 'export', 'study'},
     '--from': {'import'},
     '--json': {'doctor'},
 }
@@ -84,6 +87,8 @@ def test_a_flag_that_the_mode_does_not_read_is_refused_with_those_that_do(capsys
     (['--mode', 'evaluate', '--generated', 'a', '--driving', 'b', '--path_map', 'x'],
      '--path_map is not read with --generated'),
     (['--mode', 'evaluate', '--resize', '64'], '--resize is not read without --generated'),
+    (['--mode', 'study', '--collect', 'x.json', '--generated', 'A=a'], '--generated is not read with --collect'),
+    (['--mode', 'study', '--generated', 'A=a', 'B=b', '--absolute'], '--absolute is not read without --checkpoints'),
     (['--mode', 'prepare', '--dataset', 'folder', '--videos', 'x', '--keep_shared_people'],
      '--keep_shared_people is not read with --dataset folder'),
 ])

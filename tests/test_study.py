@@ -8,8 +8,11 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import run
+from datasets import build as datasets_build
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.study.answers import read_key, read_participants
@@ -17,7 +20,10 @@ from evaluation.study.build import QUESTIONS, StudyJob, StudyPair, build
 from evaluation.study.collect import CollectJob, collect
 from evaluation.study.schedule import PARTICIPANTS, all_comparisons, draw_schedules, williams_square
 from evaluation.study.statistics import bradley_terry, interval, krippendorff_alpha, resample, two_methods, weighted_sum
+from logger import write_checkpoint
+from modules.build import build_model
 from support.errors import UserError
+from tests.tiny import tiny
 
 METHODS = ('Zebrafish', 'Quagga-Net', 'okapi')
 PAIRS = ('anna--bert', 'carl--dora', 'emil--fritz')
@@ -455,3 +461,80 @@ def test_a_link_without_participant_makes_one(browser, choice):
     made = page.inner_text('.who')
     assert made.isdigit() and f'participant={made}' in page.url
     page.close()
+
+
+# ---------------------------------------------------------------------------- the command line
+
+def call(*arguments):
+    return run.main(['--mode', 'study', *map(str, arguments)])
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """Untrained tiny models of two methods, of 32 px; the second in a run folder."""
+    folder = tmp_path_factory.mktemp('models')
+    paths = {'ours': folder / 'ours.pt', 'rival': folder / 'rival' / 'checkpoints' / '00000004.pt'}
+    for seed, path in enumerate(paths.values()):
+        torch.manual_seed(seed)
+        config = tiny()
+        state = build_model(config).state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, {'config': config.as_dict(), 'step': 4, 'model': state, 'ema': state})
+    return paths
+
+
+def test_from_checkpoints_and_a_folder_to_the_result(checkpoints, tmp_path, capsys):
+    """Two models and videos that were made elsewhere, on both pairs of the embedded heads."""
+    out = tmp_path / 'study'
+    heads = datasets_build.test_people(tiny().dataset_params, 32)
+    names = [f'{one.name}--{other.name}' for (one,), (other,) in permutations(heads.values(), 2)]
+    for name in names:
+        write_video(tmp_path / 'elsewhere' / f'{name}.mp4', 90, frames=12)
+    assert call('--checkpoints', *checkpoints.values(), '--generated', f'third={tmp_path / "elsewhere"}',
+                '--pairs', 2, '--checks', 1, '--device', 'cpu', '--out', out) == 0
+    assert 'study.html?participant=1' in capsys.readouterr().out
+    key = read_key(out)
+    assert key['methods'] == ['ours', 'rival', 'third'] and {pair['name'] for pair in key['pairs']} == set(names)
+    for name, method in key['owners'].items():      # what is shown is what animate made
+        if method in checkpoints:
+            pair = next(pair['name'] for pair in key['pairs'] if name in pair['options'])
+            made, shown = (np.stack(list(open_clip(path).frames())).astype(float) for path in
+                           (out / 'generated' / method / f'{pair}.mp4', out / 'page' / 'media' / name))
+            assert np.abs(made - shown).mean() < 8
+    answers = save(tmp_path / 'answers', answer(out, 1, lambda question, pair, method: method == 'rival'))
+    assert call('--collect', answers, '--out', out) == 0
+    assert '| rival | 100.0 [100.0, 100.0] |' in capsys.readouterr().out
+    assert (out / 'study.png').is_file()
+
+
+def test_a_list_of_pairs_and_no_model(tmp_path):
+    rows = ['source,driving']
+    for number in range(3):
+        write_video(tmp_path / 'clips' / f's{number}.mp4', 50, 32), write_video(tmp_path / 'clips' / f'd{number}.mp4', 90)
+        rows.append(f'clips/s{number}.mp4,clips/d{number}.mp4')
+        for method in 'AB':
+            write_video(tmp_path / method / f's{number}--d{number}.mp4', 120)
+    (tmp_path / 'pairs.csv').write_text('\n'.join(rows))
+    assert call('--generated', f'A={tmp_path / "A"}', f'B={tmp_path / "B"}', '--list', tmp_path / 'pairs.csv', '--pairs', 2,
+                '--design', 'pairwise', '--checks', 0, '--out', tmp_path / 'study') == 0
+    assert [pair['name'] for pair in read_key(tmp_path / 'study')['pairs']] == ['s0--d0', 's1--d1']
+
+
+def test_mistakes_are_one_line_and_come_before_the_work(checkpoints, tmp_path, capsys):
+    def refused(*arguments):
+        assert call(*arguments, '--out', tmp_path / 'study') == 2
+        line, = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+        return line
+
+    (tmp_path / 'empty').mkdir()
+    models, empty = ('--device', 'cpu', '--checkpoints', *checkpoints.values()), f'x={tmp_path / "empty"}'
+    assert 'at least 2 methods' in refused(*models[:-1])
+    assert '--list is needed without --checkpoints' in refused('--generated', empty, f'y={tmp_path / "empty"}')
+    assert 'expected NAME=FOLDER' in refused(*models, '--generated', tmp_path / 'empty')
+    assert 'ours is twice' in refused(*models, '--generated', f'ours={tmp_path / "empty"}')
+    assert 'x: ' in (line := refused(*models, '--generated', empty)) and 'has no video for 2 of 2 pairs' in line
+    assert 'attention checks: must be from 0 to 2' in refused(*models, '--checks', 3)
+    assert "'vote' is not known" in refused(*models, '--design', 'vote')
+    assert '--pairs 0' in refused(*models, '--pairs', 0)
+    assert 'key.json: no such file' in refused('--collect', tmp_path)
+    assert not (tmp_path / 'study').exists()

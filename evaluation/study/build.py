@@ -104,9 +104,7 @@ def build(job):
              of another shape than the other methods' or too short
     """
     out, page = make_folder(job.out), Path(job.out) / 'page'
-    if page.exists() or (out / 'key.json').exists():
-        raise UserError(f'{out}: holds a study already, whose answers can be read with its key only; '
-                        'choose another folder, or remove this one')
+    check_new(out)
     videos = {method: find_videos(folder, [pair.name for pair in job.pairs], method)
               for method, folder in job.methods.items()}
     unfinished = out / f'.page.{os.getpid()}.partial'
@@ -120,6 +118,13 @@ def build(job):
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return page / 'study.html'
+
+
+def check_new(out):
+    """UserError where the folder holds a study already."""
+    if (out / 'page').exists() or (out / 'key.json').exists():
+        raise UserError(f'{out}: holds a study already, whose answers can be read with its key only; '
+                        'choose another folder, or remove this one')
 
 
 def find_videos(folder, names, method):

@@ -1,0 +1,125 @@
+"""A blind user study: one folder with a page for participants, and the result of the answers that they send back.
+
+    python run.py --mode study --checkpoints ours.pt mcnet.pt --generated AniPortrait=videos --pairs 10 --out study
+    python run.py --mode study --collect answers/*.json --out study
+
+study/page is for the participants (study.html, from disk or any web host), study/key.json for nobody but you.
+"""
+
+from pathlib import Path
+
+from modes.options import (
+    add_device, add_methods, add_motion, add_set, animation_settings, check_motion, choose_device, load_named, named,
+    refuse)
+from support.errors import UserError
+
+BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
+MODEL = ('--set', '--device', '--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--smooth')
+
+
+def add_arguments(parser):
+    add_methods(parser)
+    add_set(parser)
+    add_device(parser)
+    add_motion(parser)
+    parser.add_argument('--list', help='CSV file of pairs, with columns source, driving and, if wanted, anchor; '
+                                       'default: random pairs of the test set')
+    parser.add_argument('--pairs', type=int, default=10, help='how many, the first of --list; default 10')
+    parser.add_argument('--design', default='ranking', help='ranking (default): all methods of a pair at once, from '
+                                                            'best to worst | pairwise: the better one of two')
+    parser.add_argument('--comparisons', type=int, help='pairwise: how many each participant makes; default: all')
+    parser.add_argument('--checks', type=int, default=2, help='attention checks; default 2')
+    parser.add_argument('--seed', type=int, default=0, help='of random pairs, orders and sides, and of the intervals')
+    parser.add_argument('--out', default='study', help='folder of the study; default study')
+    parser.add_argument('--collect', nargs='+', default=[], metavar='ANSWERS',
+                        help='files that participants saved, or folders of them: writes study.json, study.md, study.png')
+
+
+def run(options):
+    if options.collect:
+        refuse(options, BUILDING + MODEL, 'with --collect, which counts the answers to a study that is built')
+        return run_collect(options)
+    check(options)
+    return run_build(options)
+
+
+def check(options):
+    """UserError for flags that do not fit together."""
+    if len(options.checkpoints) + len(options.generated) < 2:
+        raise UserError('a study compares at least 2 methods: give them by --checkpoints and --generated')
+    if options.pairs < 1:
+        raise UserError(f'--pairs {options.pairs}: must be at least 1')
+    check_motion(options)
+    if not options.checkpoints:
+        refuse(options, MODEL, 'without --checkpoints: no model makes frames')
+        if not options.list:
+            raise UserError('--list is needed without --checkpoints: it names the pairs that the videos are of')
+
+
+def run_collect(options):
+    from evaluation.study.collect import CollectJob, as_markdown, collect
+    print(as_markdown(collect(CollectJob(Path(options.out), tuple(options.collect), options.seed))))
+    print(f'study.json, study.md and study.png are in {options.out}')
+
+
+def run_build(options):
+    from evaluation.study.build import build, check_new
+    out = Path(options.out)
+    check_new(out)
+    page = build(prepare(options, out / 'generated'))
+    print(f'{page}: for participants; give each a link of their own, study.html?participant=1, 2, ...\n'
+          f'{out / "key.json"}: says which video is of which method; keep it to yourself, --collect needs it')
+
+
+def prepare(options, out):
+    """The StudyJob, at the largest image size of the models; the videos of checkpoints are made here, into `out`.
+
+    Where the test set is, the first checkpoint says.
+    """
+    from evaluation.study.build import find_videos
+    checkpoints, generated = named(options)
+    folders = {name: out / name for name in checkpoints} | generated
+    if not checkpoints:
+        return make_job(options, folders, find_pairs(options, None, None))
+    device, job, size, dataset = choose_device(options.device), None, 0, None
+    for name, checkpoint in checkpoints.items():
+        config, model = load_named(checkpoint, options, device)
+        dataset, own_size = dataset or config.dataset_params, config.model_params.image_size
+        pairs = find_pairs(options, dataset, own_size)
+        if job is None:      # what is wrong or missing shows before the work, not after it
+            for other, folder in generated.items():
+                find_videos(folder, [pair_name(pair) for pair in pairs], other)
+        if own_size > size:
+            job, size = make_job(options, folders, pairs), own_size
+        animate_all(model, pairs, folders[name], options, animation_settings(options, config, device))
+    return job
+
+
+def make_job(options, folders, pairs):
+    from evaluation.study.build import StudyJob, StudyPair
+    return StudyJob(Path(options.out), tuple(StudyPair(pair_name(pair), pair.source, pair.driving) for pair in pairs),
+                    folders, options.design, options.comparisons, options.checks, options.seed)
+
+
+def find_pairs(options, dataset, size):
+    """The pairs at `size` px, from --list, or random ones of a test set; a list of animate.Pair."""
+    import animate
+    from datasets.build import test_people
+    if options.list:
+        root = Path(dataset.root_dir, 'test') if dataset is not None and dataset.root_dir else None
+        return animate.read_pairs(options.list, root, size)[:options.pairs]
+    return animate.draw_pairs(test_people(dataset, size), options.pairs, options.seed)
+
+
+def pair_name(pair):
+    return f'{pair.source.name}--{pair.driving.name}'
+
+
+def animate_all(model, pairs, folder, options, settings):
+    """The result alone of every pair, as NAME.mp4 in the folder; silent, as the study is."""
+    import animate
+    for pair in pairs:
+        source, anchor = next(iter(pair.source.frames())), pair.anchor
+        if options.find_best_frame and anchor is None:
+            anchor = animate.find_best_frame(model, source, pair.driving, settings['device'])
+        animate.animate(model, source, pair.driving, folder / f'{pair_name(pair)}.mp4', anchor=anchor, **settings)
