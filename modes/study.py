@@ -32,7 +32,7 @@ def add_arguments(parser):
     parser.add_argument('--seed', type=int, default=0, help='of random pairs, orders and sides, and of the intervals')
     parser.add_argument('--out', default='study', help='folder of the study; default study')
     parser.add_argument('--collect', nargs='+', default=[], metavar='ANSWERS',
-                        help='files that participants saved, or folders of them: writes study.json, study.md, study.png')
+                        help='files that participants saved, or folders of them: writes study.json, .md and .png')
 
 
 def run(options):

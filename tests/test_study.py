@@ -510,13 +510,14 @@ def test_from_checkpoints_and_a_folder_to_the_result(checkpoints, tmp_path, caps
 def test_a_list_of_pairs_and_no_model(tmp_path):
     rows = ['source,driving']
     for number in range(3):
-        write_video(tmp_path / 'clips' / f's{number}.mp4', 50, 32), write_video(tmp_path / 'clips' / f'd{number}.mp4', 90)
+        for role in 'sd':
+            write_video(tmp_path / 'clips' / f'{role}{number}.mp4', 50)
         rows.append(f'clips/s{number}.mp4,clips/d{number}.mp4')
         for method in 'AB':
             write_video(tmp_path / method / f's{number}--d{number}.mp4', 120)
     (tmp_path / 'pairs.csv').write_text('\n'.join(rows))
-    assert call('--generated', f'A={tmp_path / "A"}', f'B={tmp_path / "B"}', '--list', tmp_path / 'pairs.csv', '--pairs', 2,
-                '--design', 'pairwise', '--checks', 0, '--out', tmp_path / 'study') == 0
+    assert call('--generated', f'A={tmp_path / "A"}', f'B={tmp_path / "B"}', '--list', tmp_path / 'pairs.csv',
+                '--pairs', 2, '--design', 'pairwise', '--checks', 0, '--out', tmp_path / 'study') == 0
     assert [pair['name'] for pair in read_key(tmp_path / 'study')['pairs']] == ['s0--d0', 's1--d1']
 
 
