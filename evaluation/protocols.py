@@ -21,6 +21,7 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
+from datasets.prepare.metadata import TEST_ONE_IN, in_test
 from datasets.video import STILL_SUFFIXES
 from support.errors import UserError
 from support.names import did_you_mean_or_known
@@ -314,27 +315,30 @@ def draw_pairs(clips, person=lambda clip: clip.split('#')[0], count=None, seed=0
     return sorted(items, key=lambda item: item.source)
 
 
-CELEBV_HQ_TEST = 0.05        # share of CelebV-HQ's videos that are for tests
-
-
-def celebv_hq_partition(clip):
-    """'train' or 'test' for a CelebV-HQ clip <YouTube id>_<number>: all clips of a video fall on the same side.
-
-    CelebV-HQ comes without a split, and no paper has published its own. The first 11 characters are the video.
-    """
-    number = int.from_bytes(hashlib.sha256(f'celebv-hq:{clip[:11]}'.encode()).digest()[:8], 'big')
-    return 'test' if number < CELEBV_HQ_TEST * 2 ** 64 else 'train'
-
-
 def draw_celebv_hq(clips, count=50):
-    """celebv-hq-50: of the test clips at hand, the first `count` in order of their hashes, one per video."""
+    """celebv-hq-50: of the test clips at hand, the first `count` in order of their hashes, one per video.
+
+    The split is that of `--mode prepare` (datasets/prepare/metadata.py). Clips are <YouTube id>_<number>, as their
+    authors name them, or <YouTube id>#<number>#..., as prepared; both give the same draw.
+    """
     of_video = {}
-    for clip in _by_hash([clip for clip in clips if celebv_hq_partition(clip) == 'test'], 'celebv-hq'):
-        of_video.setdefault(clip[:11], clip)
+    names = {_celebv_hq_name(clip): clip for clip in sorted(clips) if in_test(_celebv_hq_video(clip))}
+    for name in _by_hash(names, 'celebv-hq'):
+        of_video.setdefault(_celebv_hq_video(name), names[name])
     if not of_video:
         raise UserError('no clip here is in the test split of CelebV-HQ; their names must be <YouTube id>_<number>, '
-                        'and about 1 video in 20 is for tests')
+                        f'and about 1 video in {TEST_ONE_IN} is for tests')
     return [Item(clip) for clip in sorted(list(of_video.values())[:count])]
+
+
+def _celebv_hq_video(clip):
+    """The YouTube id: the first 11 characters, which may be any of a-z, A-Z, 0-9, - and _."""
+    return clip[:11]
+
+
+def _celebv_hq_name(clip):
+    """<YouTube id>_<number> of a clip under either name."""
+    return f'{_celebv_hq_video(clip)}_{clip[12:].partition("#")[0]}'
 
 
 RULES = {'celebv-hq-50': draw_celebv_hq}

@@ -26,6 +26,7 @@ from datasets.prepare.run import DATASETS, folder_jobs, prepare, summary
 from datasets.prepare.track import SceneCuts
 from datasets.video import frames_at, indices_at, open_clip
 from datasets.video_writer import VideoWriter
+from evaluation.protocols import draw_celebv_hq
 from support.errors import UserError
 from tests.tiny import ROOT, SHARED
 
@@ -460,6 +461,23 @@ def test_celebvhq(tmp_path):
     legacy = prepare('celebvhq', tmp_path / 'legacy', tmp_path, path, size=64, crop='legacy')
     x0, y0, x1, y1 = legacy[clip.id].box      # grown by 2 %, then the smaller side
     assert x1 - x0 == y1 - y0 == 170 and abs(x0 - 35) <= 1 and abs(y0 - 25) <= 1
+
+
+def test_what_is_prepared_for_training_is_never_a_test_clip_of_the_protocol(tmp_path):
+    videos = [next(name for name in (f'{n:011d}' for n in range(1000)) if in_test(name) == test)
+              for test in (True, False)]
+    entry = {'duration': {'start_sec': 0.4, 'end_sec': 1.2},
+             'bbox': {'top': 0.1, 'bottom': 0.8, 'left': 0.1, 'right': 0.6}}
+    path = tmp_path / 'celebvhq_info.json'
+    path.write_text(json.dumps({'clips': {f'{video}_0': entry | {'ytb_id': video} for video in videos}}))
+    for video in videos:
+        raw_video(tmp_path / f'{video}.mp4', 'id00001', Fraction(30))
+    prepare('celebvhq', tmp_path / 'data', tmp_path, path, size=64)
+    manifest = read_manifest(tmp_path / 'data')
+    partitions = {record.id: record.partition for record in manifest.values()}
+    assert sorted(partitions.values()) == ['test', 'train']
+    drawn = [item.source for item in draw_celebv_hq(partitions)]
+    assert drawn == [name for name, partition in partitions.items() if partition == 'test']
 
 
 def test_the_split_of_celebvhq_is_one_in_fifty():

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from evaluation.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, celebv_hq_partition, draw_celebv_hq,
+from datasets.prepare.metadata import in_test
+from evaluation.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, draw_celebv_hq,
                                   draw_pairs, draw_voxceleb1, find_protocol, fingerprint, frame_at, import_pairs,
                                   load_list)
 from evaluation.published import CROSS_IDENTITY, SAME_IDENTITY, TABLES
@@ -84,12 +85,12 @@ def test_random_pairs_depend_on_names_and_seed_alone():
 
 
 def test_celebv_hq_is_split_by_video_and_drawn_alike_from_any_listing():
-    videos = [f'{i:011d}' for i in range(4000)]
+    videos = [f'{i:011d}' for i in range(6000)]
     clips = [f'{video}_{n}' for video in videos for n in range(2)]
-    test = [clip for clip in clips if celebv_hq_partition(clip) == 'test']
-    assert len(test) == pytest.approx(0.05 * len(clips), rel=0.15)
-    assert {clip[:11] for clip in test}.isdisjoint(clip[:11] for clip in set(clips) - set(test))
     drawn = draw_celebv_hq(clips)
+    assert all(in_test(item.source[:11]) for item in drawn)
+    prepared = [f'{video}#{n}#000010#000030' for video in videos for n in range(2)]
+    assert [item.source[:13].replace('#', '_') for item in draw_celebv_hq(prepared)] == [item.source for item in drawn]
     assert drawn == draw_celebv_hq(shuffled(clips)) and len({item.source[:11] for item in drawn}) == 50
     lost = drawn[7].source                         # a video that is gone is replaced, the others stay
     again = draw_celebv_hq([clip for clip in clips if clip[:11] != lost[:11]])
