@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from modules.dagan import Dagan
 from modules.discriminator import MultiScaleDiscriminator, PatchDiscriminator
 from modules.fomm import Fomm
 from modules.mcnet import MCNet
+from modules.mrfa import Mrfa
 from modules.objective import Objective
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
@@ -33,6 +35,8 @@ METHODS = {
     'synergy': Method(Synergy, _patch_discriminator),
     'fomm': Method(Fomm, _multi_scale_discriminator),
     'mcnet': Method(MCNet, _multi_scale_discriminator),
+    'dagan': Method(Dagan, _multi_scale_discriminator),
+    'mrfa': Method(Mrfa, _multi_scale_discriminator),
 }
 
 

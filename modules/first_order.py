@@ -36,13 +36,13 @@ class FirstOrderGenerated(Generated):
 class Encoder(nn.Module):
     """FOMM's encoder: a 7x7 block, then halvings; keeps the feature of every scale, finest first."""
 
-    def __init__(self, widths):
+    def __init__(self, widths, in_channels=3):
         super().__init__()
-        self.first = SameBlock2d(3, widths[0], 7)
+        self.first = SameBlock2d(in_channels, widths[0], 7)
         self.down_blocks = nn.ModuleList(DownBlock2d(*pair) for pair in zip(widths, widths[1:]))
 
     def forward(self, image):
-        """image (B, 3, H, W) in [0, 1] -> list of (B, C_i, H / 2^i, W / 2^i)."""
+        """image (B, in_channels, H, W) in [0, 1] -> list of (B, C_i, H / 2^i, W / 2^i)."""
         pyramid = [self.first(image)]
         for block in self.down_blocks:
             pyramid.append(block(pyramid[-1]))
@@ -53,14 +53,17 @@ class FirstOrderTalkingHead(TalkingHead):
     """Keypoints, coarse motion and a source encoder; a method adds `render`.
 
     params needs kp_detector_params, dense_motion_params and `widths`, the encoder's channels, finest first.
+
+    observed_channels: of what the keypoint detector sees
     """
 
     has_coarse_flow = True
+    observed_channels = 3
 
     def __init__(self, params):
         super().__init__()
         self.params = params
-        self.keypoint_detector = KeypointDetector(params.kp_detector_params)
+        self.keypoint_detector = KeypointDetector(params.kp_detector_params, self.observed_channels)
         self.dense_motion = DenseMotionNetwork(params.dense_motion_params, params.kp_detector_params.num_kp)
         self.encoder = Encoder(params.widths)
         self.head = nn.Conv2d(params.widths[0], 3, 7, padding=3)
@@ -69,21 +72,26 @@ class FirstOrderTalkingHead(TalkingHead):
     def last_weight(self):
         return self.head.weight
 
+    def observe(self, image):
+        """Image (B, 3, H, W) in [-1, 1] -> what the keypoint detector sees, the image in [0, 1] first: (B, C, H, W)."""
+        return to_unit(image)
+
     def keypoints(self, image):
-        return self.keypoint_detector(to_unit(image))
+        return self.keypoint_detector(self.observe(image))
 
     def encode_source(self, image):
-        return self._source_state(image, self.keypoints(image))
+        observed = self.observe(image)
+        return self._source_state(observed, self.keypoint_detector(observed))
 
-    def _source_state(self, image, keypoints):
-        image = to_unit(image)
-        return SourceState(keypoints, SourceFeatures(image, self.encoder(image),
-                                                     self.dense_motion.encode_source(image, keypoints)))
+    def _source_state(self, observed, keypoints):
+        return SourceState(keypoints, SourceFeatures(observed, self.encoder(observed),
+                                                     self.dense_motion.encode_source(observed, keypoints)))
 
     def forward(self, source, driving):
         # Source first, as in the public codes: the order moves batch-norm statistics.
-        source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
-        generated = self.render(self._source_state(source, source_keypoints), driving_keypoints)
+        observed = self.observe(source)
+        source_keypoints, driving_keypoints = self.keypoint_detector(observed), self.keypoints(driving)
+        generated = self.render(self._source_state(observed, source_keypoints), driving_keypoints)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
         return generated
 
@@ -99,12 +107,15 @@ def encoder_widths(block_expansion, max_features, num_down_blocks):
     return [min(max_features, block_expansion * 2 ** level) for level in range(num_down_blocks + 1)]
 
 
-def check_sizes(params):
-    """ValueError if the image cannot be halved as often as the networks with these Params do."""
+def check_sizes(params, **further):
+    """ValueError if the image cannot be halved as often as the networks with these Params do.
+
+    further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
+    """
     halvings = {'num_down_blocks': (params.image_size, params.num_down_blocks)}
-    for name in ('kp_detector_params', 'dense_motion_params'):
-        part = getattr(params, name)
-        halvings[f'{name}.num_blocks'] = (round(params.image_size * part.scale_factor), part.num_blocks)
+    scales = {name: getattr(params, name).scale_factor for name in ('kp_detector_params', 'dense_motion_params')}
+    for name, scale in (scales | further).items():
+        halvings[f'{name}.num_blocks'] = (round(params.image_size * scale), getattr(params, name).num_blocks)
     for name, (size, count) in halvings.items():
         if size % 2 ** count:
             raise ValueError(f'image_size={params.image_size} gives {name} inputs of {size} px, '

@@ -45,16 +45,23 @@ class Fomm(FirstOrderTalkingHead):
         self.up_blocks = nn.ModuleList(UpBlock2d(*pair) for pair in zip(widths, widths[1:]))
 
     def render(self, source, driving):
+        motion, occlusion, warped = self.warped(source, driving)
+        return FirstOrderGenerated(self.painted(warped), [motion.flow], [occlusion], dense_motion=motion)
+
+    def warped(self, source, driving):
+        """(DenseMotion, occlusion (B, 1, h, w), the source's coarsest feature, warped and occluded)."""
         features = source.features
         motion = self.dense_motion(features.small, source.keypoints, driving)
         occlusion = torch.sigmoid(motion.occlusion_logit)
 
         # FOMM reads flow and occlusion with align_corners=False, unlike its descendants.
         feature = features.pyramid[-1].expand(driving.value.shape[0], -1, -1, -1)    # one source, many poses
-        feature = occlude(warp(feature, motion.flow, align_corners=False), occlusion, align_corners=False)
+        feature = warp(feature, motion.flow, align_corners=False)
+        return motion, occlusion, occlude(feature, occlusion, align_corners=False)
 
+    def painted(self, feature):
+        """The warped feature (B, C, h, w), repainted -> image (B, 3, H, W) in [-1, 1]."""
         feature = self.bottleneck(feature)
         for block in self.up_blocks:
             feature = block(feature)
-        prediction = torch.sigmoid(self.head(feature).float())
-        return FirstOrderGenerated(from_unit(prediction), [motion.flow], [occlusion], dense_motion=motion)
+        return from_unit(torch.sigmoid(self.head(feature).float()))

@@ -18,32 +18,33 @@ class KeypointDetectorParams:
     max_features: int = 1024         # widest hourglass layer
     scale_factor: float = 0.25       # the detector sees the image at this scale
     temperature: float = 0.1         # of the softmax that turns logits into heat maps
+    shared_jacobian: bool = False    # one map of Jacobians for all keypoints, as MRFA has it; otherwise one map each
     padding: int = 0                 # of the 7x7 heads; published weights use none: heat maps span [-1, 1], no border
 
 
 class KeypointDetector(nn.Module):
     """Image -> heat maps -> soft-argmax positions, and Jacobians averaged under the heat maps."""
 
-    def __init__(self, params):
+    def __init__(self, params, in_channels=3):
         super().__init__()
         self.temperature = params.temperature
-        self.num_kp = params.num_kp
-        self.down = AntiAlias(3, params.scale_factor)
-        self.predictor = Hourglass(3, params.block_expansion, params.num_blocks, params.max_features)
+        self.num_jacobians = 1 if params.shared_jacobian else params.num_kp
+        self.down = AntiAlias(in_channels, params.scale_factor)
+        self.predictor = Hourglass(in_channels, params.block_expansion, params.num_blocks, params.max_features)
         self.kp = nn.Conv2d(self.predictor.out_channels, params.num_kp, 7, padding=params.padding)
-        self.jacobian = nn.Conv2d(self.predictor.out_channels, 4 * params.num_kp, 7, padding=params.padding)
+        self.jacobian = nn.Conv2d(self.predictor.out_channels, 4 * self.num_jacobians, 7, padding=params.padding)
         # Every Jacobian starts as the identity: a keypoint's neighbourhood moves rigidly until learned otherwise.
         nn.init.zeros_(self.jacobian.weight)
         with torch.no_grad():
-            self.jacobian.bias.copy_(torch.tensor([1., 0., 0., 1.]).repeat(params.num_kp))
+            self.jacobian.bias.copy_(torch.tensor([1., 0., 0., 1.]).repeat(self.num_jacobians))
 
     def forward(self, image):
-        """Keypoints of image (B, 3, H, W) in [-1, 1] (or the range of the imported weights)."""
+        """Keypoints of image (B, C, H, W) in [-1, 1] (or the range of the imported weights)."""
         # All in fp32: it is one hundredth of a frame's work, and where keypoints move, everything moves.
         with torch.autocast(image.device.type, enabled=False):
             feature = self.predictor(self.down(image.float()))
             logits = self.kp(feature)                                                          # (B, K, h, w)
-            jacobians = self.jacobian(feature).unflatten(1, (self.num_kp, 4))                  # (B, K, 4, h, w)
+            jacobians = self.jacobian(feature).unflatten(1, (self.num_jacobians, 4))           # (B, K or 1, 4, h, w)
             heatmap = (logits / self.temperature).flatten(2).softmax(-1).view(logits.shape)
             grid = identity_grid(logits.shape[-2:], logits)
             value = (heatmap[..., None] * grid).sum((2, 3))                                    # (B, K, 2)

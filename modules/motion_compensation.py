@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.codebook import Codebook, Quantized
+from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.layers import Downsample, ResBlock, Upsample, group_norm
 from modules.retrieval import Retrieval
 from modules.warp import from_displacement, identity_grid, resize, to_displacement, warp
@@ -23,52 +24,6 @@ class MotionLearning(NamedTuple):
     reconstructions: list[Tensor]
     quantized: list[Quantized]
     reconstruction_loss: Tensor
-
-
-class MotionEncoder(nn.Module):
-    """Joins retrieved motion features with the flow itself, as MRFA (and RAFT before it) does."""
-
-    def __init__(self, dim, width):
-        super().__init__()
-        self.retrieved1 = nn.Conv2d(dim, width, 1)
-        self.retrieved2 = nn.Conv2d(width, width * 3 // 4, 3, padding=1)
-        self.motion1 = nn.Conv2d(2, width, 7, padding=3)
-        self.motion2 = nn.Conv2d(width, width // 2, 3, padding=1)
-        self.join = nn.Conv2d(width * 3 // 4 + width // 2, width - 2, 3, padding=1)
-
-    def forward(self, displacement, retrieved):
-        """displacement (B, 2, h, w) in pixels, retrieved (B, D, h, w) -> (B, width, h, w)."""
-        r = F.relu(self.retrieved2(F.relu(self.retrieved1(retrieved))))
-        m = F.relu(self.motion2(F.relu(self.motion1(displacement))))
-        return torch.cat([F.relu(self.join(torch.cat([r, m], dim=1))), displacement], dim=1)
-
-
-class SourceContext(nn.Conv2d):
-    """What the warped source holds at each place of the flow; wide, at the feature's full resolution."""
-
-    def forward(self, warped, size):
-        """F_w (B, C, H, W) -> (B, width, h, w) for size (h, w)."""
-        return resize(F.relu(super().forward(warped), inplace=True), size)
-
-
-class FlowUpdate(nn.Module):
-    """D_MR: motion features and source context -> residual displacement and residual occlusion."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.context = nn.Conv2d(width * 3 // 2, width, 3, padding=1)
-        self.motion = self._head(width, 2)
-        self.occlusion = self._head(width, 1)
-
-    @staticmethod
-    def _head(width, channels):
-        return nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.ReLU(),
-                             nn.Conv2d(width, channels, 3, padding=1))
-
-    def forward(self, motion, context):
-        """motion (B, width, h, w), context (B, 3/2 width, h, w) -> (B, 2, h, w) in pixels, (B, 1, h, w)."""
-        x = torch.cat([motion, F.relu(self.context(context))], dim=1)
-        return self.motion(x), self.occlusion(x)
 
 
 class MotionCompensation(nn.Module):
@@ -97,7 +52,7 @@ class MotionCompensation(nn.Module):
         self.embed_query = nn.Conv2d(2 * dim, dim, 1)
         self.context = nn.ModuleList(SourceContext(width, update_width * 3 // 2, 1) for width in channels)
         self.motion_encoder = MotionEncoder(dim, update_width)
-        self.update = FlowUpdate(update_width)
+        self.update = FlowUpdate(update_width)                                                 # D_MR
 
     def project_codes(self):
         """Keys and values of the motion codes: the same for all samples and scales."""

@@ -12,9 +12,10 @@ from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLeve
 from modules.codebook import CodebookParams, Quantized, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
+from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.layers import Downsample, ResBlock, Upsample
-from modules.motion_compensation import FlowUpdate, MotionCompensation, MotionEncoder, SourceContext
+from modules.motion_compensation import MotionCompensation
 from modules.retrieval import Projection, RetrievalLayer
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp

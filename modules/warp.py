@@ -37,6 +37,16 @@ def identity_grid(size, like):
     return _identity_grid(*size, like.device)
 
 
+def pixel_grid(size, like):
+    """The pixel (x, y) of each place: (H, W, 2), as `identity_grid` but in pixels."""
+    return (identity_grid(size, like) + 1) * _pixels_per_unit(*size, like.device)
+
+
+def from_pixels(position, size):
+    """Pixels (x, y) of an image of `size` (H, W), any shape (..., 2) -> positions in [-1, 1]."""
+    return position / _pixels_per_unit(*size, position.device) - 1
+
+
 def resize(x, size, align_corners=True):
     """Bilinear resize of (B, C, H, W) to `size` (H', W'); the tensor itself if it fits."""
     if x.shape[-2:] == tuple(size):

@@ -6,11 +6,13 @@ every tensor of ours where it comes from; a published tensor that nobody asked f
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from modules.published.names import first_order_constants, fomm_origin, mcnet_origin, smac_constants, smac_origin
+from modules.published.names import (dagan_origin, depth_origin, first_order_constants, fomm_origin, mcnet_origin,
+                                     mrfa_constants, mrfa_origin, smac_constants, smac_origin)
 
 
 class ImportFault(ValueError):
@@ -53,44 +55,79 @@ def _smac_networks(loaded, ema):
     return {network: state}
 
 
-def _first_order_networks(is_mcnet, loaded, ema):
+# A tensor of the generator that this method alone has.
+FIRST_ORDER_MARKS = {'mcnet': 'mbUnit.mb', 'dagan': 'AttnModule.gamma'}
+
+
+def _first_order_networks(method, loaded, ema):
     """One file holds all networks, and what training needs besides (optimizer_*, epoch); no averaged weights."""
     networks = {name: _without_prefix(state) for name, state in loaded.items() if _is_state(state)}
-    if 'generator' not in networks or is_mcnet != ('mbUnit.mb' in networks['generator']):
+    if 'generator' not in networks:
         return None
-    return networks
+    found = [other for other, mark in FIRST_ORDER_MARKS.items() if mark in networks['generator']] or ['fomm']
+    return networks if found == [method] else None
 
 
-def _fomm_networks(loaded, ema):
-    return _first_order_networks(False, loaded, ema)
+def _dagan_networks(loaded, ema):
+    """DaGAN's own file, or one of the two that hold its depth network."""
+    return _first_order_networks('dagan', loaded, ema) or _depth_networks(loaded, ema)
 
 
-def _mcnet_networks(loaded, ema):
-    return _first_order_networks(True, loaded, ema)
+def _depth_networks(loaded, ema):
+    """One file holds one half, by its names; the encoder's also holds sizes and a classifier that nothing uses."""
+    for network, mark in (('depth_encoder', 'encoder.conv1.weight'), ('depth_decoder', 'decoder.0.conv.conv.weight')):
+        if mark in loaded:
+            return {network: {name: tensor for name, tensor in loaded.items()
+                              if isinstance(tensor, torch.Tensor) and not name.startswith('encoder.fc.')}}
+    return None
+
+
+# Of MRFA's checkpoint, what belongs to the loss.
+MRFA_LOSS = ('vgg.', 'pyramid.')
+
+
+def _mrfa_networks(loaded, ema):
+    """One file holds one model, its loss network included."""
+    state = loaded.get('model')
+    if not _is_state(state) or not any(name.endswith('decoder.pos_embedding') for name in state):
+        return None
+    state = {name: tensor for name, tensor in _without_prefix(state).items() if not name.startswith(MRFA_LOSS)}
+    if 'encoder.kp.weight' not in state:
+        raise ImportFault("the file's keypoint detector is not FOMM's (prior_model: fomm in MRFA's config) but the "
+                          'transformer of prior_model: mtia, which is not built here')
+    return {'model': state}
 
 
 class Format(NamedTuple):
     """How one public code names and stores the tensors of one method.
 
     method:    model_params.method that it fits
-    networks:  network keys; the discriminator's last, as it may be absent
+    networks:  keys of the networks that must be there
     unpack:    (loaded file, whether averaged weights are wanted) -> {network: state dict}, None for another format
     origin:    (model, our name) -> Origin
     constants: model -> published tensors that we recompute
+    judge:     key of the discriminator, which may be absent; None for a method without one
     """
     method: str
     networks: tuple[str, ...]
     unpack: Callable
     origin: Callable
     constants: Callable
+    judge: str | None = 'discriminator'
 
 
-FIRST_ORDER_NETWORKS = ('generator', 'kp_detector', 'discriminator')
+FIRST_ORDER_NETWORKS = ('generator', 'kp_detector')
+DEPTH_NETWORKS = ('depth_encoder', 'depth_decoder')
 
 FORMATS = {
-    'smac': Format('synergy', tuple(SMAC_NETWORKS), _smac_networks, smac_origin, smac_constants),
-    'fomm': Format('fomm', FIRST_ORDER_NETWORKS, _fomm_networks, fomm_origin, first_order_constants),
-    'mcnet': Format('mcnet', FIRST_ORDER_NETWORKS, _mcnet_networks, mcnet_origin, first_order_constants),
+    'smac': Format('synergy', ('net_g', 'net_motion_estimator'), _smac_networks, smac_origin, smac_constants, 'net_d'),
+    'fomm': Format('fomm', FIRST_ORDER_NETWORKS, partial(_first_order_networks, 'fomm'), fomm_origin,
+                   first_order_constants),
+    'mcnet': Format('mcnet', FIRST_ORDER_NETWORKS, partial(_first_order_networks, 'mcnet'), mcnet_origin,
+                    first_order_constants),
+    'dagan': Format('dagan', (*FIRST_ORDER_NETWORKS, *DEPTH_NETWORKS), _dagan_networks, dagan_origin,
+                    first_order_constants),
+    'mrfa': Format('mrfa', ('model',), _mrfa_networks, mrfa_origin, mrfa_constants, judge=None),
 }
 
 
@@ -101,16 +138,16 @@ def flatten_checkpoint(source, loaded, ema=False):
     ema:     take averaged weights for the networks that have them (the paper's net_g), instead of the raw ones
     Raises ImportFault for a file of another network, method or kind, for a network that is given twice or not at all.
     """
-    networks = {}
+    layout, networks = FORMATS[source], {}
+    known = [*layout.networks, layout.judge] if layout.judge else layout.networks
     for contents in loaded:
         for network, state in _unpack(source, contents, ema).items():
             if network in networks:
                 raise ImportFault(f'network {network} is in two of the files')
-            if network not in FORMATS[source].networks:
-                raise ImportFault(f'network {network} is not of format {source}, which has '
-                                  f'{", ".join(FORMATS[source].networks)}')
+            if network not in known:
+                raise ImportFault(f'network {network} is not of format {source}, which has {", ".join(known)}')
             networks[network] = state
-    for network in FORMATS[source].networks[:-1]:
+    for network in layout.networks:
         if network not in networks:
             raise ImportFault(f'network {network} is in none of the files; found: {", ".join(networks) or "none"}')
     return {f'{network}/{name}': tensor for network, state in networks.items() for name, tensor in state.items()}
@@ -118,7 +155,7 @@ def flatten_checkpoint(source, loaded, ema=False):
 
 def has_discriminator(source, published):
     """Whether the tensors '<network>/<name>' of format `source` include the discriminator's."""
-    return any(name.startswith(f'{FORMATS[source].networks[-1]}/') for name in published)
+    return any(name.startswith(f'{FORMATS[source].judge}/') for name in published)
 
 
 def _unpack(source, contents, ema):

@@ -34,11 +34,26 @@ def _substitute(rules, name):
 
 # ---------------------------------------------------------------------------- this paper (released code)
 
-HOURGLASS = [(r'keypoint_detector\.predictor\.down_(.*)', r'kp_detector.predictor.encoder.down_\1'),
-             (r'keypoint_detector\.predictor\.up_(.*)', r'kp_detector.predictor.decoder.up_\1'),
+def _hourglass(ours, theirs):
+    """Rules for an hourglass, whose halves are networks of their own there."""
+    return [(rf'{ours}\.down_(.*)', rf'{theirs}.encoder.down_\1'), (rf'{ours}\.up_(.*)', rf'{theirs}.decoder.up_\1')]
+
+
+def _flow_update(prefix, encoder, theirs=''):
+    """Rules for the flow updater, which this paper's released code took over from MRFA; below `prefix` in ours, `theirs` there."""
+    return [(rf'{prefix}motion_encoder\.retrieved(\d)\.(.*)', rf'{encoder}.convc\1.\2'),
+            (rf'{prefix}motion_encoder\.motion(\d)\.(.*)', rf'{encoder}.convf\1.\2'),
+            (rf'{prefix}motion_encoder\.join\.(.*)', rf'{encoder}.conv.\1'),
+            (rf'{prefix}update\.context\.(.*)', rf'{theirs}refine.convc1.\1'),
+            (rf'{prefix}update\.motion\.0\.(.*)', rf'{theirs}refine.conv1.\1'),
+            (rf'{prefix}update\.motion\.2\.(.*)', rf'{theirs}refine.conv2.\1'),
+            (rf'{prefix}update\.occlusion\.0\.(.*)', rf'{theirs}refine.convo1.\1'),
+            (rf'{prefix}update\.occlusion\.2\.(.*)', rf'{theirs}refine.convo2.\1')]
+
+
+HOURGLASS = [*_hourglass(r'keypoint_detector\.predictor', 'kp_detector.predictor'),
              (r'keypoint_detector\.(.*)', r'kp_detector.\1'),
-             (r'dense_motion\.hourglass\.down_(.*)', r'dense_motion_network.hourglass.encoder.down_\1'),
-             (r'dense_motion\.hourglass\.up_(.*)', r'dense_motion_network.hourglass.decoder.up_\1'),
+             *_hourglass(r'dense_motion\.hourglass', 'dense_motion_network.hourglass'),
              (r'dense_motion\.(.*)', r'dense_motion_network.\1')]
 
 RETRIEVAL = [(r'position', 'position_emb_{0}'),
@@ -55,14 +70,7 @@ MOTION = [(r'codebook\.embedding', 'quantize_motion.embedding.weight'),
           (r'embed_evidence\.(.*)', r'motion_query_enc_1.\1'),
           (r'embed_query\.(.*)', r'motion_query_enc_2.\1'),
           (r'context\.(.*)', r'to_context.\1'),
-          (r'motion_encoder\.retrieved(\d)\.(.*)', r'BasicMotionEncoder.convc\1.\2'),
-          (r'motion_encoder\.motion(\d)\.(.*)', r'BasicMotionEncoder.convf\1.\2'),
-          (r'motion_encoder\.join\.(.*)', r'BasicMotionEncoder.conv.\1'),
-          (r'update\.context\.(.*)', r'refine.convc1.\1'),
-          (r'update\.motion\.0\.(.*)', r'refine.conv1.\1'),
-          (r'update\.motion\.2\.(.*)', r'refine.conv2.\1'),
-          (r'update\.occlusion\.0\.(.*)', r'refine.convo1.\1'),
-          (r'update\.occlusion\.2\.(.*)', r'refine.convo2.\1')]
+          *_flow_update('', 'BasicMotionEncoder')]
 
 APPEARANCE = [(r'codebook\.embedding', 'quantize_app.embedding.weight'),
               (r'embed\.0\.(.*)', r'app_feat_emb_<0>.\1'),
@@ -220,3 +228,65 @@ def first_order_constants(model):
     """Published tensors that follow from the config: the anti-alias kernels."""
     return {'kp_detector/down.weight': model.keypoint_detector.down.weight,
             'generator/dense_motion_network.down.weight': model.dense_motion.down.weight}
+
+
+# ---------------------------------------------------------------------------- DaGAN (public code)
+
+DAGAN = [(r'disparity_encoder\.first\.(.*)', r'src_first.\1'),
+         (r'disparity_encoder\.down_blocks\.(.*)', r'src_down_blocks.\1'),
+         (r'attention\.gamma', 'AttnModule.gamma'),
+         (r'attention\.(query|key|value)\.(.*)', r'AttnModule.\1_conv.\2'),
+         *FOMM]
+
+
+def dagan_origin(model, name):
+    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in DaGAN's and its depth network's checkpoints."""
+    if name.startswith('model.depth.'):
+        return depth_origin(model.depth, name.replace('.depth', '', 1))
+    return _first_order_origin(DAGAN, model, name)
+
+
+def depth_origin(network, name):
+    """Where our tensor `name` ('model.…') of a DepthNetwork lies in Monodepth2's two files."""
+    part, _, rest = name.removeprefix('model.').partition('.')
+    if part == 'encoder':
+        stage = re.sub(r'^stages\.(\d)', lambda match: f'layer{int(match[1]) + 1}', rest)
+        return Origin(f'depth_encoder/encoder.{stage}')
+    kind, number, rest = rest.split('.', 2)
+    if kind == 'heads':
+        return Origin(f'depth_decoder/decoder.{2 * len(network.decoder.blocks) + int(number)}.conv.{rest}')
+    place, rest = rest.split('.', 1)
+    return Origin(f'depth_decoder/decoder.{2 * int(number) + int(place)}.conv.conv.{rest}')
+
+
+# ---------------------------------------------------------------------------- MRFA (public code)
+
+MRFA = [*_hourglass(r'keypoint_detector\.predictor', 'encoder.predictor'),
+        (r'keypoint_detector\.(.*)', r'encoder.\1'),
+        *_hourglass(r'dense_motion\.hourglass', 'dense_motion.hourglass'),
+        (r'(dense_motion\..*)', r'\1'),
+        (r'encoder\.(.*)', r'decoder.generator.\1'),
+        (r'head\.(.*)', r'decoder.generator.final.\1'),
+        (r'levels\.(\d+)\.norm\.(.*)', r'decoder.generator.channel_block.\1.norm1.\2'),
+        (r'levels\.(\d+)\.join\.(.*)', r'decoder.generator.channel_block.\1.conv1.\2'),
+        (r'levels\.(\d+)\.residual\.(.*)', r'decoder.generator.resblock.\1.\2'),
+        (r'levels\.(\d+)\.up\.(.*)', r'decoder.generator.up_blocks.\1.\2'),
+        (r'structure\.position', 'decoder.pos_embedding'),
+        *_hourglass(r'structure\.driving', 'decoder.kp'),
+        *_hourglass(r'structure\.source', 'decoder.kp_img'),
+        (r'structure\.driving_head\.(.*)', r'decoder.kp_head.\1'),
+        (r'structure\.source_head\.(.*)', r'decoder.kp_img_head.\1'),
+        (r'refinement\.context\.(.*)', r'decoder.to_context.\1'),
+        *_flow_update(r'refinement\.', 'decoder.corr_enc', 'decoder.')]
+
+
+def mrfa_origin(model, name):
+    """Where our tensor `name` ('model.…') lies in a checkpoint of MRFA's public code, which has no discriminator."""
+    return Origin('model/' + _substitute(MRFA, name.removeprefix('model.')))
+
+
+def mrfa_constants(model):
+    """Published tensors that follow from the config: the anti-alias kernels."""
+    return {'model/encoder.down.weight': model.keypoint_detector.down.weight,
+            'model/dense_motion.down.weight': model.dense_motion.down.weight,
+            'model/down.weight': model.dense_motion.down.weight}

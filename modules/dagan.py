@@ -1,0 +1,103 @@
+"""DaGAN (Hong et al., CVPR 2022, arXiv 2203.06605): depth tells keypoints from their background, and faces from flows.
+
+Keypoints are found in the image and its disparity; FOMM's warped feature is attended to from the source's disparity.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.dense_motion import SourceImage
+from modules.depth import DepthNetwork, DepthParams
+from modules.discriminator import MultiScaleDiscriminatorParams
+from modules.first_order import Encoder, FirstOrderGenerated
+from modules.fomm import Fomm, FommParams
+from modules.keypoint_detector import KeypointDetectorParams
+from modules.layers import tokens, to_unit, untokens
+
+
+@dataclass(frozen=True)
+class DaganParams(FommParams):
+    attention_channels: int = 32     # of queries and keys
+    depth_params: DepthParams = DepthParams()
+    kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=15)
+    discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams(use_keypoints=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        halvings = self.depth_params.num_stages + 1
+        if self.image_size % 2 ** halvings or self.image_size < 2 ** (halvings + 1):
+            raise ValueError(f'image_size={self.image_size}: the depth network halves it {halvings} times, down to at '
+                             'least 2 px (depth_params.num_stages + 1)')
+
+
+class DepthAwareSource(NamedTuple):
+    """What `render` needs of the source.
+
+    image, pyramid, small: as in first_order.SourceFeatures; image (B, 4, H, W) with the disparity as its last channel
+    depth_feature:         (B, C, h, w) the encoded disparity
+    """
+    image: Tensor
+    pyramid: list[Tensor]
+    small: SourceImage
+    depth_feature: Tensor
+
+
+@dataclass
+class DaganGenerated(FirstOrderGenerated):
+    """disparity: (B, 1, H, W) of the source, in (0, 1), larger where nearer."""
+    disparity: Tensor | None = None
+
+
+class CrossModalAttention(nn.Module):
+    """Queries of the disparity's feature, keys and values of the warped feature (DaGAN Sec. 3.4).
+
+    Queries are places of the source, unwarped, yet what they find is added at the same places of the driving pose: as
+    in the public code, which does not scale the products either.
+    """
+
+    def __init__(self, channels, attention_channels):
+        super().__init__()
+        self.query = nn.Conv2d(channels, attention_channels, 1)
+        self.key = nn.Conv2d(channels, attention_channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))       # starts as FOMM; everything else here learns from the second step on
+
+    def forward(self, depth_feature, warped):
+        """depth_feature (1 or B, C, h, w), warped (B, C, h, w) -> (B, C, h, w)."""
+        query = F.relu(self.query(depth_feature)).expand(warped.shape[0], -1, -1, -1)
+        q, k, v = (tokens(x)[:, None] for x in (query, F.relu(self.key(warped)), F.relu(self.value(warped))))
+        found = F.scaled_dot_product_attention(q, k, v, scale=1)                        # (B, 1, h*w, C)
+        return self.gamma * untokens(found[:, 0], warped.shape[-2:]) + warped
+
+
+class Dagan(Fomm):
+    """FOMM with keypoints from image and disparity, and attention to the warped feature from the source's disparity."""
+
+    Params = DaganParams
+    observed_channels = 4
+
+    def __init__(self, params):
+        super().__init__(params)
+        self.depth = DepthNetwork(params.depth_params)
+        self.disparity_encoder = Encoder(params.widths, in_channels=1)
+        self.attention = CrossModalAttention(params.widths[-1], params.attention_channels)
+
+    def observe(self, image):
+        image = to_unit(image)
+        return torch.cat([image, self.depth(image)], dim=1)
+
+    def _source_state(self, observed, keypoints):
+        state = super()._source_state(observed[:, :3], keypoints)
+        depth_feature = self.disparity_encoder(observed[:, 3:])[-1]
+        state.features = DepthAwareSource(observed, *state.features[1:], depth_feature)
+        return state
+
+    def render(self, source, driving):
+        motion, occlusion, warped = self.warped(source, driving)
+        painted = self.painted(self.attention(source.features.depth_feature, warped))
+        return DaganGenerated(painted, [motion.flow], [occlusion], dense_motion=motion,
+                              disparity=source.features.image[:, 3:])
