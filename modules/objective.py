@@ -60,10 +60,11 @@ class Objective(nn.Module):
         self.weights = dict.fromkeys((*COMMON_LOSSES, *model.own_losses), 0.0) | params.loss_weights
         self.perceptual = None
         if needs_vgg(params):
-            network = VGG19(params.perceptual_imagenet_range)
+            network = VGG19()
             network.load_state_dict({name: value for name, value in vgg_state.items()
                                      if name in network.state_dict()})
-            self.perceptual = PerceptualLoss(network, params.perceptual_scales, together=not sparing)
+            self.perceptual = PerceptualLoss(network, params.perceptual_scales, not sparing,
+                                             params.perceptual_imagenet_range)
 
     def forward(self, source, driving, transform, discriminator=None, motion_only=False):
         """Rebuild `driving` from `source`, images (B, 3, H, W) in [-1, 1].

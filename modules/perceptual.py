@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.layers import AntiAlias
+from modules.layers import AntiAlias, to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDTHS = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M', 512, 512, 512, 512, 'M', 512)
@@ -14,11 +14,7 @@ TAPS = (1, 6, 11, 20, 29)    # relu1_1 .. relu5_1 in torchvision's numbering of 
 class VGG19(nn.Module):
     """VGG19 up to relu5_1 with torchvision's parameter names (`features.N.weight`); frozen."""
 
-    def __init__(self, imagenet_range=False):
-        """imagenet_range: map images from [-1, 1] to [0, 1] before normalising.
-
-        The released code does not, and normalises [-1, 1] as if it were [0, 1]; its numbers depend on it.
-        """
+    def __init__(self):
         super().__init__()
         layers, channels = [], 3
         for width in WIDTHS:
@@ -28,15 +24,12 @@ class VGG19(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
         self.features = nn.Sequential(*layers)
-        self.imagenet_range = imagenet_range
         self.register_buffer('mean', torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer('std', torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
         self.requires_grad_(False)
 
     def forward(self, image):
-        """image (B, 3, H, W) in [-1, 1] -> five feature maps, relu1_1 .. relu5_1."""
-        if self.imagenet_range:
-            image = (image + 1) / 2
+        """image (B, 3, H, W), normalised as if it were in [0, 1] -> five feature maps, relu1_1 .. relu5_1."""
         x = (image - self.mean) / self.std
         taps = []
         for index, layer in enumerate(self.features):
@@ -49,10 +42,15 @@ class VGG19(nn.Module):
 class PerceptualLoss(nn.Module):
     """Mean absolute difference of VGG19 features, summed over five layers and a pyramid of scales."""
 
-    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125), together=True):
-        """together: show all predictions to the network in one batch; one after the other takes less memory."""
+    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125), together=True, imagenet_range=False):
+        """together: show all predictions to the network in one batch; one after the other takes less memory;
+        imagenet_range: map images from [-1, 1] to [0, 1], the range that the network was trained on.
+
+        This paper's released code does not map them, and its numbers depend on it. FOMM's are in [0, 1] to begin with:
+        mapped before they are made smaller, as that pads with 0, black in one range and grey in the other.
+        """
         super().__init__()
-        self.together = together
+        self.together, self.imagenet_range = together, imagenet_range
         self.network = network
         self.pyramid = nn.ModuleList(AntiAlias(3, scale) for scale in scales)
 
@@ -69,7 +67,7 @@ class PerceptualLoss(nn.Module):
         terms, gradients = [], [torch.zeros_like(leaf) for leaf in leaves]
         for down in self.pyramid:
             with torch.no_grad():
-                wanted = self.network(down(target))
+                wanted = self.network(down(self._ranged(target)))
             found = [self._level(down, group, wanted) for group in groups]
             terms.append(torch.cat([level for level, _ in found]))
             for total, part in zip(gradients, (part for _, parts in found for part in parts)):
@@ -79,8 +77,11 @@ class PerceptualLoss(nn.Module):
     def _level(self, down, leaves, wanted):
         """Terms (predictions, layers) of one level, detached, and their gradient at each prediction."""
         with torch.enable_grad():
-            seen = self.network(down(torch.cat(leaves)))
+            seen = self.network(down(self._ranged(torch.cat(leaves))))
             terms = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float())
                                               for part in feature.chunk(len(leaves))])
                                  for feature, truth in zip(seen, wanted)], dim=1)
             return terms.detach(), torch.autograd.grad(terms.sum(), leaves)
+
+    def _ranged(self, image):
+        return to_unit(image) if self.imagenet_range else image

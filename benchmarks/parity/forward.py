@@ -67,6 +67,9 @@ def mrfa_forward(fixture, config):
     yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
 
 
+DAGAN = (2e-4, 2e-6)           # ten times the drift of its features and its prediction, which are well conditioned
+
+
 def dagan_forward(fixture, config):
     """Every stored result of DaGAN in eval mode: also its depth network's and its attention's."""
     model, _ = filled(config, 'dagan')
@@ -84,17 +87,17 @@ def dagan_forward(fixture, config):
         yield Comparison(f'disp_{i}_source_sub', numpy(disparity[:, :, ::step, ::step]), fixture[f'disp_{i}_source_sub'], *FLOW)
     for i, feature in enumerate(features):
         channels, step = feature.shape[1] // 16, feature.shape[-1] // 8
-        yield Comparison(f'depth_enc_{i}_sub', numpy(feature[:, ::channels, ::step, ::step]), fixture[f'depth_enc_{i}_sub'], *UNIT)
+        yield Comparison(f'depth_enc_{i}_sub', numpy(feature[:, ::channels, ::step, ::step]), fixture[f'depth_enc_{i}_sub'], *DAGAN)
     ((depth_feature, before), after), (_, query), (_, key) = (seen[name][0] for name in ('attention', 'query', 'key'))
     for name, feature, channels in (('depth_feature', depth_feature, 16), ('att_before', before, 16),
                                     ('att_after', after, 16), ('query', query, 4), ('key', key, 4)):
-        yield Comparison(f'{name}_sub', numpy(feature[:, ::channels, ::4, ::4]), fixture[f'{name}_sub'], *UNIT)
+        yield Comparison(f'{name}_sub', numpy(feature[:, ::channels, ::4, ::4]), fixture[f'{name}_sub'], *DAGAN)
     rows = (tokens(query.relu()) @ key.relu().flatten(2)).softmax(-1)[0]                  # never made by the model itself
     for name, values in {'rowmax': rows.amax(-1), 'row_0': rows[0], 'row_2080': rows[2080]}.items():
         yield relative_array(f'attention_{name}', values, fixture[f'attention_{name}'])
     moved = warp(to_unit(source), ours.flows[0], align_corners=False)
     yield Comparison('deformed_s4', numpy(moved[:, :, ::4, ::4]), fixture['deformed_s4'], *UNIT)
-    yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
+    yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *DAGAN)
 
 
 @contextmanager
