@@ -97,7 +97,7 @@ class Dagan(Fomm):
         return state
 
     def render(self, source, driving):
-        motion, occlusion, warped = self.warped(source, driving)
-        painted = self.painted(self.attention(source.features.depth_feature, warped))
-        return DaganGenerated(painted, [motion.flow], [occlusion], dense_motion=motion,
+        motion, occlusion, warped = self.warp_source(source, driving)
+        prediction = self.decode(self.attention(source.features.depth_feature, warped))
+        return DaganGenerated(prediction, [motion.flow], [occlusion], dense_motion=motion,
                               disparity=source.features.image[:, 3:])

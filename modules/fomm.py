@@ -45,10 +45,10 @@ class Fomm(FirstOrderTalkingHead):
         self.up_blocks = nn.ModuleList(UpBlock2d(*pair) for pair in zip(widths, widths[1:]))
 
     def render(self, source, driving):
-        motion, occlusion, warped = self.warped(source, driving)
-        return FirstOrderGenerated(self.painted(warped), [motion.flow], [occlusion], dense_motion=motion)
+        motion, occlusion, warped = self.warp_source(source, driving)
+        return FirstOrderGenerated(self.decode(warped), [motion.flow], [occlusion], dense_motion=motion)
 
-    def warped(self, source, driving):
+    def warp_source(self, source, driving):
         """(DenseMotion, occlusion (B, 1, h, w), the source's coarsest feature, warped and occluded)."""
         features = source.features
         motion = self.dense_motion(features.small, source.keypoints, driving)
@@ -59,8 +59,8 @@ class Fomm(FirstOrderTalkingHead):
         feature = warp(feature, motion.flow, align_corners=False)
         return motion, occlusion, occlude(feature, occlusion, align_corners=False)
 
-    def painted(self, feature):
-        """The warped feature (B, C, h, w), repainted -> image (B, 3, H, W) in [-1, 1]."""
+    def decode(self, feature):
+        """The warped feature (B, C, h, w) -> image (B, 3, H, W) in [-1, 1]."""
         feature = self.bottleneck(feature)
         for block in self.up_blocks:
             feature = block(feature)

@@ -17,8 +17,7 @@ from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, chec
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, tokens
-from modules.warp import (from_displacement, from_pixels, identity_grid, occlude, pixel_grid, resize, resize_flow, sample,
-                          to_displacement, warp)
+from modules.warp import from_pixels, occlude, pixel_grid, resize, resize_flow, sample, to_displacement, warp
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ class Motion:
     @property
     def flow(self):
         """Positions (B, H, W, 2) in [-1, 1]."""
-        return identity_grid(self.displacement.shape[-2:], self.displacement) + from_displacement(self.displacement)
+        size = self.displacement.shape[-2:]
+        return from_pixels(self.displacement.permute(0, 2, 3, 1) + pixel_grid(size, self.displacement), size)
 
 
 class MotionRefinement(nn.Module):
@@ -242,13 +242,13 @@ class Mrfa(FirstOrderTalkingHead):
             generated.flows.append(refined.flow)
             generated.occlusions.append(occlusion)
 
-            # Warped where the source shows it, painted elsewhere: from what is decoded and what the prior alone brings.
-            painted = self.levels[scale - 1](state, moved) if scale else 0
-            state = occlude(warp(feature, refined.flow), occlusion) + painted * (1 - occlusion)
+            # Warped where the source shows it, decoded elsewhere: from what is decoded so far and what the prior alone brings.
+            decoded = self.levels[scale - 1](state, moved) if scale else 0
+            state = occlude(warp(feature, refined.flow), occlusion) + decoded * (1 - occlusion)
             moved = sample(feature, resize_flow(dense.flow, size), align_corners=False)
 
         # The image itself moves by the flow before its last correction, as in the public code.
         generated.warped_source = warp(features.image.expand(batch, -1, -1, -1), motion.flow)
-        painted = torch.sigmoid(self.head(state).float())
-        generated.prediction = from_unit(painted * (1 - occlusion) + generated.warped_source * occlusion)
+        decoded = torch.sigmoid(self.head(state).float())
+        generated.prediction = from_unit(decoded * (1 - occlusion) + generated.warped_source * occlusion)
         return generated

@@ -39,7 +39,8 @@ def identity_grid(size, like):
 
 def pixel_grid(size, like):
     """The pixel (x, y) of each place: (H, W, 2), as `identity_grid` but in pixels."""
-    return (identity_grid(size, like) + 1) * _pixels_per_unit(*size, like.device)
+    y, x = (torch.arange(count, dtype=like.dtype, device=like.device) for count in size)
+    return torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], dim=-1)
 
 
 def from_pixels(position, size):

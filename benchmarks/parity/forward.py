@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from benchmarks.parity.comparison import FEATURE, FLOW, IMAGE, UNIT, Comparison, numpy, relative_array
-from benchmarks.parity.weights import filled, from_fixture, images
+from benchmarks.parity.weights import filled, from_fixture, images, recipe
+from metrics.openface import OpenFace
 from modules.layers import from_unit, to_unit, tokens
-from modules.warp import warp
+from modules.warp import identity_grid, resize, warp
 
 FLIPS = 8                      # of 1024 quantisation indices: near-ties may go either way
 
@@ -56,13 +57,49 @@ def mcnet_forward(fixture, config):
     yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
 
 
+def smac_forward(fixture, config):
+    """Every intermediate result of the paper's model in eval mode."""
+    ours = generate(fixture, config, 'smac')
+    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    yield Comparison('driving_kp_heatmap_s4', numpy(ours.dense_motion.driving_heatmaps[:, :, ::4, ::4]),
+                     fixture['driving_kp_heatmap_s4'], *FLOW)
+
+    lists = {'deformation_list': ours.flows, 'res_deform_list': ours.residuals, 'out_occ': ours.occlusions[1:]}
+    for name, tensors in lists.items():
+        for i, tensor in enumerate(tensors):
+            yield Comparison(f'{name}_{i}', numpy(tensor), fixture[f'{name}_{i}'], *FLOW)
+    for i, tensor in enumerate(ours.reconstructions):
+        # A flipped index changes the pixels around its token; the mean says whether more than that differs.
+        offset = tensor - identity_grid(tensor.shape[1:3], tensor)
+        yield Comparison(f'motion_recon_list_{i}', numpy(offset), fixture[f'motion_recon_list_{i}'], 1.0, 1e-4)
+    for name, codes in (('motion', ours.motion_quantized), ('app', ours.appearance_quantized)):
+        theirs = fixture[f'codebook_loss_{name}_list']
+        yield Comparison(f'codebook_loss_{name}_list', numpy(torch.stack([scale.loss for scale in codes])), theirs,
+                         *2 * [1e-4 * theirs.max()])
+        for i, scale in enumerate(codes):
+            flips = numpy(scale.indices).ravel() != fixture[f'vq_index_{name}_{i}']
+            yield Comparison(f'vq_index_{name}_{i} flips', np.array([flips.sum()]), np.zeros(1), FLIPS, FLIPS)
+
+    for name, tensors in (('before', ours.warped), ('after', ours.compensated)):
+        for i, tensor in enumerate(tensors):
+            step = tensor.shape[-1] // 16
+            key = f'app_{name}_{i}_sub'
+            if key in fixture:
+                yield Comparison(key, numpy(tensor[:, ::16, ::step, ::step]), fixture[key], *FEATURE)
+    yield Comparison('lq_feat_c8', numpy(ours.compensated[0][:, ::8]), fixture['lq_feat_c8'], *FEATURE)
+    yield Comparison('out', numpy(ours.prediction), fixture['out'], *IMAGE)
+    first_scale, theirs = numpy(ours.first_scale_prediction), fixture['out_lr_0']
+    stride = first_scale.shape[-1] // theirs.shape[-1]
+    yield Comparison('out_lr_0', first_scale[:, :, ::stride, ::stride], theirs, *IMAGE)
+
+
 def mrfa_forward(fixture, config):
     """Every stored result of MRFA in eval mode: also the moved image and the occlusions of all scales, as one strip."""
     ours = generate(fixture, config, 'mrfa')
     yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion, logit=True)
     strip = [ours.warped_source]
     for occlusion in (*ours.occlusions[1:], ours.occlusions[0]):
-        strip.append(torch.nn.functional.interpolate(occlusion, size=256, mode='bilinear', align_corners=True).expand(-1, 3, -1, -1))
+        strip.append(resize(occlusion, ours.prediction.shape[-2:]).expand(-1, 3, -1, -1))
     yield Comparison('warp_img_s4', numpy(torch.cat(strip, dim=3)[:, :, ::4, ::4]), fixture['warp_img_s4'], *UNIT)
     yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
 
@@ -98,6 +135,19 @@ def dagan_forward(fixture, config):
     moved = warp(to_unit(source), ours.flows[0], align_corners=False)
     yield Comparison('deformed_s4', numpy(moved[:, :, ::4, ::4]), fixture['deformed_s4'], *UNIT)
     yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *DAGAN)
+
+
+def openface(fixture, config):
+    """The face embedding of AED, and what its last layer sees."""
+    network = OpenFace()
+    network.load_state_dict({name: recipe(f'openface/{name}', tensor.shape) if tensor.is_floating_point() else tensor
+                             for name, tensor in network.state_dict().items()})
+    network.to(torch.get_default_dtype()).eval()
+    with torch.no_grad(), outputs_of({'last': network.layer25}) as seen:
+        embedding = network(from_fixture(fixture['image']))
+    (pooled,), _ = seen['last'][0]
+    yield relative_array('pooled', pooled, fixture['pooled'], 1e-5)
+    yield Comparison('embedding', numpy(embedding), fixture['embedding'], 1e-5, 1e-6)
 
 
 @contextmanager

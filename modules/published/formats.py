@@ -106,14 +106,14 @@ class Format(NamedTuple):
     unpack:    (loaded file, whether averaged weights are wanted) -> {network: state dict}, None for another format
     origin:    (model, our name) -> Origin
     constants: model -> published tensors that we recompute
-    judge:     key of the discriminator, which may be absent; None for a method without one
+    discriminator: its network's key, which may be absent; None for a method without one
     """
     method: str
     networks: tuple[str, ...]
     unpack: Callable
     origin: Callable
     constants: Callable
-    judge: str | None = 'discriminator'
+    discriminator: str | None = 'discriminator'
 
 
 FIRST_ORDER_NETWORKS = ('generator', 'kp_detector')
@@ -127,7 +127,7 @@ FORMATS = {
                     first_order_constants),
     'dagan': Format('dagan', (*FIRST_ORDER_NETWORKS, *DEPTH_NETWORKS), _dagan_networks, dagan_origin,
                     first_order_constants),
-    'mrfa': Format('mrfa', ('model',), _mrfa_networks, mrfa_origin, mrfa_constants, judge=None),
+    'mrfa': Format('mrfa', ('model',), _mrfa_networks, mrfa_origin, mrfa_constants, discriminator=None),
 }
 
 
@@ -139,7 +139,7 @@ def flatten_checkpoint(source, loaded, ema=False):
     Raises ImportFault for a file of another network, method or kind, for a network that is given twice or not at all.
     """
     layout, networks = FORMATS[source], {}
-    known = [*layout.networks, layout.judge] if layout.judge else layout.networks
+    known = [*layout.networks, layout.discriminator] if layout.discriminator else layout.networks
     for contents in loaded:
         for network, state in _unpack(source, contents, ema).items():
             if network in networks:
@@ -155,7 +155,7 @@ def flatten_checkpoint(source, loaded, ema=False):
 
 def has_discriminator(source, published):
     """Whether the tensors '<network>/<name>' of format `source` include the discriminator's."""
-    return any(name.startswith(f'{FORMATS[source].judge}/') for name in published)
+    return any(name.startswith(f'{FORMATS[source].discriminator}/') for name in published)
 
 
 def _unpack(source, contents, ema):

@@ -1,0 +1,65 @@
+"""Do our networks compute what the released implementations compute?
+
+    python -m benchmarks.parity FIXTURE.npz|FOLDER ... [--config FILE] [--set key=value ...] [--float64] [--failures]
+
+Fills our networks, through the true checkpoint importer, with weights that follow from their published names, runs the
+fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance. With --float64 we compute in
+double precision: what differs then is the fixture's own rounding, or nothing where it holds a double-precision run.
+"""
+
+import argparse
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from benchmarks.parity.kinds import compare
+from benchmarks.parity.weights import float64
+from support.errors import UserError
+
+
+def main(arguments=None):
+    """Compare and print; returns the exit code: 0 all within tolerance, 1 not all, 2 a user's mistake."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.parity', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('fixtures', nargs='+', type=Path, metavar='FIXTURE.npz|FOLDER')
+    parser.add_argument('--config', help="another than the method's own")
+    parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='override config values')
+    parser.add_argument('--float64', action='store_true', help="double precision: shows the fixture's own rounding")
+    parser.add_argument('--failures', action='store_true', help='print only what is out of tolerance')
+    options = parser.parse_args(arguments)
+    paths = [path for given in options.fixtures for path in (sorted(given.glob('*.npz')) if given.is_dir() else [given])]
+    failures = 0
+    try:
+        for path in paths:
+            began = time.perf_counter()
+            with float64() if options.float64 else nullcontext():
+                comparisons = compare(path, options.config, options.set)
+            failed = report(comparisons, options.failures)
+            print(f'{path.name}: {len(comparisons) - failed} of {len(comparisons)} within tolerance '
+                  f'({time.perf_counter() - began:.0f} s)', flush=True)
+            failures += failed
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 1 if failures else 0
+
+
+def report(comparisons, failures_only):
+    """Print one line per comparison; returns how many are out of tolerance."""
+    width = max(len(comparison.name) for comparison in comparisons)
+    header = f'{"":{width}}  {"largest":>9} {"allowed":>9}  {"mean":>9} {"allowed":>9}'
+    lines, failed = [], 0
+    for comparison in comparisons:
+        largest, mean, passed = comparison.verdict()
+        failed += not passed
+        if not (passed and failures_only):
+            lines.append(f'{comparison.name:{width}}  {largest:9.2e} {comparison.largest:9.2e}  '
+                         f'{mean:9.2e} {comparison.mean:9.2e}  {"ok" if passed else "OUT"}')
+    if lines:
+        print('\n'.join([header, *lines]))
+    return failed
+
+
+if __name__ == '__main__':
+    sys.exit(main())
