@@ -64,7 +64,7 @@ class CrossModalAttention(nn.Module):
         self.query = nn.Conv2d(channels, attention_channels, 1)
         self.key = nn.Conv2d(channels, attention_channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))       # starts as FOMM; everything else here learns from the second step on
+        self.gamma = nn.Parameter(torch.zeros(1))       # starts as FOMM; the rest learns from the second step on
 
     def forward(self, depth_feature, warped):
         """depth_feature (1 or B, C, h, w), warped (B, C, h, w) -> (B, C, h, w)."""

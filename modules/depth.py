@@ -13,7 +13,7 @@ MEAN, STD = 0.45, 0.225           # of images in [0, 1], as the network was trai
 
 @dataclass(frozen=True)
 class DepthParams:
-    pretrained: str | None = None    # folder with encoder.pth and depth.pth, with which training starts; null: random weights
+    pretrained: str | None = None    # folder of encoder.pth and depth.pth, which training starts with; null: random
     num_layers: int = 18             # of the ResNet, 18 (the published weights) or 50
     num_stages: int = 4              # of the ResNet; the image is halved num_stages + 1 times
     block_expansion: int = 64        # channels of the ResNet's first layer
@@ -120,8 +120,9 @@ class DepthDecoder(nn.Module):
         own = [base * 2 ** scale for scale in range(len(widths))][::-1]                   # coarsest first
         skips = [*widths[-2::-1], 0]
         incoming = [widths[-1], *own[:-1]]
-        self.blocks = nn.ModuleList(nn.ModuleList([ReflectConv(before, channels), ReflectConv(channels + skip, channels)])
-                                    for before, channels, skip in zip(incoming, own, skips))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([ReflectConv(before, channels), ReflectConv(channels + skip, channels)])
+            for before, channels, skip in zip(incoming, own, skips))
         # Only the finest is used here; the others belong to the published network's training, and to its files.
         self.heads = nn.ModuleList(ReflectConv(channels, 1) for channels in own[:0:-1])   # finest first
 

@@ -1,4 +1,4 @@
-"""The flow updater of MRFA (Tao et al., NeurIPS 2023), after RAFT's: what was retrieved and what is seen -> a correction."""
+"""MRFA's flow updater (Tao et al., NeurIPS 2023), after RAFT's: what was retrieved and what is seen -> a correction."""
 
 import torch
 import torch.nn.functional as F

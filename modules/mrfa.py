@@ -97,7 +97,7 @@ class StructureEncoder(nn.Module):
 
 
 class CorrelationVolume:
-    """Inner products of driving and source structure at all pairs of places, as RAFT's, read around where a flow points.
+    """Inner products of driving and source structure at all pairs of places, read where a flow points, as RAFT's.
 
     A coarser volume is an average of the finest one; it is computed as the product of averaged maps, so no volume is
     ever copied, and the finest serves all scales from the maps' own resolution on. Per sample with 64 x 64 maps of 256
@@ -114,7 +114,7 @@ class CorrelationVolume:
         self.volumes = {}
 
     def at(self, size):
-        """One volume per level (B * h' * w', 1, h / 2^level, w / 2^level), for driving places averaged to size (h', w')."""
+        """Each level's volume (B * h' * w', 1, h / 2^level, w / 2^level), driving places averaged to size (h', w')."""
         if size not in self.volumes:
             with torch.autocast(self.driving.device.type, enabled=False):
                 query = tokens(F.avg_pool2d(self.driving, self.driving.shape[-1] // size[-1]))    # (B, h'w', C)
@@ -124,7 +124,7 @@ class CorrelationVolume:
         return self.volumes[size]
 
     def look_up(self, displacement):
-        """Correlations around where displacement (B, 2, H, W), in pixels of its own grid, points: (B, L(2r+1)^2, H, W)."""
+        """Correlations around where displacement (B, 2, H, W), in its own pixels, points: (B, L(2r+1)^2, H, W)."""
         full, wanted = self.driving.shape[-2:], displacement.shape[-2:]
         size = tuple(map(min, full, wanted))
         # Plain ratios of sizes, though grids have their corners aligned: as in the public code.
@@ -230,7 +230,7 @@ class Mrfa(FirstOrderTalkingHead):
 
         state, correction = None, prior.still()
         for scale, feature in enumerate(reversed(features.pyramid)):
-            feature = feature.expand(batch, -1, -1, -1)                                           # one source, many poses
+            feature = feature.expand(batch, -1, -1, -1)                            # one source, many poses
             size = feature.shape[-2:]
 
             # Every scale starts from the prior and all corrections so far, and adds its own.
@@ -242,7 +242,7 @@ class Mrfa(FirstOrderTalkingHead):
             generated.flows.append(refined.flow)
             generated.occlusions.append(occlusion)
 
-            # Warped where the source shows it, decoded elsewhere: from what is decoded so far and what the prior alone brings.
+            # Warped where the source shows it; elsewhere decoded so far, joined by what the prior alone brings.
             decoded = self.levels[scale - 1](state, moved) if scale else 0
             state = occlude(warp(feature, refined.flow), occlusion) + decoded * (1 - occlusion)
             moved = sample(feature, resize_flow(dense.flow, size), align_corners=False)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import parity
 from config import schema
 from modules.build import build_discriminator, build_model, build_objective
 from modules.discriminator import DiscriminatorOutput, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
@@ -438,27 +437,3 @@ def test_files_of_another_method_or_network_are_refused():
     raw, ema = (flatten_checkpoint('smac', [estimator, net_g], ema=ema) for ema in (False, True))
     assert raw['net_g/encoder.blocks.0.bias'] == 0 and ema['net_g/encoder.blocks.0.bias'] == 1
     assert raw.keys() == ema.keys() and not has_discriminator('smac', raw)
-
-
-# ---------------------------------------------------------------------------- parity
-
-@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
-def test_parity_with_the_public_code(name):
-    fixture = REFERENCE / f'{name}_fixture_A.npz'
-    if not fixture.exists():
-        pytest.skip('no fixtures here')
-    comparisons = parity.compare(fixture, schema.load(ROOT / 'config' / f'{name}-vox-256.yaml'))
-    assert len(comparisons) >= 8
-    assert not [comparison.name for comparison in comparisons if not comparison.verdict()[2]]
-
-
-@pytest.mark.parametrize('keys, config, complaint', [
-    (['prediction', 'deformation', 'mask_s4', 'warp_img_s4'], 'fomm', 'of no known kind'),
-    (['feat_list_0_sub'], 'fomm', 'of method mcnet, the config of fomm'),
-    (['embedding'], 'mcnet', 'of no known kind')])
-def test_a_fixture_of_another_kind_is_one_clear_line(keys, config, complaint, tmp_path, capsys):
-    parity.np.savez(tmp_path / 'fixture.npz', **{key: parity.np.zeros(1) for key in keys})
-    arguments = [str(tmp_path / 'fixture.npz'), '--config', str(ROOT / 'config' / f'{config}-vox-256.yaml')]
-    assert parity.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert complaint in error and error.count('\n') == 1

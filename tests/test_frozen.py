@@ -2,7 +2,7 @@
 
     python -m tests.test_frozen      # freeze anew, after a change that is meant to move numbers
 
-Weights and inputs are functions of names and seeds (benchmarks/parity.py), so only results are stored.
+Weights and inputs are functions of names and seeds (benchmarks/parity/weights.py), so only results are stored.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import parity
+from benchmarks.parity import weights
 from modules.build import build_objective
 from modules.losses import RandomTransform
 from tests.test_fomm_mcnet import small_config
@@ -30,9 +30,9 @@ CASES = {
 
 def outputs(source, config):
     """What one training step of the case gives: prediction, flows, occlusions, losses, gradient norms."""
-    model, discriminator = parity.filled(config, source, with_discriminator=True)
+    model, discriminator = weights.filled(config, source, with_discriminator=True)
     size = config.model_params.image_size
-    images = [torch.nn.functional.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area')
+    images = [torch.nn.functional.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area')
               for seeds in ((1, 3), (2, 4))]
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
     objective = build_objective(config, model).eval()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import run
-from benchmarks import parity
+from benchmarks.parity import weights
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from modules.build import build_discriminator, build_model
@@ -193,7 +193,7 @@ def test_animation_inputs(capsys, trained, clips, tmp_path):
 def published(tmp_path):
     """Files with the published names and layout, filled reproducibly, of a tiny model: path by network."""
     config = tiny()
-    state = parity.published_state('smac', build_model(config), build_discriminator(config))
+    state = weights.published_state('smac', build_model(config), build_discriminator(config))
     networks = {}
     for name, tensor in state.items():
         network, key = name.split('/', 1)
@@ -217,7 +217,7 @@ def test_published_weights_come_in_whole(capsys, published, tmp_path):
     out = tmp_path / 'model.pt'
     assert call(capsys, *import_arguments(published.values(), out))[0] == 0
     state = torch.load(out, weights_only=True)
-    stem = parity.recipe('net_g/encoder.blocks.0.weight', (8, 3, 3, 3))
+    stem = weights.recipe('net_g/encoder.blocks.0.weight', (8, 3, 3, 3))
     assert torch.equal(state['model']['encoder.stem.weight'], stem)
     assert torch.equal(state['ema']['encoder.stem.weight'], 0.9 * stem)        # the EMA where it exists
     assert torch.equal(state['ema']['keypoint_detector.kp.weight'], state['model']['keypoint_detector.kp.weight'])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import parity
+from benchmarks.parity import weights
 from modules import layers, training_memory
 from modules.build import build_model, build_objective
 from modules.layers import norm_silu_conv
@@ -47,9 +47,9 @@ def test_norm_silu_conv_is_one_after_the_other(layout):
 
 def one_step(config, change=lambda model: None, layout=torch.channels_last):
     """(prediction, losses, gradient) of one training step with weights and images that depend on names and seeds."""
-    model, discriminator = parity.filled(config, 'smac', with_discriminator=True)
+    model, discriminator = weights.filled(config, 'smac', with_discriminator=True)
     size = config.model_params.image_size
-    images = [F.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
+    images = [F.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
     objective = build_objective(config, model).eval().to(memory_format=layout)
     change(model)
@@ -105,7 +105,7 @@ def test_bf16_predictions_are_within_45_db():
     torch.manual_seed(0)
     model = build_model(config).eval()
     size = config.model_params.image_size
-    source, driving = (F.interpolate(2 * parity.images(seeds) - 1, size=size, mode='area') for seeds in ((1,), (2,)))
+    source, driving = (F.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area') for seeds in ((1,), (2,)))
     predictions = []
     for enabled in (False, True):
         with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=enabled):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import parity
+from benchmarks.parity.kinds import compare
 from config import schema
 from modules.appearance_compensation import partition_windows, reverse_windows
 from modules.build import build_discriminator, build_model, build_objective
@@ -249,5 +249,5 @@ FIXTURES = SHARED / 'facts' / 'reference'
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason='reference fixtures are not here')
 @pytest.mark.parametrize('name', ['smac_fixture_A', 'smac_losses_A_eval', 'smac_losses_A_train'])
 def test_parity_with_the_released_code(name):
-    comparisons = parity.compare(FIXTURES / f'{name}.npz', schema.load(ROOT / 'config/vox-256.yaml'))
+    comparisons = compare(FIXTURES / f'{name}.npz')
     assert [comparison.name for comparison in comparisons if not comparison.verdict()[-1]] == []

@@ -2,9 +2,9 @@
 
     python -m benchmarks.parity FIXTURE.npz|FOLDER ... [--config FILE] [--set key=value ...] [--float64] [--failures]
 
-Fills our networks, through the true checkpoint importer, with weights that follow from their published names, runs the
-fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance. With --float64 we compute in
-double precision: what differs then is the fixture's own rounding, or nothing where it holds a double-precision run.
+Fills our networks, through the true checkpoint importer, with weights that follow from their published names, runs
+the fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance. With --float64 we
+compute in double precision: what differs then is the fixture's own rounding, or nothing where it holds such a run.
 """
 
 import argparse
@@ -28,7 +28,8 @@ def main(arguments=None):
     parser.add_argument('--float64', action='store_true', help="double precision: shows the fixture's own rounding")
     parser.add_argument('--failures', action='store_true', help='print only what is out of tolerance')
     options = parser.parse_args(arguments)
-    paths = [path for given in options.fixtures for path in (sorted(given.glob('*.npz')) if given.is_dir() else [given])]
+    paths = [path for given in options.fixtures
+             for path in (sorted(given.glob('*.npz')) if given.is_dir() else [given])]
     failures = 0
     try:
         for path in paths:

@@ -120,16 +120,17 @@ def dagan_forward(fixture, config):
         yield Comparison(f'depth_{name}', numpy(disparities[0]), fixture[f'depth_{name}'], *FLOW)
     features, disparities = seen['encoder'][0][1], seen['decoder'][0][1]
     for i, disparity in enumerate(disparities[1:], start=1):
-        step = disparity.shape[-1] // fixture[f'disp_{i}_source_sub'].shape[-1]
-        yield Comparison(f'disp_{i}_source_sub', numpy(disparity[:, :, ::step, ::step]), fixture[f'disp_{i}_source_sub'], *FLOW)
+        theirs = fixture[f'disp_{i}_source_sub']
+        step = disparity.shape[-1] // theirs.shape[-1]
+        yield Comparison(f'disp_{i}_source_sub', numpy(disparity[:, :, ::step, ::step]), theirs, *FLOW)
     for i, feature in enumerate(features):
-        channels, step = feature.shape[1] // 16, feature.shape[-1] // 8
-        yield Comparison(f'depth_enc_{i}_sub', numpy(feature[:, ::channels, ::step, ::step]), fixture[f'depth_enc_{i}_sub'], *DAGAN)
+        channels, step, key = feature.shape[1] // 16, feature.shape[-1] // 8, f'depth_enc_{i}_sub'
+        yield Comparison(key, numpy(feature[:, ::channels, ::step, ::step]), fixture[key], *DAGAN)
     ((depth_feature, before), after), (_, query), (_, key) = (seen[name][0] for name in ('attention', 'query', 'key'))
     for name, feature, channels in (('depth_feature', depth_feature, 16), ('att_before', before, 16),
                                     ('att_after', after, 16), ('query', query, 4), ('key', key, 4)):
         yield Comparison(f'{name}_sub', numpy(feature[:, ::channels, ::4, ::4]), fixture[f'{name}_sub'], *DAGAN)
-    rows = (tokens(query.relu()) @ key.relu().flatten(2)).softmax(-1)[0]                  # never made by the model itself
+    rows = (tokens(query.relu()) @ key.relu().flatten(2)).softmax(-1)[0]      # the model itself never makes them
     for name, values in {'rowmax': rows.amax(-1), 'row_0': rows[0], 'row_2080': rows[2080]}.items():
         yield relative_array(f'attention_{name}', values, fixture[f'attention_{name}'])
     moved = warp(to_unit(source), ours.flows[0], align_corners=False)

@@ -23,8 +23,8 @@ class Kind(NamedTuple):
 
     comparisons: (fixture, config) -> Comparisons
     config:      what is compared where no other is asked for, by its name in config/; None for none
-    threads:     over which the fixture's sums were split. Batch norm over a batch of two, at the bottom of an hourglass,
-                 makes the order of summation show: with another number the training step drifts by thirty times more.
+    threads:     over which the fixture's sums were split. Batch norm over a batch of two, at the bottom of an
+                 hourglass, makes the order of summation show: with another number a step drifts thirty times more.
     """
     comparisons: Callable
     config: str | None
@@ -69,7 +69,8 @@ def compare(path, config=None, overrides=()):
         own = CONFIGS / f'{kind.config}.yaml'
         loaded, method = schema.load(config or own, [*given, *overrides]), schema.load(own).method
         if loaded.method != method:
-            raise UserError(f'fixture {path} is of method {method}, the config of {loaded.method}: give another --config')
+            raise UserError(f'fixture {path} is of method {method}, the config of {loaded.method}: '
+                            'give another --config')
     with threads(kind.threads):
         return list(kind.comparisons(fixture, loaded))
 

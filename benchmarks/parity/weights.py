@@ -11,8 +11,8 @@ from modules.build import build_discriminator, build_model
 from modules.perceptual import VGG19
 from modules.published.formats import FORMATS, import_tensors, published_shapes
 
-# Of the weights of kernels and matrices, over the square root of the fan-in; the first ending that fits decides. A plain
-# recipe would leave parts of the networks invisible in their outputs.
+# Of the weights of kernels and matrices, over the square root of the fan-in; the first ending that fits decides. A
+# plain recipe would leave parts of the networks invisible in their outputs.
 GAINS = [('kp.weight', 3.0), ('.mask.weight', 3.0), ('.occlusion.weight', 3.0), ('jacobian.weight', 0.25),
          ('refine.convo2.weight', 0.4), ('AttnModule.query_conv.weight', 2.0), ('AttnModule.key_conv.weight', 2.0)]
 

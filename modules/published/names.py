@@ -40,7 +40,7 @@ def _hourglass(ours, theirs):
 
 
 def _flow_update(prefix, encoder, theirs=''):
-    """Rules for the flow updater, which this paper's released code took over from MRFA; below `prefix` in ours, `theirs` there."""
+    """Rules for the flow updater, which this paper took over from MRFA; below `prefix` in ours, `theirs` there."""
     return [(rf'{prefix}motion_encoder\.retrieved(\d)\.(.*)', rf'{encoder}.convc\1.\2'),
             (rf'{prefix}motion_encoder\.motion(\d)\.(.*)', rf'{encoder}.convf\1.\2'),
             (rf'{prefix}motion_encoder\.join\.(.*)', rf'{encoder}.conv.\1'),
@@ -240,7 +240,7 @@ DAGAN = [(r'disparity_encoder\.first\.(.*)', r'src_first.\1'),
 
 
 def dagan_origin(model, name):
-    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in DaGAN's and its depth network's checkpoints."""
+    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in DaGAN's files and its depth network's."""
     if name.startswith('model.depth.'):
         return depth_origin(model.depth, name.replace('.depth', '', 1))
     return _first_order_origin(DAGAN, model, name)
