@@ -68,6 +68,11 @@ def flow_to_rgb(flow):
     Hue is the direction, saturation the length up to FULL_COLOUR; white stands still.
     """
     motion = to_displacement(flow.detach().float()).cpu().numpy() / (flow.shape[2] * FULL_COLOUR)   # (B, 2, h, w)
+    return motion_to_rgb(motion)
+
+
+def motion_to_rgb(motion):
+    """Displacements (B, 2, h, w), x and y, in units of what has full saturation -> (B, h, w, 3) uint8."""
     angle, length = np.arctan2(motion[:, 1], motion[:, 0]), np.hypot(motion[:, 0], motion[:, 1]).clip(0, 1)
     # Three cosines, a third of a turn apart, give the hue; the length blends it with white.
     phase = angle[..., None] - np.array([0, 2, 4]) * np.pi / 3
@@ -82,8 +87,13 @@ def occlusion_to_rgb(occlusion):
 
 def error_to_rgb(prediction, target):
     """Frames (B, H, W, 3) uint8 -> (B, H, W, 3) uint8: mean absolute error from black over red and yellow to white."""
-    error = np.abs(prediction.astype(np.float32) - target).mean(axis=-1, keepdims=True) / 255
-    heat = (error / FULL_ERROR * 3 - np.arange(3)).clip(0, 1)
+    error = np.abs(prediction.astype(np.float32) - target).mean(axis=-1) / 255
+    return heat_to_rgb(error / FULL_ERROR)
+
+
+def heat_to_rgb(amount):
+    """Amounts (...) in [0, 1] -> (..., 3) uint8: black, red, yellow, white."""
+    heat = (np.asarray(amount)[..., None] * 3 - np.arange(3)).clip(0, 1)
     return (255 * heat).round().astype(np.uint8)
 
 

@@ -45,6 +45,11 @@ class MultiHeadAttention(nn.Module):
         """Project a context (B, M, D) once."""
         return Projection(self.heads(self.key(keys)), self.heads(self.value(values)))
 
+    def weights(self, x, context):
+        """How much each token of x (B, M, D) reads of each key of a Projection: (B, heads, M, K), sums of 1."""
+        query = self.heads(self.query(x))
+        return (query @ context.keys.transpose(2, 3) / query.shape[-1] ** 0.5).float().softmax(-1)
+
     def forward(self, x, context, mask=None):
         """x (B, M, D) attends to a Projection; mask (B, 1, 1, K) is True where a key may be read."""
         query = self.heads(self.query(x))

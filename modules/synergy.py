@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.appearance_compensation import AppearanceCompensation, WindowEmbedding
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLevel, Fusion
-from modules.codebook import CodebookParams, Quantized, usage
+from modules.codebook import Chosen, CodebookParams, Quantized, usage
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
@@ -17,6 +17,7 @@ from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.layers import Downsample, ResBlock, Upsample
 from modules.motion_compensation import MotionCompensation
 from modules.retrieval import Projection, RetrievalLayer
+from modules.synergy_figures import synergy_figures
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
 
@@ -157,6 +158,11 @@ class Synergy(TalkingHead):
         """Where the adaptive adversarial weight compares gradients."""
         return self.decoder.last_weight
 
+    @property
+    def parts(self):
+        return (*(f'motion {i + 1}' for i in range(self.motion_scales)),
+                *(f'appearance {i + 1}' for i in range(self.appearance_scales)))
+
     def keypoints(self, image):
         return self.keypoint_detector(image)
 
@@ -210,9 +216,9 @@ class Synergy(TalkingHead):
         results = [ScaleResult(motion.flow, motion.occlusion_logit, torch.sigmoid(motion.occlusion_logit))]
         for scale, feature in enumerate(features.pyramid):
             feature = feature.expand(batch, -1, -1, -1)                                      # one source, many poses
-            results.append(self._compensate_scale(scale, feature, results[-1], driving_feature, features))
+            results.append(self._compensate_scale(scale, feature, results[-1], driving_feature, source))
         coarse, *results = results
-        refined = results[:self.motion_scales]
+        refined = [result for result in results if result.residual is not None]
         return SynergyGenerated(
             None, [coarse.flow, *(result.flow for result in refined)],
             [coarse.occlusion, *(result.occlusion for result in refined)], dense_motion=motion,
@@ -220,16 +226,20 @@ class Synergy(TalkingHead):
             residuals=[result.residual for result in refined],
             warped=[result.warped for result in results], compensated=[result.compensated for result in results])
 
-    def _compensate_scale(self, scale, feature, before, driving_feature, features):
+    def _compensates(self, kind, scale, source):
+        """Whether motion or appearance is compensated at this scale: built, and not left out (`without`)."""
+        return f'{kind} {scale + 1}' in self.parts and f'{kind} {scale + 1}' not in source.skipped
+
+    def _compensate_scale(self, scale, feature, before, driving_feature, source):
         """Sec. 3.2.3 for one scale: refine the flow, update the occlusion, warp, occlude, compensate.
 
         feature: F_s^i (B, C_i, H_i, W_i); before: ScaleResult of the scale before; returns this scale's
         """
         flow, logit, occlusion = before.flow, before.occlusion_logit, before.occlusion
         residual = motion_feature = None
-        if scale < self.motion_scales:
+        if self._compensates('motion', scale, source):
             residual, occlusion_residual, motion_feature = self.motion(scale, flow, feature, driving_feature,
-                                                                       features.motion_projections)
+                                                                       source.features.motion_projections)
             flow = flow + residual                                                           # M^i = M^{i-1} + M_r^i
             # The released code adds the residual to the last sigmoid's output and takes the sigmoid again,
             # which pulls every map towards 0.66; published weights have learned around it.
@@ -237,8 +247,8 @@ class Synergy(TalkingHead):
             logit = (occlusion if released else logit) + occlusion_residual
             occlusion = torch.sigmoid(logit)
         warped = compensated = occlude(warp(feature, flow), occlusion)                       # F_w^i
-        if scale < self.appearance_scales:
-            compensated = self.appearance(scale, warped, flow, features.appearance_projections)    # F_c^i
+        if self._compensates('appearance', scale, source):
+            compensated = self.appearance(scale, warped, flow, source.features.appearance_projections)    # F_c^i
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
 
     def _moved(self, source, generated):
@@ -288,6 +298,18 @@ class Synergy(TalkingHead):
             yield 'motion', self.motion.codebook, generated.motion_quantized
         if self.appearance_scales:
             yield 'appearance', self.appearance.codebook, generated.appearance_quantized
+
+    def chosen_codes(self, generated, driving):
+        pyramid, middle_tap = self.encoder.tapped(driving)
+        self._learn_codes(generated, [middle_tap, *pyramid[1:]])
+        return {f'{name} {scale + 1}': Chosen(name, scale, book, found)
+                for name, book, quantized in self._codebooks(generated) for scale, found in enumerate(quantized)}
+
+    def code_flows(self):
+        return {'motion': self.motion.decode_codes()} if self.motion_scales else {}
+
+    def figures(self, moment):
+        return super().figures(moment) + synergy_figures(self, moment)
 
     def code_counts(self, source, driving):
         generated = self(source, driving)

@@ -4,12 +4,14 @@ Training, reconstruction, animation, metrics and pictures speak to `TalkingHead`
 method is one file in `modules/`, one YAML and one line in `build.py`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from modules.figure import ablation_figure, motion_figure
 
 
 class Keypoints(NamedTuple):
@@ -32,9 +34,11 @@ class SourceState:
 
     keypoints: of the source image
     features:  whatever the method's `render` wants to find again
+    skipped:   those of the method's `parts` that `render` leaves out; see `TalkingHead.without`
     """
     keypoints: Keypoints
     features: Any
+    skipped: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -102,6 +106,34 @@ class TalkingHead(nn.Module):
         What the first train_params.motion_iterations train; only for methods that have a coarse flow.
         """
         raise NotImplementedError
+
+    # What `--mode inspect` asks
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what `render` can leave out, 'KIND SCALE', scales counted from 1 as in the paper; most have none."""
+        return ()
+
+    def without(self, source: SourceState, parts) -> SourceState:
+        """The source state from which `render` makes frames without these `parts`, as if they were not built."""
+        unknown = set(parts) - set(self.parts)
+        assert not unknown, f'no parts {sorted(unknown)}; this model has {self.parts}'
+        return replace(source, skipped=frozenset(parts))
+
+    def figures(self, moment) -> list:
+        """What there is to see of one modules.figure.Moment: Figures. Methods add what they have of their own."""
+        return list(filter(None, [motion_figure(moment), ablation_figure(self, moment)]))
+
+    def chosen_codes(self, generated: Generated, driving: Tensor) -> dict:
+        """What the codebooks make of a rendered flow and of its driving image: {'BOOK SCALE': codebook.Chosen}.
+
+        Empty for methods without codebooks.
+        """
+        return {}
+
+    def code_flows(self) -> dict[str, Tensor]:
+        """What codes of motion mean: {book: (K, p, p, 2) residual flows, one token each}."""
+        return {}
 
     def code_counts(self, source: Tensor, driving: Tensor) -> dict[str, Tensor]:
         """How often each code is chosen for these images (B, 3, H, W): {'codebook scale': counts (K_i,)}.

@@ -1,0 +1,123 @@
+"""A Figure as one sheet: title, rows of panels with their texts, legends. No text lies over a picture."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from figures.draw import FAINT, Scales, colour_wheel, draw_panel, heat_scale
+from visualizer import BACKGROUND, CELL, INK
+
+LARGE_CELL = 256             # for models of that size and more
+HEADING, TEXT = 20, 14       # heights of text, pixels
+LINE = TEXT + 6              # of one line of text with its air
+GAP, EDGE = 12, 16           # between cells; around the sheet
+WHEEL, BAR = 96, (160, 14)   # of legends, pixels
+
+
+def draw_sheet(figure, size, arrows=False, windows=None):
+    """(the Figure as a picture (H, W, 3) uint8, its Scales).
+
+    size:    side of the model's images, pixels
+    arrows:  draw some over flows
+    windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
+    """
+    scales = Scales([panel for row in figure.rows for panel in row.panels if panel], size, windows)
+    cell = CELL if size <= CELL else LARGE_CELL
+    columns = max(len(row.panels) for row in figure.rows)
+    width = max(2 * EDGE + columns * (cell + GAP) - GAP, 3 * CELL + 2 * EDGE)
+    writer = _Writer(width)
+
+    writer.text(figure.title, HEADING, INK)
+    writer.text(figure.text, TEXT, FAINT)
+    writer.y += GAP
+    for row in figure.rows:
+        if row.caption:
+            writer.text(row.caption, TEXT, INK)
+        writer.row([panel and (panel.title, draw_panel(panel, scales, cell, arrows), panel.note)
+                    for panel in row.panels], cell)
+    _legend(writer, scales, any(panel and panel.kind == 'indices' for row in figure.rows for panel in row.panels))
+    return writer.sheet(), scales
+
+
+class _Writer:
+    """Notes what goes where from top to bottom, and draws it when the height is known."""
+
+    def __init__(self, width):
+        self.width, self.y, self.parts = width, EDGE, []
+
+    def text(self, text, height, colour, left=EDGE, width=None):
+        """Paragraph at the current height, wrapped; moves on below it."""
+        self.y = self._write(text, height, colour, left, self.y, width or self.width - left - EDGE)
+
+    def row(self, cells, side):
+        """Cells (title, picture, note) or None, side by side: titles above, notes below their pictures."""
+        texts = [cell and (_wrapped(cell[0], TEXT, side), _wrapped(cell[2], TEXT, side)) for cell in cells]
+        above, below = (max(len(text[i]) for text in texts if text) * LINE for i in range(2))
+        for i, (cell, text) in enumerate(zip(cells, texts)):
+            if cell is None:
+                continue
+            left = EDGE + i * (side + GAP)
+            self._lines(text[0], TEXT, INK, left, self.y + above - LINE * len(text[0]))
+            self.picture(cell[1], left, self.y + above)
+            self._lines(text[1], TEXT, FAINT, left, self.y + above + side + 4)
+        self.y += above + side + 4 + below + GAP
+
+    def picture(self, picture, left, top):
+        self.parts.append((Image.fromarray(picture), left, top))
+
+    def _write(self, text, height, colour, left, top, width):
+        return self._lines(_wrapped(text, height, width), height, colour, left, top)
+
+    def _lines(self, lines, height, colour, left, top):
+        for line in lines:
+            self.parts.append((line, height, colour, left, top))
+            top += height + 6
+        return top
+
+    def sheet(self):
+        sheet = Image.new('RGB', (self.width, self.y + EDGE), BACKGROUND)
+        draw = ImageDraw.Draw(sheet)
+        for part in self.parts:
+            if isinstance(part[0], str):
+                text, height, colour, left, top = part
+                draw.text((left, top), text, colour, ImageFont.load_default(height))
+            else:
+                sheet.paste(part[0], part[1:])
+        return np.asarray(sheet)
+
+
+def _wrapped(text, height, width):
+    """Lines of `text` that are at most `width` pixels wide at this height."""
+    font, lines = ImageFont.load_default(height), []
+    for word in text.split():
+        if lines and font.getlength(f'{lines[-1]} {word}') <= width:
+            lines[-1] += f' {word}'
+        else:
+            lines.append(word)
+    return lines
+
+
+def _legend(writer, scales, has_indices):
+    """What the colours mean, below the rows."""
+    top, left = writer.y + GAP, EDGE
+    ends = [top]
+    if scales.motion:
+        writer.picture(colour_wheel(WHEEL), left, top)
+        writer.y = top
+        full = ', '.join(f'of a {kind} {amount:g} px or more' for kind, amount in scales.motion.items())
+        writer.text('The colour of a motion says in which direction the source is looked up, as seen from the middle of '
+                    f'the wheel. White stands still; full colour is, {full}.', TEXT, FAINT,
+                    left + WHEEL + GAP, min(300, writer.width - left - WHEEL - GAP - EDGE))
+        ends += [writer.y, top + WHEEL]
+        left += WHEEL + 300 + 3 * GAP
+    if left + BAR[0] + 120 > writer.width:
+        top, left = max(ends) + GAP, EDGE
+    writer.y = top
+    for unit, full in scales.heat.items():
+        writer.picture(heat_scale(*BAR), left, writer.y + 3)
+        writer.text(f'0 to {full:g} {unit}', TEXT, FAINT, left + BAR[0] + GAP)
+    if scales.bases:
+        writer.text('Features: red, green and blue are their three main directions, found once for all that are side by '
+                    'side at a scale.', TEXT, FAINT, left)
+    if has_indices:
+        writer.text('Indices: one colour per number; equal colours are equal numbers.', TEXT, FAINT, left)
+    writer.y = max(*ends, writer.y)

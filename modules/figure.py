@@ -1,0 +1,188 @@
+"""What a method shows of itself: figures that are not drawn yet, for `--mode inspect`.
+
+A method says which tensors belong together and what they are; figures/ decides on colours, scales and layout.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from modules.warp import resize_flow, warp
+
+READ_CODES = 5           # codes named of those that a place reads most
+
+
+class Panel(NamedTuple):
+    """One picture of a figure.
+
+    kind, value: image (1, 3, H, W) in [-1, 1]; flow (1, h, w, 2), positions in [-1, 1]; residual (1, h, w, 2), a
+                 difference of two flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), 0 or more; feature
+                 (1, C, h, w); indices (1, h, w), whole numbers; bars (K,), 0 or more; code (), its number in the book
+                 `basis`
+    note:        figures to print below
+    unit:        of a heat; those of one unit share their scale
+    basis:       features of one basis share the three directions that are drawn as red, green and blue
+    points:      (K, 2) in [-1, 1], keypoints to draw on an image
+    under:       (1, 3, H, W), the image that indices lie over
+    """
+    kind: str
+    title: str
+    value: Tensor
+    note: str = ''
+    unit: str = ''
+    basis: str = ''
+    points: Tensor | None = None
+    under: Tensor | None = None
+
+
+class Row(NamedTuple):
+    """Panels side by side, with a text above them; None leaves a place empty."""
+    caption: str
+    panels: list[Panel | None]
+
+
+class Figure(NamedTuple):
+    """One sheet: a file name without suffix, a title, what to see in it, rows, and its numbers, ready for JSON."""
+    name: str
+    title: str
+    text: str
+    rows: list[Row]
+    numbers: dict
+
+
+@dataclass
+class Moment:
+    """One driving frame and what rendering made of it: all that figures are drawn from. Batches of one.
+
+    source, driving:   (1, 3, H, W) in [-1, 1]
+    state:             SourceState
+    driving_keypoints: of the driving image
+    keypoints:         those that were rendered, after motion transfer
+    generated:         what `render` gave
+    same_identity:     the driving frame is the truth
+    at:                (x, y) in pixels of the image, a place to look at closely; None for none
+    """
+    source: Tensor
+    driving: Tensor
+    state: Any
+    driving_keypoints: Any
+    keypoints: Any
+    generated: Any
+    same_identity: bool
+    at: tuple[int, int] | None = None
+
+    @property
+    def size(self):
+        """Side of the images, pixels."""
+        return self.source.shape[-1]
+
+    def token(self, grid):
+        """Index of `at` on a token grid of grid x grid."""
+        x, y = (min(int(place * grid / self.size), grid - 1) for place in self.at)
+        return y * grid + x
+
+
+# ---------------------------------------------------------------------------- measures
+
+def pixels(residual, size):
+    """Length of a difference of flows (1, h, w, 2) in pixels of an image of this size: (1, 1, h, w)."""
+    return (residual.float() * (size - 1) / 2).norm(dim=-1)[:, None]
+
+
+def psnr(image, target):
+    """PSNR in dB of images (1, 3, H, W) in [-1, 1], clamped and rounded to 8 bits as they are saved."""
+    image, target = (((x.float().clamp(-1, 1) + 1) * 127.5).round() for x in (image, target))
+    return float(10 * torch.log10(255 ** 2 / (image - target).square().mean()))
+
+
+def difference(image, other):
+    """Mean absolute difference over colours of images in [-1, 1], as a share of their range: (1, 1, H, W)."""
+    return (image.float().clamp(-1, 1) - other.float().clamp(-1, 1)).abs().mean(1, keepdim=True) / 2
+
+
+def spread_note(heat, unit=''):
+    """'mean 0.41, max 3.2 px' of a heat."""
+    return f'mean {float(heat.mean()):.3g}, max {float(heat.max()):.3g} {unit}'.rstrip()
+
+
+@contextmanager
+def watched(module):
+    """Yields a list to which every call of `module` in the body adds its positional arguments."""
+    calls = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+# ---------------------------------------------------------------------------- what all methods have
+
+def motion_figure(moment):
+    """Keypoints, every flow of `Generated` with what it adds to the one before, occlusion, the source it moves."""
+    generated, size = moment.generated, moment.size
+    rows = [Row('what is given and what is made', [
+        Panel('image', 'source', moment.source, points=moment.state.keypoints.value[0]),
+        Panel('image', 'driving', moment.driving, points=moment.driving_keypoints.value[0]),
+        Panel('image', 'result', generated.prediction, points=moment.keypoints.value[0])])]
+    numbers, before = {}, None
+    for i, flow in enumerate(generated.flows):
+        moved = Panel('image', f'source moved by M{i}', warp(moment.source, flow))
+        occlusion = ([Panel('share', f'visible {i}', generated.occlusions[i], f'mean {generated.occlusions[i].mean():.3f}')]
+                     if i < len(generated.occlusions) else [])
+        panels = [Panel('flow', f'flow M{i}', flow), moved, *occlusion]
+        if before is not None:
+            residual = flow - resize_flow(before, flow.shape[1:3])
+            change = pixels(residual, size)
+            panels += [Panel('residual', f'residual {i}', residual),
+                       Panel('heat', f'length of residual {i}', change, spread_note(change, 'px'), unit='px')]
+            numbers[f'flow {i}'] = {'change_px_mean': float(change.mean()), 'change_px_max': float(change.max())}
+        rows.append(Row(f'scale {i}' if i else 'coarse', panels))
+        before = flow
+    numbers |= {f'visible {i}': float(occlusion.mean()) for i, occlusion in enumerate(generated.occlusions)}
+    return Figure('motion', 'Motion', 'Flows say for every pixel of the result where in the source it is fetched from; '
+                  'M0 is the coarse flow, every further one adds its residual. Lengths are in pixels of the image.',
+                  rows, numbers)
+
+
+def mask_panel(mask):
+    """Which candidate motion each pixel follows, of a mask (1, K+1, h, w): 0 is the still background."""
+    return Panel('indices', 'candidate motion', mask.argmax(1), 'most weight; one colour per keypoint')
+
+
+def ablation_figure(model, moment):
+    """The same frame with parts of the model switched off: all of one kind, then one by one. None without parts."""
+    if not model.parts:
+        return None
+    kinds = {}
+    for part in model.parts:
+        kinds.setdefault(part.split()[0], []).append(part)
+
+    full, numbers = moment.generated.prediction, {}
+
+    def row(caption, without):
+        panels = []
+        for title, parts in without:
+            made = model.render(model.without(moment.state, parts), moment.keypoints).prediction if parts else full
+            change = difference(made, full)
+            numbers[title] = {'change_mean': float(change.mean())}
+            notes = [f'{100 * float(change.mean()):.2f} % changed'] if parts else []
+            if moment.same_identity:
+                numbers[title]['psnr'] = psnr(made, moment.driving)
+                notes = [f'{numbers[title]["psnr"]:.2f} dB', *notes]
+            panels.append((Panel('image', title, made, ', '.join(notes)),
+                           Panel('heat', 'what changed', 100 * change, unit='% of range')))
+        images, changes = zip(*panels)
+        return [Row(caption, list(images)), Row('', list(changes))]
+
+    rows = row('the whole model, and without one kind of compensation',
+               [('whole model', ()), *((f'no {kind}', parts) for kind, parts in kinds.items()),
+                *([('none at all', model.parts)] if len(kinds) > 1 else [])])
+    for kind, parts in kinds.items():
+        rows += row(f'{kind}, one scale off', [(f'no {part}', (part,)) for part in parts])
+    truth = 'PSNR is against the driving frame. ' if moment.same_identity else ''
+    return Figure('ablation', 'Ablation at inference', f'The same frame with compensation switched off. {truth}'
+                  'Below each: where it differs from the whole model.', rows, numbers)

@@ -1,0 +1,128 @@
+"""The paper's Fig. 7, 8, 10 and 11 of one moment, the codes it chose, and those that a place reads."""
+
+from contextlib import ExitStack
+
+import torch
+
+from modules.figure import READ_CODES, Figure, Panel, Row, difference, mask_panel, pixels, spread_note, watched
+
+
+def synergy_figures(model, moment):
+    """Figures of Synergy beyond what all methods have; those of a codebook that is not built are left out."""
+    chosen = model.chosen_codes(moment.generated, moment.driving)
+    figures = [_masks(moment)]
+    if chosen:
+        figures += [_codebooks(moment, chosen), _indices(moment, chosen)]
+    if model.appearance_scales:
+        figures.append(_appearance(model, moment))
+    if moment.at is not None and chosen:
+        figures.append(_reads(model, moment))
+    return figures
+
+
+def _masks(moment):
+    """What M^0 was made of."""
+    motion = moment.generated.dense_motion
+    heat = motion.driving_heatmaps.amax(1, keepdim=True)
+    return Figure('coarse', 'Coarse flow', 'M0 blends the motions around each keypoint and the still background.',
+                  [Row('', [Panel('flow', 'flow M0', motion.flow), mask_panel(motion.mask),
+                            Panel('share', 'keypoint heat maps', heat)])], {})
+
+
+def _codebooks(moment, chosen):
+    """Fig. 7 and 8: what goes into the codebooks beside what comes out."""
+    generated, numbers, rows = moment.generated, {}, []
+    for i in range(max(found.scale for found in chosen.values()) + 1):
+        panels = []
+        if f'motion {i + 1}' in chosen:
+            flow, rebuilt = generated.flows[i], generated.reconstructions[i]
+            error = pixels(rebuilt - flow, moment.size)
+            numbers[f'motion {i + 1}'] = {'error_px_mean': float(error.mean()), 'error_px_max': float(error.max())}
+            panels += [Panel('flow', f'flow M{i}', flow), Panel('flow', f'M{i} from codes', rebuilt),
+                       Panel('heat', 'error', error, spread_note(error, 'px'), unit='px')]
+        if f'appearance {i + 1}' in chosen:
+            quantized, error = chosen[f'appearance {i + 1}'].quantized, chosen[f'appearance {i + 1}'].distance[:, None]
+            share = float(error.square().sum().sqrt() / quantized.encoded.float().norm())
+            numbers[f'appearance {i + 1}'] = {'relative_error': share, 'distance_mean': float(error.mean())}
+            panels += [Panel('feature', f'driving feature {i + 1}', quantized.encoded, basis=f'scale {i + 1}'),
+                       Panel('feature', 'from codes', quantized.vectors, basis=f'scale {i + 1}'),
+                       Panel('heat', 'distance', error, f'{100 * share:.1f} % of the feature', unit='of features')]
+        rows.append(Row(f'scale {i + 1}', panels))
+    return Figure('codebooks', 'Codebooks', 'Left: each flow before it is refined, and rebuilt from motion codes (Fig. 7). '
+                  'Right: encoded driving features, and the appearance codes nearest to them (Fig. 8).', rows, numbers)
+
+
+def _indices(moment, chosen):
+    """Which codes were chosen where."""
+    rows, numbers = [Row('', [Panel('image', 'driving', moment.driving)])], {}
+    for i in range(max(found.scale for found in chosen.values()) + 1):
+        panels = []
+        for book in ('motion', 'appearance'):
+            if found := chosen.get(f'{book} {i + 1}'):
+                indices = found.quantized.indices
+                used = len(indices.unique())
+                numbers[f'{book} {i + 1}'] = {'used': used, 'codes': found.count, 'indices': indices[0].tolist()}
+                panels.append(Panel('indices', f'{book}, scale {i + 1}', indices + found.first,
+                                    f'{used} of {found.count} codes', under=moment.driving))
+        rows[0].panels.extend(panels) if not i else rows.append(Row('', [None, *panels]))
+    return Figure('indices', 'Codes chosen', 'The index of the nearest code at every place, one colour per code; '
+                  'inspect.json has the indices.', rows, numbers)
+
+
+def _appearance(model, moment):
+    """Fig. 11: warped beside compensated features, and what each scale's compensation does to the frame."""
+    generated, rows, numbers = moment.generated, [], {}
+    for i in range(model.appearance_scales):
+        part = f'appearance {i + 1}'
+        made = model.render(model.without(moment.state, (part,)), moment.keypoints).prediction
+        effect = 100 * difference(made, generated.prediction)
+        numbers[part] = {'effect_percent_mean': float(effect.mean())}
+        rows.append(Row(f'scale {i + 1}', [
+            Panel('feature', f'warped, scale {i + 1}', generated.warped[i], basis=part),
+            Panel('feature', 'compensated', generated.compensated[i], basis=part),
+            Panel('image', 'frame without it', made),
+            Panel('heat', 'what it changes', effect, spread_note(effect, '%'), unit='% of range')]))
+    return Figure('appearance', 'Appearance', 'Warped features before and after compensation (Fig. 11), drawn in the same '
+                  'colours, and what the frame loses when the compensation of that scale is switched off.', rows, numbers)
+
+
+def _reads(model, moment):
+    """Which codes cross-attention reads for the place `moment.at`, mean over heads and layers."""
+    books = [(name, module) for name, module in (('motion', getattr(model, 'motion', None)),
+                                                 ('appearance', getattr(model, 'appearance', None))) if module]
+    with ExitStack() as stack:
+        calls = {name: [stack.enter_context(watched(layer.cross_attention)) for layer in module.retrieval.layers]
+                 for name, module in books}
+        model.render(moment.state, moment.keypoints)
+
+    rows, numbers, meaning = [], {}, model.code_flows()
+    for name, module in books:
+        token = moment.token(module.retrieval.size[0])
+        for scale, part in enumerate(module.codebook.slices):
+            weights = torch.stack([layer.cross_attention.weights(*seen[scale])[0, :, token].mean(0)
+                                   for layer, seen in zip(module.retrieval.layers, calls[name])]).mean(0)   # (K_i,)
+            top = weights.topk(min(READ_CODES, len(weights)))
+            codes = [{'code': int(index) + part.start, 'share': float(share)} for share, index in zip(*top)]
+            numbers[f'{name} {scale + 1}'] = codes
+            panels = [Panel('bars', f'{name}, scale {scale + 1}', weights,
+                            f'{len(weights)} codes, perplexity {perplexity(weights):.1f}')]
+            panels += [_code_panel(name, code, meaning.get(name)) for code in codes]
+            rows.append(Row('', panels))
+    x, y = moment.at
+    return Figure('reads', f'Codes read for x {x}, y {y}', 'Share of the cross-attention that each code gets, mean over '
+                  'heads and layers, and the codes that get most: the flow that a motion code decodes to, an image window that '
+                  'is nearest to an appearance code, its number where no window chose it.', rows,
+                  {'at': [x, y], 'codes': numbers})
+
+
+def perplexity(shares):
+    """Of shares (K,) that add up to 1: exp of their entropy."""
+    return float((-torch.special.xlogy(shares, shares).sum()).exp())
+
+
+def _code_panel(book, code, flows):
+    """A code that is read: its flow where it has one, else a place for an image window that chooses it."""
+    title, note = f'code {code["code"]}', f'{100 * code["share"]:.1f} %'
+    if flows is None:
+        return Panel('code', title, torch.tensor(code['code']), note, basis=book)
+    return Panel('residual', title, flows[code['code']][None], note)
