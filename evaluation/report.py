@@ -20,6 +20,7 @@ import torch
 
 from evaluation.published import TABLES
 from metrics.catalogue import CATALOGUE, SetMetric, build
+from modules.codebook import perplexity
 from support.files import written_whole
 
 GAIN = 'psnr_gain'
@@ -193,13 +194,8 @@ def codebook_usage(rows):
     for row in rows:
         for name, counts in row.codes.items():
             totals[name] = totals.get(name, 0) + torch.tensor(counts, dtype=torch.float64)
-    return {name: {'codes': len(total), 'used': int((total > 0).sum()), 'perplexity': _perplexity(total)}
+    return {name: {'codes': len(total), 'used': int((total > 0).sum()), 'perplexity': perplexity(total)}
             for name, total in totals.items()}
-
-
-def _perplexity(counts):
-    share = counts / counts.sum()
-    return (-torch.special.xlogy(share, share).sum()).exp().item()
 
 
 def ranked(rows, summary):

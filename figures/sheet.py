@@ -24,11 +24,7 @@ def draw_sheet(figure, size, arrows=False, windows=None):
     cell = CELL if size <= CELL else LARGE_CELL
     columns = max(len(row.panels) for row in figure.rows)
     width = max(2 * EDGE + columns * (cell + GAP) - GAP, 3 * CELL + 2 * EDGE)
-    writer = _Writer(width)
-
-    writer.text(figure.title, HEADING, INK)
-    writer.text(figure.text, TEXT, FAINT)
-    writer.y += GAP
+    writer = Writer(width, figure.title, figure.text)
     for row in figure.rows:
         if row.caption:
             writer.text(row.caption, TEXT, INK)
@@ -38,15 +34,21 @@ def draw_sheet(figure, size, arrows=False, windows=None):
     return writer.sheet(), scales
 
 
-class _Writer:
-    """Notes what goes where from top to bottom, and draws it when the height is known."""
+class Writer:
+    """A sheet from top to bottom, under a title and a text: notes what goes where, draws it when the height is known.
 
-    def __init__(self, width):
+    y: where the next row begins, pixels
+    """
+
+    def __init__(self, width, title, text):
         self.width, self.y, self.parts = width, EDGE, []
+        self.text(title, HEADING, INK)
+        self.text(text, TEXT, FAINT)
+        self.y += GAP
 
     def text(self, text, height, colour, left=EDGE, width=None):
         """Paragraph at the current height, wrapped; moves on below it."""
-        self.y = self._write(text, height, colour, left, self.y, width or self.width - left - EDGE)
+        self.y = self.write(text, height, colour, left, self.y, width or self.width - left - EDGE)
 
     def row(self, cells, side):
         """Cells (title, picture, note) or None, side by side: titles above, notes below their pictures."""
@@ -64,7 +66,8 @@ class _Writer:
     def picture(self, picture, left, top):
         self.parts.append((Image.fromarray(picture), left, top))
 
-    def _write(self, text, height, colour, left, top, width):
+    def write(self, text, height, colour, left, top, width):
+        """The same at another place; returns where the next line would be."""
         return self._lines(_wrapped(text, height, width), height, colour, left, top)
 
     def _lines(self, lines, height, colour, left, top):

@@ -212,3 +212,9 @@ def usage(indices, num_codes):
     probability = torch.zeros(num_codes, device=indices.device).index_add_(0, indices.flatten(), chosen)
     entropy = -torch.special.xlogy(probability, probability).sum()
     return (probability > 0).float().mean(), entropy.exp()
+
+
+def perplexity(counts):
+    """How many codes are in use, so to say: exp of the entropy of counts or shares (K,); a float in [1, K]."""
+    share = counts.double() / counts.sum()
+    return float((-torch.special.xlogy(share, share).sum()).exp())

@@ -180,19 +180,26 @@ class DrivenSource:
         self.transfer = RelativeMotion(self.state.keypoints, initial, adapt_scale)
 
     @torch.inference_mode()
-    def __call__(self, driving):
-        """Frames for driving images (B, 3, H, W) in [-1, 1] -> (B, 3, H, W) float32, not clamped.
+    def pose(self, driving):
+        """(Keypoints of driving images (B, 3, H, W) in [-1, 1], Keypoints to render after smoothing and transfer)."""
+        with self.autocast:
+            found = self.model.keypoints(driving)
+        smooth = found if self.smooth is None else self.smooth(found)
+        return found, self.transfer(smooth)
+
+    @torch.inference_mode()
+    def generate(self, keypoints):
+        """The model's Generated for keypoints from `pose`.
 
         Raises UserError where pixels are not finite: such a model has diverged, or its weights are damaged.
         """
         with self.autocast:
-            keypoints = self.model.keypoints(driving)
-        if self.smooth is not None:
-            keypoints = self.smooth(keypoints)
-        keypoints = self.transfer(keypoints)
-        with self.autocast:
-            prediction = self.model.render(self.state, keypoints).prediction.float()
-        if not prediction.isfinite().all():
+            generated = self.model.render(self.state, keypoints)
+        if not generated.prediction.isfinite().all():
             raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
                             'use an earlier one, or fp32 if this was bf16')
-        return prediction
+        return generated
+
+    def __call__(self, driving):
+        """Frames for driving images (B, 3, H, W) in [-1, 1] -> (B, 3, H, W) float32, not clamped; UserError."""
+        return self.generate(self.pose(driving)[1]).prediction.float()

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import torch
 
+from modules.codebook import perplexity
 from modules.figure import READ_CODES, Figure, Panel, Row, difference, mask_panel, pixels, spread_note, watched
 
 
@@ -113,11 +114,6 @@ def _reads(model, moment):
                   'heads and layers, and the codes that get most: the flow that a motion code decodes to, an image window that '
                   'is nearest to an appearance code, its number where no window chose it.', rows,
                   {'at': [x, y], 'codes': numbers})
-
-
-def perplexity(shares):
-    """Of shares (K,) that add up to 1: exp of their entropy."""
-    return float((-torch.special.xlogy(shares, shares).sum()).exp())
 
 
 def _code_panel(book, code, flows):

@@ -1,0 +1,190 @@
+"""`--mode inspect`: everything there is to see of a model at a few driving frames, and what its codes mean.
+
+    inspect/01-motion.png  01-codebooks.png  ...   the figures of each moment
+           /codes-usage.png  codes-motion.png ...  of the codebooks, over many frames
+           /inspect.html                           all of them in one file that needs nothing else
+           /inspect.json                           the numbers of every figure
+"""
+
+import base64
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from figures.codes import code_windows, count_codes, draw_all_codes, draw_atlas, draw_usage
+from figures.sheet import draw_sheet
+from modules.figure import Moment
+from modules.motion_transfer import DrivenSource
+from support.errors import UserError
+from support.files import make_folder, written_whole
+from visualizer import save_png, to_tensor
+
+log = logging.getLogger(__name__)
+
+
+class InspectCase(NamedTuple):
+    """A source image (H, W, 3) uint8 and frames of a driving clip to look at.
+
+    relative:      motion since the clip's first frame is added to the source's pose, else the pose is taken as it is
+    same_identity: the driving frame shows what the result should be
+    """
+    name: str
+    source: np.ndarray
+    driving: Any
+    frames: list[int]
+    relative: bool
+    same_identity: bool
+
+
+class Sheet(NamedTuple):
+    """A finished picture (H, W, 3) uint8: file name, title, and the text that it already bears, for the page."""
+    file: str
+    title: str
+    text: str
+    picture: np.ndarray
+
+
+def inspect(model, cases, folder, *, device, precision='fp32', at=None, arrows=False, code_clips=(), code_frames=0,
+            about=None):
+    """Draw all figures of `cases` into `folder`; returns what inspect.json holds.
+
+    model:       TalkingHead on `device`, in eval mode
+    cases:       InspectCases
+    at:          (x, y), a place of the image to look at closely, or None
+    arrows:      draw some over flows
+    code_clips:  clips over which codes are counted, each driven by itself from its first frame
+    code_frames: how many of their frames, evenly spread; 0 for all
+    about:       {what: text} on the head of the page and of the JSON
+    raises:      UserError for frames or places that are not there
+    """
+    _check(cases, at)
+    folder = make_folder(folder)
+    uses = _count(model, code_clips, code_frames, device, precision)
+    windows, report, sections = code_windows(uses), {'about': about or {}, 'moments': []}, []
+    moments = [(case, index) for case in cases for index in case.frames]
+    for number, (case, index) in enumerate(tqdm(moments, desc='inspect', unit='frame', dynamic_ncols=True), 1):
+        figures, size = _figures(model, case, index, device, precision, at)
+        sheets, numbers = [], {}
+        for figure in figures:
+            picture, scales = draw_sheet(figure, size, arrows, windows)
+            sheets.append(Sheet(f'{number:02d}-{figure.name}.png', figure.title, figure.text, picture))
+            numbers[figure.name] = figure.numbers | {'scales': scales.as_json()}
+        _save(folder, sheets)
+        sections.append((f'{number}. {case.name}, frame {index}', [_for_page(sheet) for sheet in sheets]))
+        report['moments'].append({'number': number, 'source': case.name, 'driving': case.driving.name, 'frame': index,
+                                  'relative': case.relative, 'figures': numbers})
+    if uses:
+        sheets = _code_sheets(model, uses, model.params.image_size, _counted(code_clips, code_frames))
+        _save(folder, sheets)
+        sections.append(('Codes', [_for_page(sheet) for sheet in sheets]))
+        report['codes'] = {name: use.as_json() for name, use in uses.items()}
+    _write(folder, report, sections)
+    return report
+
+
+def _check(cases, at):
+    for case in cases:
+        outside = [index for index in case.frames if not 0 <= index < len(case.driving)]
+        if outside:
+            raise UserError(f'{case.driving.name}: has no frame {outside[0]}, only 0 to {len(case.driving) - 1}')
+        size = len(case.source)
+        if at is not None and not all(0 <= place < size for place in at):
+            raise UserError(f'--at {at[0]} {at[1]}: lies outside of the picture of {size}x{size} pixels')
+
+
+# ---------------------------------------------------------------------------- rendering
+
+@torch.inference_mode()
+def _figures(model, case, index, device, precision, at):
+    """(Figures of one driving frame, side of the images)."""
+    source = to_tensor([case.source], device)
+    driven = DrivenSource(model, source, precision)
+    if case.relative:
+        driven.follow_relative_to(to_tensor(case.driving.read([0]), device), adapt_scale=False)
+    driving = to_tensor(case.driving.read([index]), device)
+    found, keypoints = driven.pose(driving)
+    moment = Moment(source, driving, driven.state, found, keypoints, driven.generate(keypoints), case.same_identity, at)
+    with driven.autocast:
+        return model.figures(moment), moment.size
+
+
+def _count(model, clips, limit, device, precision):
+    """{'BOOK SCALE': CodeUse} over frames of the clips; {} for methods without codebooks."""
+    uses, total = {}, sum(map(len, clips))
+    count = min(limit or total, total)
+    # Evenly spread over all frames of all clips, one after the other.
+    wanted = {i * total // count for i in range(count)} if count else set()
+    start = 0
+    for clip in tqdm(clips, desc='codes', unit='clip', dynamic_ncols=True):
+        indices = [i for i in range(len(clip)) if start + i in wanted]
+        start += len(clip)
+        if indices and not _count_clip(model, clip, indices, uses, device, precision):
+            return {}
+    return uses
+
+
+@torch.inference_mode()
+def _count_clip(model, clip, indices, uses, device, precision):
+    """Adds the frames of one clip; False where the method has no codes."""
+    driven = DrivenSource(model, to_tensor(clip.read([0]), device), precision)
+    for frame in (frame for index in indices for frame in clip.read([index])):
+        driving = to_tensor([frame], device)
+        generated = driven.generate(driven.pose(driving)[1])
+        with driven.autocast:
+            chosen = model.chosen_codes(generated, driving)
+        if not chosen:
+            return False
+        count_codes([(frame, chosen)], uses, len(frame))
+    return True
+
+
+# ---------------------------------------------------------------------------- files
+
+def _counted(clips, limit):
+    total = sum(map(len, clips))
+    return f'over {min(limit or total, total)} frames of {len(clips)} clips'
+
+
+def _code_sheets(model, uses, size, about):
+    flows = model.code_flows()
+    sheets = [Sheet('codes-usage.png', 'Code usage', about, draw_usage(uses, about))]
+    for book in dict.fromkeys(use.book for use in uses.values()):
+        mine = {name: use for name, use in uses.items() if use.book == book}
+        sheets.append(Sheet(f'codes-{book}.png', f'{book.capitalize()} codes', about,
+                            draw_all_codes(book, mine, size, flows.get(book))))
+        sheets += [Sheet(f'codes-{name.replace(" ", "-")}-windows.png', f'Windows of {name}', about, draw_atlas(name, use))
+                   for name, use in mine.items()]
+    return sheets
+
+
+def _save(folder, sheets):
+    for sheet in sheets:
+        save_png(folder / sheet.file, sheet.picture)
+
+
+def _for_page(sheet):
+    """What the page needs of a sheet: a palette would blur photographs, so it is the PNG that was saved."""
+    file = io.BytesIO()
+    Image.fromarray(sheet.picture).save(file, format='PNG')
+    height, width, _ = sheet.picture.shape
+    return {'file': sheet.file, 'title': sheet.title, 'text': sheet.text, 'width': width, 'height': height,
+            'data': base64.b64encode(file.getvalue()).decode()}
+
+
+def _write(folder, report, sections):
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text = environment.get_template('inspect.html.j2').render(about=report['about'], sections=sections,
+                                                              codes=report.get('codes', {}))
+    with written_whole(folder / 'inspect.html') as path:
+        path.write_text(text, encoding='utf-8')
+    with written_whole(folder / 'inspect.json') as path:
+        path.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n', encoding='utf-8')
