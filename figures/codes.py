@@ -1,4 +1,4 @@
-"""What codes mean: how often each is chosen over many frames, the image windows that choose it, the flow it decodes to."""
+"""What codes mean: how often each is chosen, the image windows that choose it, the flow it decodes to."""
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class CodeUse:
         margin = (CONTEXT - 1) // 2 * patch
         padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode='edge')
         seen = set()
-        for place in distance.ravel().argsort(kind='stable').tolist():                       # one window per code and frame
+        for place in distance.ravel().argsort(kind='stable').tolist():    # one window per code and frame
             code = int(indices.flat[place])
             if code in seen or distance.flat[place] >= self.nearest[code, -1]:
                 continue
@@ -89,7 +89,8 @@ def draw_usage(uses, about):
 
     about: over which frames, in words
     """
-    writer = Writer(CHART[0] + 2 * EDGE, 'Code usage', f'How often each code was chosen {about}. Red marks codes that were '
+    writer = Writer(CHART[0] + 2 * EDGE, 'Code usage',
+                    f'How often each code was chosen {about}. Red marks codes that were '
                     'never chosen; lines divide the groups of codes that scales add.')
     for name, use in uses.items():
         numbers = use.as_json()
@@ -97,7 +98,8 @@ def draw_usage(uses, about):
         writer.text(f'{_readable(name)}: {numbers["used"]} of {use.count} codes chosen, perplexity '
                     f'{numbers["perplexity"]:.1f}, {most:.1f} % of all places choose the same', TEXT, INK)
         edges = {other.first + other.count - use.first for other in uses.values() if other.book == use.book}
-        writer.picture(draw_bars(use.counts, *CHART, [edge for edge in sorted(edges) if 0 < edge < use.count]), EDGE, writer.y)
+        writer.picture(draw_bars(use.counts, *CHART, [edge for edge in sorted(edges) if 0 < edge < use.count]), EDGE,
+                       writer.y)
         writer.y += CHART[1] + GAP
     return writer.sheet()
 
@@ -111,8 +113,9 @@ def draw_all_codes(book, uses, size, flows=None):
     stops = sorted({use.first + use.count for use in uses.values()})
     live = sorted({code + use.first for use in uses.values() for code in np.flatnonzero(use.counts).tolist()})
     what = 'the image window that is nearest to it' if flows is None else 'the flow that it decodes to'
-    writer = Writer(COLUMNS * (TILE + 2) + 2 * EDGE, f'{book.capitalize()} codes', f'All {stops[-1]} codes by their index, '
-                    f'{COLUMNS} to a row; each shows {what}. Grey: the {stops[-1] - len(live)} codes that nothing chose.')
+    writer = Writer(COLUMNS * (TILE + 2) + 2 * EDGE, f'{book.capitalize()} codes',
+                    f'All {stops[-1]} codes by their index, '
+                    f'{COLUMNS} to a row; each shows {what}. Grey: the {stops[-1] - len(live)} codes never chosen.')
     if flows is None:
         windows = code_windows(uses)
         tiles = {code: _enlarged(_middle(windows[book, code]), TILE) for code in live}
@@ -129,7 +132,8 @@ def draw_all_codes(book, uses, size, flows=None):
         writer.y += -(-(stop - start) // COLUMNS) * (TILE + 2) + GAP
     if flows is not None:
         writer.picture(colour_wheel(WHEEL), EDGE, writer.y)
-        writer.text(f'Direction as seen from the middle of the wheel; full colour is {scales.motion["residual"]:g} px of the '
+        writer.text(f'Direction as seen from the middle of the wheel; full colour is {scales.motion["residual"]:g} px '
+                    'of the '
                     'image or more.', TEXT, FAINT, EDGE + WHEEL + GAP)
         writer.y += WHEEL
     return writer.sheet()
@@ -138,8 +142,10 @@ def draw_all_codes(book, uses, size, flows=None):
 def draw_atlas(name, use):
     """The codes of a scale that are used most, in two columns: number and share beside the windows nearest to it."""
     side = BESIDE + WINDOWS * (LARGE + 4)
-    writer = Writer(2 * (side + EDGE) + GAP, f'What codes stand for: {_readable(name)}', f'The {SHOWN} codes used most, with '
-                    'the share of places that choose them, and the image windows nearest to them, each of another frame. '
+    writer = Writer(2 * (side + EDGE) + GAP, f'What codes stand for: {_readable(name)}',
+                    f'The {SHOWN} codes used most, with '
+                    'the share of places that choose them, and the image windows nearest to them, each of another '
+                    'frame. '
                     'The line is the window; around it is as much again.')
     codes = [code for code in np.argsort(-use.counts, kind='stable')[:SHOWN].tolist() if use.counts[code]]
     rows, top = -(-len(codes) // 2), writer.y

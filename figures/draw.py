@@ -145,7 +145,8 @@ def _code(panel, scales, cell, arrows):
     if window is not None:
         return enlarge(window, cell)
     picture = Image.new('RGB', (cell, cell), EMPTY)
-    ImageDraw.Draw(picture).text((cell / 2, cell / 2), str(int(panel.value)), INK, ImageFont.load_default(cell // 5), 'mm')
+    ImageDraw.Draw(picture).text((cell / 2, cell / 2), str(int(panel.value)), INK, ImageFont.load_default(cell // 5),
+                                 'mm')
     return np.asarray(picture)
 
 

@@ -160,7 +160,8 @@ def _code_sheets(model, uses, size, about):
         mine = {name: use for name, use in uses.items() if use.book == book}
         sheets.append(Sheet(f'codes-{book}.png', f'{book.capitalize()} codes', about,
                             draw_all_codes(book, mine, size, flows.get(book))))
-        sheets += [Sheet(f'codes-{name.replace(" ", "-")}-windows.png', f'Windows of {name}', about, draw_atlas(name, use))
+        sheets += [Sheet(f'codes-{name.replace(" ", "-")}-windows.png', f'Windows of {name}', about,
+                         draw_atlas(name, use))
                    for name, use in mine.items()]
     return sheets
 

@@ -107,8 +107,8 @@ def _legend(writer, scales, has_indices):
         writer.picture(colour_wheel(WHEEL), left, top)
         writer.y = top
         full = ', '.join(f'of a {kind} {amount:g} px or more' for kind, amount in scales.motion.items())
-        writer.text('The colour of a motion says in which direction the source is looked up, as seen from the middle of '
-                    f'the wheel. White stands still; full colour is, {full}.', TEXT, FAINT,
+        writer.text('The colour of a motion says in which direction the source is looked up, as seen from the middle '
+                    f'of the wheel. White stands still; full colour is, {full}.', TEXT, FAINT,
                     left + WHEEL + GAP, min(300, writer.width - left - WHEEL - GAP - EDGE))
         ends += [writer.y, top + WHEEL]
         left += WHEEL + 300 + 3 * GAP
@@ -119,7 +119,8 @@ def _legend(writer, scales, has_indices):
         writer.picture(heat_scale(*BAR), left, writer.y + 3)
         writer.text(f'0 to {full:g} {unit}', TEXT, FAINT, left + BAR[0] + GAP)
     if scales.bases:
-        writer.text('Features: red, green and blue are their three main directions, found once for all that are side by '
+        writer.text('Features: red, green and blue are their three main directions, found once for all that are side '
+                    'by '
                     'side at a scale.', TEXT, FAINT, left)
     if has_indices:
         writer.text('Indices: one colour per number; equal colours are equal numbers.', TEXT, FAINT, left)

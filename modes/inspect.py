@@ -21,13 +21,15 @@ def add_arguments(parser):
     add_device(parser)
     parser.add_argument('--source_image', help="image; without it, the test set's first clips are looked at")
     parser.add_argument('--driving_video', help='video file or folder of frames')
-    parser.add_argument('--frames', type=int, nargs='+', metavar='N', help='frames of the driving video to look at, from '
+    parser.add_argument('--frames', type=int, nargs='+', metavar='N',
+                        help='frames of the driving video to look at, from '
                         f'0; default: {MOMENTS} spread over it, one of each test clip')
     parser.add_argument('--absolute', action='store_true', help="take the driver's pose as it is; test clips always do")
     parser.add_argument('--at', type=int, nargs=2, metavar=('X', 'Y'),
                         help='a pixel of the picture to look at closely: what attention reads for it')
     parser.add_argument('--arrows', action='store_true', help='draw arrows over flows')
-    parser.add_argument('--code_frames', type=int, default=200, metavar='N', help='frames of the test set that codes are '
+    parser.add_argument('--code_frames', type=int, default=200, metavar='N',
+                        help='frames of the test set that codes are '
                         'counted over, evenly spread; default 200, 0 for all')
     parser.add_argument('--out', help='folder of the pictures; default: inspect in the run folder')
 
@@ -65,7 +67,7 @@ def test_cases(options, config):
 
 
 def given_case(options, config):
-    """(the InspectCase of the user's files, clips that codes are counted over: the test set, else the driving video)."""
+    """(the InspectCase of the user's files, clips that codes are counted over: test set or driver)."""
     from animate import squeeze
     from datasets.build import test_clips
     from datasets.constant_rate import open_constant_rate

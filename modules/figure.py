@@ -131,7 +131,8 @@ def motion_figure(moment):
     numbers, before = {}, None
     for i, flow in enumerate(generated.flows):
         moved = Panel('image', f'source moved by M{i}', warp(moment.source, flow))
-        occlusion = ([Panel('share', f'visible {i}', generated.occlusions[i], f'mean {generated.occlusions[i].mean():.3f}')]
+        occlusion = ([Panel('share', f'visible {i}', generated.occlusions[i],
+                            f'mean {generated.occlusions[i].mean():.3f}')]
                      if i < len(generated.occlusions) else [])
         panels = [Panel('flow', f'flow M{i}', flow), moved, *occlusion]
         if before is not None:

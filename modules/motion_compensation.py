@@ -89,7 +89,7 @@ class MotionCompensation(nn.Module):
         return from_displacement(residual.float()), occlusion.float(), motion
 
     def decode_codes(self):
-        """What each code means: D_M of a 3 x 3 field of it alone, its middle token: (K, p, p, 2) differences of flows."""
+        """What codes mean: D_M of a 3 x 3 field of each alone, middle token: (K, p, p, 2) differences of flows."""
         codes, size = self.codebook.embedding, self.retrieval.size[0]
         decoded = self.decode(codes[:, :, None, None].expand(-1, -1, 3, 3)).float()                  # (K, 2, 3p, 3p)
         patch = decoded.shape[-1] // 3

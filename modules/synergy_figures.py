@@ -49,7 +49,8 @@ def _codebooks(moment, chosen):
                        Panel('feature', 'from codes', quantized.vectors, basis=f'scale {i + 1}'),
                        Panel('heat', 'distance', error, f'{100 * share:.1f} % of the feature', unit='of features')]
         rows.append(Row(f'scale {i + 1}', panels))
-    return Figure('codebooks', 'Codebooks', 'Left: each flow before it is refined, and rebuilt from motion codes (Fig. 7). '
+    return Figure('codebooks', 'Codebooks',
+                  'Left: each flow before it is refined, and rebuilt from motion codes (Fig. 7). '
                   'Right: encoded driving features, and the appearance codes nearest to them (Fig. 8).', rows, numbers)
 
 
@@ -83,8 +84,10 @@ def _appearance(model, moment):
             Panel('feature', 'compensated', generated.compensated[i], basis=part),
             Panel('image', 'frame without it', made),
             Panel('heat', 'what it changes', effect, spread_note(effect, '%'), unit='% of range')]))
-    return Figure('appearance', 'Appearance', 'Warped features before and after compensation (Fig. 11), drawn in the same '
-                  'colours, and what the frame loses when the compensation of that scale is switched off.', rows, numbers)
+    return Figure('appearance', 'Appearance',
+                  'Warped features before and after compensation (Fig. 11), drawn in the same '
+                  'colours, and what the frame loses when the compensation of that scale is switched off.', rows,
+                  numbers)
 
 
 def _reads(model, moment):
@@ -110,8 +113,10 @@ def _reads(model, moment):
             panels += [_code_panel(name, code, meaning.get(name)) for code in codes]
             rows.append(Row('', panels))
     x, y = moment.at
-    return Figure('reads', f'Codes read for x {x}, y {y}', 'Share of the cross-attention that each code gets, mean over '
-                  'heads and layers, and the codes that get most: the flow that a motion code decodes to, an image window that '
+    return Figure('reads', f'Codes read for x {x}, y {y}',
+                  'Share of the cross-attention that each code gets, mean over '
+                  'heads and layers, and the codes that get most: the flow that a motion code decodes to, an image window '
+                  'that '
                   'is nearest to an appearance code, its number where no window chose it.', rows,
                   {'at': [x, y], 'codes': numbers})
 

@@ -11,9 +11,9 @@ import pytest
 import run
 from tests.tiny import ROOT
 
-MODEL = {'reconstruction', 'animate', 'evaluate', 'export', 'doctor'}      # those that load one
+MODEL = {'reconstruction', 'animate', 'evaluate', 'inspect', 'export', 'doctor'}      # those that load one
 TRAINING = {'train', 'demo'}
-ANIMATE, EVALUATE, PREPARE, STUDY = {'animate'}, {'evaluate'}, {'prepare'}, {'study'}
+ANIMATE, EVALUATE, INSPECT, PREPARE, STUDY = {'animate'}, {'evaluate'}, {'inspect'}, {'prepare'}, {'study'}
 
 READERS = {
     '--mode': set(run.MODES),
@@ -24,8 +24,8 @@ READERS = {
     '--checkpoint': MODEL,
     '--device': MODEL - {'export'} | TRAINING | STUDY,
     '--resume': {'train'},
-    '--source_image': ANIMATE, '--driving_video': ANIMATE, '--result_video': ANIMATE,
-    '--relative': ANIMATE | STUDY, '--absolute': ANIMATE | STUDY, '--adapt_scale': ANIMATE | STUDY,
+    '--source_image': ANIMATE | INSPECT, '--driving_video': ANIMATE | INSPECT, '--result_video': ANIMATE,
+    '--relative': ANIMATE | STUDY, '--absolute': ANIMATE | INSPECT | STUDY, '--adapt_scale': ANIMATE | STUDY,
     '--find_best_frame': ANIMATE | STUDY, '--smooth': ANIMATE | STUDY,
     '--face_index': ANIMATE, '--paste_back': ANIMATE, '--side_by_side': ANIMATE,
     '--crop': ANIMATE | PREPARE,
@@ -35,7 +35,8 @@ READERS = {
     '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE,
     '--checkpoints': STUDY, '--pairs': STUDY, '--design': STUDY, '--comparisons': STUDY, '--checks': STUDY,
     '--seed': STUDY, '--collect': STUDY,
-    '--out': {'prepare', 'import', 'export', 'study'},
+    '--frames': INSPECT, '--at': INSPECT, '--arrows': INSPECT, '--code_frames': INSPECT,
+    '--out': {'prepare', 'import', 'export', 'inspect', 'study'},
     '--from': {'import'},
     '--json': {'doctor'},
 }
