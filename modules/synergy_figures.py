@@ -115,7 +115,8 @@ def _reads(model, moment):
     x, y = moment.at
     return Figure('reads', f'Codes read for x {x}, y {y}',
                   'Share of the cross-attention that each code gets, mean over '
-                  'heads and layers, and the codes that get most: the flow that a motion code decodes to, an image window '
+                  'heads and layers, and the codes that get most: the flow that a motion code decodes to, an '
+                  'image window '
                   'that '
                   'is nearest to an appearance code, its number where no window chose it.', rows,
                   {'at': [x, y], 'codes': numbers})
