@@ -96,7 +96,8 @@ def train(config, run, device):
             state.set_learning_rate(step)
             torch.manual_seed(hash_seed(params.seed, step, rank))
             motion_only = step <= params.motion_iterations
-            adversarial = discriminator is not None and step > max(params.objective_params.adversarial_start, params.motion_iterations)
+            adversarial = discriminator is not None and step > max(params.objective_params.adversarial_start,
+                                                                   params.motion_iterations)
             undo = state.remember_buffers()
 
             # Generator and discriminator gradients, micro-batch by micro-batch.
@@ -109,7 +110,8 @@ def train(config, run, device):
                         if world > 1 and not last and wrapped is not None:
                             context.enter_context(wrapped.no_sync())
                     with frozen(discriminator) if adversarial else nullcontext(), autocast:
-                        result = generator_step(source, driving, transform, discriminator if adversarial else None, motion_only)
+                        result = generator_step(source, driving, transform, discriminator if adversarial else None,
+                                                motion_only)
                     (result.total / params.accumulate).backward()
                     losses = {'total': result.total.detach(), **result.losses}
                     if adversarial:
@@ -120,7 +122,8 @@ def train(config, run, device):
 
             # The update, or none: all processes skip a step that is not finite in any of them.
             norm = state.gradient_norm(params.clip_norm)
-            broken, stop = distributed.any_rank(~torch.isfinite(norm + losses['total']), stopping.requested, device=device)
+            broken, stop = distributed.any_rank(~torch.isfinite(norm + losses['total']), stopping.requested,
+                                                device=device)
             if broken:
                 skipped += 1
                 undo()
@@ -139,11 +142,14 @@ def train(config, run, device):
             means.add({'data/wait_s': torch.tensor(waited), 'data/skipped_clips': batch['skipped'].sum()})
             if step % params.log_every == 0:
                 figures = means.read()
-                run.scalars(step, figures | {'diagnostics/skipped_steps': skipped, 'learning_rate': state.learning_rate(step)})
-                progress.set_postfix({name: f'{figures[name]:.3g}' for name in ('total', 'l1', 'data/wait_s') if name in figures})
+                run.scalars(step, figures | {'diagnostics/skipped_steps': skipped,
+                                             'learning_rate': state.learning_rate(step)})
+                progress.set_postfix({name: f'{figures[name]:.3g}' for name in ('total', 'l1', 'data/wait_s')
+                                      if name in figures})
             progress.update()
             last = step == params.num_iterations or stop
-            if validation is not None and not motion_only and (step % params.val_every == 0 or step == params.num_iterations):
+            due = step % params.val_every == 0 or step == params.num_iterations
+            if validation is not None and not motion_only and due:
                 validation(state.ema, step)
             if step % params.save_every == 0 or last:
                 run.save(state.checkpoint(config, step), step, params.keep_checkpoints)
@@ -273,8 +279,9 @@ def training_loader(config, step):
     dataset = PairDataset(training_people(data, size), params.seed, augmentation, data.max_broken)
     stream = Stream(params.batch_size // distributed.world(), distributed.rank(), distributed.world(), step,
                     params.num_iterations)
-    return DataLoader(dataset, batch_sampler=stream, num_workers=params.num_workers, pin_memory=torch.cuda.is_available(),
-                      persistent_workers=False, prefetch_factor=4 if params.num_workers else None,
+    return DataLoader(dataset, batch_sampler=stream, num_workers=params.num_workers,
+                      pin_memory=torch.cuda.is_available(), persistent_workers=False,
+                      prefetch_factor=4 if params.num_workers else None,
                       worker_init_fn=_quiet_worker)
 
 

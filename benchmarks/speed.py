@@ -1,6 +1,7 @@
 """How fast is the model, in a unit that travels?
 
-    python -m benchmarks.speed [--device cpu|cuda] [--config config/vox-256.yaml] [--batch 2] [--ablate [NAME ...]] [--json FILE]
+    python -m benchmarks.speed [--device cpu|cuda] [--config config/vox-256.yaml] [--batch 2] [--ablate [NAME ...]]
+                               [--json FILE]
 
 The yardstick is torchvision's ResNet-50 in fp32: one forward pass of one 256 px image for an animated frame, one
 training step of 8 images of 224 px (SGD) for a training step. Yardstick and model take turns, and the ratio is taken
@@ -138,7 +139,8 @@ class Training:
         model = build_model(config)
         vgg = VGG19().state_dict() if needs_vgg(params.objective_params) else None
         self.objective = build_objective(config, model, vgg).to(device, memory_format=torch.channels_last)
-        self.discriminator = build_discriminator(config).to(device) if needs_discriminator(params.objective_params) else None
+        needed = needs_discriminator(params.objective_params)
+        self.discriminator = build_discriminator(config).to(device) if needed else None
         self.state = State(params, model, self.discriminator)
         if params.checkpointing:
             model.recompute_blocks()
@@ -349,7 +351,7 @@ def ablation(clock, work, repeats, names):
 # ---------------------------------------------------------------------------- parts, each in its own process
 
 def peak_memory(device, function):
-    """GiB at the height of `function`, with what was there before: of the process on a CPU (Linux), of the allocator on a GPU."""
+    """GiB at the height of `function`, with what was there before: of the process (Linux) or the GPU's allocator."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         function()

@@ -228,7 +228,7 @@ class Mrfa(FirstOrderTalkingHead):
         volume = CorrelationVolume(self.structure.encode_driving(driving.value), features.structure,
                                    self.params.structure_params.radius, self.params.structure_params.levels)
 
-        state, correction = None, prior.still()
+        state, moved, correction = None, None, prior.still()
         for scale, feature in enumerate(reversed(features.pyramid)):
             feature = feature.expand(batch, -1, -1, -1)                            # one source, many poses
             size = feature.shape[-2:]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.parity.comparison import FLOW, IMAGE, UNIT, Comparison, numpy, relative, relative_array
+from benchmarks.parity.comparison import FLOW, IMAGE, Comparison, numpy, relative, relative_array
 from benchmarks.parity.forward import outputs_of, shared_motion
 from benchmarks.parity.weights import filled, from_fixture, images, vgg_state
 from modules.build import build_objective

@@ -1,0 +1,49 @@
+"""The house: imports point downwards, every module is on the map, the linter is content."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import ROOT
+
+# From the ground up; folders and files of one line do not import each other.
+FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'), ('logger', 'evaluation'),
+          ('train', 'reconstruction', 'animate', 'tools', 'figures'), ('modes',), ('run',))
+PLACES = [place for floor in FLOORS for place in floor]
+MODULES = sorted(path.relative_to(ROOT) for place in PLACES
+                 for path in ([ROOT / f'{place}.py'] if (ROOT / f'{place}.py').is_file()
+                              else (ROOT / place).rglob('*.py')) if path.name != '__init__.py')
+
+
+def imported(path):
+    """The top-level places of this project, and of tests and benchmarks, that a module imports anywhere in it."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding='utf-8'))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name.partition('.')[0] for name in names)
+
+
+@pytest.mark.parametrize('path', MODULES, ids=str)
+def test_imports_point_downwards(path):
+    own = path.parts[0].removesuffix('.py')
+    floor = next(i for i, places in enumerate(FLOORS) if own in places)
+    below = {own, *(place for places in FLOORS[:floor] for place in places)}
+    assert {name for name in imported(path) if name in (*PLACES, 'tests', 'benchmarks')} <= below
+
+
+def test_all_python_files_have_a_floor():
+    top = {path.stem for path in ROOT.glob('*.py')} | {path.parts[-2] for path in ROOT.glob('*/*.py')}
+    assert top - {'tests', 'benchmarks'} == set(PLACES)
+
+
+def test_every_module_is_on_the_map():
+    text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+    assert not [str(path) for path in MODULES if f'`{path.as_posix()}`' not in text]
+
+
+def test_the_linter_is_content():
+    found = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT, capture_output=True,
+                           text=True)
+    assert found.returncode == 0, found.stdout
