@@ -248,9 +248,11 @@ class State:
 
 
 def resume(run, config, state):
-    """Load the run folder's newest whole checkpoint into `state`; returns its step, 0 if there is none."""
+    """Load the run folder's newest whole checkpoint into `state`, or what training begins with: returns its step, 0."""
     found = run.newest()
     if found is None:
+        for model in (state.model, state.ema):
+            weights.load_pretrained(model)
         return 0
     path, checkpoint = found
     check_same_model(config, checkpoint, path)

@@ -86,6 +86,10 @@ class Dagan(Fomm):
         self.disparity_encoder = Encoder(params.widths, in_channels=1)
         self.attention = CrossModalAttention(params.widths[-1], params.attention_channels)
 
+    def pretrained_parts(self):
+        folder = self.params.depth_params.pretrained
+        return {'depth': (self.depth, folder)} if folder else {}
+
     def observe(self, image):
         image = to_unit(image)
         return torch.cat([image, self.depth(image)], dim=1)

@@ -142,6 +142,13 @@ class TalkingHead(nn.Module):
         """
         return {}
 
+    def pretrained_parts(self) -> dict[str, tuple[nn.Module, str]]:
+        """Parts that training begins with as others have trained them: {layout: (part, folder of its files)}.
+
+        layout: key of modules.published.formats.LAYOUTS. Checkpoints hold these parts like all others.
+        """
+        return {}
+
     def after_update(self, generated: Generated) -> None:
         """Called after each update of the weights, with what the step's `forward` gave; most methods need nothing."""
 

@@ -34,6 +34,12 @@ METHODS = {
     'fomm': lambda: first_order('fomm-vox-256.yaml', 'model_params.num_bottleneck_blocks=1'),
     'mcnet': lambda: first_order('mcnet-vox-256.yaml', 'model_params.memory_channels=8', 'model_params.memory_size=4',
                                    'model_params.style_channels=8', 'model_params.style_hidden=8'),
+    'mrfa': lambda: first_order('mrfa-vox-256.yaml', 'model_params.num_down_blocks=3',
+                                'model_params.flow_update_width=8', 'model_params.structure_params={channels: 8, '
+                                'block_expansion: 4, num_blocks: 2, max_features: 8}'),
+    'dagan': lambda: first_order('dagan-vox-256.yaml', 'model_params.num_bottleneck_blocks=1',
+                                 'model_params.attention_channels=4',
+                                 'model_params.depth_params={pretrained: null, block_expansion: 8, num_stages: 2}'),
 }
 
 

@@ -32,7 +32,11 @@ SMALL_FIRST_ORDER = [*SMALL, 'model_params.block_expansion=8', 'model_params.max
 SMALL_METHOD = {'fomm': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1'],
                 'fomm-adv': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1'],
                 'mcnet': [*SMALL_FIRST_ORDER, 'model_params.memory_channels=16', 'model_params.memory_size=6',
-                          'model_params.style_channels=12', 'model_params.style_hidden=8']}
+                          'model_params.style_channels=12', 'model_params.style_hidden=8'],
+                'mrfa': [*SMALL_FIRST_ORDER, 'model_params.num_down_blocks=3', 'model_params.flow_update_width=8',
+                         'model_params.structure_params={block_expansion: 4, num_blocks: 2, max_features: 16, channels: 8}'],
+                'dagan': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1', 'model_params.attention_channels=4',
+                          'model_params.depth_params={pretrained: null, block_expansion: 8, num_stages: 3}']}
 SMALL_SYNERGY = [*SMALL, 'model_params.autoencoder_params={channels: [16, 12, 8, 8], res_blocks: 1, norm_groups: 4}',
                  'model_params.motion_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',
                  'model_params.appearance_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',
@@ -58,6 +62,9 @@ def small_model(name):
     torch.manual_seed(0)
     model = build_model(small_config(name))
     nn.init.normal_(model.keypoint_detector.jacobian.weight, std=0.02)
+    model.head.weight.data.mul_(3)
+    if name == 'dagan':
+        nn.init.constant_(model.attention.gamma, 0.7)
     if name == 'mcnet':
         nn.init.constant_(model.compensation.condition.noise_strength, 0.5)
     return model.eval()
@@ -101,7 +108,7 @@ def train(config, steps):
 
 # ---------------------------------------------------------------------------- the interface
 
-@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
 @torch.no_grad()
 def test_a_batch_gives_what_its_samples_give_alone(name):
     model, source, driving = small_model(name), random_images(3, 1), random_images(3, 2)
@@ -112,7 +119,7 @@ def test_a_batch_gives_what_its_samples_give_alone(name):
         torch.testing.assert_close(together.prediction[i:i + 1], alone.prediction, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
 @torch.no_grad()
 def test_one_encoded_source_serves_many_poses(name):
     model, source, driving = small_model(name), random_images(1, 1), random_images(3, 2)
@@ -122,7 +129,7 @@ def test_one_encoded_source_serves_many_poses(name):
     assert not rendered.losses and rendered.source_keypoints is None
 
 
-@pytest.mark.parametrize('name', ['fomm', 'mcnet'])
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
 @torch.no_grad()
 def test_images_are_in_our_range(name):
     model = small_model(name)
@@ -142,7 +149,9 @@ def test_mcnet_shows_the_warped_source_where_it_is_visible():
 
 @pytest.mark.parametrize('name, sub_network, count', [
     ('fomm', None, 45_575_391 + 14_215_368), ('fomm-adv', None, 45_575_391 + 14_215_368),
-    ('mcnet', None, 87_583_005 + 14_258_268), ('mcnet', 'compensation', 25_049_289)])
+    ('mcnet', None, 87_583_005 + 14_258_268), ('mcnet', 'compensation', 25_049_289),
+    ('mrfa', None, 14_153_592 + 37_730_268 + 64_325_476), ('mrfa', 'dense_motion', 37_730_268),
+    ('dagan', None, 46_096_917 + 14_262_519 + 11_689_512 - 513_000 + 3_152_724)])   # its ResNet without the classifier
 def test_parameters_are_as_many_as_published(name, sub_network, count):
     with torch.device('meta'):
         model = build_model(schema.load(ROOT / 'config' / f'{name}-vox-256.yaml'))
@@ -212,7 +221,7 @@ def test_mcnet_has_no_uninitialised_weights():
 
 # ---------------------------------------------------------------------------- training
 
-@pytest.mark.parametrize('name', ['fomm', 'fomm-adv', 'mcnet'])
+@pytest.mark.parametrize('name', ['fomm', 'fomm-adv', 'mcnet', 'mrfa', 'dagan'])
 def test_a_recipe_trains(name):
     history = [losses for losses, _ in train(small_config(name), 16)]
     for losses in history:
@@ -220,8 +229,8 @@ def test_a_recipe_trains(name):
     assert history[-1]['l1'] < 0.9 * history[0]['l1']
     assert history[-1]['total'] < 0.9 * history[0]['total']
     assert ('feature_consistency' in history[0]) == (name == 'mcnet')
-    assert ('discriminator_real' in history[0]) == (name == 'fomm-adv')
-    if name == 'fomm-adv':
+    assert ('discriminator_real' in history[0]) == (name in ('fomm-adv', 'dagan'))
+    if name in ('fomm-adv', 'dagan'):
         assert history[-1]['discriminator_real'] + history[-1]['discriminator_fake'] < \
             history[0]['discriminator_real'] + history[0]['discriminator_fake']
 
@@ -247,7 +256,7 @@ def test_ablations_are_the_rows_of_both_tables():
 
 def test_a_discriminator_is_built_only_where_it_has_a_weight():
     wanted = {name: needs_discriminator(small_config(name).train_params.objective_params) for name in SMALL_METHOD}
-    assert wanted == {'fomm': False, 'fomm-adv': True, 'mcnet': False}
+    assert wanted == {'fomm': False, 'fomm-adv': True, 'mcnet': False, 'mrfa': False, 'dagan': True}
 
 
 def test_an_unknown_loss_is_refused_by_its_nearest_name():
@@ -350,7 +359,7 @@ def test_spectral_norm_bounds_every_kernel():
 
 # ---------------------------------------------------------------------------- published checkpoints
 
-IMPORTS = [('fomm', 'fomm'), ('fomm', 'fomm-adv'), ('mcnet', 'mcnet')]
+IMPORTS = [('fomm', 'fomm'), ('fomm', 'fomm-adv'), ('mcnet', 'mcnet'), ('dagan', 'dagan')]
 
 
 def small_networks(name):

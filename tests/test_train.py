@@ -261,8 +261,8 @@ def small(method, *overrides):
     return schema.load(ROOT / 'config' / f'{method}-vox-256.yaml', sets)
 
 
-@pytest.mark.parametrize('config', [tiny, partial(small, 'fomm'), partial(small, 'mcnet')],
-                         ids=['synergy', 'fomm', 'mcnet'])
+@pytest.mark.parametrize('config', [tiny, *(partial(small, name) for name in ('fomm', 'mcnet', 'mrfa', 'dagan'))],
+                         ids=['synergy', 'fomm', 'mcnet', 'mrfa', 'dagan'])
 def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, config):
     config = config('train_params.motion_iterations=2', 'train_params.num_iterations=3', 'train_params.save_every=1')
     folder = RunFolder(tmp_path)
@@ -275,7 +275,7 @@ def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, confi
     assert painted >= {'keypoint_detector', 'dense_motion', 'encoder'}
 
 
-@pytest.mark.parametrize('method', ['fomm-adv', 'mcnet'])
+@pytest.mark.parametrize('method', ['fomm-adv', 'mcnet', 'mrfa', 'dagan'])
 def test_the_compared_methods_resume_exactly(tmp_path, method):
     config = small(method, 'train_params.num_iterations=4', 'train_params.save_every=2', 'train_params.ema_decay=0.9')
     whole, resumed = (RunFolder(tmp_path / name) for name in ('whole', 'resumed'))

@@ -131,6 +131,12 @@ FORMATS = {
 }
 
 
+# Also of parts of a model, which no checkpoint of a method holds.
+LAYOUTS = FORMATS | {
+    'depth': Format('dagan', DEPTH_NETWORKS, _depth_networks, depth_origin, lambda part: {}, discriminator=None),
+}
+
+
 def flatten_checkpoint(source, loaded, ema=False):
     """Loaded checkpoint files of the format `source` -> '<network>/<name>' -> tensor.
 
@@ -138,7 +144,7 @@ def flatten_checkpoint(source, loaded, ema=False):
     ema:     take averaged weights for the networks that have them (the paper's net_g), instead of the raw ones
     Raises ImportFault for a file of another network, method or kind, for a network that is given twice or not at all.
     """
-    layout, networks = FORMATS[source], {}
+    layout, networks = LAYOUTS[source], {}
     known = [*layout.networks, layout.discriminator] if layout.discriminator else layout.networks
     for contents in loaded:
         for network, state in _unpack(source, contents, ema).items():
@@ -155,13 +161,13 @@ def flatten_checkpoint(source, loaded, ema=False):
 
 def has_discriminator(source, published):
     """Whether the tensors '<network>/<name>' of format `source` include the discriminator's."""
-    return any(name.startswith(f'{FORMATS[source].discriminator}/') for name in published)
+    return any(name.startswith(f'{LAYOUTS[source].discriminator}/') for name in published)
 
 
 def _unpack(source, contents, ema):
     if not isinstance(contents, dict):
         raise ImportFault(f'the file is no checkpoint of format {source}: it holds a {type(contents).__name__}')
-    networks = FORMATS[source].unpack(contents, ema)
+    networks = LAYOUTS[source].unpack(contents, ema)
     if networks is None:
         others = [name for name, layout in FORMATS.items() if layout.unpack(contents, False) is not None]
         holds = f'it is one of format {others[0]}' if others else f'it holds {_few(contents)}'
@@ -185,7 +191,7 @@ def _ours(model, discriminator):
 
 def published_shapes(source, model, discriminator=None):
     """'<network>/<name>' -> shape of every tensor that the format `source` stores for these networks."""
-    layout = FORMATS[source]
+    layout = LAYOUTS[source]
     shapes = {name: tuple(tensor.shape) for name, tensor in layout.constants(model).items()}
     for name, tensor in _ours(model, discriminator).items():
         origin = layout.origin(model, name)
@@ -203,7 +209,7 @@ def import_tensors(source, published, model, discriminator=None):
     Every tensor must be used once and none be missing or of another shape; nothing is copied otherwise.
     Raises ImportFault naming the first tensor at fault.
     """
-    layout = FORMATS[source]
+    layout = LAYOUTS[source]
     expected = published_shapes(source, model, discriminator)
     for name, shape in expected.items():
         if name not in published:
