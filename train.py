@@ -25,6 +25,7 @@ from modules import training_memory
 from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, needs_discriminator, needs_vgg
+from modules.published.formats import ImportFault, flatten_checkpoint, import_tensors
 from modules.warp import to_displacement
 from support import distributed, hardware, weights
 from support.errors import UserError
@@ -248,11 +249,11 @@ class State:
 
 
 def resume(run, config, state):
-    """Load the run folder's newest whole checkpoint into `state`, or what training begins with: returns its step, 0."""
+    """Load the run folder's newest whole checkpoint into `state`; returns its step, 0 if there is none."""
     found = run.newest()
     if found is None:
         for model in (state.model, state.ema):
-            weights.load_pretrained(model)
+            load_pretrained(model)
         return 0
     path, checkpoint = found
     check_same_model(config, checkpoint, path)
@@ -260,6 +261,15 @@ def resume(run, config, state):
     run.rewind(checkpoint['step'])
     log.info('resuming from %s', path)
     return checkpoint['step']
+
+
+def load_pretrained(model):
+    """Fill the parts of a TalkingHead that others have trained; UserError if their files are missing or do not fit."""
+    for layout, (part, folder) in model.pretrained_parts().items():
+        try:
+            import_tensors(layout, flatten_checkpoint(layout, weights.pretrained(layout, folder)), part)
+        except ImportFault as fault:
+            raise UserError(f'{folder}: {fault}') from None
 
 
 def check_coarse_flow(config, model):

@@ -200,10 +200,13 @@ def _read(path, seen=()):
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
     raw = _with_new_names(_mapping(raw, str(path)), path)
-    base = raw.pop('base', None)
-    if base is None:
-        return raw
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), raw)
+    bases, merged = raw.pop('base', []), {}
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f'config {path}: base={bases!r}: expected the name of a file, or a list of them')
+    for base in bases:      # later ones win
+        _merge(merged, _read(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, raw)
 
 
 def _with_new_names(section, where, name=''):

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from modules.published.formats import ImportFault, flatten_checkpoint, import_tensors
 from support.errors import UserError
 
-PART_FILES = {'depth': ('encoder.pth', 'depth.pth')}      # of TalkingHead.pretrained_parts, by layout
+PART_FILES = {'depth': ('encoder.pth', 'depth.pth')}      # by layout, see TalkingHead.pretrained_parts
 VGG19_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
@@ -60,21 +59,17 @@ def vgg19():
     return load_tensors(path)
 
 
-def load_pretrained(model):
-    """Fill the parts of a TalkingHead that training begins with as others trained them; UserError if files do not fit."""
-    for layout, (part, folder) in model.pretrained_parts().items():
-        paths = pretrained_files(layout, folder)
-        missing = [str(path) for path in paths if not path.is_file()]
-        if missing:
-            raise UserError(f'training starts with a trained {layout} network, but {" and ".join(missing)} '
-                            f'{"is" if len(missing) == 1 else "are"} missing: README.md, "Methods", says where its authors '
-                            f'publish it; model_params.{layout}_params.pretrained names the folder')
-        try:
-            import_tensors(layout, flatten_checkpoint(layout, [load_tensors(path) for path in paths]), part)
-        except ImportFault as fault:
-            raise UserError(f'{folder}: {fault}') from None
-
-
 def pretrained_files(layout, folder):
-    """Where the files of a pretrained part are."""
+    """Where the files of a part are that others have trained (TalkingHead.pretrained_parts)."""
     return [Path(folder) / name for name in PART_FILES[layout]]
+
+
+def pretrained(layout, folder):
+    """What `pretrained_files` hold; UserError says how to get them."""
+    paths = pretrained_files(layout, folder)
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f'training begins with a trained {layout} network, but {" and ".join(missing)} '
+                        f'{"is" if len(missing) == 1 else "are"} missing: README.md, "Methods", says who publishes it; '
+                        f'model_params.{layout}_params.pretrained names the folder')
+    return [load_tensors(path) for path in paths]

@@ -58,6 +58,17 @@ def test_a_config_inherits_and_changes_only_what_it_names(tmp_path):
     assert child == parent
 
 
+def test_of_several_bases_later_ones_win(tmp_path):
+    (tmp_path / 'sizes.yaml').write_text('train_params: {batch_size: 3, gamma: 0.2}')
+    (tmp_path / 'child.yaml').write_text(f'base: [{VOX}, sizes.yaml]\ntrain_params: {{gamma: 0.7}}')
+    params = schema.load(tmp_path / 'child.yaml').train_params
+    assert (params.batch_size, params.gamma, params.num_iterations) == (3, 0.7, 250_000)
+    for bases in ('3', '[{a: 1}]', '{a: 1}'):
+        (tmp_path / 'child.yaml').write_text(f'base: {bases}')
+        with pytest.raises(UserError, match='expected the name of a file, or a list'):
+            schema.load(tmp_path / 'child.yaml')
+
+
 def test_a_config_survives_being_written(tmp_path):
     config = tiny()
     schema.save(config, tmp_path / 'x.yaml')

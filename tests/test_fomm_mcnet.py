@@ -34,8 +34,10 @@ SMALL_METHOD = {'fomm': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks
                 'mcnet': [*SMALL_FIRST_ORDER, 'model_params.memory_channels=16', 'model_params.memory_size=6',
                           'model_params.style_channels=12', 'model_params.style_hidden=8'],
                 'mrfa': [*SMALL_FIRST_ORDER, 'model_params.num_down_blocks=3', 'model_params.flow_update_width=8',
-                         'model_params.structure_params={block_expansion: 4, num_blocks: 2, max_features: 16, channels: 8}'],
-                'dagan': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1', 'model_params.attention_channels=4',
+                         'model_params.structure_params={block_expansion: 4, num_blocks: 2, max_features: 16, '
+                         'channels: 8}'],
+                'dagan': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1',
+                          'model_params.attention_channels=4',
                           'model_params.depth_params={pretrained: null, block_expansion: 8, num_stages: 3}']}
 SMALL_SYNERGY = [*SMALL, 'model_params.autoencoder_params={channels: [16, 12, 8, 8], res_blocks: 1, norm_groups: 4}',
                  'model_params.motion_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',

@@ -268,7 +268,7 @@ def test_every_mode_runs(name, tmp_path, capsys):
     for mode, arguments in [('train', ['--config', ROOT / 'config' / f'{name}-vox-256.yaml', *sets, *shared]),
                             ('reconstruction', [*model, *shared]), ('animate', [*model, *shared]),
                             ('animate', [*model, *shared, *one]),
-                            ('evaluate', [*model, *shared, '--metrics', 'psnr.rgb'])]:
+                            ('evaluate', [*model, *shared, '--metrics', 'psnr.rgb']), ('inspect', [*model, *shared])]:
         assert run.main(['--mode', mode, *map(str, arguments)]) == 0, capsys.readouterr().err
     folder = tmp_path / 'run'
     assert json.loads((folder / 'reconstruction' / 'metrics.json').read_text())

@@ -392,6 +392,17 @@ def check_training_weights(case):
             yield Finding(OK, 'VGG19 of the perceptual loss is there and complete', str(path))
     else:
         yield Finding(OK, 'this objective needs no VGG19')
+    with torch.device('meta'):
+        parts = build_model(case.config).pretrained_parts()
+    for layout, (_, folder) in parts.items():
+        for path in weights.pretrained_files(layout, folder):
+            try:
+                check_weights_file(path)
+            except UserError as error:
+                yield Finding(BLOCKS, f'training begins with a trained {layout} network: {error}', str(path),
+                              f'README.md, "Methods", says who publishes {path.name}: put it there')
+            else:
+                yield Finding(OK, f'{path.name} of the {layout} network is there', str(path))
 
 
 def check_checkpoint(case):

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from modules.published.names import (dagan_origin, first_order_constants, fomm_origin, mcnet_origin,
-                                     mrfa_constants, mrfa_origin, smac_constants, smac_origin)
+from modules.published.names import (
+    dagan_origin, depth_origin, first_order_constants, fomm_origin, mcnet_origin, mrfa_constants, mrfa_origin,
+    smac_constants, smac_origin)
 
 
 class ImportFault(ValueError):
