@@ -17,10 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.build import training_people, validation_clips
+from datasets.build import training_people
 from datasets.frames import Augmentation, PairDataset, Stream
 from logger import check_same_model
-from metrics.image import l1, psnr, ssim
 from modules import training_memory
 from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
@@ -29,7 +28,7 @@ from modules.published.formats import ImportFault, flatten_checkpoint, import_te
 from modules.warp import to_displacement
 from support import distributed, hardware, weights
 from support.errors import UserError
-from visualizer import to_tensor, to_uint8, training_sheet
+from validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -394,48 +393,3 @@ def save_broken(run, batch, step):
     folder = run.path / 'nonfinite'
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({'step': step} | batch, folder / f'step_{step:08d}_rank_{distributed.rank()}.pt')
-
-
-# ---------------------------------------------------------------------------- validation
-
-class Validation:
-    """Scores and a picture on fixed test pairs: first frame of a clip -> some later frame of it."""
-
-    BATCH = 8
-
-    def __init__(self, config, run, device):
-        params = config.train_params
-        self.run, self.device = run, device
-        self.rows = config.visualizer_params.samples
-        rng = np.random.default_rng((params.seed, 3))
-        clips = validation_clips(config.dataset_params, config.model_params.image_size)
-        pairs = [clips[i % len(clips)] for i in range(params.val_pairs)]
-        frames = [clip.read([0, int(rng.integers(len(clip)))]) for clip in pairs]
-        self.sources, self.drivings = map(list, zip(*frames))
-        self.copying = self._scores(self.sources)
-
-    @torch.inference_mode()
-    def __call__(self, model, step):
-        """Score the model (in eval mode) and draw its first rows."""
-        predictions = []
-        for start in range(0, len(self.sources), self.BATCH):
-            source, driving = (to_tensor(frames[start:start + self.BATCH], self.device)
-                               for frames in (self.sources, self.drivings))
-            state = model.encode_source(source)
-            predictions.extend(to_uint8(model.render(state, model.keypoints(driving)).prediction))
-        scores = self._scores(predictions)
-        self.run.scalars(step, {f'validation/{name}': value for name, value in scores.items()}
-                         | {f'copying_source/{name}': value for name, value in self.copying.items()})
-
-        source, driving = (to_tensor(frames[:self.rows], self.device) for frames in (self.sources, self.drivings))
-        generated = model(source, driving)
-        self.run.picture(step, training_sheet(source, driving, generated,
-                                              generated.source_keypoints, generated.driving_keypoints))
-        log.info('step %d, unseen pairs: %s', step, ', '.join(
-            f'{name} {value:.4g} (copying the source {self.copying[name]:.4g})' for name, value in scores.items()))
-
-    def _scores(self, predictions):
-        """Mean scores of 8-bit predictions against the driving frames."""
-        predicted, wanted = ((to_tensor(frames) + 1) / 2 for frames in (predictions, self.drivings))
-        return {'psnr': float(psnr(predicted, wanted).clamp(max=100).mean()),
-                'l1': float(l1(predicted, wanted).mean()), 'ssim': float(ssim(predicted, wanted).mean())}
