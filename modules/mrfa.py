@@ -78,7 +78,7 @@ class StructureEncoder(nn.Module):
     def __init__(self, params, num_kp, size):
         super().__init__()
         self.kp_variance = params.kp_variance
-        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_kp, size, size), std=0.02))
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(1, num_kp, size, size), std=0.02))
         self.driving, self.source = (Hourglass(channels, params.block_expansion, params.num_blocks, params.max_features)
                                      for channels in (num_kp, num_kp + 3))
         self.driving_head, self.source_head = (nn.Conv2d(hourglass.out_channels, params.channels, 1)

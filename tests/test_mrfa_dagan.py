@@ -14,6 +14,7 @@ import run
 from config import schema
 from datasets.video_writer import VideoWriter
 from logger import RunFolder, read_checkpoint
+from modules import training_memory
 from modules.build import build_model
 from modules.dagan import CrossModalAttention
 from modules.depth import DepthNetwork, DepthParams
@@ -274,6 +275,12 @@ def test_every_mode_runs(name, tmp_path, capsys):
     assert json.loads((folder / 'reconstruction' / 'metrics.json').read_text())
     assert (tmp_path / 'result.mp4').stat().st_size and list((folder / 'animation').glob('*.mp4'))
     assert list((folder / 'evaluation').rglob('metrics.json'))
+
+
+@pytest.mark.parametrize('name', ['mrfa', 'dagan'])
+def test_memory_is_estimated_without_computing(name):
+    one, two = (training_memory.estimate(small_config(name), batch) for batch in (1, 2))
+    assert one < two < 1.5 * one
 
 
 @pytest.mark.parametrize('name, port', [('mrfa', 29527), ('dagan', 29528)])
