@@ -101,8 +101,7 @@ class CorrelationVolume:
 
     A coarser volume is an average of the finest one; it is computed as the product of averaged maps, so no volume is
     ever copied, and the finest serves all scales from the maps' own resolution on. Per sample with 64 x 64 maps of 256
-    channels: 2 x 4096 x 4096 x 256 = 8.6 GFLOP and 64 MiB in fp32 for the finest, a quarter more for its second level,
-    a third more for the three coarser scales.
+    channels: 2 x 4096 x 4096 x 256 = 8.6 GFLOP and 64 MiB in fp32 for the finest, 1.66 times that for all.
     """
 
     def __init__(self, driving, source, radius, levels):

@@ -29,6 +29,9 @@ def test_rows_differ_in_what_they_name_alone(budget):
     configs = {name: config.as_dict() for name, config in settings(budget).items()}
     assert list(configs) == list(ROWS)
     for name, config in configs.items():
+        # One map of Jacobians is MRFA's own; all else of keypoints and coarse motion is common.
+        assert config['model_params']['kp_detector_params'].pop('shared_jacobian') == (name == 'mrfa')
+    for name, config in configs.items():
         assert config['dataset_params'] == configs['mmc-mac']['dataset_params'], name
         for key, value in config['train_params'].items():
             if key not in ('objective_params', 'discriminator_learning_rate'):

@@ -25,18 +25,20 @@ CASES = {
     'synergy-plus': ('smac', lambda: tiny(config='config/vox-256-plus.yaml')),
     'fomm': ('fomm', lambda: small_config('fomm')),
     'mcnet': ('mcnet', lambda: small_config('mcnet')),
+    'mrfa': ('mrfa', lambda: small_config('mrfa')),
+    'dagan': ('dagan', lambda: small_config('dagan')),
 }
 
 
 def outputs(source, config):
     """What one training step of the case gives: prediction, flows, occlusions, losses, gradient norms."""
-    model, discriminator = weights.filled(config, source, with_discriminator=True)
+    adversarial = source == 'smac'
+    model, discriminator = weights.filled(config, source, with_discriminator=adversarial)
     size = config.model_params.image_size
     images = [torch.nn.functional.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area')
               for seeds in ((1, 3), (2, 4))]
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
     objective = build_objective(config, model).eval()
-    adversarial = source == 'smac'
     step = objective(*images, transform, discriminator.requires_grad_(False) if adversarial else None)
     step.total.backward()
     parameters = [parameter for _, parameter in sorted(model.named_parameters()) if parameter.grad is not None]
