@@ -1,4 +1,4 @@
-"""The paper's ablations (Tables 2, 4) and Table 1's methods, trained alike on the embedded heads, scored on unseen people.
+"""The paper's ablations (Tables 2, 4) and Table 1's methods, trained alike on the embedded heads, scored on others.
 
     python -m benchmarks.ablation [--budget quick|medium|full] [--rows baseline mmc ...] [--seeds 0 1 2] [--out DIR]
 
