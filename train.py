@@ -5,6 +5,7 @@ a run that was killed and restarted, or spread over processes, computes what an 
 """
 
 import copy
+import itertools
 import logging
 import signal
 import time
@@ -28,6 +29,7 @@ from modules.published.formats import ImportFault, flatten_checkpoint, import_te
 from modules.warp import to_displacement
 from support import distributed, hardware, weights
 from support.errors import UserError
+from support.names import did_you_mean_or_known
 from validation import Validation
 
 log = logging.getLogger(__name__)
@@ -121,7 +123,7 @@ def train(config, run, device):
                         losses |= found
 
             # The update, or none: all processes skip a step that is not finite in any of them.
-            norm = state.gradient_norm(params.clip_norm)
+            norm = state.clip_gradients()
             broken, stop = distributed.any_rank(~torch.isfinite(norm + losses['total']), stopping.requested,
                                                 device=device)
             if broken:
@@ -184,6 +186,7 @@ class State:
         live, ema = (dict(network.state_dict()) for network in (model, self.ema))
         self._average = [ema[name] for name in average], [live[name] for name in average]
         self._follow = [ema[name] for name in follow], [live[name] for name in follow]
+        self.clip_groups()                   # a wrong name stops here, not at the first step
         self._buffers = [buffer for network in (model, discriminator) if network is not None
                          for buffer in network.buffers()]
 
@@ -201,9 +204,30 @@ class State:
             if optimizer is not None:
                 optimizer.param_groups[0]['lr'] = rate * self.factor(step)
 
-    def gradient_norm(self, limit):
-        """Norm of the model's gradient, scaled down to `limit` if it is above; 0 does not limit."""
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit or float('inf'))
+    def clip_gradients(self):
+        """Scale the gradients of each group of networks down to clip_norm; returns the whole model's L2 norm before."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), float('inf'))
+        for group in self.clip_groups():
+            torch.nn.utils.clip_grad_norm_(group, self.params.clip_norm, self.norm_type)
+        return norm
+
+    @property
+    def norm_type(self):
+        return float(self.params.clip_norm_type.removeprefix('l'))
+
+    def clip_groups(self):
+        """The parameters that clip_norm limits, group by group; UserError for networks that the model has not."""
+        networks = dict(self.model.named_children())
+        for name in itertools.chain(*self.params.clip_apart):
+            if name not in networks:
+                raise UserError(f'train_params.clip_apart: the model has no network {name}'
+                                f'{did_you_mean_or_known(name, networks)}')
+        if not self.params.clip_norm:
+            return []
+        if not self.params.clip_apart:
+            return [list(self.model.parameters())]
+        return [[parameter for name in group for parameter in networks[name].parameters()]
+                for group in self.params.clip_apart]
 
     def remember_buffers(self):
         """A function that takes buffers (batch norm, code usage) back to what they are now."""

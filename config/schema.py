@@ -21,6 +21,7 @@ from support.errors import UserError
 from support.names import did_you_mean, did_you_mean_or_known
 
 PRECISIONS = ('fp32', 'bf16')
+CLIP_NORMS = ('l2', 'inf')
 
 # Keys of earlier configs and checkpoints, by their section: what they are called now.
 RENAMED = {
@@ -70,7 +71,9 @@ class TrainParams:
     betas: tuple[float, ...] = (0.9, 0.99)
     milestones: tuple[int, ...] = (200_000, 225_000)    # iterations at which the learning rates fall
     gamma: float = 0.5                 # factor of each fall
-    clip_norm: float = 0.0             # gradient norm limit of generator and motion estimator; 0 does not clip
+    clip_norm: float = 0.0             # limit of the model's gradient norm; 0 does not clip
+    clip_norm_type: str = 'l2'         # l2 | inf, the largest element
+    clip_apart: tuple[tuple[str, ...], ...] = ()    # groups of networks, each clipped on its own and others not; () all
     ema_decay: float = 0.995           # of the weights that validation and inference use
     ema_exclude: tuple[str, ...] = ()  # networks of the model that inference uses without EMA
     precision: str = 'fp32'            # fp32 | bf16 (autocast)
@@ -89,6 +92,8 @@ class TrainParams:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f'precision={self.precision!r}: expected one of {", ".join(PRECISIONS)}')
+        if self.clip_norm_type not in CLIP_NORMS:
+            raise ValueError(f'clip_norm_type={self.clip_norm_type!r}: expected one of {", ".join(CLIP_NORMS)}')
         if len(self.betas) != 2:
             raise ValueError(f'betas={list(self.betas)}: Adam takes two')
         if not 0 <= self.motion_iterations < self.num_iterations:

@@ -238,6 +238,31 @@ def test_learning_rate_falls_at_the_milestones():
     assert [state.learning_rate(step) for step in (1, 10, 11, 20, 21)] == [1, 1, 0.5, 0.5, 0.25]
 
 
+@pytest.mark.parametrize('kind, order', [('l2', 2.0), ('inf', float('inf'))])
+def test_groups_of_networks_are_clipped_apart(kind, order):
+    config = tiny('train_params.clip_norm=0.5', f'train_params.clip_norm_type={kind}',
+                  'train_params.clip_apart=[[keypoint_detector], [dense_motion, encoder]]')
+    model = METHODS['synergy'].model(config.model_params)
+    groups = {'keypoint_detector': ['keypoint_detector'], 'others': ['dense_motion', 'encoder'], 'free': ['decoder']}
+
+    def gradients(names):
+        return torch.cat([parameter.grad.flatten() for name in names for parameter in getattr(model, name).parameters()])
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = {name: gradients(names).clone() for name, names in groups.items()}
+    whole = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    torch.testing.assert_close(State(config.train_params, model, None).clip_gradients(), whole)
+    for name, names in groups.items():
+        limit = 1.0 if name == 'free' else 0.5 / torch.linalg.vector_norm(before[name], order)
+        torch.testing.assert_close(gradients(names), before[name] * limit, atol=1e-6, rtol=1e-4)
+
+
+def test_clipping_of_a_network_that_is_not_there_is_refused():
+    config = tiny('train_params.clip_norm=1', 'train_params.clip_apart=[[keypoint_detectr]]')
+    with pytest.raises(UserError, match='clip_apart: the model has no network keypoint_detectr; did you mean keypoint_'):
+        State(config.train_params, METHODS['synergy'].model(config.model_params), None)
+
+
 def test_the_run_keeps_its_resolved_config(undisturbed):
     saved = yaml.safe_load((undisturbed / 'run' / 'config.yaml').read_text())
     assert saved['model_params']['image_size'] == 32 and saved['train_params']['num_iterations'] == STEPS

@@ -16,6 +16,7 @@ from modules.losses import RandomTransform
 from modules.mcnet import feature_consistency
 from modules.objective import DiscriminatorObjective, Step, needs_discriminator
 from modules.published.formats import FORMATS
+from train import State
 
 
 @dataclass
@@ -170,6 +171,7 @@ DRIFT = {'fomm': {'generator': (5e-3, 5e-2), 'kp_detector': (1e-1, 2e-1)},
          'dagan': {'generator': (1e-2, 3e-1), 'kp_detector': (4e-1, 6e-1), 'discriminator': (1e-4, 5e-4)}}
 MARGIN = 10          # times that drift is allowed. Set after seeing 6 for MRFA, whose arithmetic we order otherwise
 MEANINGLESS = 0.25   # a limit above says nothing: fp32 does not determine these gradients, --float64 compares them
+CLIPPED = {'mcnet': ('kp_detector', 'generator'), 'mrfa': ('encoder', 'dense_motion')}    # in the configs' order
 EXACT = 3e-5, 3e-4   # float64 against float64, kernels and grids made in fp32. Set after seeing 2e-5 and 7e-5
 
 
@@ -188,6 +190,7 @@ def first_order_step(fixture, config, source):
     yield from first_order_motion(theirs, taken, limits)
     yield from first_order_losses(theirs, taken, limits)
     yield from first_order_gradients(fixture, theirs, taken, exact)
+    yield from first_order_update(fixture, theirs, taken, exact)
     if is_training(fixture):
         # Ten times the drift: 3e-7 absolute of a mean, 2e-5 behind DaGAN's attention.
         yield from batch_norm_statistics(fixture, taken, 1e-4, 2e-4 if source == 'dagan' else 3e-6)
@@ -271,6 +274,54 @@ def first_order_gradients(fixture, theirs, taken, exact):
             if limit < MEANINGLESS:
                 which = names[int(error.argmax())] if what == 'largest' else f'of {len(names)} gradient norms, relative'
                 yield Comparison(f'{network}: {what} {which}', np.array([found]), np.zeros(1), limit, limit)
+
+
+def first_order_update(fixture, theirs, taken, exact):
+    """What is clipped, by how much, and how far train.py's first update moves the weights."""
+    state = State(taken.config.train_params, taken.model, taken.discriminator)
+    tolerance = max(1e-3, 10 * float(np.max([abs(fixture[name] / fixture[f'f64/{name}'] - 1) for name in fixture
+                                             if name.startswith('clip/') and f'f64/{name}' in fixture] or [1e-3])))
+    for network, group in zip(CLIPPED.get(taken.source, ()), state.clip_groups(), strict=True):
+        gradients = [parameter.grad for parameter in group if parameter.grad is not None]
+        found = torch.nn.utils.get_total_norm(gradients, state.norm_type)
+        kind = 'inf' if taken.config.train_params.clip_norm_type == 'inf' else 'l2'
+        name = f'clip/{network}_total_norm_{kind}'
+        yield relative(name, found, theirs[name], 1e-4 if exact else tolerance)
+    before = [parameter.detach().clone() for parameter in moved(taken)]
+    state.clip_gradients()
+    if 'grad_norms_after_clip' in fixture:
+        ours, sizes = raw_gradients(taken), fixture['grad_norms_after_clip']
+        for network in dict.fromkeys(map(network_of, map(str, fixture['grad_norm_names']))):
+            names = [str(name) for name in fixture['grad_norm_names'] if network_of(str(name)) == network]
+            clipped = float(np.linalg.norm([ours[name] for name in names]))
+            wanted = float(np.linalg.norm([size for name, size in zip(fixture['grad_norm_names'], sizes)
+                                           if network_of(str(name)) == network]))
+            yield relative(f'{network}: gradient norm after clipping', clipped, wanted, tolerance)
+    state.update(taken.discriminator is not None, taken.step.generated)
+    yield from mean_changes(fixture, taken, before)
+
+
+def moved(taken):
+    """Parameters that are trained, of model and discriminator."""
+    return [parameter for network in (taken.model, taken.discriminator) if network is not None
+            for parameter in network.parameters() if parameter.requires_grad]
+
+
+def mean_changes(fixture, taken, before):
+    """Mean absolute change of each network's parameters by Adam's first step.
+
+    That is the rate times the gradient's sign, but for gradients of the order of Adam's epsilon.
+    """
+    sums, counts, origin = {}, {}, FORMATS[taken.source].origin
+    names = [f'{prefix}.{name}' for prefix, network in (('model', taken.model), ('discriminator', taken.discriminator))
+             if network is not None for name, parameter in network.named_parameters() if parameter.requires_grad]
+    for name, parameter, old in zip(names, moved(taken), before):
+        network = origin(taken.model, name).name.split('/')[0]
+        sums[network] = sums.get(network, 0.0) + float((parameter.detach() - old).abs().double().sum())
+        counts[network] = counts.get(network, 0) + old.numel()
+    for network, total in sums.items():
+        key = f'mean_abs_param_delta/{network}'
+        yield relative(key, total / counts[network], fixture[key], 1e-3, 1e-9)
 
 
 def drift(fixture, names, known):
