@@ -172,7 +172,7 @@ class Training:
         total.backward()
 
     def update(self, step):
-        self.state.gradient_norm(self.state.params.clip_norm)
+        self.state.clip_gradients()
         self.state.update(self.discriminator_objective is not None, step.generated)
 
     def stages(self, clock):
