@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,26 @@ class InspectCase(NamedTuple):
     same_identity: bool
 
 
+@dataclass(frozen=True)
+class Look:
+    """What to see beyond the frames themselves.
+
+    at:          (x, y), a place of the image to look at closely, or None
+    arrows:      draw some over flows
+    code_clips:  clips over which codes are counted, each driven by itself from its first frame
+    code_frames: how many of their frames, evenly spread; 0 for all
+    """
+    at: tuple[int, int] | None = None
+    arrows: bool = False
+    code_clips: tuple = ()
+    code_frames: int = 0
+
+    def counted(self):
+        """How many frames codes are counted over, in words."""
+        total = sum(map(len, self.code_clips))
+        return f'over {min(self.code_frames or total, total)} frames of {len(self.code_clips)} clips'
+
+
 class Sheet(NamedTuple):
     """A finished picture (H, W, 3) uint8: file name, title, and the text that it already bears, for the page."""
     file: str
@@ -52,29 +73,24 @@ class Sheet(NamedTuple):
     picture: np.ndarray
 
 
-def inspect(model, cases, folder, *, device, precision='fp32', at=None, arrows=False, code_clips=(), code_frames=0,
-            about=None):
+def inspect(model, cases, folder, *, device, precision='fp32', look=Look(), about=None):
     """Draw all figures of `cases` into `folder`; returns what inspect.json holds.
 
-    model:       TalkingHead on `device`, in eval mode
-    cases:       InspectCases
-    at:          (x, y), a place of the image to look at closely, or None
-    arrows:      draw some over flows
-    code_clips:  clips over which codes are counted, each driven by itself from its first frame
-    code_frames: how many of their frames, evenly spread; 0 for all
-    about:       {what: text} on the head of the page and of the JSON
-    raises:      UserError for frames or places that are not there
+    model:  TalkingHead on `device`, in eval mode
+    cases:  InspectCases
+    about:  {what: text} on the head of the page and of the JSON
+    raises: UserError for frames or places that are not there
     """
-    _check(cases, at)
+    _check(cases, look.at)
     folder = make_folder(folder)
-    uses = _count(model, code_clips, code_frames, device, precision)
+    uses = _count(model, look.code_clips, look.code_frames, device, precision)
     windows, report, sections = code_windows(uses), {'about': about or {}, 'moments': []}, []
     moments = [(case, index) for case in cases for index in case.frames]
     for number, (case, index) in enumerate(tqdm(moments, desc='inspect', unit='frame', dynamic_ncols=True), 1):
-        figures, size = _figures(model, case, index, device, precision, at)
+        figures, size = _figures(model, case, index, device, precision, look.at)
         sheets, numbers = [], {}
         for figure in figures:
-            picture, scales = draw_sheet(figure, size, arrows, windows)
+            picture, scales = draw_sheet(figure, size, look.arrows, windows)
             sheets.append(Sheet(f'{number:02d}-{figure.name}.png', figure.title, figure.text, picture))
             numbers[figure.name] = figure.numbers | {'scales': scales.as_json()}
         _save(folder, sheets)
@@ -82,7 +98,7 @@ def inspect(model, cases, folder, *, device, precision='fp32', at=None, arrows=F
         report['moments'].append({'number': number, 'source': case.name, 'driving': case.driving.name, 'frame': index,
                                   'relative': case.relative, 'figures': numbers})
     if uses:
-        sheets = _code_sheets(model, uses, model.params.image_size, _counted(code_clips, code_frames))
+        sheets = _code_sheets(model, uses, model.params.image_size, look.counted())
         _save(folder, sheets)
         sections.append(('Codes', [_for_page(sheet) for sheet in sheets]))
         report['codes'] = {name: use.as_json() for name, use in uses.items()}
@@ -147,11 +163,6 @@ def _count_clip(model, clip, indices, uses, device, precision):
 
 
 # ---------------------------------------------------------------------------- files
-
-def _counted(clips, limit):
-    total = sum(map(len, clips))
-    return f'over {min(limit or total, total)} frames of {len(clips)} clips'
-
 
 def _code_sheets(model, uses, size, about):
     flows = model.code_flows()

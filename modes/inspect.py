@@ -43,15 +43,15 @@ def run(options):
         raise UserError(f'--code_frames {options.code_frames}: must not be negative')
     with process_group(options.device) as device:
         from evaluation.store import weights_hash
-        from figures.inspect import inspect
+        from figures.inspect import Look, inspect
         from support import distributed
         config, model = load_model(options, device)
         if distributed.rank() > 0:      # a few pictures are work for one process
             return
         cases, clips = (given_case if options.source_image else test_cases)(options, config)
         folder = Path(options.out or run_path(options) / 'inspect')
-        inspect(model, cases, folder, device=device, precision=config.train_params.precision, at=options.at,
-                arrows=options.arrows, code_clips=clips, code_frames=options.code_frames,
+        inspect(model, cases, folder, device=device, precision=config.train_params.precision,
+                look=Look(options.at, options.arrows, tuple(clips), options.code_frames),
                 about={'checkpoint': options.checkpoint or str(run_path(options)), 'method': config.method,
                        'image size': config.model_params.image_size, 'weights': weights_hash(model)})
         print(f'inspect.html, inspect.json and the pictures are in {folder}')
