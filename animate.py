@@ -28,7 +28,8 @@ from datasets.face_tracker import FaceDetector
 from datasets.video import STILL_SUFFIXES, open_clip, read_image
 from datasets.video_writer import VideoWriter
 from evaluation.store import weights_hash
-from metrics.base import Unavailable, optional
+from metrics.base import Unavailable
+from metrics.face import face_alignment_network
 from modules.motion_transfer import DrivenSource, OneEuroFilter, best_frame_by_keypoints, hull_area, pose_distance
 from modules.talking_head import Keypoints
 from support import distributed
@@ -37,8 +38,6 @@ from support.files import make_folder
 from support.streaming import read_ahead, write_behind
 from visualizer import ContactSheet, batches, beside, draw_crop, enlarge, save_png, to_tensor, to_uint8
 
-FACE_WEIGHTS = ['https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth',
-                'https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar']
 MOST_CANDIDATES = 128      # frames looked at for the best one: landmarks take about a second each on a CPU
 READ_AT_ONCE = 16          # of these: neighbours share the decoder's way from the last key frame
 PREVIEW = 480              # height of the picture that shows the crops, pixels
@@ -198,14 +197,7 @@ def _best_by_landmarks(source_image, driving, device):
     return min(distances, key=distances.get)
 
 
-@functools.cache
-def _face_detector(device):
-    with optional('face-alignment', FACE_WEIGHTS):
-        import face_alignment  # slow to import, and optional
-
-        # Compiled, which is the package's default, it takes minutes to start and is slower on a CPU.
-        return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=str(device),
-                                            flip_input=False, compile=False)
+_face_detector = functools.cache(face_alignment_network)     # kept from pair to pair
 
 
 def _landmarks(detector, image):

@@ -6,10 +6,11 @@
 """
 
 from metrics.base import Metric, SetMetric, Unavailable
-from metrics.face import Akd, AkdEuclidean, Ard, LandmarkJitter, PixelJitter
+from metrics.face import Akd, AkdEuclidean, Ard
 from metrics.fid import FidDriving, FidSource
 from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.image import L1, Psnr, Ssim, SsimUniform
+from metrics.jitter import LandmarkJitter, PixelJitter
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
 from support.errors import UserError
 from support.names import nearest

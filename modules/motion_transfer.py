@@ -19,27 +19,18 @@ SPEED_CUTOFF = 1.0     # Hz, of the speed's own average, as the One Euro filter 
 
 
 def hull_area(points):
-    """Area of the convex hull of points (P, 2), in squared units of the points; 0 for points on a line."""
-    points = np.unique(np.asarray(points, dtype=np.float64), axis=0)      # sorted by x, then y
-    if len(points) < 3:
+    """Area of the convex hull of points (P, 2), in squared units of the points.
+
+    0 for points on a line, NaN where a coordinate is not finite.
+    """
+    from scipy.spatial import ConvexHull, QhullError      # slow to import
+    points = np.asarray(points, dtype=np.float64)
+    if not np.isfinite(points).all():
+        return math.nan
+    try:
+        return ConvexHull(points).volume      # in two dimensions; its `area` is the circumference
+    except QhullError:                        # no three points off one line
         return 0.0
-    outline = np.array(_half_hull(points) + _half_hull(points[::-1]))
-    x, y = outline.T
-    return 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
-
-
-def _half_hull(points):
-    """One side of the hull of sorted points, without its last point (Andrew's monotone chain)."""
-    chain = []
-    for point in points:
-        while len(chain) > 1 and _turn(chain[-2], chain[-1], point) <= 0:
-            chain.pop()
-        chain.append(point)
-    return chain[:-1]
-
-
-def _turn(a, b, c):
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 def movement_scale(source, initial):

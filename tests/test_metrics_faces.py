@@ -15,7 +15,8 @@ from datasets.video import open_clip
 from metrics import face
 from metrics.base import Remembered, Unavailable
 from metrics.catalogue import build
-from metrics.face import Akd, AkdEuclidean, Ard, Faces, LandmarkJitter, PixelJitter
+from metrics.face import Akd, AkdEuclidean, Ard, Faces
+from metrics.jitter import LandmarkJitter, PixelJitter
 from support.weights import checkpoint_path
 from tests.random_weights import save_random_weights
 from tests.test_metrics import torch_home  # noqa: F401

@@ -19,6 +19,7 @@ import animate as animation
 from animate import Pair, animate, animate_pairs, draw_pairs, find_best_frame, read_pairs
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
+from metrics.face import FAN_URLS
 from modules.motion_transfer import DrivenSource
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
@@ -321,7 +322,7 @@ def test_face_alignment_loads_its_weights_from_the_place_it_names(tmp_path, monk
     from face_alignment.models import FAN
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
-    for network, url in zip((s3fd(), FAN(4)), animation.FACE_WEIGHTS):
+    for network, url in zip((s3fd(), FAN(4)), FAN_URLS):
         save_random_weights(network, checkpoint_path(url))
 
     detector = animation._face_detector(torch.device('cpu'))

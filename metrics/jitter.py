@@ -1,0 +1,45 @@
+"""Shaking and flicker from frame to frame, of pixels and of landmarks."""
+
+import torch
+
+from datasets.face_tracker import MODEL_URL
+from metrics.base import Recognition
+from metrics.face import mediapipe_faces
+from support.weights import checkpoint_path
+
+
+class PixelJitter(Recognition):
+    """Second differences in time answer to shaking and flicker, and not to a constant error or one that drifts."""
+
+    id, column, decimals = 'jitter.pixels', 'jitter', 4
+    definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of the '
+                  'generated and of the driving frames, over pixels and RGB values in [0, 1]; per frame from the '
+                  'third; for consecutive frames of the same person')
+    source = 'this project'
+
+    def network(self, device):
+        return lambda frames: frames
+
+    def start_clip(self, source=None):
+        super().start_clip(source)
+        self.last_errors = None
+
+    def compare(self, generated, wanted):
+        errors = generated - wanted
+        if self.last_errors is None:
+            self.last_errors = torch.full_like(errors[:1], torch.nan).expand(2, *errors.shape[1:])
+        errors = torch.cat([self.last_errors, errors])
+        self.last_errors = errors[-2:].clone()     # and not the batch
+        return errors.diff(n=2, dim=0).abs().flatten(1).mean(1)
+
+
+class LandmarkJitter(PixelJitter):
+    id, column, unit = 'jitter.mediapipe', 'lm. jitter', 'px'
+    definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of 478 '
+                  'landmarks (MediaPipe\'s Face Landmarker) in the generated and in the driving frames, x and y in '
+                  'pixels of the frames as they are; per frame from the third; for consecutive frames')
+    weight_files = property(lambda self: [checkpoint_path(MODEL_URL)])
+
+    def network(self, device):
+        faces = mediapipe_faces()
+        return lambda frames: faces(frames).landmarks
