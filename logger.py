@@ -4,6 +4,7 @@
              /checkpoints/00012500.pt      everything that training needs to go on
              /pictures/00012500.png        validation: source, driving, prediction, flows, occlusions
              /log.txt  log.jsonl           the same figures for people and for scripts
+             /alarms.jsonl                 rules that training broke (curves/rules.py)
              /tensorboard/                 ... and for TensorBoard
 """
 
@@ -16,7 +17,7 @@ import torch
 
 from config import schema
 from support.errors import UserError
-from support.files import make_folder
+from support.files import make_folder, written_whole
 from support.weights import load_tensors
 from visualizer import save_png
 
@@ -75,6 +76,16 @@ class RunFolder:
         for name, value in values.items():
             self._board().add_scalar(name if '/' in name else f'loss/{name}', value, step)
 
+    def figures(self):
+        """What has been logged so far: {'step': ..., name: value} line by line; a line that is cut is passed over."""
+        return [json.loads(line) for line in self._lines('log.jsonl') if _step_of(line) < float('inf')]
+
+    def alarm(self, step, rule, text):
+        """Keep that a rule was found broken at `step`, and what was said of it."""
+        if self.writes:
+            with open(self.path / 'alarms.jsonl', 'a') as file:
+                file.write(json.dumps({'step': step, 'rule': rule, 'text': text}) + '\n')
+
     def picture(self, step, image):
         """A picture (H, W, 3) uint8 of `step`."""
         if not self.writes:
@@ -83,14 +94,16 @@ class RunFolder:
         self._board().add_image('validation', image, step, dataformats='HWC')
 
     def rewind(self, step):
-        """Drop figures of steps after `step`, which a resumed run is about to make again."""
-        path = self.path / 'log.jsonl'
-        if not (self.writes and path.is_file()):
-            return
-        lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        aside = path.with_suffix('.tmp')
-        aside.write_text(''.join(line + '\n' for line in lines))
-        aside.replace(path)
+        """Drop figures and alarms of steps after `step`, which a resumed run is about to make again."""
+        for name in ('log.jsonl', 'alarms.jsonl'):
+            lines = self._lines(name)
+            if self.writes and lines:
+                with written_whole(self.path / name) as aside:
+                    aside.write_text(''.join(line + '\n' for line in lines if _step_of(line) <= step))
+
+    def _lines(self, name):
+        path = self.path / name
+        return path.read_text().splitlines() if path.is_file() else []
 
     def close(self):
         if self._tensorboard is not None:
@@ -140,18 +153,16 @@ def checkpoint_config(state, path):
 
 def check_same_model(config, state, path):
     """UserError naming the first difference if `config` describes another model than the checkpoint's."""
-    ours, theirs = (_flat(side.as_dict()['model_params']) for side in (config, checkpoint_config(state, path)))
+    ours, theirs = (flat(side.as_dict()['model_params']) for side in (config, checkpoint_config(state, path)))
     for key in {**ours, **theirs}:
         if ours.get(key) != theirs.get(key):
             raise UserError(f'{path}: is of another model: model_params.{key} is {theirs.get(key)!r} there and '
                             f'{ours.get(key)!r} in the config; give the --config it was trained with, or none')
 
 
-def _flat(section, prefix=''):
-    flat = {}
+def flat(section, prefix=''):
+    """Nested dicts as one, {'section.key': value}."""
+    found = {}
     for key, value in section.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat
+        found |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -26,6 +26,7 @@ MODES = {
     'evaluate': ('modes.evaluate', 'score a model, or videos that were made elsewhere, by a named protocol'),
     'study': ('modes.study', 'ask people: a blind user study as a web page, and its result'),
     'inspect': ('modes.inspect', 'draw what a model does, scale by scale, and what its codes mean'),
+    'curves': ('modes.curves', 'is my loss normal? a run over reference curves, and what is not normal of it'),
     'demo': ('modes.demo', 'train a small model on embedded heads, rebuild and animate unseen ones'),
     'prepare': ('modes.prepare', 'make a data set of raw videos'),
     'import': ('modes.import_published', 'turn published weights into a checkpoint'),

@@ -36,7 +36,8 @@ READERS = {
     '--checkpoints': STUDY, '--pairs': STUDY, '--design': STUDY, '--comparisons': STUDY, '--checks': STUDY,
     '--seed': STUDY, '--collect': STUDY,
     '--frames': INSPECT, '--at': INSPECT, '--arrows': INSPECT, '--code_frames': INSPECT,
-    '--out': {'prepare', 'import', 'export', 'inspect', 'study'},
+    '--run': {'curves'}, '--reference': {'curves'},
+    '--out': {'prepare', 'import', 'export', 'inspect', 'study', 'curves'},
     '--from': {'import'},
     '--json': {'doctor'},
 }

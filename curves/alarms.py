@@ -1,0 +1,73 @@
+"""Hard rules while a run trains: one line when a rule has been broken for long, and no other until it holds again."""
+
+import logging
+from typing import NamedTuple
+
+from curves.rules import RULES, Rule
+
+log = logging.getLogger(__name__)
+
+
+class Alarm(NamedTuple):
+    """A rule that is broken: since when, when that was said, and the {scalar: value} that broke it then."""
+    rule: Rule
+    since: int
+    step: int
+    broken: dict[str, float]
+
+    @property
+    def text(self):
+        """One line: what, by which figures, why."""
+        (name, value), *others = self.broken.items()
+        more = f' and {len(others)} more' if others else ''
+        return (f'{self.rule.name}: {name} {value:.3g}{more}, {self.rule.side} {self.rule.limit:g} since step '
+                f'{self.since}; {self.rule.reason}')
+
+
+class Watch:
+    """Follows figures, interval by interval: a function of the figures alone, so a resumed run goes on alike."""
+
+    def __init__(self, rules=None):
+        """rules: default all; those without a limit are passed over."""
+        self.rules = [rule for rule in (RULES if rules is None else rules) if rule.limit is not None]
+        self.restart()
+
+    def restart(self):
+        self.step, self.since, self.raised = 0, {}, {}     # by the rule's place: its first broken step, its Alarm
+
+    def __call__(self, figures):
+        """One interval's {'step': ..., name: value} -> (Alarms that it raises, Alarms that are over)."""
+        step, new, over = figures['step'], [], []
+        if step < self.step:
+            self.restart()                   # begun anew in the same folder
+        self.step = step
+        for place, rule in enumerate(self.rules):
+            if not any(map(rule.matches, figures)):
+                continue                     # a line of validation says nothing of training
+            broken = {name: figures[name] for name in rule.crossing(figures)}
+            if not broken:
+                self.since.pop(place, None)
+                over += [self.raised.pop(place)] if place in self.raised else []
+            elif step - self.since.setdefault(place, step) >= rule.steps and place not in self.raised:
+                self.raised[place] = Alarm(rule, self.since[place], step, broken)
+                new.append(self.raised[place])
+        return new, over
+
+
+class Alarms:
+    """The alarms of a run that trains: into its log, and as lines of alarms.jsonl beside log.jsonl."""
+
+    def __init__(self, run):
+        """run: RunFolder; what it has logged so far counts, and is not said again."""
+        self.run, self.watch = run, Watch()
+        for figures in run.figures():
+            self.watch(figures)
+
+    def __call__(self, step, figures):
+        """Look at the figures {name: value} of the log interval that ends at `step`."""
+        new, over = self.watch({'step': step} | figures)
+        for alarm in new:
+            log.warning('step %d: %s', step, alarm.text)
+            self.run.alarm(step, alarm.rule.name, alarm.text)
+        for alarm in over:
+            log.info('step %d: over: %s', step, alarm.rule.name)

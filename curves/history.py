@@ -1,0 +1,64 @@
+"""What a run has logged, scalar by scalar."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+from logger import RunFolder
+from support.errors import UserError
+from support.names import did_you_mean
+
+
+class Curve(NamedTuple):
+    """A scalar over training: steps (N,), rising; values (N,), which may be NaN or infinite."""
+    steps: np.ndarray
+    values: np.ndarray
+
+    def finite(self):
+        keep = np.isfinite(self.values)
+        return Curve(self.steps[keep], self.values[keep])
+
+
+def read_run(folder):
+    """{scalar: Curve} of the run in a folder (Path), in the order of its log.
+
+    Raises UserError where nothing is logged.
+    """
+    points = {}
+    for figures in RunFolder(folder, writes=False).figures():
+        step = figures['step']
+        for name, value in figures.items():
+            if name == 'step' or not isinstance(value, (int, float)):
+                continue
+            steps, values = points.setdefault(name, ([], []))
+            while steps and steps[-1] >= step:      # a run went on from before: what it makes again counts
+                steps.pop(), values.pop()
+            steps.append(step), values.append(value)
+    if not points:
+        logs = sorted(str(path.parent) for path in folder.parent.glob('*/log.jsonl'))
+        raise UserError(f'{folder}: no figures in log.jsonl there; --run names the folder of a run that has trained'
+                        f'{did_you_mean(folder, logs)}')
+    return {name: Curve(np.array(steps), np.array(values, float)) for name, (steps, values) in points.items()}
+
+
+def averaged(curve, grid):
+    """Values (len(grid),) of a Curve on rising steps `grid`: each the mean over the points since the step before.
+
+    NaN where there are none.
+    """
+    spacing = grid[1] - grid[0] if len(grid) > 1 else grid[0]
+    steps, values = curve.finite()
+    inside = (steps > grid[0] - spacing) & (steps <= grid[-1])
+    place = np.searchsorted(grid, steps[inside])
+    count = np.bincount(place, minlength=len(grid))
+    total = np.bincount(place, values[inside], minlength=len(grid))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def smoothed(values, width):
+    """Running means over `width` values, fewer at the ends; NaN counts as absent, infinities stay."""
+    padded = np.pad(values, (width // 2, width - 1 - width // 2), constant_values=np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)       # of windows that are all NaN
+        return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)

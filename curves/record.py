@@ -1,0 +1,47 @@
+"""Make a reference of finished runs: one recipe, one run per seed. docs/curves/README.md says when and how.
+
+    python -m curves.record RUN... --name demo-64
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from curves.history import read_run
+from curves.reference import FOLDER, Reference, differences, config_of, write_reference
+from support.errors import UserError
+
+
+def record(folders, name):
+    """The Reference of the runs in some folders. Raises UserError where they are not seeds of one recipe."""
+    configs = [config_of(folder) for folder in folders]
+    for folder, config in zip(folders[1:], configs[1:]):
+        for key, (theirs, ours) in differences(configs[0], config).items():
+            raise UserError(f'{folder}: is of another recipe than {folders[0]}: {key} is {ours!r}, not {theirs!r}')
+    seeds = [config['train_params']['seed'] for config in configs]
+    for folder, seed in zip(folders, seeds):
+        if seeds.count(seed) > 1:
+            raise UserError(f'{folder}: seed {seed} is there twice; a reference has one run per seed')
+    config = configs[0]
+    root = config['dataset_params']['root_dir']
+    config['dataset_params']['root_dir'] = root and Path(root).name      # where it lay is nobody's business
+    return Reference(name, config, dict(sorted(zip(seeds, map(read_run, folders)))))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, one per seed')
+    parser.add_argument('--name', required=True, help='of the reference: that of its config')
+    parser.add_argument('--out', type=Path, default=FOLDER, help='folder; default docs/curves')
+    options = parser.parse_args(arguments)
+    try:
+        path = write_reference(record(options.runs, options.name), options.out)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'{path}: {len(options.runs)} seeds, {path.stat().st_size / 1024:.0f} KiB')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Is my loss normal? Draw what a run has logged over reference curves, and say what is not normal and why.
+
+    python run.py --mode curves --run log/demo-64
+    python run.py --mode curves --run log/mine --reference demo-64 --out mine.png
+"""
+
+from pathlib import Path
+
+NAMED = 5                 # differences of the config that are named; the others are counted
+
+
+def add_arguments(parser):
+    parser.add_argument('--run', required=True, help='folder of the run, with its log.jsonl')
+    parser.add_argument('--reference', help='one of docs/curves; default: the one whose config is nearest')
+    parser.add_argument('--out', metavar='FILE.png', help="the picture; default: curves.png in the run's folder")
+
+
+def run(options):
+    from curves import reference as references
+    from curves.compare import compare
+    from curves.draw import draw
+    from curves.history import read_run
+    from support.files import make_folder, written_whole
+    folder = Path(options.run)
+    curves, config = read_run(folder), references.config_of(folder)
+    reference = (references.read_reference(options.reference) if options.reference else references.nearest(config))
+    panels, findings = compare(curves, reference)
+    say(reference, references.differences(config, reference.config), curves, panels, findings)
+    out = Path(options.out or folder / 'curves.png')
+    make_folder(out.parent)
+    with written_whole(out) as path:
+        draw(panels, findings, f'{folder.name} beside {reference.name}',
+             (folder.name, f'{reference.name}, {len(reference.seeds)} seeds')).savefig(path, format='png', dpi=110)
+    print(f'the picture: {out}')
+
+
+def say(reference, different, curves, panels, findings):
+    """Print what the run is compared with, what is not normal, and what could not be compared."""
+    print(f'{len(panels)} scalars beside reference {reference.name} ({len(reference.seeds)} seeds)')
+    if different:
+        named = [f'{key} {ours} (there {theirs})' for key, (ours, theirs) in list(different.items())[:NAMED]]
+        more = f', and {len(different) - NAMED} more' if len(different) > NAMED else ''
+        print(f'its config is another one: {", ".join(named)}{more}')
+    for finding in findings.values():
+        print(finding.text)
+    if not findings:
+        print('nothing is out of the ordinary')
+    drawn = {panel.scalar for panel in panels}
+    if missing := [scalar for scalar in curves if scalar not in drawn]:
+        print(f'without a reference, not drawn: {", ".join(missing)}')

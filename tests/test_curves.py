@@ -1,0 +1,308 @@
+"""Is my loss normal? Runs beside references of three seeds, what is said of them, and alarms while training."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from config import schema
+from curves import record, reference
+from curves.alarms import Watch
+from curves.compare import compare
+from curves.draw import draw
+from curves.history import averaged, read_run
+from curves.rules import RULES, UNKNOWN, reason_of
+from logger import RunFolder
+from tests.tiny import tiny
+
+WHOLE = 500                  # the first step of the whole model: codes and discriminator come with it
+LAST = 2000
+SCALARS = {'total': (3, 0.5), 'l1': (0.2, 0.02), 'diagnostics/keypoint_spread': (0.25, 0.33),
+           'diagnostics/flow_magnitude_px': (0.3, 1.2), 'diagnostics/gradient_norm': (100, 10),
+           'data/wait_s': (0.02, 0.01), 'data/wait_share': (0.1, 0.05)}
+LATE = {'codes_used/motion_0': (0.4, 0.7), 'codes_used/motion_1': (0.3, 0.5), 'perplexity/motion_0': (4, 6),
+        'perplexity/motion_1': (6, 9), 'adversarial': (-0.2, 0.2), 'discriminator_real': (1, 0.7),
+        'discriminator_fake': (1, 0.8)}
+ZERO = {'diagnostics/skipped_steps': 0, 'data/skipped_clips': 0}
+
+
+def figures(seed, changes=(), every=20, last=LAST):
+    """Lines of a log: scalars go from one value to another, noisily; `changes` are {name: f(step, value)}."""
+    rng, changes = np.random.default_rng(seed), dict(changes)
+    lean = {name: rng.normal(0, 0.03) for name in SCALARS | LATE}
+    for step in range(every, last + 1, every):
+        present = SCALARS | (LATE if step > WHOLE else {})
+        line = {name: value(ends, step / LAST, rng, lean[name]) for name, ends in present.items()} | ZERO
+        line['learning_rate'] = 1e-3 if step <= 1600 else 3e-4
+        yield {'step': step} | {name: changes[name](step, now) if name in changes else now
+                                for name, now in line.items()}
+        if step % 200 == 0:
+            yield {'step': step, 'validation/psnr': 20 + 8 * step / LAST + rng.normal(0, 0.2),
+                   'copying_source/psnr': 22.26}
+
+
+def value(ends, at, rng, lean):
+    start, end = ends
+    size = max(map(abs, ends))
+    return end + (start - end) * np.exp(-4 * at) + size * (lean + rng.normal(0, 0.03))
+
+
+def write_run(folder, seed=7, changes=(), overrides=(), **options):
+    folder.mkdir(parents=True)
+    schema.save(tiny(f'train_params.seed={seed}', *overrides), folder / 'config.yaml')
+    (folder / 'log.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in figures(seed, changes, **options)))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """A folder with runs of three seeds, seed0 to seed2, and `heads.jsonl`, the reference that they make."""
+    folder = tmp_path_factory.mktemp('made')
+    runs = [write_run(folder / f'seed{seed}', seed) for seed in range(3)]
+    assert record.main([*map(str, runs), '--name', 'heads', '--out', str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def shelf(made, tmp_path, monkeypatch):
+    """A folder of references that holds `heads` alone."""
+    folder = tmp_path / 'curves'
+    folder.mkdir()
+    shutil.copy(made / 'heads.jsonl', folder)
+    monkeypatch.setattr(reference, 'FOLDER', folder)
+    return folder
+
+
+def findings(folder):
+    return {name: finding.text for name, finding in
+            compare(read_run(folder), reference.read_reference('heads'))[1].items()}
+
+
+# ---------------------------------------------------------------------------- what is said of a run
+
+@pytest.mark.parametrize('seed', [0, 7, 8, 9])
+def test_a_run_of_the_recipe_gives_no_line(tmp_path, seed):
+    assert not findings(write_run(tmp_path / 'run', seed))
+
+
+@pytest.mark.parametrize('scalar, change, words', [
+    ('diagnostics/keypoint_spread', lambda step, value: value if step < 1000 else 1e-4, 'keypoints collapsed'),
+    ('diagnostics/flow_magnitude_px', lambda step, value: 0.0, 'flow stands still'),
+    ('codes_used/motion_1', lambda step, value: 0.03, 'codes died'),
+    ('perplexity/motion_0', lambda step, value: 1.0, 'codes died'),
+    ('adversarial', lambda step, value: value + 3, 'discriminator'),
+    ('diagnostics/gradient_norm', lambda step, value: 20 * value, 'gradients are larger'),
+    ('diagnostics/skipped_steps', lambda step, value: int(step > 900), 'not finite'),
+    ('data/wait_share', lambda step, value: 0.9, 'num_workers'),
+    ('learning_rate', lambda step, value: 10 * value, 'learning rate'),
+    ('total', lambda step, value: 3 * value, 'no rule knows why'),
+])
+def test_what_goes_wrong_gets_its_line_and_no_other(tmp_path, scalar, change, words):
+    found = findings(write_run(tmp_path / 'run', changes={scalar: change}))
+    assert found.keys() == {scalar}
+    assert found[scalar].startswith(f'{scalar}: ') and words in found[scalar] and '\n' not in found[scalar]
+
+
+def test_a_discriminator_has_won_where_both_its_losses_are_gone(tmp_path):
+    gone = {name: lambda step, value: 1e-3 for name in ('discriminator_real', 'discriminator_fake')}
+    found = findings(write_run(tmp_path / 'run', changes=gone))
+    assert found.keys() == gone.keys() and all('discriminator won' in line for line in found.values())
+    fooled = Watch()
+    assert not any(any(fooled({'step': step, 'discriminator_real': 0.0, 'discriminator_fake': 1.0}))
+                   for step in range(0, 2000, 20))
+
+
+def test_the_line_says_where_and_by_how_much(tmp_path):
+    bump = {'total': lambda step, v: v * (4 if 800 < step <= 1400 else 1)}
+    words = findings(write_run(tmp_path / 'run', changes=bump))['total'].split()
+    assert words[1:4] == ['above', 'the', 'band'] and 760 <= int(words[6]) <= 860 and 1360 <= int(words[8]) <= 1460
+
+
+def test_a_short_spike_is_no_finding(tmp_path):
+    assert not findings(write_run(tmp_path / 'run', changes={'total': lambda step, v: v * (6 if step == 1000 else 1)}))
+
+
+@pytest.mark.parametrize('every', [4, 100])
+def test_a_run_that_logs_more_or_less_often_is_judged_alike(tmp_path, every):
+    assert not findings(write_run(tmp_path / 'fine', every=every))
+    assert findings(write_run(tmp_path / 'off', every=every, changes={'l1': lambda step, v: 3 * v})).keys() == {'l1'}
+
+
+def test_a_run_that_has_only_begun_is_judged_by_what_there_is(tmp_path):
+    assert not findings(write_run(tmp_path / 'fine', last=300))
+    found = findings(write_run(tmp_path / 'off', last=300, changes={'diagnostics/keypoint_spread': lambda *_: 0.001}))
+    assert found.keys() == {'diagnostics/keypoint_spread'}
+
+
+def test_points_that_are_not_finite_are_said_and_harm_nothing(tmp_path):
+    folder = write_run(tmp_path / 'run', changes={
+        'l1': lambda step, v: float('nan') if step in (600, 900) else v,
+        'total': lambda step, v: float('inf') if step == 700 else v})
+    found = findings(folder)
+    assert 'not finite at 2 of 100 points, first at step 600' in found['l1'] and found.keys() == {'l1', 'total'}
+    drawn(folder)
+
+
+# ---------------------------------------------------------------------------- the log
+
+def test_a_run_that_went_on_from_before_has_one_curve(tmp_path):
+    folder = write_run(tmp_path / 'run')
+    lines = (folder / 'log.jsonl').read_text().splitlines()
+    abandoned = [json.dumps(json.loads(line) | {'total': 1e6}) for line in lines if json.loads(line)['step'] > 1000]
+    kept = [line for line in lines if json.loads(line)['step'] <= 1000]
+    (folder / 'log.jsonl').write_text('\n'.join([*kept, *abandoned[:30], '{"step": 1600, "tot', *lines[len(kept):]]))
+    curve = read_run(folder)['total']
+    assert (np.diff(curve.steps) > 0).all() and len(curve.steps) == 100 and curve.values.max() < 10
+    assert not findings(folder)
+
+
+def test_rewinding_drops_later_alarms_too(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (10, 20, 30):
+        folder.scalars(step, {'total': 1.0})
+        folder.alarm(step, 'a rule', 'a text')
+    folder.rewind(20)
+    folder.close()
+    for name in ('log.jsonl', 'alarms.jsonl'):
+        assert [json.loads(line)['step'] for line in (tmp_path / name).read_text().splitlines()] == [10, 20]
+
+
+def test_averages_are_over_the_interval_that_ends_at_a_step():
+    curve = reference.Curve(np.arange(1, 9), np.array([1., 3, 5, np.nan, 9, 11, 13, 15]))
+    assert averaged(curve, np.array([2, 4, 6])).tolist() == [2, 5, 10]
+    assert np.isnan(averaged(curve, np.array([4, 8, 12]))[2])
+
+
+# ---------------------------------------------------------------------------- references
+
+def test_a_reference_is_small_and_reads_as_it_was_written(made):
+    read = reference.read_reference('heads')
+    assert sorted(read.seeds) == [0, 1, 2] and read.config['model_params']['image_size'] == 32
+    whole, thin = read_run(made / 'seed1')['l1'], read.seeds[1]['l1']
+    assert len(thin.steps) <= reference.POINTS and thin.values.mean() == pytest.approx(whole.values.mean(), rel=1e-3)
+    long = reference.thinned(reference.Curve(np.arange(1, 1001), np.arange(1, 1001.)))
+    assert long.steps.tolist() == list(range(10, 1001, 10)) and long.values[:2].tolist() == [5.5, 15.5]
+
+
+@pytest.mark.parametrize('runs, message', [
+    ((0, 0), 'seed 0 is there twice'), ((0, 'other'), 'another recipe than'), ((0, 'none'), 'config.yaml')])
+def test_runs_that_are_no_seeds_of_one_recipe_make_no_reference(made, tmp_path, shelf, capsys, runs, message):
+    write_run(tmp_path / 'other', 5, overrides=['train_params.learning_rate=0.5'])
+    (tmp_path / '0').symlink_to(made / 'seed0')
+    assert record.main([*(str(tmp_path / str(name)) for name in runs), '--name', 'x', '--out', str(shelf)]) == 2
+    assert message in capsys.readouterr().err and not (shelf / 'x.jsonl').exists()
+
+
+def test_the_nearest_reference_has_the_method_and_then_the_fewest_differences(tmp_path):
+    heads = reference.read_reference('heads')
+    far = json.loads(json.dumps(heads.config))
+    far['train_params'] |= {'learning_rate': 0.5, 'batch_size': 64}
+    other = json.loads(json.dumps(heads.config))
+    other['model_params']['method'] = 'fomm'
+    for name, config in (('far', far), ('other', other)):
+        reference.write_reference(replace(heads, name=name, config=config), reference.FOLDER)
+    near = tiny('train_params.batch_size=4', 'train_params.seed=5', 'train_params.log_every=7').as_dict()
+    assert reference.nearest(near).name == 'heads'
+    assert list(reference.differences(near, heads.config)) == ['train_params.batch_size']
+    near['train_params'] |= {'learning_rate': 0.5}
+    assert reference.nearest(near).name in ('heads', 'far')
+    near['model_params']['method'] = 'fomm'
+    assert reference.nearest(near).name == 'other'
+
+
+def test_a_reference_does_not_say_where_data_lay(tmp_path, shelf):
+    write_run(tmp_path / 'run', 5, overrides=['dataset_params.root_dir=/somewhere/private/heads-1'])
+    assert record.main([str(tmp_path / 'run'), '--name', 'x', '--out', str(shelf)]) == 0
+    assert 'private' not in (shelf / 'x.jsonl').read_text() and 'heads-1' in (shelf / 'x.jsonl').read_text()
+
+
+def test_every_shipped_reference_finds_its_own_seeds_normal(monkeypatch):
+    monkeypatch.undo()
+    for name in reference.names():
+        read = reference.read_reference(name)
+        schema.parse(json.loads(json.dumps(read.config)), name)
+        assert reference.nearest(read.config).name == name
+        for curves in read.seeds.values():
+            assert not compare(curves, read)[1]
+
+
+# ---------------------------------------------------------------------------- the mode
+
+def drawn(folder):
+    panels, found = compare(read_run(folder), reference.read_reference('heads'))
+    return draw(panels, found, 'title', ('run', 'heads'))
+
+
+def test_there_is_a_panel_for_every_scalar_of_both(tmp_path):
+    folder = write_run(tmp_path / 'run', changes={'l1': lambda step, v: v / 1000 if step < 1000 else v})
+    figure = drawn(folder)
+    assert {axes.get_title() for axes in figure.axes} == read_run(folder).keys()
+    scales = {axes.get_title(): axes.get_yscale() for axes in figure.axes}
+    assert scales['l1'] == 'log' and scales['diagnostics/keypoint_spread'] == 'linear'
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+def test_the_command(tmp_path, capsys):
+    folder = write_run(tmp_path / 'mine', changes={'diagnostics/keypoint_spread': lambda step, v: 0.001},
+                       overrides=['train_params.batch_size=4'])
+    with open(folder / 'log.jsonl', 'a') as file:
+        file.write('{"step": 2000, "my_loss": 3}\n')
+    assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 'reference heads (3 seeds)' in lines[0] and 'train_params.batch_size 4 (there 2)' in lines[1]
+    assert [line.partition(':')[0] for line in lines[2:4]] == ['diagnostics/keypoint_spread',
+                                                               'without a reference, not drawn']
+    assert lines[3].endswith(': my_loss')
+    assert min(Image.open(folder / 'curves.png').size) > 500
+    out = tmp_path / 'new' / 'x.png'
+    assert run.main(['--mode', 'curves', '--run', str(folder), '--reference', 'heads', '--out', str(out)]) == 0
+    assert out.is_file()
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--run', 'mien'], 'no figures in log.jsonl there'), (['--run', 'mien'], 'did you mean'),
+    (['--run', 'mine', '--reference', 'haeds'], 'there is no such reference; did you mean heads?'),
+    ([], 'required: --run')])
+def test_mistakes_get_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+    write_run(tmp_path / 'mine')
+    monkeypatch.chdir(tmp_path)
+    assert run.main(['--mode', 'curves', *arguments]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+# ---------------------------------------------------------------------------- rules and alarms
+
+def watched(values, scalar='diagnostics/keypoint_spread', every=50):
+    """[(step, name)] of alarms raised, [(step, name)] of those over, for one value per interval."""
+    watch, raised, over = Watch(), [], []
+    for i, value in enumerate(values, 1):
+        new, done = watch({'step': every * i, scalar: value})
+        raised += [(every * i, alarm.rule.name) for alarm in new]
+        over += [(every * i, alarm.rule.name) for alarm in done]
+    return raised, over
+
+
+def test_an_alarm_comes_once_and_again_only_after_recovery():
+    name = 'keypoints collapsed'
+    assert watched([0.3] * 5 + [0.001] * 20) == ([(500, name)], [])
+    assert watched([0.001] * 10 + [0.3] + [0.001] * 10) == ([(250, name), (800, name)], [(550, name)])
+    assert watched([0.001, 0.001, 0.3] * 10) == ([], [])
+    assert watched([float('nan')] * 20) == ([], [])
+
+
+def test_lines_without_the_scalar_change_nothing():
+    watch, name = Watch(), 'diagnostics/keypoint_spread'
+    lines = [{'step': step} | line for step in range(50, 600, 50) for line in ({name: 0.0}, {'validation/l1': 1})]
+    assert [alarm.step for line in lines for alarm in watch(line)[0]] == [250]
+
+
+def test_every_hard_rule_gives_its_reason_beside_a_reference_too():
+    for rule in RULES:
+        scalar = rule.scalars.replace('*', 'x')
+        assert reason_of(scalar, 'above' if rule.side == 'either' else rule.side) == rule.reason
+    assert reason_of('something', 'above') == UNKNOWN
