@@ -12,34 +12,28 @@ import hashlib
 import json
 import logging
 import random
-import warnings
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from datasets.constant_rate import open_constant_rate
 from datasets.face_crop import CroppedClip, PasteBack, find_crop, resized, spread, warn_of_small_faces
 from datasets.face_tracker import FaceDetector
-from datasets.video import STILL_SUFFIXES, open_clip, read_image
+from datasets.still import open_any
 from datasets.video_writer import VideoWriter
 from evaluation.store import weights_hash
-from metrics.base import Unavailable
-from metrics.face import face_alignment_network
-from modules.motion_transfer import DrivenSource, OneEuroFilter, best_frame_by_keypoints, hull_area, pose_distance
-from modules.talking_head import Keypoints
+from inference import Motion
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder
-from support.streaming import read_ahead, write_behind
-from visualizer import ContactSheet, batches, beside, draw_crop, enlarge, save_png, to_tensor, to_uint8
+from support.streaming import write_behind
+from visualizer import Strip, beside, contact_sheet, draw_crop, enlarge, rows_of_sheet, save_png
 
-MOST_CANDIDATES = 128      # frames looked at for the best one: landmarks take about a second each on a CPU
-READ_AT_ONCE = 16          # of these: neighbours share the decoder's way from the last key frame
 PREVIEW = 480              # height of the picture that shows the crops, pixels
 
 log = logging.getLogger(__name__)
@@ -47,66 +41,41 @@ log = logging.getLogger(__name__)
 
 # One pair
 
-def animate(model, source_image, driving, result, *, device, batch_size, relative, adapt_scale, anchor=None,
-            smooth=0, audio_from=None, side_by_side=False, paste_back=None, precision='fp32'):
+def animate(renderer, source_image, driving, result, motion=Motion(), *, anchor=None, show=None, audio_from=None):
     """Let `source_image` follow `driving`, into the video file `result`; returns the number of frames.
 
-    model:        TalkingHead on `device`; left in eval mode
+    renderer:     inference.Renderer
     source_image: (H, W, 3) uint8
     driving:      clip as in datasets/video.py, at the model's image size
     result:       path; appears whole or not at all, its folder is made
-    batch_size:   driving frames rendered at once
-    relative:     add the driver's motion since its initial frame to the source, instead of taking its pose
-    adapt_scale:  with `relative`, also scale that motion to the size of the source's face
-    anchor:       index of the initial frame; None for the first. Only `relative` has an initial frame
-    smooth:       strength of the OneEuroFilter on the driver's keypoints, seconds; 0 for none
+    motion:       inference.Motion
+    anchor:       index of the initial frame of relative motion; None for the one that `motion` says
+    show:         function of (source, driving, generated frame) that makes what is written; None for the last alone
     audio_from:   file whose sound goes with the result, or None
-    side_by_side: write source | driving | result
-    paste_back:   a PasteBack that lays every result into a larger picture, or None
-    precision:    'fp32', or 'bf16' for autocast
     raises:       UserError for a clip that cannot be read, an anchor outside it, a result that cannot be written
     """
     result = Path(result)
     make_folder(result.parent)
-    motion = dict(relative=relative, adapt_scale=adapt_scale, anchor=anchor, smooth=smooth)
-    animated = _animated(model, source_image, driving, device, batch_size, precision, **motion)
+    driven = renderer.follow(source_image, driving, motion, anchor)
 
     def compose(driving_frame, frame):
-        frame = frame if paste_back is None else paste_back(frame)
-        return beside(source_image, driving_frame, frame) if side_by_side else frame
+        return frame if show is None else show(source_image, driving_frame, frame)
 
     with tqdm(total=len(driving), unit='frame', desc=result.name, dynamic_ncols=True) as progress:
-        _write(result, driving.fps, audio_from, animated, compose, lambda driven, made: progress.update(len(driven)))
+        _write(result, driving, audio_from, driven, compose, lambda driven, made: progress.update(len(driven)))
     return progress.n
 
 
-def _write(result, fps, audio_from, animated, compose, watch):
-    """Write compose(driving frame, frame) of all that `_animated` yields to the file `result`; watch each batch."""
-    def encode(driven, made):
-        for frames in zip(driven, made):
-            video.write(compose(*frames))
+def _write(result, driving, audio_from, driven, compose, watch):
+    """Write compose(driving frame, frame) for all that drives to the file `result`; watch(driving, made) each batch."""
+    def encode(frames, made):
+        for pair in zip(frames, made):
+            video.write(compose(*pair))
 
-    with VideoWriter(result, fps, audio_from) as video, write_behind(encode) as encode_later:
-        for driven, made in animated:
-            encode_later(driven, made)
-            watch(driven, made)
-
-
-def _animated(model, source_image, driving, device, batch_size, precision, *, relative, adapt_scale, anchor, smooth=0):
-    """Yields (driving frames, frames made of the source (B, H, W, 3) uint8), batch by batch."""
-    model.eval()
-    calm = OneEuroFilter(smooth, driving.fps) if smooth else None
-    animated = DrivenSource(model, to_tensor([source_image], device), precision, calm)
-    if relative:
-        animated.follow_relative_to(to_tensor(_initial_frame(driving, anchor), device), adapt_scale)
-    for driven, images in read_ahead(batches(driving.frames(), batch_size, device)):
-        yield driven, to_uint8(animated(images))
-
-
-def _initial_frame(driving, anchor):
-    if anchor is not None and not 0 <= anchor < len(driving):
-        raise UserError(f'{driving.name}: has no frame {anchor} to start from, only 0 to {len(driving) - 1}')
-    return driving.read([anchor or 0])
+    with VideoWriter(result, driving.fps, audio_from) as video, write_behind(encode) as encode_later:
+        for batch in driven.render(driving.frames()):
+            encode_later(batch.driving, batch.frames)
+            watch(batch.driving, batch.frames)
 
 
 # Crops
@@ -146,79 +115,6 @@ def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0,
             PasteBack(source_image, source.square))
 
 
-# The best initial frame
-
-def find_best_frame(model, source_image, driving, device):
-    """The driving frame whose pose is nearest to the source's, as `anchor` for relative motion.
-
-    By face landmarks where the face-alignment package and its weights are there and find a face, as
-    in FOMM; else by the model's keypoints. The log says which, and what was missing. Of clips longer
-    than MOST_CANDIDATES frames, that many evenly spread ones are looked at.
-
-    source_image: (H, W, 3) uint8
-    driving:      clip as in datasets/video.py
-    returns:      index of the frame
-    """
-    try:
-        best, by = _best_by_landmarks(source_image, driving, device), 'face landmarks'
-    except Unavailable as reason:
-        _warn_once(f'no face landmarks for the best frame, so the keypoints of the model serve: {reason}')
-        best, by = _best_by_keypoints(model, source_image, driving, device), 'keypoints'
-    log.info('best frame of %s: %d, by %s', driving.name, best, by)
-    return best
-
-
-@functools.cache
-def _warn_once(message):
-    log.warning(message)
-
-
-def _candidates(driving):
-    """Yields (indices, frames) of evenly spread frames, some at a time."""
-    looks = spread(len(driving), MOST_CANDIDATES, READ_AT_ONCE)
-    for indices in tqdm(looks, desc='best frame', leave=False, dynamic_ncols=True):
-        yield indices, driving.read(indices)
-
-
-def _best_by_landmarks(source_image, driving, device):
-    """The nearest of the frames in which a face is found; raises Unavailable if that cannot be said."""
-    detector = _face_detector(device)
-    source = _landmarks(detector, source_image)
-    if source is None:
-        raise Unavailable(f'no face was found in the source for {driving.name}')
-    distances = {}
-    for indices, frames in _candidates(driving):
-        for index, frame in zip(indices, frames):
-            landmarks = _landmarks(detector, frame)
-            if landmarks is not None:
-                distances[index] = pose_distance(source, landmarks)
-    if not distances:
-        raise Unavailable(f'no face was found in {driving.name}')
-    return min(distances, key=distances.get)
-
-
-_face_detector = functools.cache(face_alignment_network)     # kept from pair to pair
-
-
-def _landmarks(detector, image):
-    """(68, 2) in pixels of the largest face, None if there is no face."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='No faces were detected')
-        faces = detector.get_landmarks_from_image(image)
-    return max(faces, key=hull_area) if faces else None
-
-
-@torch.inference_mode()
-def _best_by_keypoints(model, source_image, driving, device):
-    model.eval()
-    source = model.keypoints(to_tensor([source_image], device))
-    indices, values = [], []
-    for some, frames in _candidates(driving):
-        indices += some
-        values.append(model.keypoints(to_tensor(frames, device)).value)
-    return indices[best_frame_by_keypoints(source, Keypoints(torch.cat(values)))]
-
-
 # Many pairs
 
 class Pair(NamedTuple):
@@ -235,26 +131,31 @@ class Pair(NamedTuple):
     audio_from: Path | None = None
 
 
-class Still:
-    """A still image as a clip of one frame; read when needed."""
+class _Job(NamedTuple):
+    """A pair, its files, and the stamp of a strip that was made with these weights, settings and files."""
+    name: str
+    pair: Pair
+    result: Path
+    strip: Path
+    stamp: str
 
-    def __init__(self, path, size):
-        self.path, self.size, self.name = path, size, path.stem
+    def finished(self):
+        return self.result.is_file() and _stamp_of(self.strip) == self.stamp
 
-    def frames(self):
-        return iter([read_image(self.path, self.size)])
+    @property
+    def crop(self):
+        """Path of the picture of both crops."""
+        return self.strip.with_name(f'{self.name}_crop.png')
 
 
-def animate_pairs(model, pairs, folder, *, device, batch_size, relative, adapt_scale, smooth=0, best_frame=False,
-                  crop_size=None, precision='fp32', made_by=''):
+def animate_pairs(renderer, pairs, folder, motion=Motion(), *, crop_size=None, made_by=''):
     """Animate every Pair into `folder`: NUMBER_SOURCE--DRIVING.mp4 (source | driving | result), contact_sheet.png.
 
     Several processes (torchrun) share the pairs. What is finished is not made again by the same call: moments/
     keeps a strip of pictures per video, written after it, which says of which weights, settings and files it was made.
 
-    best_frame: with `relative`, start from find_best_frame where a pair names no anchor
-    crop_size:  cut source and driving to this size around their faces first; None where they are crops already
-    made_by:    whatever else makes this model differ from another one with the same weights
+    crop_size: cut source and driving to this size around their faces first; None where they are crops already
+    made_by:   whatever else makes this model differ from another one with the same weights
     The other arguments, and what is raised, as in `animate`.
     returns: paths of the videos, in the order of the pairs
     """
@@ -262,48 +163,45 @@ def animate_pairs(model, pairs, folder, *, device, batch_size, relative, adapt_s
         raise UserError('no pairs to animate')
     folder = make_folder(folder)
     moments = make_folder(folder / 'moments')
-    motion = dict(relative=relative, adapt_scale=adapt_scale, smooth=smooth)
-    made_by = [made_by, weights_hash(model), motion, best_frame, crop_size, precision]
+    made_by = [made_by, weights_hash(renderer.model), asdict(motion), crop_size, renderer.precision]
     names = [f'{i:03d}_{pair.source.name}--{pair.driving.name}' for i, pair in enumerate(pairs)]
-    results, strips = [folder / f'{name}.mp4' for name in names], [moments / f'{name}.png' for name in names]
-    stamps = [_stamp(made_by, pair) for pair in pairs]
-
-    def finished(i):
-        return results[i].is_file() and _stamp_of(strips[i]) == stamps[i]
-
-    todo = [i for i in range(distributed.rank(), len(pairs), distributed.world()) if not finished(i)]
-    with tqdm(total=sum(len(pairs[i].driving) for i in todo), unit='frame', desc='animation', dynamic_ncols=True,
+    jobs = [_Job(name, pair, folder / f'{name}.mp4', moments / f'{name}.png', _stamp(made_by, pair))
+            for name, pair in zip(names, pairs)]
+    todo = [job for job in jobs[distributed.rank()::distributed.world()] if not job.finished()]
+    with tqdm(total=sum(len(job.pair.driving) for job in todo), unit='frame', desc='animation', dynamic_ncols=True,
               disable=distributed.rank() > 0) as progress:
-        for i in todo:
-            source, driving, anchor, audio_from = pairs[i]
-            progress.set_postfix_str(names[i][:40])
-            strips[i].unlink(missing_ok=True)
-            image = next(iter(source.frames()))
-            if crop_size is not None:
-                image, driving, _ = crop_to_faces(image, driving, crop_size, moments / f'{names[i]}_crop.png',
-                                                  names=[_file(clip) for clip in (source, driving)])
-            if best_frame and relative and anchor is None:
-                anchor = find_best_frame(model, image, driving, device)
-            row = ContactSheet(1)
-            row.begin(0, names[i], image, len(driving))
-            animated = _animated(model, image, driving, device, batch_size, precision, anchor=anchor, **motion)
+        for job in todo:
+            progress.set_postfix_str(job.name[:40])
+            _animate_pair(renderer, job, motion, crop_size, progress)
+    shown = [jobs[i] for i in rows_of_sheet(len(jobs))]
+    if all(job.finished() for job in shown):      # else another process has not come so far, and draws it
+        sheet = contact_sheet([_cells(job.strip) for job in shown], [job.name.partition('_')[2] for job in shown])
+        save_png(folder / 'contact_sheet.png', sheet)
+    return [job.result for job in jobs]
 
-            def watch(driven, made):
-                row.add(driven, made)
-                progress.update(len(driven))
 
-            _write(results[i], driving.fps, audio_from, animated, functools.partial(beside, image), watch)
-            save_png(strips[i], beside(*row.rows[0]), stamp=stamps[i])
+def _animate_pair(renderer, job, motion, crop_size, progress):
+    """Write the video of a pair, then its strip."""
+    source, driving, anchor, audio_from = job.pair
+    job.strip.unlink(missing_ok=True)
+    image = next(iter(source.frames()))
+    if crop_size is not None:
+        image, driving, _ = crop_to_faces(image, driving, crop_size, job.crop,
+                                          names=[_file(clip) for clip in (source, driving)])
+    strip, driven = Strip(image, len(driving)), renderer.follow(image, driving, motion, anchor)
 
-    sheet = ContactSheet(len(pairs))
-    shown = sorted(sheet.chosen)
-    if all(map(finished, shown)):      # else another process has not come so far, and draws it
-        for i in shown:
-            strip = np.asarray(Image.open(strips[i]))
-            sheet.rows.append(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
-            sheet.captions.append(names[i].partition('_')[2])
-        save_png(folder / 'contact_sheet.png', sheet.draw())
-    return results
+    def watch(frames, made):
+        strip.add(frames, made)
+        progress.update(len(frames))
+
+    _write(job.result, driving, audio_from, driven, functools.partial(beside, image), watch)
+    save_png(job.strip, beside(*strip.row()), stamp=job.stamp)
+
+
+def _cells(path):
+    """The frames of a strip that `_animate_pair` saved, all as wide as they are high."""
+    strip = np.asarray(Image.open(path))
+    return np.split(strip, strip.shape[1] // strip.shape[0], axis=1)
 
 
 def _stamp(made_by, pair):
@@ -399,9 +297,8 @@ def _pair(line, where, folders, size):
     anchor = line.get('anchor') or None
     if anchor is not None and not anchor.strip().isdecimal():
         raise UserError(f'{where}: anchor is {anchor!r}, must be the index of a frame, or empty for the first')
-    is_still = source.suffix.lower() in STILL_SUFFIXES
-    return Pair(Still(source, size) if is_still else _open(open_clip, source, where, size),
-                _open(open_constant_rate, driving, where, size), None if anchor is None else int(anchor),
+    return Pair(_open(open_any, source, where, size), _open(open_constant_rate, driving, where, size),
+                None if anchor is None else int(anchor),
                 driving if driving.is_file() else None)
 
 

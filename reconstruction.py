@@ -8,12 +8,13 @@ from itertools import chain, islice
 from tqdm import tqdm
 
 from datasets.video_writer import VideoWriter
-from evaluation.evaluate import Renderer
+from evaluation.evaluate import CodeCounter
 from evaluation.protocols import PROTOCOLS
 from evaluation.report import Report, Scorer, mean, write_report
+from inference import Renderer
 from support.errors import UserError
 from support.files import make_folder
-from visualizer import ContactSheet, beside, save_png
+from visualizer import Strip, beside, contact_sheet, rows_of_sheet, save_png
 
 METRICS = ('l1.mean_abs', 'psnr.rgb', 'ssim.gauss11', 'lpips.vgg')     # --mode evaluate computes the others too
 
@@ -40,35 +41,37 @@ def reconstruct(model, clips, folder, *, device, batch_size, frame_limit=None, i
     folder = make_folder(folder)
     videos = make_folder(folder / 'videos') if save_videos else None
     renderer, scorer = Renderer(model, device, batch_size, precision), Scorer(METRICS, device, copies=True)
-    sheet, rows = ContactSheet(len(clips)), []
+    shown, strips, rows = rows_of_sheet(len(clips)), [], []
 
     with tqdm(total=sum(lengths), unit='frame', desc='reconstruction', dynamic_ncols=True) as progress:
         for i, clip in enumerate(clips):
             frames = islice(clip.frames(), frame_limit)
             source = next(frames)
             driving = chain([source], frames) if include_first else frames
-            sheet.begin(i, clip.name, source, lengths[i])
-
+            strip, codes = Strip(source, lengths[i]), CodeCounter()
             with VideoWriter(videos / f'{clip.name}.mp4', clip.fps) if save_videos else nullcontext() as video:
-                made = _shown(renderer(source, driving), source, sheet, video, progress)
+                made = _shown(codes.watch(renderer.follow(source), driving), strip, video, progress)
                 rows.append(scorer.score(clip.name, source, made))
+            if i in shown:
+                strips.append(strip)
             psnr = mean(mean(row.scores['psnr.rgb']) for row in rows)
             progress.set_postfix(clip=clip.name[:24], psnr='inf' if psnr is None else f'{psnr:.2f}')
-            rows[-1].codes = renderer.codes
+            rows[-1].codes = codes.counts
 
-    save_png(folder / 'contact_sheet.png', sheet.draw())
+    sheet = contact_sheet([strip.row() for strip in strips], [clips[i].name for i in shown])
+    save_png(folder / 'contact_sheet.png', sheet)
     report = Report(rows, scorer.skipped, {'protocol': _protocol(frame_limit, include_first, precision)})
     write_report(folder, report)
     return report
 
 
-def _shown(parts, source, sheet, video, progress):
+def _shown(parts, strip, video, progress):
     """Passes on what the renderer makes, and shows it on the way."""
     for driving, made in parts:
-        sheet.add(driving, made)
+        strip.add(driving, made)
         if video is not None:
             for pair in zip(driving, made):
-                video.write(beside(source, *pair))
+                video.write(beside(strip.source, *pair))
         yield driving, made
         progress.update(len(driving))
 

@@ -18,6 +18,8 @@ CELL = 192             # height of every cell of a sheet, pixels
 MARGIN = 4             # between cells, pixels
 TEXT = 16              # height of the text, pixels
 STRIP = TEXT + 8       # height of a line of text with its air, pixels
+MOMENTS = 4            # of a clip, in a sheet
+ROWS = 6               # of a sheet
 FULL_COLOUR = 0.1      # displacement with full saturation, as a fraction of the picture's width
 FULL_ERROR = 0.5       # error drawn white, for pixels in [0, 1]
 BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
@@ -203,44 +205,48 @@ def _with_keypoints(images, keypoints):
             for image, points in zip(images, keypoints.value.detach().float().cpu().numpy())]
 
 
-class ContactSheet:
-    """A few moments of a few clips, gathered while they stream by, then drawn as one sheet.
+class Strip:
+    """A few moments of one clip, gathered while its frames stream by: the source, what drove it, what became of it.
 
-    Each row is one clip: its source, then driving and prediction at evenly spread times.
-
-    num_clips: how many clips will stream by; evenly spread ones get a row
+    source:     (H, W, 3) uint8, or None
+    num_frames: how many will be added
     """
 
-    MAX_ROWS, MOMENTS = 6, 4
+    def __init__(self, source, num_frames, moments=MOMENTS):
+        self.source, self.pairs, self.seen = source, [], 0
+        # Moments are middles of equal parts: the first frame, often the source itself, shows nothing.
+        self.wanted = {(2 * i + 1) * num_frames // (2 * moments) for i in range(moments)}
 
-    def __init__(self, num_clips):
-        self.chosen = set(_spread(num_clips, self.MAX_ROWS))
-        self.rows, self.captions = [], []
+    def add(self, driving, made):
+        """The next driving frames and what became of them, in the same order."""
+        for pair in zip(driving, made):
+            if self.seen in self.wanted:
+                self.pairs.append(pair)
+            self.seen += 1
 
-    def begin(self, clip_index, caption, source, num_frames):
-        """The next clip: its number among all, a text, its source frame, and how many frames will be added."""
-        self.frame_index, self.moments = 0, set()
-        if clip_index in self.chosen:
-            # Moments are middles of equal parts: the first frame, often the source itself, shows nothing.
-            self.moments = {(2 * i + 1) * num_frames // (2 * self.MOMENTS) for i in range(self.MOMENTS)}
-            self.rows.append([source])
-            self.captions.append(caption)
+    def row(self):
+        """Source | driving | made | driving | ...: the frames as they are, one after the other."""
+        return [self.source, *(frame for pair in self.pairs for frame in pair)]
 
-    def add(self, driving, prediction):
-        """Its next driving frames and what became of them, in the same order."""
-        for pair in zip(driving, prediction):
-            if self.frame_index in self.moments:
-                self.rows[-1].extend(pair)
-            self.frame_index += 1
-
-    def draw(self):
-        """(H, W, 3) uint8."""
-        percents = [100 * (2 * i + 1) // (2 * self.MOMENTS) for i in range(self.MOMENTS)]
-        titles = [title for percent in percents for title in (f'driving at {percent} %', 'result')]
-        return grid(self.rows, ['source', *titles], self.captions)
+    def stacked(self, height):
+        """One picture: the source, then driving above and made below, `height` pixels each."""
+        left = [] if self.source is None else [_at_height(self.source, 2 * height)]
+        return beside(*left, *(np.concatenate([_at_height(frame, height) for frame in pair]) for pair in self.pairs))
 
 
-def _spread(total, most):
-    """At most `most` of the indices 0..total-1, evenly spread."""
-    count = min(total, most)
-    return [i * total // count for i in range(count)]
+def _at_height(image, height):
+    size = round(image.shape[1] * height / image.shape[0]), height
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def rows_of_sheet(num_clips):
+    """Which of the clips get a row of a contact sheet: evenly spread ones, ascending."""
+    count = min(num_clips, ROWS)
+    return [i * num_clips // count for i in range(count)]
+
+
+def contact_sheet(rows, captions):
+    """A sheet of `Strip.row`s of MOMENTS, with a caption each; (H, W, 3) uint8."""
+    percents = [100 * (2 * i + 1) // (2 * MOMENTS) for i in range(MOMENTS)]
+    titles = [title for percent in percents for title in (f'driving at {percent} %', 'result')]
+    return grid(rows, ['source', *titles], captions)

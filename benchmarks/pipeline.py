@@ -24,8 +24,8 @@ from config import schema
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
+from inference import ABSOLUTE, Renderer
 from modules.build import build_model
-from modules.motion_transfer import DrivenSource
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
 from visualizer import batches, to_tensor, to_uint8
@@ -68,10 +68,12 @@ def write_driving(path, num_frames):
 def measure(model, driving, folder, repeats):
     """(seconds per 1,000 frames of every stage, busy cores side by side); medians."""
     source = driving.read([0])[0]
-    rendered = DrivenSource(model.eval(), to_tensor([source]))
+    renderer = Renderer(model, 'cpu', BATCH)
+    driven = renderer.follow(source)
     frames = driving.read(list(range(BATCH)))
     images = to_tensor(frames)
-    made = to_uint8(rendered(images))
+    rendered = lambda images: to_uint8(driven(images)[-1].prediction)
+    made = rendered(images)
     rounds = range(len(driving) // BATCH)
 
     def encode():
@@ -83,15 +85,14 @@ def measure(model, driving, folder, repeats):
     def in_turn():
         with VideoWriter(folder / 'in_turn.mp4', driving.fps) as video:
             for _, some in batches(driving.frames(), BATCH):
-                for frame in to_uint8(rendered(some)):
+                for frame in rendered(some):
                     video.write(frame)
 
     def side_by_side():
-        animate(model, source, driving, folder / 'side_by_side.mp4', device='cpu', batch_size=BATCH, relative=False,
-                adapt_scale=False)
+        animate(renderer, source, driving, folder / 'side_by_side.mp4', ABSOLUTE)
 
     works = dict(zip(STAGES, (lambda: [None for _ in batches(driving.frames(), BATCH)],
-                              lambda: [to_uint8(rendered(images)) for _ in rounds], encode, in_turn, side_by_side)))
+                              lambda: [rendered(images) for _ in rounds], encode, in_turn, side_by_side)))
     seconds, busy = {name: [] for name in works}, []
     for _ in range(repeats):
         for name, work in works.items():

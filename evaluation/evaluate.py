@@ -9,56 +9,33 @@ Every clip is scored alone, so neither an interruption nor the number of process
 
 import logging
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.video import STILL_SUFFIXES, VIDEO_SUFFIXES, has_stills, open_clip, read_image
+from datasets.still import Still, open_any
+from datasets.video import STILL_SUFFIXES, VIDEO_SUFFIXES, has_stills
 from evaluation.html import write_html
 from evaluation.protocols import Item, as_csv, draw_pairs, fingerprint, frame_at, load_list
 from evaluation.report import ClipScores, Report, Scorer, as_markdown, versions, write_report
 from evaluation.store import Store
-from modules.motion_transfer import DrivenSource, best_frame_by_keypoints
-from modules.talking_head import Keypoints
+from inference import Motion
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from visualizer import batches, to_tensor, to_uint8
+from visualizer import Strip
 
 NAMED = 3              # missing clips named in the log; metrics.json names all
+STRIP_MOMENTS, STRIP_HEIGHT = 3, 112     # of the picture of a clip; frames are so many pixels high
 
 log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------- clips
-
-class Still:
-    """A still image as a clip of one frame."""
-
-    fps = Fraction(1)
-
-    def __init__(self, path, size=None):
-        self.path, self.size, self.name = Path(path), size, Path(path).stem
-
-    def __len__(self):
-        return 1
-
-    def read(self, indices):
-        return [read_image(self.path, self.size) for _ in indices]
-
-    def frames(self):
-        return iter(self.read([0]))
-
-
-def _open(path, size):
-    return Still(path, size) if path.suffix.lower() in STILL_SUFFIXES else open_clip(path, size)
-
 
 def clips_in(folder, size=None):
     """The videos, folders of frames and stills of a folder, as clips by name; in the order of their names.
@@ -73,7 +50,7 @@ def clips_in(folder, size=None):
         known = path.is_dir() and has_stills(path) or path.suffix.lower() in VIDEO_SUFFIXES + STILL_SUFFIXES
         if path.name.startswith('.') or not known:
             continue
-        clip = _open(path, size)
+        clip = open_any(path, size)
         if clip.name in clips:
             raise UserError(f'{folder}: {clips[clip.name].path.name} and {path.name} have one name; rename one')
         clips[clip.name] = clip
@@ -106,7 +83,7 @@ class ClipFinder:
                 stem = clip_id.removeprefix(prefix).strip('/')
                 for path in (folder / f'{stem}{suffix}' for suffix in ('', *VIDEO_SUFFIXES)):
                     if path.exists():
-                        return _open(path, self.size)
+                        return open_any(path, self.size)
         return self.clips.get(clip_id)
 
 
@@ -212,49 +189,30 @@ def _stem(clip_id):
 
 # ---------------------------------------------------------------------------- frames
 
-class Renderer:
-    """Makes the frames of a case with a model, and notes which codes it uses.
+class CodeCounter:
+    """Notes which codes a model uses while its frames stream by.
 
-    model:     TalkingHead on `device`; left in eval mode
-    precision: 'fp32', or 'bf16' for autocast
-    codes:     {codebook and scale: how often each code was chosen} in the last
-               clip, for the first frame of every batch
+    counts: {codebook and scale: how often each code was chosen} for the first frame of every batch
     """
 
-    def __init__(self, model, device, batch_size, precision='fp32'):
-        self.model, self.device, self.batch_size, self.precision = model.eval(), device, batch_size, precision
-        self.codes = {}
+    def __init__(self):
+        self.counts = {}
 
-    def __call__(self, source, driving, initial=None):
+    def watch(self, driven, frames):
         """Yields (driving frames, frames made of the source (B, H, W, 3) uint8), batch by batch.
 
-        source:  (H, W, 3) uint8
-        driving: iterator of frames
-        initial: driving frame from which relative motion starts; None for absolute motion
+        driven: DrivenSource that follows the `frames`
         """
-        self.codes = {}
-        still = to_tensor([source], self.device)
-        driven = DrivenSource(self.model, still, self.precision)
-        if initial is not None:
-            driven.follow_relative_to(to_tensor([initial], self.device), adapt_scale=True)
-        for frames, images in batches(driving, self.batch_size, self.device):
-            yield frames, to_uint8(driven(images))
-            self._note_codes(still, images[:1])
-
-    def best_anchor(self, source, driving):
-        """The frame of the driving clip whose keypoints are nearest to the source's."""
-        with torch.inference_mode():
-            at_source = self.model.keypoints(to_tensor([source], self.device))
-            values = [self.model.keypoints(images).value
-                      for _, images in batches(driving.frames(), self.batch_size, self.device)]
-        return best_frame_by_keypoints(at_source, Keypoints(torch.cat(values)))
+        for batch in driven.render(frames):
+            yield batch.driving, batch.frames
+            self._note(driven.model, driven.image, batch.images[:1])
 
     @torch.inference_mode()
-    def _note_codes(self, source, driving):
+    def _note(self, model, source, driving):
         """What quantisation makes of the flow and of the driving features (Eq. 1 and 4)."""
-        for key, counts in self.model.code_counts(source, driving).items():
+        for key, counts in model.code_counts(source, driving).items():
             counts = counts.tolist()
-            self.codes[key] = [a + b for a, b in zip(self.codes.get(key, [0] * len(counts)), counts)]
+            self.counts[key] = [a + b for a, b in zip(self.counts.get(key, [0] * len(counts)), counts)]
 
 
 def _side_by_side(case, moments, batch_size):
@@ -273,33 +231,15 @@ def _side_by_side(case, moments, batch_size):
         yield tuple(zip(*batch))
 
 
-class Strip:
-    """A picture of one clip: the source, then driving above and generated below at three moments; gathered as they
-    stream by."""
+def _watched(parts, strip):
+    for driving, made in parts:
+        strip.add(driving, made)
+        yield driving, made
 
-    MOMENTS, HEIGHT = 3, 112
 
-    def __init__(self, source, num_frames):
-        self.source, self.columns, self.seen = source, [], 0
-        self.wanted = {(2 * i + 1) * num_frames // (2 * self.MOMENTS) for i in range(self.MOMENTS)}
-
-    def watch(self, parts):
-        for driving, generated in parts:
-            for pair in zip(driving, generated):
-                if self.seen in self.wanted:
-                    self.columns.append(np.concatenate([self._small(frame, 1) for frame in pair]))
-                self.seen += 1
-            yield driving, generated
-
-    def save(self, path):
-        left = [] if self.source is None else [self._small(self.source, 2)]
-        with written_whole(path) as unfinished:
-            Image.fromarray(np.concatenate(left + self.columns, axis=1)).save(unfinished, format='JPEG', quality=88)
-
-    def _small(self, frame, rows):
-        height = rows * self.HEIGHT
-        return np.asarray(Image.fromarray(frame).resize((round(frame.shape[1] * height / frame.shape[0]), height),
-                                                        Image.Resampling.BICUBIC))
+def _save_strip(strip, path):
+    with written_whole(path) as unfinished:
+        Image.fromarray(strip.stacked(STRIP_HEIGHT)).save(unfinished, format='JPEG', quality=88)
 
 
 # ---------------------------------------------------------------------------- the run
@@ -312,7 +252,7 @@ def evaluate(cases, folder, *, items, list_name, name, protocol, subject, metric
     items, list_name: the whole list
     name, protocol:   PROTOCOLS[name], or the like
     subject:   {what: value} that tells what is evaluated: weights, or a folder
-    renderer:  of the model; None where the cases hold what was generated
+    renderer:  inference.Renderer of the model; None where the cases hold what was generated
     missing, extra: names of items without clips, and of generated clips without an item
     returns:   Report on the first process, None on the others
     raises:    UserError if no case can be scored
@@ -383,30 +323,31 @@ def _score(case, protocol, scorer, renderer, store, batch_size):
     try:
         at_source, moments = case.moments(protocol)
         source = None if case.source is None else case.source.read([at_source])[0]
+        codes = CodeCounter()
         if renderer is None:
             parts = _side_by_side(case, moments, batch_size)
         else:
-            parts = renderer(source, case.frames(moments), _initial(case, protocol, renderer, source))
-        strip = Strip(source, len(moments))
-        clip = scorer.score(case.item.name, source, strip.watch(parts))
+            parts = codes.watch(_follow(case, protocol, renderer, source), case.frames(moments))
+        strip = Strip(source, len(moments), STRIP_MOMENTS)
+        clip = scorer.score(case.item.name, source, _watched(parts, strip))
     except UserError as error:
         log.warning('%s is not scored: %s', case.item.name, error)
         store.write(case, {'problem': str(error)})
         return
-    clip.codes = renderer.codes if renderer else {}
-    strip.save(store.path(case, '.jpg'))
+    clip.codes = codes.counts
+    _save_strip(strip, store.path(case, '.jpg'))
     store.write(case, clip.as_json())
     if scorer.sets:
         store.add(case, scorer.states(), clip.frames)
 
 
-def _initial(case, protocol, renderer, source):
-    """The driving frame from which relative motion starts, None for absolute motion."""
+def _follow(case, protocol, renderer, source):
+    """The case's source, driven as the protocol says."""
     if not protocol.relative:
-        return None
+        return renderer.follow(source)
     time = case.item.anchor_time
-    index = renderer.best_anchor(source, case.driving) if time is None else _index(case.driving, time)
-    return case.driving.read([index])[0]
+    motion = Motion(adapt_scale=True, start='nearest-keypoints')
+    return renderer.follow(source, case.driving, motion, None if time is None else _index(case.driving, time))
 
 
 def _report(folder, cases, store, scorer, protocol, about, weights, missing, extra):

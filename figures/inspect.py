@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from figures.codes import code_windows, count_codes, draw_all_codes, draw_atlas, draw_usage
 from figures.sheet import draw_sheet
+from inference import Motion, Renderer
 from modules.figure import Moment
-from modules.motion_transfer import DrivenSource
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from visualizer import save_png, to_tensor
+from visualizer import save_png
 
 log = logging.getLogger(__name__)
 
@@ -121,14 +121,12 @@ def _check(cases, at):
 @torch.inference_mode()
 def _figures(model, case, index, device, precision, at):
     """(Figures of one driving frame, side of the images)."""
-    source = to_tensor([case.source], device)
-    driven = DrivenSource(model, source, precision)
-    if case.relative:
-        driven.follow_relative_to(to_tensor(case.driving.read([0]), device), adapt_scale=False)
-    driving = to_tensor(case.driving.read([index]), device)
-    found, keypoints = driven.pose(driving)
-    moment = Moment(source, driving, driven.state, found, keypoints, driven.generate(keypoints), case.same_identity, at)
-    with driven.autocast:
+    renderer = Renderer(model, device, precision=precision)
+    driven = renderer.follow(case.source, case.driving, Motion(case.relative))
+    made, = driven.render(case.driving.read([index]))
+    moment = Moment(driven.image, made.images, driven.state, made.found, made.pose, made.generated,
+                    case.same_identity, at)
+    with renderer.autocast():
         return model.figures(moment), moment.size
 
 
@@ -150,15 +148,14 @@ def _count(model, clips, limit, device, precision):
 @torch.inference_mode()
 def _count_clip(model, clip, indices, uses, device, precision):
     """Adds the frames of one clip; False where the method has no codes."""
-    driven = DrivenSource(model, to_tensor(clip.read([0]), device), precision)
-    for frame in (frame for index in indices for frame in clip.read([index])):
-        driving = to_tensor([frame], device)
-        generated = driven.generate(driven.pose(driving)[1])
-        with driven.autocast:
-            chosen = model.chosen_codes(generated, driving)
+    renderer = Renderer(model, device, batch_size=1, precision=precision)
+    driven = renderer.follow(clip.read([0])[0])
+    for made in driven.render(frame for index in indices for frame in clip.read([index])):
+        with renderer.autocast():
+            chosen = model.chosen_codes(made.generated, made.images)
         if not chosen:
             return False
-        count_codes([(frame, chosen)], uses, len(frame))
+        count_codes([(made.driving[0], chosen)], uses, len(made.driving[0]))
     return True
 
 

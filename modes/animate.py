@@ -6,7 +6,8 @@
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_model, add_motion, animation_settings, check_motion, load_model, process_group, refuse, run_path)
+    add_device, add_model, add_motion, animation_renderer, check_motion, load_model, motion, process_group, refuse,
+    run_path)
 from support.errors import UserError
 
 
@@ -73,8 +74,8 @@ def run_pairs(options, config, model, device):
     else:
         pairs = animate.draw_pairs(test_people(config.dataset_params, size), params.num_pairs, params.seed)
     folder = run_path(options) / 'animation'
-    animate.animate_pairs(model, pairs, folder, best_frame=options.find_best_frame, crop_size=size if crops else None,
-                          made_by=repr(config.model_params), **animation_settings(options, config, device))
+    animate.animate_pairs(animation_renderer(model, config, device), pairs, folder, motion(options),
+                          crop_size=size if crops else None, made_by=repr(config.model_params))
     if distributed.rank() == 0:
         print(f'{len(pairs)} videos and contact_sheet.png are in {folder}')
 
@@ -83,19 +84,22 @@ def run_one(options, config, model, device):
     import animate
     from datasets.constant_rate import open_constant_rate
     from datasets.video import read_image
+    from visualizer import beside
     size = config.model_params.image_size
-    names, paste_back = (options.source_image, options.driving_video), None
+    names, show = (options.source_image, options.driving_video), None
     source, driving = read_image(names[0]), open_constant_rate(names[1])
     result = Path(options.result_video or run_path(options) / 'animation' / f'{driving.name}.mp4')
     if options.crop == 'auto':
         source, driving, paste_back = animate.crop_to_faces(
             source, driving, size, result.with_name(f'{result.stem}_crop.png'), names=names,
             face_index=(*options.face_index, 0)[:2])
+        if options.paste_back:
+            show = lambda source, driving, frame: paste_back(frame)
     else:
         source, driving = animate.squeeze(source, driving, size, names)
-    anchor = animate.find_best_frame(model, source, driving, device) if options.find_best_frame else None
+    if options.side_by_side:
+        show = beside
     sound = Path(names[1]) if Path(names[1]).is_file() else None
-    frames = animate.animate(model, source, driving, result, anchor=anchor, side_by_side=options.side_by_side,
-                             audio_from=sound, paste_back=paste_back if options.paste_back else None,
-                             **animation_settings(options, config, device))
+    frames = animate.animate(animation_renderer(model, config, device), source, driving, result, motion(options),
+                             show=show, audio_from=sound)
     print(f'{result}: {frames} frames at {float(driving.fps):.6g} fps')

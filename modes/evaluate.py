@@ -75,8 +75,9 @@ def evaluate_folders(options, protocol, device):
 def evaluate_model(options, protocol, device):
     """What evaluate.evaluate takes for a model."""
     from datasets.build import test_clips
-    from evaluation.evaluate import ClipFinder, Renderer, choose_items, find_cases, test_set
+    from evaluation.evaluate import ClipFinder, choose_items, find_cases, test_set
     from evaluation.store import weights_hash
+    from inference import Renderer
     config, model = load_model(options, device)
     size, precision, pairs = config.model_params.image_size, config.train_params.precision, config.animate_params
     clips = (test_set(options.path_map, size) if options.path_map else

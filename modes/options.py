@@ -49,11 +49,11 @@ def add_methods(parser):
 
 
 def add_motion(parser):
-    """How motion is transferred: `check_motion`, `animation_settings`."""
-    motion = parser.add_mutually_exclusive_group()
-    motion.add_argument('--relative', dest='relative', action='store_true', default=True,
+    """How motion is transferred: `check_motion`, `motion`."""
+    pose = parser.add_mutually_exclusive_group()
+    pose.add_argument('--relative', dest='relative', action='store_true', default=True,
                         help="add the driver's motion to the source's pose (default)")
-    motion.add_argument('--absolute', dest='relative', action='store_false', help="take the driver's pose as it is")
+    pose.add_argument('--absolute', dest='relative', action='store_false', help="take the driver's pose as it is")
     parser.add_argument('--adapt_scale', action='store_true', help="scale relative motion to the source's face")
     parser.add_argument('--find_best_frame', action='store_true',
                         help='start relative motion from the driving frame that is nearest to the source')
@@ -84,10 +84,17 @@ def run_path(options):
     return Path(options.log_dir) / (options.run_name or default)
 
 
-def animation_settings(options, config, device):
-    """What animate.animate takes besides model, source, driving and result."""
-    return dict(device=device, batch_size=config.animate_params.batch_size, relative=options.relative,
-                adapt_scale=options.adapt_scale, smooth=options.smooth, precision=config.train_params.precision)
+def motion(options):
+    """The inference.Motion of `add_motion`."""
+    from inference import Motion
+    return Motion(options.relative, options.adapt_scale, 'nearest' if options.find_best_frame else 'first',
+                  options.smooth)
+
+
+def animation_renderer(model, config, device):
+    """The inference.Renderer that animations are made with."""
+    from inference import Renderer
+    return Renderer(model, device, config.animate_params.batch_size, config.train_params.precision)
 
 
 def named(options):

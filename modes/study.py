@@ -9,8 +9,8 @@ study/page is for the participants (study.html, from disk or any web host), stud
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_methods, add_motion, add_set, animation_settings, check_motion, choose_device, load_named, named,
-    refuse)
+    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, choose_device, load_named, motion,
+    named, refuse)
 from support.errors import UserError
 
 BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
@@ -91,7 +91,7 @@ def prepare(options, out):
                 find_videos(folder, [pair_name(pair) for pair in pairs], other)
         if own_size > size:
             job, size = make_job(options, folders, pairs), own_size
-        animate_all(model, pairs, folders[name], options, animation_settings(options, config, device))
+        animate_all(animation_renderer(model, config, device), pairs, folders[name], motion(options))
     return job
 
 
@@ -115,11 +115,9 @@ def pair_name(pair):
     return f'{pair.source.name}--{pair.driving.name}'
 
 
-def animate_all(model, pairs, folder, options, settings):
+def animate_all(renderer, pairs, folder, motion):
     """The result alone of every pair, as NAME.mp4 in the folder; silent, as the study is."""
     import animate
     for pair in pairs:
-        source, anchor = next(iter(pair.source.frames())), pair.anchor
-        if options.find_best_frame and anchor is None:
-            anchor = animate.find_best_frame(model, source, pair.driving, settings['device'])
-        animate.animate(model, source, pair.driving, folder / f'{pair_name(pair)}.mp4', anchor=anchor, **settings)
+        animate.animate(renderer, next(iter(pair.source.frames())), pair.driving, folder / f'{pair_name(pair)}.mp4',
+                        motion, anchor=pair.anchor)

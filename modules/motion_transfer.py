@@ -1,4 +1,4 @@
-"""Motion transfer at test time: absolute or relative keypoints, best frame, smoothing, the driven source.
+"""Motion transfer at test time: absolute or relative keypoints, best frame, smoothing.
 
 FOMM, Sec. 3.4; the smoothing is the One Euro filter.
 """
@@ -10,9 +10,7 @@ import torch
 
 from modules.talking_head import Keypoints
 from modules.warp import invert_2x2
-from support.errors import UserError
 
-PRECISIONS = ('fp32', 'bf16')
 LEAST_AREA = 1e-8      # hulls below this are points or lines: their size says nothing about scale
 SPEED_GAIN = 15.0      # Hz of cutoff per unit of speed (half a picture per second): lips lag by half a frame at 25 fps
 SPEED_CUTOFF = 1.0     # Hz, of the speed's own average, as the One Euro filter has it
@@ -138,59 +136,3 @@ def best_frame_by_keypoints(source, driving):
     """
     source = source.value[0].detach().float().cpu()
     return int(np.argmin([pose_distance(source, frame) for frame in driving.value.detach().float().cpu()]))
-
-
-class DrivenSource:
-    """A source image that follows a driver: encoded once, then rendered for batch after batch.
-
-    model:     a TalkingHead in eval mode
-    image:     (1, 3, H, W) in [-1, 1], on the model's device
-    precision: 'fp32', or 'bf16' for autocast in the networks; keypoints are transferred in fp32 either way
-    smooth:    a OneEuroFilter for the driver's keypoints, or None
-    """
-
-    def __init__(self, model, image, precision='fp32', smooth=None):
-        assert not model.training, 'the model must be in eval mode: batch statistics would tie frames together'
-        assert precision in PRECISIONS, f'precision is {precision!r}, must be one of {PRECISIONS}'
-        self.model = model
-        self.autocast = torch.autocast(image.device.type, torch.bfloat16, enabled=precision == 'bf16')
-        self.smooth, self.transfer = smooth, absolute_motion
-        with torch.inference_mode(), self.autocast:
-            self.state = model.encode_source(image)
-
-    @torch.inference_mode()
-    def follow_relative_to(self, initial, adapt_scale):
-        """From now on follow the change since the driving image `initial` (1, 3, H, W), not the driver itself.
-
-        FOMM plays a video forwards and backwards from its best frame. With a model that has no
-        memory the order of frames does not matter: it is enough to take the keypoints of that frame
-        as the initial ones and to play the video in order.
-        """
-        with self.autocast:
-            initial = self.model.keypoints(initial)
-        self.transfer = RelativeMotion(self.state.keypoints, initial, adapt_scale)
-
-    @torch.inference_mode()
-    def pose(self, driving):
-        """(Keypoints of driving images (B, 3, H, W) in [-1, 1], Keypoints to render after smoothing and transfer)."""
-        with self.autocast:
-            found = self.model.keypoints(driving)
-        smooth = found if self.smooth is None else self.smooth(found)
-        return found, self.transfer(smooth)
-
-    @torch.inference_mode()
-    def generate(self, keypoints):
-        """The model's Generated for keypoints from `pose`.
-
-        Raises UserError where pixels are not finite: such a model has diverged, or its weights are damaged.
-        """
-        with self.autocast:
-            generated = self.model.render(self.state, keypoints)
-        if not generated.prediction.isfinite().all():
-            raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
-                            'use an earlier one, or fp32 if this was bf16')
-        return generated
-
-    def __call__(self, driving):
-        """Frames for driving images (B, 3, H, W) in [-1, 1] -> (B, 3, H, W) float32, not clamped; UserError."""
-        return self.generate(self.pose(driving)[1]).prediction.float()

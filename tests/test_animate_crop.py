@@ -17,12 +17,12 @@ from datasets.face_crop import (FACE_CENTRE, FACE_HEIGHT, FADE, MOST_HEIGHT, Cro
 from datasets.face_tracker import FaceDetector
 from datasets.video import open_clip, read_image
 from datasets.video_writer import VideoWriter
+from inference import Renderer
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from support.errors import UserError
 from tests.tiny import SHARED
 
 SIZE = 64
-SETTINGS = dict(device='cpu', batch_size=8, relative=True, adapt_scale=False)
 PORTRAIT = SHARED / 'real' / 'source' / 'src01_painting_uncropped_720x1280.jpg'
 PHONE = SHARED / 'bad' / 'rotated_phone.mp4'
 
@@ -185,8 +185,9 @@ def test_an_animation_lies_in_its_place_in_the_whole_source(tmp_path):
         for _ in range(5):
             video.write(picture(SIZE, SIZE))
     made = tmp_path / 'made.mp4'
-    animate(Mirror(), square.cut(image, SIZE), open_clip(driving), made, paste_back=PasteBack(image, square),
-            **SETTINGS)
+    paste_back = PasteBack(image, square)
+    animate(Renderer(Mirror(), 'cpu'), square.cut(image, SIZE), open_clip(driving), made,
+            show=lambda source, driving, frame: paste_back(frame))
     frame = open_clip(made).read([4])[0].astype(int)
     assert frame.shape == (90, 122, 3)                              # yuv420p wants even sides
     assert np.abs(frame[:, :121] - image).mean() < 4
@@ -229,8 +230,8 @@ def test_portrait_and_phone_video_are_cropped_upright_and_pasted_back_with_sound
     with VideoWriter(sounding, 25, audio_from=next((SHARED / 'real' / 'test').glob('id10001*.mp4'))) as video:
         for _ in range(10):
             video.write(source)
-    animate(Mirror(tint=0.1), source, open_clip(sounding), tinted, paste_back=paste_back, audio_from=sounding,
-            **SETTINGS)
+    animate(Renderer(Mirror(tint=0.1), 'cpu'), source, open_clip(sounding), tinted,
+            show=lambda source, driving, frame: paste_back(frame), audio_from=sounding)
     assert sound_of(tinted) == sound_of(sounding) != []
     added = open_clip(tinted).read([9])[0].astype(int) - portrait
     assert added[300:380, 330:410].mean() == pytest.approx(12.7, abs=2)     # the face is brighter, all else is not
@@ -250,7 +251,7 @@ def test_a_list_of_uncropped_pairs(landmarker, tmp_path):
     shutil.copy(PORTRAIT, tmp_path / 'a portrait #1 (ü) 100%.jpg')
     (tmp_path / 'pairs.csv').write_text(f'source,driving\na portrait #1 (ü) 100%.jpg,{SHARED}/bad/one_frame.mp4\n')
     pairs = read_pairs(tmp_path / 'pairs.csv', None, None)
-    result, = animate_pairs(Mirror(), pairs, tmp_path / 'out', crop_size=SIZE, **SETTINGS)
+    result, = animate_pairs(Renderer(Mirror(), 'cpu'), pairs, tmp_path / 'out', crop_size=SIZE)
     assert open_clip(result).read([0])[0].shape == (SIZE, 3 * SIZE, 3)
     assert sorted(path.name for path in (tmp_path / 'out' / 'moments').iterdir()) == [
         f'{result.stem}.png', f'{result.stem}_crop.png']

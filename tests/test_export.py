@@ -13,9 +13,9 @@ import onnx
 
 import run
 from config import schema
+from inference import DrivenSource, Renderer
 from logger import write_checkpoint
 from modules.build import build_model
-from modules.motion_transfer import DrivenSource
 from support.errors import UserError
 from tests.tiny import ROOT, tiny
 from tools.onnx import export
@@ -101,9 +101,8 @@ def test_the_script_transfers_relative_motion_as_pytorch_does(exported):
     script = animation_script(folder)
     [source], frames = images(1, 3), images(5, 4)
     found = list(script.animate(script.OnnxHead(folder, threads=1), source, frames, relative=True, batch_size=2))
-    driven = DrivenSource(model, to_tensor([source]))
-    driven.follow_relative_to(to_tensor(frames[:1]), adapt_scale=False)
-    wanted = ((driven(to_tensor(frames)).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    driven = DrivenSource(Renderer(model, 'cpu'), source, initial=frames[0])
+    wanted = ((driven(to_tensor(frames))[-1].prediction.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(np.stack(found) - wanted).max() <= 0.51       # rounding to 8 bits
 
 

@@ -12,10 +12,11 @@ from animate import Pair, animate, animate_pairs
 from datasets.constant_rate import ConstantRateClip, open_constant_rate
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
+from inference import ABSOLUTE, Motion, Renderer
 from support import distributed
 from support.errors import UserError
 from support.streaming import DEPTH, read_ahead, write_behind
-from tests.test_animate_crop import SETTINGS, SIZE, Mirror, picture
+from tests.test_animate_crop import SIZE, Mirror, picture
 
 PATIENCE = 30      # seconds after which a stage that should be running is taken for standing still
 
@@ -103,8 +104,8 @@ def test_a_failing_stage_leaves_no_file(tmp_path, monkeypatch, stage):
             raise UserError(f'{self.path}: cannot be written (No space left on device)')
         monkeypatch.setattr(VideoWriter, 'write', full)
     with pytest.raises(UserError, match={'decode': 'driving.mp4', 'network': 'failed', 'encode': 'No space'}[stage]):
-        animate(Faulty() if stage == 'network' else Mirror(), picture(SIZE, SIZE), driving, tmp_path / 'out' / 'a.mp4',
-                **SETTINGS | {'batch_size': 2})
+        animate(Renderer(Faulty() if stage == 'network' else Mirror(), 'cpu', 2), picture(SIZE, SIZE), driving,
+                tmp_path / 'out' / 'a.mp4')
     assert not list((tmp_path / 'out').iterdir())
 
 
@@ -152,10 +153,10 @@ def pairs(tmp_path):
     return [Pair(clips[i], clips[(i + 1) % 3]) for i in range(3)]
 
 
-def run_pairs(pairs, folder, model=None, **changes):
+def run_pairs(pairs, folder, model=None, *, motion=Motion(), batch_size=8, **changes):
     """Names of the videos that were made by this call."""
     before = {path: path.stat().st_mtime_ns for path in folder.glob('*.mp4')}
-    results = animate_pairs(model or Mirror(), pairs, folder, **SETTINGS | changes)
+    results = animate_pairs(Renderer(model or Mirror(), 'cpu', batch_size), pairs, folder, motion, **changes)
     assert len(results) == len(pairs)
     return [path.name[:3] for path in results if path.is_file() and path.stat().st_mtime_ns != before.get(path)]
 
@@ -190,7 +191,7 @@ def test_other_weights_settings_or_files_make_it_anew(pairs, tmp_path):
     out, model = tmp_path / 'out', Weighty()
     run_pairs(pairs, out, model)
     assert run_pairs(pairs, out, model) == []
-    for change in ({'relative': False}, {'smooth': 1.0}, {'made_by': 'another config'}):
+    for change in ({'motion': ABSOLUTE}, {'motion': Motion(smooth=1.0)}, {'made_by': 'another config'}):
         assert run_pairs(pairs, out, model, **change) == ['000', '001', '002']
     run_pairs(pairs, out, model)
     with torch.no_grad():
@@ -210,5 +211,5 @@ def test_a_run_that_dies_between_two_settings_does_not_pass_for_finished(pairs, 
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr('animate.save_png', die)      # the video of the other setting is there, its strip is not
-        run_pairs(pairs, out, smooth=1.0)
+        run_pairs(pairs, out, motion=Motion(smooth=1.0))
     assert run_pairs(pairs, out) == ['000']

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-import animate as animation
-from animate import Pair, animate, animate_pairs, draw_pairs, find_best_frame, read_pairs
+import inference
+from animate import Pair, animate, animate_pairs, draw_pairs, read_pairs
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from metrics.face import FAN_URLS
-from modules.motion_transfer import DrivenSource
+from inference import Motion, Renderer, find_best_frame
+from metrics.face import FAN_URLS, face_alignment_network
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
 from reconstruction import reconstruct
@@ -28,8 +28,8 @@ from support import streaming
 from support.errors import UserError
 from support.weights import checkpoint_path
 from tests.random_weights import save_random_weights
-from visualizer import (CELL, ContactSheet, batches, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8,
-                        training_sheet)
+from visualizer import (CELL, MOMENTS, batches, beside, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor,
+                        to_uint8, training_sheet)
 
 SIZE = 32
 NTSC = Fraction(30000, 1001)
@@ -110,15 +110,17 @@ def model():
 def no_weights(tmp_path_factory, monkeypatch):
     """No metric or detector finds weights, whatever the machine has."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))
-    animation._face_detector.cache_clear()
 
 
 def settings(**changes):
     return {'device': 'cpu', 'batch_size': 4, **changes}
 
 
-def animation_settings(**changes):
-    return settings(**{'relative': True, 'adapt_scale': True, **changes})
+def renderer(model, batch_size=4, precision='fp32'):
+    return Renderer(model, 'cpu', batch_size, precision)
+
+
+SCALED = Motion(adapt_scale=True)
 
 
 def names_in(folder):
@@ -207,12 +209,10 @@ def test_a_diverged_model_is_named(model, tmp_path):
 
 # Animation of one pair
 
-def collect(model, driving, batch_size=4, **changes):
+def collect(model, driving, batch_size=4, anchor=None, relative=True):
     """Frames of an animation before they are encoded, (T, H, W, 3)."""
-    motion = {'relative': True, 'adapt_scale': True, 'anchor': None, **changes}
-    source = ToyClip(seed=3).frame(0)
-    parts = animation._animated(model, source, driving, 'cpu', batch_size, 'fp32', **motion)
-    return np.concatenate([made for _, made in parts]).astype(int)
+    driven = renderer(model, batch_size).follow(ToyClip(seed=3).frame(0), driving, Motion(relative, True), anchor)
+    return np.concatenate([batch.frames for batch in driven.render(driving.frames())]).astype(int)
 
 
 @pytest.mark.parametrize('relative', [False, True])
@@ -235,7 +235,7 @@ def test_at_the_anchor_the_result_is_the_source(model):
 
 def test_frame_rate_length_and_size_are_the_drivers(model, tmp_path):
     result = tmp_path / 'new' / 'result.mp4'
-    count = animate(model, ToyClip().frame(0), ToyClip(num_frames=9, fps=NTSC), result, **animation_settings())
+    count = animate(renderer(model), ToyClip().frame(0), ToyClip(num_frames=9, fps=NTSC), result, SCALED)
     clip = open_clip(result)
     assert count == len(clip) == 9 and clip.fps == NTSC and clip.read([0])[0].shape == (SIZE, SIZE, 3)
     assert names_in(tmp_path) == ['new/result.mp4']
@@ -243,7 +243,7 @@ def test_frame_rate_length_and_size_are_the_drivers(model, tmp_path):
 
 def test_side_by_side_shows_source_driving_result(model, tmp_path):
     source, driving = ToyClip(seed=3).frame(0), ToyClip()
-    animate(model, source, driving, tmp_path / 'r.mp4', **animation_settings(side_by_side=True))
+    animate(renderer(model), source, driving, tmp_path / 'r.mp4', SCALED, show=beside)
     frame = open_clip(tmp_path / 'r.mp4').read([5])[0].astype(int)
     assert frame.shape == (SIZE, 3 * SIZE, 3)
     assert np.abs(frame[:, :SIZE] - source).mean() < 8                    # H.264 with subsampled colour
@@ -252,7 +252,7 @@ def test_side_by_side_shows_source_driving_result(model, tmp_path):
 
 def test_long_clips_stream(model, tmp_path):
     driving = ToyClip(num_frames=600)
-    animate(model, ToyClip().frame(0), driving, tmp_path / 'r.mp4', **animation_settings(batch_size=8))
+    animate(renderer(model, 8), ToyClip().frame(0), driving, tmp_path / 'r.mp4', SCALED)
     # One batch in work, as many as the pipeline holds before and after it, one more at each of its ends.
     assert driving.most_alive <= (2 * streaming.DEPTH + 3) * 8 and model.sources_encoded == 1
     assert len(open_clip(tmp_path / 'r.mp4')) == 600
@@ -261,24 +261,36 @@ def test_long_clips_stream(model, tmp_path):
 def test_long_clips_stream_through_reconstruction(model, tmp_path):
     clip = ToyClip(num_frames=200)
     reconstruct(model, [clip], tmp_path, **settings(batch_size=8, save_videos=False))
-    assert clip.most_alive <= 2 * 8 + 2 + ContactSheet.MOMENTS and model.sources_encoded == 1
+    assert clip.most_alive <= (streaming.DEPTH + 3) * 8 + 2 + MOMENTS and model.sources_encoded == 1
 
 
 def test_an_anchor_outside_the_clip_is_refused(model, tmp_path):
     with pytest.raises(UserError, match='clip: has no frame 12 .* 0 to 11'):
-        animate(model, ToyClip().frame(0), ToyClip(), tmp_path / 'r.mp4', **animation_settings(anchor=12))
+        animate(renderer(model), ToyClip().frame(0), ToyClip(), tmp_path / 'r.mp4', SCALED, anchor=12)
     assert names_in(tmp_path) == []
 
 
 def test_half_precision_stays_close(model):
-    source, driving = (to_tensor([ToyClip(seed=seed).frame(0)]) for seed in (3, 0))
-    full, half = (DrivenSource(model.eval(), source, precision)(driving) for precision in ('fp32', 'bf16'))
-    assert half.dtype == torch.float32 and (full - half).abs().mean() < 0.05
+    source, driving = (ToyClip(seed=seed).frame(0) for seed in (3, 0))
+    full, half = (renderer(model, precision=precision).follow(source)(to_tensor([driving]))[-1].prediction.float()
+                  for precision in ('fp32', 'bf16'))
+    assert (full - half).abs().mean() < 0.05
 
 
-def test_batch_statistics_are_refused(model):
-    with pytest.raises(AssertionError, match='eval'):
-        DrivenSource(model.train(), torch.zeros(1, 3, SIZE, SIZE))
+def test_a_renderer_uses_no_batch_statistics(model):
+    assert not renderer(model.train()).model.training
+
+
+def test_all_that_the_model_makes_can_be_had_of_chosen_frames(model):
+    source, driving = ToyClip(seed=3).frame(0), ToyClip()
+    first, last = renderer(model, batch_size=2).follow(source, driving, Motion(adapt_scale=True)).render(
+        driving.read([0, 5, 9]))
+    assert [len(batch.driving) for batch in (first, last)] == [2, 1] and first.images.shape == (2, 3, SIZE, SIZE)
+    assert first.generated.flows[0].shape == (2, SIZE, SIZE, 2)
+    assert np.array_equal(to_uint8(first.generated.prediction), first.frames)
+    assert torch.equal(first.found.value, model.keypoints(first.images).value)
+    assert torch.equal(model.render(model.encode_source(to_tensor([source])), last.pose).prediction,
+                       last.generated.prediction)
 
 
 # The best frame
@@ -286,16 +298,16 @@ def test_batch_statistics_are_refused(model):
 def test_best_frame_by_keypoints_says_what_was_missing(model, caplog):
     driving = ToyClip(num_frames=20)
     with caplog.at_level(logging.INFO):
-        assert find_best_frame(model, driving.frame(13), driving, 'cpu') == 13
+        assert find_best_frame(renderer(model), driving.frame(13), driving) == 13
     assert 'keypoints' in caplog.text and 's3fd-619a316812.pth' in caplog.text and '2DFAN4' in caplog.text
 
 
 def test_only_some_frames_of_a_long_clip_are_looked_at(model, monkeypatch):
-    monkeypatch.setattr(animation, 'MOST_CANDIDATES', 5)
+    monkeypatch.setattr(inference, 'MOST_CANDIDATES', 5)
     looked_at = []
     driving = ToyClip(num_frames=401)
     driving.read = lambda indices: looked_at.extend(indices) or ToyClip.read(driving, indices)
-    assert find_best_frame(model, driving.frame(200), driving, 'cpu') == 200
+    assert find_best_frame(renderer(model), driving.frame(200), driving) == 200
     assert looked_at == [0, 100, 200, 300, 400]
 
 
@@ -310,10 +322,10 @@ def test_best_frame_by_landmarks_passes_over_frames_without_a_face(model, monkey
             return None if index % 2 == 0 and not asks_for_source.pop() else [shapes[0] * 0.1, shapes[index]]
 
     asks_for_source = [False] * 12 + [True]
-    monkeypatch.setattr(animation, '_face_detector', lambda device: Detector())
+    monkeypatch.setattr(inference, 'face_alignment_network', lambda device: Detector())
     # The source has the shape of frame 5, an odd one.
     with caplog.at_level(logging.INFO):
-        assert find_best_frame(model, ToyClip().frame(5), ToyClip(), 'cpu') == 5
+        assert find_best_frame(renderer(model), ToyClip().frame(5), ToyClip()) == 5
     assert 'landmarks' in caplog.text
 
 
@@ -325,17 +337,17 @@ def test_face_alignment_loads_its_weights_from_the_place_it_names(tmp_path, monk
     for network, url in zip((s3fd(), FAN(4)), FAN_URLS):
         save_random_weights(network, checkpoint_path(url))
 
-    detector = animation._face_detector(torch.device('cpu'))
+    detector = face_alignment_network(torch.device('cpu'))
     monkeypatch.setattr(detector.face_detector, 'detect_from_image', lambda image: [])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert animation._landmarks(detector, ToyClip().frame(0)) is None
+        assert inference._landmarks(detector, ToyClip().frame(0)) is None
 
 
 def test_no_face_anywhere_falls_back_to_keypoints(model, monkeypatch, caplog):
     nobody = types.SimpleNamespace(get_landmarks_from_image=lambda image: None)
-    monkeypatch.setattr(animation, '_face_detector', lambda device: nobody)
-    assert find_best_frame(model, ToyClip().frame(5), ToyClip(), 'cpu') == 5
+    monkeypatch.setattr(inference, 'face_alignment_network', lambda device: nobody)
+    assert find_best_frame(renderer(model), ToyClip().frame(5), ToyClip()) == 5
     assert 'no face was found in the source' in caplog.text
 
 
@@ -369,7 +381,7 @@ def test_one_person_makes_no_pair(group):
 
 def test_pairs_are_animated_side_by_side_with_a_sheet(model, tmp_path):
     pairs = draw_pairs(people(), 2, seed=0)
-    results = animate_pairs(model, pairs, tmp_path, **animation_settings(best_frame=True))
+    results = animate_pairs(renderer(model), pairs, tmp_path, Motion(start='nearest'))
     assert [path.name for path in results] == [f'{i:03d}_{p.source.name}--{p.driving.name}.mp4'
                                                for i, p in enumerate(pairs)]
     assert names_in(tmp_path) == sorted([path.name for path in results] + ['contact_sheet.png'] +
@@ -379,7 +391,7 @@ def test_pairs_are_animated_side_by_side_with_a_sheet(model, tmp_path):
 
 def test_a_pair_may_name_its_anchor(model, tmp_path):
     with pytest.raises(UserError, match='no frame 99'):
-        animate_pairs(model, [Pair(ToyClip('a'), ToyClip('b'), anchor=99)], tmp_path, **animation_settings())
+        animate_pairs(renderer(model), [Pair(ToyClip('a'), ToyClip('b'), anchor=99)], tmp_path)
     assert names_in(tmp_path) == []
 
 
@@ -404,7 +416,7 @@ def test_pairs_are_read_from_a_list(model, test_root, tmp_path):
     pairs = read_pairs(path, test_root, SIZE)
     assert [(pair.source.name, pair.driving.name, pair.anchor) for pair in pairs] == [
         ('id1#a', 'id2#b', 2), ('portrait', 'id1#a', None)]
-    assert len(animate_pairs(model, pairs, tmp_path / 'out', **animation_settings())) == 2
+    assert len(animate_pairs(renderer(model), pairs, tmp_path / 'out')) == 2
 
 
 @pytest.mark.parametrize('text, message', [

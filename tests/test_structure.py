@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import ROOT
 
 # From the ground up; folders and files of one line do not import each other.
-FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'),
+FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'), ('inference',),
           ('logger', 'evaluation', 'validation'), ('curves',),
           ('train', 'reconstruction', 'animate', 'tools', 'figures'), ('modes',), ('run',))
 PLACES = [place for floor in FLOORS for place in floor]

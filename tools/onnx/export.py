@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from datasets.synthetic.clips import synthetic_people
+from inference import Renderer
 from support.errors import UserError
 from support.files import make_folder
 from visualizer import to_tensor
@@ -269,16 +270,17 @@ def _compare(model, size, folder):
         given = {value.name: np.ascontiguousarray(inputs[value.name]) for value in session.get_inputs()}
         return dict(zip(names, session.run(names, given)))
 
+    renderer = Renderer(model, 'cpu')
     first, second = (next(iter(clips)) for clips in synthetic_people(2, 1, max(BATCHES), size, seed=0).values())
     differences = {'keypoints': 0.0, 'prediction': 0.0}
     for batch, (source, driving) in zip(BATCHES, ((first, second), (second, first))):
-        source, driving = to_tensor(source.read([0])), to_tensor(driving.read(list(range(batch))))
+        driven, driving = renderer.follow(source.read([0])[0]), to_tensor(driving.read(list(range(batch))))
         keypoints = run('keypoints', {'images': driving.numpy()})
         poses = {f'driving.{name}': value for name, value in keypoints.items()}
-        found = run('render', run('source', {'image': source.numpy()}) | poses)['prediction']
-        expected = model.keypoints(driving)
-        wanted = model.render(model.encode_source(source), expected).prediction
-        for name, ours, theirs in (('keypoints', keypoints['value'], expected.value), ('prediction', found, wanted)):
+        found = run('render', run('source', {'image': driven.image.numpy()}) | poses)['prediction']
+        expected, _, generated = driven(driving)
+        for name, ours, theirs in (('keypoints', keypoints['value'], expected.value),
+                                   ('prediction', found, generated.prediction)):
             difference = np.abs(ours - theirs.numpy())
             worst = float(difference.max()) if np.isfinite(difference).all() else math.inf
             differences[name] = max(differences[name], worst)

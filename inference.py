@@ -1,0 +1,241 @@
+"""The one renderer: a source image is encoded once and follows a driver, batch by batch, at any precision.
+
+    renderer = Renderer(model, device, batch_size=8, precision='fp32')
+    driven = renderer.follow(source_image, clip, Motion(relative=True))     # encoded here, once
+    for batch in driven.render(clip.frames()):                              # or clip.read([3, 17]), or any frames
+        batch.driving        # these frames of the driver
+        batch.frames         # what became of them, (B, H, W, 3) uint8
+        batch.generated      # all that the model made: Generated with flows, occlusions, ...
+
+Frames stream: the driver is read ahead in a thread of its own, and memory does not grow with the clip's length.
+"""
+
+import functools
+import logging
+import warnings
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config.schema import PRECISIONS
+from datasets.face_crop import spread
+from metrics.base import Unavailable
+from metrics.face import face_alignment_network
+from modules.motion_transfer import (
+    OneEuroFilter, RelativeMotion, absolute_motion, best_frame_by_keypoints, hull_area, pose_distance)
+from modules.talking_head import Generated, Keypoints
+from support.errors import UserError
+from support.streaming import read_ahead
+from visualizer import batches, to_tensor, to_uint8
+
+STARTS = ('first', 'nearest', 'nearest-keypoints')
+MOST_CANDIDATES = 128      # frames that landmarks are looked for in: about a second each on a CPU
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How a driver's motion becomes the source's (FOMM, Sec. 3.4).
+
+    relative:    the driver's change since its initial frame is added to the source's pose; else its pose is taken as it
+                 is, which is right within one identity and leaks the driver's face shape across two
+    adapt_scale: that change is also scaled to the size of the source's face
+    start:       which frame is the initial one where none is named: the 'first'; the 'nearest' to the source's pose, by
+                 face landmarks if they can be had; 'nearest-keypoints', by the model's keypoints over all frames
+    smooth:      strength of the OneEuroFilter on the driver's keypoints, seconds; 0 for none
+    """
+    relative: bool = True
+    adapt_scale: bool = False
+    start: str = 'first'
+    smooth: float = 0
+
+    def __post_init__(self):
+        assert self.start in STARTS, f'start is {self.start!r}, must be one of {STARTS}'
+
+
+ABSOLUTE = Motion(relative=False)
+
+
+# ---------------------------------------------------------------------------- rendering
+
+class Renderer:
+    """A model that is ready to make frames.
+
+    model:      TalkingHead on `device`; left in eval mode, as batch statistics would tie frames together
+    batch_size: driving frames rendered at once
+    precision:  'fp32', or 'bf16' for autocast in the networks; keypoints are transferred in fp32 either way
+    """
+
+    def __init__(self, model, device, batch_size=8, precision='fp32'):
+        assert precision in PRECISIONS, f'precision is {precision!r}, must be one of {PRECISIONS}'
+        self.model, self.device = model.eval(), torch.device(device)
+        self.batch_size, self.precision = batch_size, precision
+
+    def autocast(self):
+        """The context in which the networks run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
+
+    def follow(self, source, driving=None, motion=ABSOLUTE, anchor=None):
+        """Encode `source`, and take bearings of the driver: a DrivenSource.
+
+        source:  (H, W, 3) uint8
+        driving: clip as in datasets/video.py, of which the initial frame is read and the rate is taken; absolute
+                 motion that is not smoothed needs none
+        motion:  Motion
+        anchor:  index of the initial frame; None: the one that `motion.start` says
+        raises:  UserError for an anchor outside of the clip, or a clip that cannot be read
+        """
+        initial = None
+        if motion.relative:
+            if anchor is None and motion.start != 'first':
+                anchor = find_best_frame(self, source, driving, landmarks=motion.start == 'nearest')
+            initial = self.initial_frame(driving, anchor or 0)
+        calm = OneEuroFilter(motion.smooth, driving.fps) if motion.smooth else None
+        return DrivenSource(self, source, initial, motion.adapt_scale, calm)
+
+    @staticmethod
+    def initial_frame(driving, anchor):
+        """Frame `anchor` of the clip; UserError where there is none."""
+        if not 0 <= anchor < len(driving):
+            raise UserError(f'{driving.name}: has no frame {anchor} to start from, only 0 to {len(driving) - 1}')
+        return driving.read([anchor])[0]
+
+
+@dataclass
+class Rendered:
+    """A batch of driving frames and what became of them.
+
+    driving:   list of B frames (H, W, 3) uint8
+    images:    the same as a tensor, (B, 3, H, W) in [-1, 1]
+    found:     their Keypoints
+    pose:      the Keypoints that were rendered, after smoothing and transfer
+    generated: Generated
+    """
+    driving: list
+    images: Tensor
+    found: Keypoints
+    pose: Keypoints
+    generated: Generated
+
+    @functools.cached_property
+    def frames(self):
+        """The prediction, (B, H, W, 3) uint8."""
+        return to_uint8(self.generated.prediction)
+
+
+class DrivenSource:
+    """A source image that follows a driver; made by `Renderer.follow`.
+
+    image: the source, (1, 3, H, W) in [-1, 1]
+    state: the model's SourceState of it
+    """
+
+    def __init__(self, renderer, source, initial=None, adapt_scale=False, smooth=None):
+        self.renderer, self.model, self.smooth = renderer, renderer.model, smooth
+        self.image, self.transfer = to_tensor([source], renderer.device), absolute_motion
+        with torch.inference_mode(), renderer.autocast():
+            self.state = self.model.encode_source(self.image)
+            if initial is None:
+                return
+            # FOMM plays a video forwards and backwards from its best frame. With a model that has no memory the order
+            # of frames does not matter: it is enough to take the keypoints of that frame as the initial ones.
+            initial = self.model.keypoints(to_tensor([initial], renderer.device))
+        with torch.inference_mode():
+            self.transfer = RelativeMotion(self.state.keypoints, initial, adapt_scale)
+
+    def render(self, frames):
+        """Yields Rendered for an iterable of driving frames (H, W, 3) uint8, in their order, batch by batch.
+
+        Raises UserError where pixels are not finite: such a model has diverged, or its weights are damaged.
+        """
+        for driving, images in read_ahead(batches(frames, self.renderer.batch_size, self.renderer.device)):
+            yield Rendered(driving, images, *self(images))
+
+    @torch.inference_mode()
+    def __call__(self, images):
+        """(found, pose, generated) of a Rendered, for driving images (B, 3, H, W) in [-1, 1]."""
+        with self.renderer.autocast():
+            found = self.model.keypoints(images)
+        pose = self.transfer(found if self.smooth is None else self.smooth(found))
+        with self.renderer.autocast():
+            generated = self.model.render(self.state, pose)
+        if not generated.prediction.isfinite().all():
+            raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
+                            'use an earlier one, or fp32 if this was bf16')
+        return found, pose, generated
+
+
+# ---------------------------------------------------------------------------- the best initial frame
+
+def find_best_frame(renderer, source, driving, landmarks=True):
+    """The driving frame whose pose is nearest to the source's: where relative motion starts best.
+
+    With `landmarks`, by face landmarks as in FOMM, where the face-alignment package and its weights are there and find
+    a face; of clips longer than MOST_CANDIDATES frames that many evenly spread ones are looked at. The log says
+    how it was found, and what was missing. Else by the model's keypoints, over all frames.
+
+    source:  (H, W, 3) uint8
+    driving: clip as in datasets/video.py
+    returns: index of the frame, the first of equals
+    """
+    if not landmarks:
+        return _best_by_keypoints(renderer, source, driving, len(driving))
+    try:
+        best, by = _best_by_landmarks(source, driving, renderer), 'face landmarks'
+    except Unavailable as reason:
+        _warn_once(f'no face landmarks for the best frame, so the keypoints of the model serve: {reason}')
+        best, by = _best_by_keypoints(renderer, source, driving, MOST_CANDIDATES), 'keypoints'
+    log.info('best frame of %s: %d, by %s', driving.name, best, by)
+    return best
+
+
+@functools.cache
+def _warn_once(message):
+    log.warning(message)
+
+
+def _candidates(driving, most, at_once):
+    """Yields (indices, frames) of evenly spread frames, at most `most` of them, some at a time."""
+    # One pass over all frames is cheaper than many jumps, and gives the same ones.
+    stream = driving.frames() if len(driving) <= most else None
+    for indices in tqdm(spread(len(driving), most, at_once), desc='best frame', leave=False, dynamic_ncols=True):
+        yield indices, driving.read(indices) if stream is None else list(islice(stream, len(indices)))
+
+
+def _best_by_landmarks(source, driving, renderer):
+    """The nearest of the frames in which a face is found; raises Unavailable if that cannot be said."""
+    detector = face_alignment_network(renderer.device)
+    wanted = _landmarks(detector, source)
+    if wanted is None:
+        raise Unavailable(f'no face was found in the source for {driving.name}')
+    distances = {}
+    for indices, frames in _candidates(driving, MOST_CANDIDATES, renderer.batch_size):
+        for index, frame in zip(indices, frames):
+            landmarks = _landmarks(detector, frame)
+            if landmarks is not None:
+                distances[index] = pose_distance(wanted, landmarks)
+    if not distances:
+        raise Unavailable(f'no face was found in {driving.name}')
+    return min(distances, key=distances.get)
+
+
+def _landmarks(detector, image):
+    """(68, 2) in pixels of the largest face, None if there is no face."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='No faces were detected')
+        faces = detector.get_landmarks_from_image(image)
+    return max(faces, key=hull_area) if faces else None
+
+
+@torch.inference_mode()
+def _best_by_keypoints(renderer, source, driving, most):
+    wanted = renderer.model.keypoints(to_tensor([source], renderer.device))
+    indices, values = [], []
+    for some, frames in _candidates(driving, most, renderer.batch_size):
+        indices += some
+        values.append(renderer.model.keypoints(to_tensor(frames, renderer.device)).value)
+    return indices[best_frame_by_keypoints(wanted, Keypoints(torch.cat(values)))]
