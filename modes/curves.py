@@ -26,6 +26,9 @@ def run(options):
     reference = (references.read_reference(options.reference) if options.reference else references.nearest(config))
     panels, findings = compare(curves, reference)
     say(reference, references.differences(config, reference.config), curves, panels, findings)
+    if not panels:
+        print('no steps in common yet: nothing to draw')
+        return
     out = Path(options.out or folder / 'curves.png')
     make_folder(out.parent)
     with written_whole(out) as path:

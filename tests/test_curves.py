@@ -263,6 +263,12 @@ def test_the_command(tmp_path, capsys):
     assert out.is_file()
 
 
+def test_a_run_before_the_first_step_of_the_reference(tmp_path, capsys):
+    folder = write_run(tmp_path / 'mine', every=1, last=3)
+    assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
+    assert 'no steps in common yet' in capsys.readouterr().out and not (folder / 'curves.png').exists()
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--run', 'mien'], 'no figures in log.jsonl there'), (['--run', 'mien'], 'did you mean'),
     (['--run', 'mine', '--reference', 'haeds'], 'there is no such reference; did you mean heads?'),
