@@ -60,14 +60,18 @@ def compare(run, reference):
 
     A scalar has one Finding at most: that it breaks a hard rule, or left its band for long, or is not finite.
     """
-    panels = [made for scalar, curve in run.items()
-              if (made := make_panel(scalar, curve, [seed[scalar] for seed in reference.seeds.values()
-                                                     if scalar in seed])) is not None]
-    found = [not_finite(scalar, curve) for scalar, curve in run.items()]
-    found += [out_of_band(panel) for panel in panels if panel.scalar not in MACHINE]
-    found += hard_findings(run)
-    last_said = {finding.scalar: finding for finding in found if finding}
-    return panels, {finding.scalar: finding for finding in sorted(last_said.values())}
+    panels = [make_panel(scalar, curve, [seed[scalar] for seed in reference.seeds.values() if scalar in seed])
+              for scalar, curve in run.items()]
+    panels = [panel for panel in panels if panel is not None]
+    found = {}
+    for finding in [*map(out_of_band, panels), *hard_findings(run)]:
+        if finding is not None:       # a hard rule has the last word, but a scalar that left its band before did so then
+            before = found.get(finding.scalar, finding)
+            found[finding.scalar] = finding._replace(first=min(finding.first, before.first))
+    for scalar, curve in run.items():
+        if scalar not in found and (finding := not_finite(scalar, curve)):
+            found[scalar] = finding
+    return panels, {finding.scalar: finding for finding in sorted(found.values())}
 
 
 def make_panel(scalar, curve, seeds):
@@ -106,6 +110,8 @@ def make_band(seeds, grid):
 
 def out_of_band(panel):
     """The Finding that a run is out of the band for long, of the longest such stretch; or None."""
+    if panel.scalar in MACHINE:
+        return None
     band, calm, stretches = panel.band, panel.calm, []
     for side, out in ((BELOW, calm < band.floor), (ABOVE, calm > band.ceiling)):
         turns = np.flatnonzero(np.diff(np.concatenate([[0], out, [0]])))
