@@ -65,7 +65,7 @@ def compare(run, reference):
     panels = [panel for panel in panels if panel is not None]
     found = {}
     for finding in [*map(out_of_band, panels), *hard_findings(run)]:
-        if finding is not None:       # a hard rule has the last word, but a scalar that left its band before did so then
+        if finding is not None:       # a hard rule has the last word, but the scalar may have left its band before
             before = found.get(finding.scalar, finding)
             found[finding.scalar] = finding._replace(first=min(finding.first, before.first))
     for scalar, curve in run.items():
