@@ -10,15 +10,12 @@
 
 import json
 import logging
-import os
 from pathlib import Path
-
-import torch
 
 from config import schema
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from support.weights import load_tensors
+from support.weights import load_tensors, save_tensors
 from visualizer import save_png
 
 CHECKPOINT_FORMAT = 1
@@ -127,15 +124,7 @@ def _step_of(line):
 
 def write_checkpoint(path, state):
     """Write `state` to `path`, whole or not at all; UserError where it cannot be written."""
-    path = Path(path)
-    aside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        torch.save({'format': CHECKPOINT_FORMAT} | state, aside)
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f'{path}: the checkpoint cannot be written ({" ".join(str(error).split())})') from None
-    finally:
-        aside.unlink(missing_ok=True)
+    save_tensors(path, {'format': CHECKPOINT_FORMAT} | state)
 
 
 def read_checkpoint(path):

@@ -6,7 +6,6 @@ network for what a network needs. An unknown key, a wrong type or an impossible 
 
 import dataclasses
 import logging
-import os
 import types
 import typing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from config.path import check_config_path
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError
+from support.files import written_whole
 from support.names import did_you_mean, did_you_mean_or_known
 
 PRECISIONS = ('fp32', 'bf16')
@@ -191,9 +191,8 @@ def parse(raw, where):
 
 def save(config, path):
     """Write the resolved config as YAML."""
-    aside = Path(f'{path}.{os.getpid()}.tmp')
-    aside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-    aside.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 
 def _read(path, seen=()):

@@ -10,11 +10,14 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from support.errors import UserError
+from support.files import written_whole
 
 NAME = 'manifest.jsonl'
+CLIP_FPS = Fraction(25)      # of the clips of data sets, and what the numbers in their names count: VoxCeleb's rate
 
 OK = 'ok'                    # the clip is there
 FAILED = 'failed'            # could not be made
@@ -82,7 +85,7 @@ def read_manifest(root):
             if record.status not in STATUSES or record.partition not in ('train', 'test'):
                 raise ValueError(f'status {record.status!r}, partition {record.partition!r}')
         except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'{path}: line {number} is no record of a clip ({error}); mend or remove it, '
+            raise UserError(f'{path}: line {number} is no record of a clip ({error}); correct or remove it, '
                             'or prepare the data again') from error
         records[record.id] = record
     return records
@@ -98,11 +101,9 @@ def append(root, records):
 
 
 def rewrite(root, records):
-    """Replace the manifest by one with these records, sorted by id."""
-    path = Path(root) / NAME
-    aside = path.with_name(f'.{NAME}.partial')
-    aside.write_bytes(_lines(sorted(records, key=lambda record: record.id)))
-    aside.replace(path)
+    """Replace the manifest by one with these records, sorted by id; UserError where it cannot be written."""
+    with written_whole(Path(root) / NAME) as path:
+        path.write_bytes(_lines(sorted(records, key=lambda record: record.id)))
 
 
 def _lines(records):

@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from datasets.manifest import CLIP_FPS
 from support.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
 STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')  # of the stills in a frame folder
-FRAME_FOLDER_FPS = Fraction(25)             # VoxCeleb's rate; stills do not carry one
 
 # Decoding this many frames costs about as much as a seek, which also empties the decoder.
 _WORTH_A_SEEK = 8
@@ -125,7 +125,7 @@ class FrameFolder:
     crop that changes its size within a clip is no clip of one head.
     """
 
-    fps = FRAME_FOLDER_FPS
+    fps = CLIP_FPS      # stills do not carry a rate
     has_audio = False
 
     def __init__(self, path, size=None):
@@ -401,7 +401,7 @@ def _rate(container, stream, stamps):
     # AVI has no times to average over; its header states the rate.
     first = stream.base_rate if container.format.name == 'avi' else stream.average_rate
     usable = (rate for rate in (first, stream.guessed_rate) if rate and 0 < rate <= 1000)
-    return next(usable, FRAME_FOLDER_FPS)
+    return next(usable, CLIP_FPS)
 
 
 def _is_cut(path, container, stream):

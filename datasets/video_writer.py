@@ -1,8 +1,7 @@
 """Writing videos frame by frame: mp4 (H.264) with the sound of another file, or gif; whole or not at all."""
 
 import os
-import uuid
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from support.errors import UserError
+from support.files import written_whole
 
 
 class VideoWriter:
@@ -26,13 +26,14 @@ class VideoWriter:
     gop:        the mp4 has a key frame at least every so many frames; 10 makes a file that is half as large again and
                 read five times faster at random, None leaves the encoder's 250
     threads:    of the encoder; 0 lets it choose
+    aside:      folder on the same disk where it is written until it is complete; None for that of `path`
 
     An odd height or width, which yuv420p cannot have, is made even by repeating the last row or column.
     Memory does not grow with the number of frames. Raises UserError if the path cannot be written,
     if the sound cannot be copied and if no frame is written.
     """
 
-    def __init__(self, path, fps, audio_from=None, crf=18, gop=None, threads=0):
+    def __init__(self, path, fps, audio_from=None, crf=18, gop=None, threads=0, aside=None):
         self.path = Path(path)
         if self.path.suffix.lower() not in _ENCODERS:
             raise UserError(f'{path}: cannot write this kind of video; let the name end in {" or ".join(_ENCODERS)}')
@@ -49,22 +50,23 @@ class VideoWriter:
             self._options['g'] = str(gop)
         self._threads = threads
         self._audio_from = audio_from if self._encoder.name == 'libx264' else None
-        self._partial = self.path.with_name(f'.{uuid.uuid4().hex}.partial{self.path.suffix}')
+        self._aside = aside
         self._output = self._video = self._audio = None
         self._shape, self._count = None, 0
 
     def __enter__(self):
-        try:
+        with ExitStack() as stack:
+            unfinished = stack.enter_context(written_whole(self.path, self._aside))
+            stack.callback(self._close)
             with self._writing():
-                self._output = av.open(os.path.abspath(self._partial), 'w', format=self._encoder.format)
+                self._output = av.open(os.path.abspath(unfinished), 'w', format=self._encoder.format)
                 self._video = self._output.add_stream(self._encoder.name, rate=self.fps, options=self._options)
                 self._video.pix_fmt = self._encoder.pix_fmt
                 self._video.codec_context.thread_count = self._threads
             if self._audio_from is not None:
                 self._audio = _AudioCopy.of(self._audio_from, self._output)
-        except BaseException:
-            self._abandon()
-            raise
+            stack.push(self._finish)
+            self._leave = stack.pop_all().__exit__     # finish, close, rename: what fails spares nobody the rest
         return self
 
     def write(self, frame):
@@ -84,32 +86,28 @@ class VideoWriter:
             if self._audio is not None:
                 self._audio.copy_until(self._count / self.fps)
 
-    def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._abandon()
+    def __exit__(self, *raised):
+        return self._leave(*raised)
 
     def _set_size(self, shape):
         self._shape = shape
         self._video.height, self._video.width = (side + side % self._encoder.multiple_of for side in shape[:2])
 
-    def _finish(self):
+    def _finish(self, kind, error, trace):
+        """Writes what the encoder still holds, unless something was raised."""
+        if kind is not None:
+            return
         if not self._count:
             raise UserError(f'{self.path}: not written, there are no frames')
         with self._writing():
             self._output.mux(self._video.encode(None))
             self._output.close()
-            os.replace(self._partial, self.path)
 
-    def _abandon(self):
-        """Closes what is open and removes the unfinished file; after success there is nothing to do."""
+    def _close(self):
         for part in (self._audio, self._output):
             if part is not None:
                 with suppress(av.error.FFmpegError):
                     part.close()
-        self._partial.unlink(missing_ok=True)
 
     @contextmanager
     def _writing(self):

@@ -21,13 +21,13 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
+from datasets.manifest import CLIP_FPS
 from datasets.prepare.metadata import TEST_ONE_IN, in_test
 from datasets.video import STILL_SUFFIXES
 from support.errors import UserError
 from support.names import did_you_mean_or_known
 
 LISTS = Path(__file__).parent / 'lists'
-VOX_FPS = 25                 # VoxCeleb counts frames at this rate, in clip names too
 LATE = 0.1                   # frames; a time that was rounded may fall this much before its frame
 
 
@@ -229,8 +229,8 @@ def import_pairs(path):
 
     def portable(clip, frame):
         id_ = clip.removeprefix(root).lstrip('/').removesuffix('.mp4') if clip else None
-        rate = 30 if clip and _video(clip) in fast else VOX_FPS
-        return id_, None if frame is None else round(frame / rate, 4)
+        rate = 30 if clip and _video(clip) in fast else CLIP_FPS
+        return id_, None if frame is None else round(float(frame / rate), 4)
 
     items = []
     for source, driving, (anchor_clip, anchor) in cells:

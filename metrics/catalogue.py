@@ -13,7 +13,7 @@ from metrics.image import L1, Psnr, Ssim, SsimUniform
 from metrics.jitter import LandmarkJitter, PixelJitter
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
 from support.errors import UserError
-from support.names import nearest
+from support.names import did_you_mean_or_known, nearest
 
 __all__ = ['CATALOGUE', 'Metric', 'SetMetric', 'Unavailable', 'build']
 
@@ -31,7 +31,7 @@ def build(ids, device):
     """
     unknown = [name for name in ids if name not in CATALOGUE]
     if unknown:
-        raise UserError(f'there is no metric {unknown[0]}; {_hint(unknown[0])}')
+        raise UserError(f'there is no metric {unknown[0]}{_hint(unknown[0])}')
     metrics, skipped = [], {}
     for name in dict.fromkeys(ids):
         try:
@@ -42,7 +42,6 @@ def build(ids, device):
 
 
 def _hint(name):
-    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}
-    meant = {metric: metric for metric in CATALOGUE} | families      # 'akd' means the first akd.*
-    close = nearest(name, meant)
-    return f'did you mean {meant[close]}?' if close else f'known: {", ".join(CATALOGUE)}'
+    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}      # 'akd' means the first akd.*
+    close = nearest(name, [*CATALOGUE, *families])
+    return did_you_mean_or_known(families.get(close, name), CATALOGUE)

@@ -5,6 +5,7 @@
 """
 
 import shlex
+from pathlib import Path
 
 from modes.options import refuse
 from support.errors import UserError
@@ -33,12 +34,12 @@ def run(options):
         raise UserError('--mode prepare needs --dataset voxceleb1|celebvhq|folder and --videos, a folder of videos')
     if options.dataset == 'folder':
         refuse(options, ('--keep_shared_people',), 'with --dataset folder, where nobody is in both parts')
-    from datasets.prepare.run import prepare, summary
-    root = options.out or f'data/{options.dataset}'
-    records = prepare(options.dataset, root, options.videos, options.metadata, crop=options.crop, size=options.size,
-                      format=options.format, workers=options.workers,
-                      command=shlex.split(options.download) if options.download is not None else None,
-                      keep_shared_people=options.keep_shared_people)
+    from datasets.prepare.run import Wanted, prepare, summary
+    root = Path(options.out or f'data/{options.dataset}')
+    records = prepare(Wanted(
+        dataset=options.dataset, root=root, videos=Path(options.videos), metadata=options.metadata, crop=options.crop,
+        size=options.size, format=options.format, keep_shared_people=options.keep_shared_people,
+        command=tuple(shlex.split(options.download)) if options.download is not None else None), options.workers)
     print(summary(records))
     print(f'every clip and what became of it: {root}/manifest.jsonl')
     if not any(record.status == 'ok' for record in records.values()):

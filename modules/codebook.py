@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from support import distributed
 
 ALLOCATIONS = ('progressive', 'shared', 'equal')
 
@@ -101,9 +102,7 @@ class Whitening(nn.Module):
     def _update(self, vectors):
         """Let vectors (M, D) of this process count in the running statistics."""
         sums = [vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.t() @ vectors]
-        if dist.is_available() and dist.is_initialized():
-            for total in sums:
-                dist.all_reduce(total)
+        distributed.add_up(*sums)
         mean, square = sums[1] / sums[0], sums[2] / sums[0]
         self.batches += 1
         weight = (1 / self.batches.float()).clamp(min=self.MOMENTUM)
@@ -177,8 +176,7 @@ class Codebook(nn.Module):
         """
         if not self.revive_after:
             return
-        distributed = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        rank, world = distributed.rank(), distributed.world()
         used = torch.zeros_like(self.idle)
         offers = torch.zeros_like(self.embedding)
         for part, codes, found in zip(self.slices, self.turns, quantized):
@@ -189,9 +187,9 @@ class Codebook(nn.Module):
             picks = picks - rank * len(features)
             here = (0 <= picks) & (picks < len(features))
             offers[codes] = torch.where(here[:, None], features[picks.clamp(0, len(features) - 1)], 0)
-        if world > 1:    # each process offers what it has; all revive the same codes alike
-            dist.all_reduce(used, dist.ReduceOp.MAX)
-            dist.all_reduce(offers)
+        # Each process offers what it has; all revive the same codes alike.
+        distributed.take_maximum(used)
+        distributed.add_up(offers)
         self.idle.add_(1).masked_fill_(used.bool(), 0)
         dead = self.idle >= self.revive_after
         self.embedding.copy_(torch.where(dead[:, None], offers, self.embedding))

@@ -1,10 +1,10 @@
 """Convolution blocks shared by several networks: FOMM's hourglass family and VQGAN's residual family."""
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import nn
+
+from support import distributed
 
 # ---------------------------------------------------------------------------- normalisation
 
@@ -16,14 +16,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x):
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not self.training or distributed.world() == 1:
             return super().forward(x)
 
         values = x.float()
-        count = values.numel() // values.shape[1] * dist.get_world_size()
-        mean = dist_nn.all_reduce(values.sum((0, 2, 3))) / count
+        count = values.numel() // values.shape[1] * distributed.world()
+        mean = distributed.total(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
-        variance = dist_nn.all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = distributed.total(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

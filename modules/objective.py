@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance, laplacian
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
+from support import distributed
 from support.names import did_you_mean_or_known
 
 IMAGE_LOSSES = 'l1', 'laplacian', 'perceptual'      # of the prediction, and times `first_scale` of I_g^1
@@ -153,10 +153,8 @@ class Objective(nn.Module):
         """Norms that gradients at the prediction have at the last layer's weight, over the global batch."""
         found = torch.stack([torch.autograd.grad(prediction, self.model.last_weight, gradient, retain_graph=True)[0]
                              for gradient in gradients]).float()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(found)
-            found /= dist.get_world_size()
-        return found.flatten(1).norm(dim=1).unbind()
+        distributed.add_up(found)
+        return (found / distributed.world()).flatten(1).norm(dim=1).unbind()
 
     def _weighted(self, image_losses):
         weights = self.weights

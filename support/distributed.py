@@ -19,33 +19,55 @@ def start(device):
 
 
 def stop():
-    if dist.is_initialized():
+    if _joined():
         dist.destroy_process_group()
 
 
+def _joined():
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _joined() else 0
 
 
 def world():
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _joined() else 1
+
+
+def add_up(*tensors):
+    """Replace each tensor by its sum over the processes, in place; not differentiable, see `total`."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def take_maximum(tensor):
+    """Replace `tensor` by its element-wise maximum over the processes, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
+
+def total(tensor):
+    """The sum over the processes; gradients flow back to all of them."""
+    if world() == 1:
+        return tensor
+    from torch.distributed.nn.functional import all_reduce
+    return all_reduce(tensor)
 
 
 def any_rank(*flags, device):
     """For each flag, whether it is set in any process; every process gets the same answer."""
     flags = torch.stack([torch.as_tensor(flag, device=device).float() for flag in flags])
-    if world() > 1:
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+    take_maximum(flags)
     return [bool(flag) for flag in flags.tolist()]
 
 
 def mean(values):
     """Scalars by name, averaged over the processes: dict of 0-dim tensors -> dict of floats."""
     stacked = torch.stack([value.detach().float() for value in values.values()])
-    if world() > 1:
-        dist.all_reduce(stacked)
-        stacked /= world()
-    return dict(zip(values, stacked.tolist()))
+    add_up(stacked)
+    return dict(zip(values, (stacked / world()).tolist()))
 
 
 def wait():

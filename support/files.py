@@ -1,6 +1,7 @@
 """Files and folders that a user asked for: written whole or not at all, refused in one line."""
 
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,18 +20,32 @@ def make_folder(path):
     return path
 
 
-@contextmanager
-def written_whole(path):
-    """Yields another name to write to; afterwards it becomes `path`, or vanishes if anything went wrong.
+def remove(path):
+    """Removes a file or a folder with all that is in it, if it is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
-    Raises UserError where the file cannot be written.
+
+@contextmanager
+def written_whole(path, aside=None):
+    """Yields another name for a file, or for a folder to be made; afterwards what was written there becomes `path`.
+
+    It replaces what was at `path` before. If anything goes wrong, it is removed and `path` stays as it was.
+
+    aside:  folder on the same disk to write in; None for that of `path`
+    raises: UserError where `path` cannot be written
     """
     path = Path(path)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    unfinished = Path(aside or path.parent) / f'.{path.name}.{os.getpid()}.partial'
     try:
         yield unfinished
+        if unfinished.is_dir():       # other than a file, a folder does not replace what is there
+            remove(path)
         unfinished.replace(path)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror})') from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        remove(unfinished)

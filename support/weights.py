@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from support.errors import UserError
+from support.files import written_whole
 
 PART_FILES = {'depth': ('encoder.pth', 'depth.pth')}      # by layout, see TalkingHead.pretrained_parts
 VGG19_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
@@ -48,6 +49,15 @@ def load_tensors(path):
     except (RuntimeError, EOFError, OSError, KeyError, ValueError):
         raise UserError(f'{path}: is cut short or damaged ({path.stat().st_size:,} bytes); '
                         'download or copy it again') from None
+
+
+def save_tensors(path, tensors):
+    """Write what torch.save takes to `path`, whole or not at all; UserError where it cannot be written."""
+    with written_whole(path) as unfinished:
+        try:
+            torch.save(tensors, unfinished)
+        except RuntimeError as error:       # what PyTorch makes of a folder that is missing, or a disk that is full
+            raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from None
 
 
 def vgg19():

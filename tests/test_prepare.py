@@ -22,7 +22,7 @@ from datasets.frames import find_people
 from datasets.manifest import NAME, OK, Record, append, read_manifest, rewrite
 from datasets.prepare import crops
 from datasets.prepare.metadata import in_test, read_celebvhq, read_voxceleb
-from datasets.prepare.run import DATASETS, folder_jobs, prepare, summary
+from datasets.prepare.run import DATASETS, Wanted, folder_jobs, prepare, summary
 from datasets.prepare.track import SceneCuts
 from datasets.video import frames_at, indices_at, open_clip
 from datasets.video_writer import VideoWriter
@@ -134,8 +134,8 @@ def raw(tmp_path_factory):
     return folder, folder / 'vox-metadata.csv'
 
 
-def make(raw, out, **options):
-    return prepare('voxceleb1', out, raw[0], raw[1], size=SIZE, **options)
+def make(raw, out, workers=1, **options):
+    return prepare(Wanted('voxceleb1', out, *raw, size=SIZE, **options), workers)
 
 
 @pytest.fixture(scope='module')
@@ -254,16 +254,16 @@ def test_stills(raw, made, tmp_path, format, suffix):
 
 def test_a_killed_run_goes_on_to_the_same_result(raw, made, tmp_path):
     out = tmp_path / 'data'
-    script = ('from datasets.prepare import prepare; import sys\n'
-              f'if __name__ == "__main__": prepare("voxceleb1", sys.argv[1], sys.argv[2], sys.argv[3], size={SIZE})')
-    process = subprocess.Popen([sys.executable, '-c', script, out, *raw], cwd=ROOT,
-                               stderr=subprocess.DEVNULL, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    command = [sys.executable, 'run.py', '--mode', 'prepare', '--dataset', 'voxceleb1', '--size', SIZE, '--out', out,
+               '--videos', raw[0], '--metadata', raw[1]]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=os.environ | {'OMP_NUM_THREADS': '1'})
     deadline = time.monotonic() + 60
     while process.poll() is None and len(tree(out)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(np.random.default_rng().uniform(0, 0.6))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() in (-signal.SIGKILL, 0) and tree(out)      # it may have been done before
     assert make(raw, out) == made[1]
     assert tree(out) == tree(made[0])
 
@@ -335,7 +335,7 @@ def test_folder_finds_heads_and_cuts(tmp_path, face_model):
     (videos / 'bert').mkdir()
     (videos / 'bert' / 'no_face.mp4').symlink_to(SHARED / 'bad' / 'no_face.mp4')
     (videos / 'bert' / 'broken.mp4').write_text('x')
-    records = prepare('folder', tmp_path / 'data', videos, size=SIZE)
+    records = prepare(Wanted('folder', tmp_path / 'data', videos, size=SIZE))
     assert set(records) == {'anna#talk _1#000000#000070', 'anna#talk _1#000070#000140', 'bert#no_face', 'bert#broken'}
     assert 'no face in the' in records['bert#no_face'].error and 'cannot be decoded' in records['bert#broken'].error
     assert records['bert#broken'].partition != records['anna#talk _1#000000#000070'].partition
@@ -349,7 +349,8 @@ def test_folder_finds_heads_and_cuts(tmp_path, face_model):
                 (x0, y0, x1, y1), = (face.box for face in detector.detect(frame))
                 assert 0 <= x0 < x1 <= SIZE and 0 <= y0 < y1 <= SIZE and 0.4 * SIZE < y1 - y0 < 0.8 * SIZE
     before = tree(tmp_path / 'data')
-    assert prepare('folder', tmp_path / 'data', videos, size=SIZE) == records and tree(tmp_path / 'data') == before
+    assert prepare(Wanted('folder', tmp_path / 'data', videos, size=SIZE)) == records
+    assert tree(tmp_path / 'data') == before
 
 
 def test_a_folder_names_people_and_splits_them(tmp_path):
@@ -390,7 +391,7 @@ def test_a_missing_face_model_is_named_with_its_place(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         FaceDetector()
     with pytest.raises(UserError, match=message):        # for all videos, not for each of them
-        prepare('folder', tmp_path / 'data', SHARED / 'bad')
+        prepare(Wanted('folder', tmp_path / 'data', SHARED / 'bad'))
     folder = tmp_path / 'hub' / 'checkpoints'
     folder.mkdir(parents=True)
     (folder / 'face_landmarker.task').write_text('<html>not found</html>')
@@ -455,10 +456,10 @@ def test_celebvhq(tmp_path):
     raw_video(tmp_path / 'aaa_aaaaaaa.mp4', 'id00001', Fraction(30))
     clip, = read_celebvhq(path)['aaa_aaaaaaa']
     assert clip.id == 'aaa_aaaaaaa#0#000010#000030' and clip.person == 'aaa_aaaaaaa' and clip.frames == 20
-    records = prepare('celebvhq', tmp_path / 'data', tmp_path, path, size=64)
+    records = prepare(Wanted('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
     assert records[clip.id].box == (40, 30, 200, 190)
     assert number_in(open_clip(tmp_path / 'data' / records[clip.id].file).read([0])[0]) in (9, 10, 11)
-    legacy = prepare('celebvhq', tmp_path / 'legacy', tmp_path, path, size=64, crop='legacy')
+    legacy = prepare(Wanted('celebvhq', tmp_path / 'legacy', tmp_path, path, size=64, crop='legacy'))
     x0, y0, x1, y1 = legacy[clip.id].box      # grown by 2 %, then the smaller side
     assert x1 - x0 == y1 - y0 == 170 and abs(x0 - 35) <= 1 and abs(y0 - 25) <= 1
 
@@ -472,7 +473,7 @@ def test_what_is_prepared_for_training_is_never_a_test_clip_of_the_protocol(tmp_
     path.write_text(json.dumps({'clips': {f'{video}_0': entry | {'ytb_id': video} for video in videos}}))
     for video in videos:
         raw_video(tmp_path / f'{video}.mp4', 'id00001', Fraction(30))
-    prepare('celebvhq', tmp_path / 'data', tmp_path, path, size=64)
+    prepare(Wanted('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
     manifest = read_manifest(tmp_path / 'data')
     partitions = {record.id: record.partition for record in manifest.values()}
     assert sorted(partitions.values()) == ['test', 'train']

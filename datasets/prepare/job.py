@@ -1,7 +1,6 @@
 """One video becomes clips: opened or downloaded, cut at 25 fps, cropped, written whole, and entered in the manifest."""
 
 import hashlib
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,15 +9,15 @@ from typing import Callable
 
 from PIL import Image
 
-from datasets.manifest import FAILED, OK, Record, append
+from datasets.manifest import CLIP_FPS, FAILED, OK, Record, append
 from datasets.prepare import crops
 from datasets.prepare.download import DownloadFailed, download
 from datasets.prepare.metadata import Clip
 from datasets.prepare.track import NoClip, find_heads
-from datasets.video import FRAME_FOLDER_FPS as FPS
 from datasets.video import frames_at, indices_at, open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
+from support.files import written_whole
 
 GOP = 10                             # key frame distance of the clips: half as large again, five times faster to sample
 
@@ -93,7 +92,7 @@ def _clip_of(head, video):
     left, top, side = head.square.left, head.square.top, head.square.side
     height, width, _ = head.shape
     return Clip(id=f'{video.id}#{head.start:06d}#{head.stop:06d}', person=video.person, partition=video.partition,
-                start=Fraction(head.start, FPS), frames=head.stop - head.start,
+                start=Fraction(head.start, CLIP_FPS), frames=head.stop - head.start,
                 box=(left, top, left + side, top + side), frame=(width, height))
 
 
@@ -106,7 +105,7 @@ def _make(clip, source, video, settings):
     record = _blank(clip, source)
     try:
         with _reading():
-            indices = indices_at(video, FPS, clip.start, clip.frames)
+            indices = indices_at(video, CLIP_FPS, clip.start, clip.frames)
             height, width, _ = video.read([int(indices[0])])[0].shape
         box = _pixels(clip, (width, height), settings.rule)
         digest = hashlib.sha256()
@@ -119,8 +118,8 @@ def _make(clip, source, video, settings):
                 write(picture)
     except _Unreadable as error:
         return replace(record, error=str(error))
-    return replace(record, status=OK, frames=clip.frames, fps=int(FPS), crop=settings.crop, box=box, size=settings.size,
-                   format=settings.format, hash=digest.hexdigest())
+    return replace(record, status=OK, frames=clip.frames, fps=int(CLIP_FPS), crop=settings.crop, box=box,
+                   size=settings.size, format=settings.format, hash=digest.hexdigest())
 
 
 def _pixels(clip, frame_size, rule):
@@ -157,20 +156,14 @@ def _readable(frames):
 @contextmanager
 def _written(record, settings):
     """Yields a function that takes the frames; they become the clip when the body is done. Raises UserError."""
-    aside, path = unfinished(settings.root) / f'{record.id}.mp4', settings.root / record.file
-    try:
-        if settings.format == 'mp4':
-            with VideoWriter(aside, FPS, gop=GOP, threads=1) as writer:
-                yield writer.write
-        else:
-            aside.mkdir()
-            yield StillWriter(aside, settings.format)
-        remove(path)
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror})') from error
-    finally:
-        remove(aside)
+    path, aside = settings.root / record.file, unfinished(settings.root)
+    if settings.format == 'mp4':
+        with VideoWriter(path, CLIP_FPS, gop=GOP, threads=1, aside=aside) as writer:
+            yield writer.write
+    else:
+        with written_whole(path, aside) as folder:
+            folder.mkdir()
+            yield StillWriter(folder, settings.format)
 
 
 class StillWriter:
@@ -190,11 +183,3 @@ class StillWriter:
 def unfinished(root):
     """Where clips are written before they are whole."""
     return root / '.unfinished'
-
-
-def remove(path):
-    """Removes a clip, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,11 +13,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets.manifest import CLIP_FPS
 from datasets.prepare import crops
-from datasets.video import FRAME_FOLDER_FPS
 from support.errors import UserError
-
-FPS = FRAME_FOLDER_FPS
 
 # CelebV-HQ has no official split, and a share like VoxCeleb's is enough to test on: one video in 50, about 700 clips.
 TEST_ONE_IN = 50
@@ -71,7 +69,7 @@ def _voxceleb_clip(row):
     if not (start < end and left < right and top < bottom):
         raise ValueError('an empty clip or box')
     return Clip(id=f'{row["person_id"]}#{row["video_id"]}#{start:06d}#{end:06d}', person=row['person_id'],
-                partition=row['partition'], start=Fraction(start, fps), frames=round((end - start) * FPS / fps),
+                partition=row['partition'], start=Fraction(start, fps), frames=round((end - start) * CLIP_FPS / fps),
                 box=box, frame=(width, height))
 
 
@@ -98,7 +96,7 @@ def _celebvhq_clip(name, entry):
     box = tuple(entry['bbox'][side] for side in ('left', 'top', 'right', 'bottom'))
     if not (start < end and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError('an empty clip or box, or one outside of the frame')
-    first, last = round(start * FPS), round(end * FPS)
+    first, last = round(start * CLIP_FPS), round(end * CLIP_FPS)
     return Clip(id=f'{video}#{name.removeprefix(video + "_")}#{first:06d}#{last:06d}', person=video,
                 partition='test' if in_test(video) else 'train', start=start, frames=last - first, box=box)
 

@@ -17,21 +17,21 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from tqdm import tqdm
 
 from datasets.face_tracker import FaceDetector
-from datasets.manifest import DUPLICATE, FAILED, LEFT_OUT, OK, Record, read_manifest, rewrite
+from datasets.manifest import CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, Record, read_manifest, rewrite
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
-from datasets.prepare.job import Job, Settings, do_job, remove, unfinished
+from datasets.prepare.job import Job, Settings, do_job, unfinished
 from datasets.prepare.metadata import SOURCES, in_test
-from datasets.video import FRAME_FOLDER_FPS as FPS
 from datasets.video import VIDEO_SUFFIXES, has_stills
 from support.errors import UserError
+from support.files import make_folder, remove
 
 DATASETS = (*SOURCES, 'folder')
 FORMATS = ('mp4', 'png', 'jpeg')
@@ -42,51 +42,77 @@ TEST_ONE_IN = 10                     # people of a folder that has no split of i
 log = logging.getLogger(__name__)
 
 
-def prepare(dataset, root, videos, metadata=None, *, crop='square', size=256, format='mp4', workers=1, command=None,
-            keep_shared_people=False):
-    """Make a data set, or go on making it; returns all its records by id.
+@dataclass(frozen=True)
+class Wanted:
+    """The data set to make.
 
-    dataset:  one of DATASETS
-    videos:   folder of videos, named by their YouTube id, with or without a title: 'id.mp4', 'title [id].webm'
-    metadata: the file that the data set's authors published; none for 'folder'
-    crop:     'square' keeps the aspect: the box grows to a square. 'legacy' crops as the published sets do
-    command:  list, yt-dlp and its options, to download what is missing in `videos`
+    dataset:            one of DATASETS
+    root:               its folder
+    videos:             folder of videos; where there are metadata, named by YouTube id: 'id.mp4', 'title [id].webm'
+    metadata:           the file that the data set's authors published; None for 'folder'
+    crop:               'square' keeps the aspect: the box grows to a square. 'legacy' crops as the published sets did
+    size:               side of the clips, pixels
+    format:             one of FORMATS
+    command:            yt-dlp and its options, to download what is missing in `videos`; None for no downloads
     keep_shared_people: keep people in the test set who are in training too
-    Raises UserError where nothing can be made, or the data set in `root` was made otherwise.
     """
-    root, videos = Path(root), Path(videos)
-    for name, value, known in (('dataset', dataset, DATASETS), ('crop', crop, CROPS), ('format', format, FORMATS)):
-        if value not in known:
-            raise UserError(f'--{name} {value}: expected one of {", ".join(known)}')
-    if size < 8 or workers < 1:
-        raise UserError(f'--size {size} must be at least 8, --workers {workers} at least 1')
-    if dataset == 'folder':
-        if crop == 'legacy' or command or metadata:
-            raise UserError('--dataset folder finds its crops itself: no --metadata, --download or --crop legacy')
-        settings = Settings(root, videos, 'face', crops.as_listed, size, format)
-        jobs, left_out = folder_jobs(videos), []
+    dataset: str
+    root: Path
+    videos: Path
+    metadata: Path | None = None
+    crop: str = 'square'
+    size: int = 256
+    format: str = 'mp4'
+    command: tuple[str, ...] | None = None
+    keep_shared_people: bool = False
+
+    def check(self):
+        """UserError for what cannot be had."""
+        for name, known in (('dataset', DATASETS), ('crop', CROPS), ('format', FORMATS)):
+            if getattr(self, name) not in known:
+                raise UserError(f'--{name} {getattr(self, name)}: expected one of {", ".join(known)}')
+        if self.size < 8:
+            raise UserError(f'--size {self.size} must be at least 8')
+        if self.dataset == 'folder':
+            if self.crop == 'legacy' or self.command or self.metadata:
+                raise UserError('--dataset folder finds its crops itself: no --metadata, --download or --crop legacy')
+        elif self.metadata is None:
+            raise UserError(f'--dataset {self.dataset} needs --metadata: {SOURCES[self.dataset].url}')
+        elif self.command:
+            check_command(self.command)
+
+
+def prepare(wanted, workers=1):
+    """Make the data set that is Wanted, or go on making it; returns all its records by id.
+
+    workers: processes, one video each
+    raises:  UserError where nothing can be made, or the data set in `root` was made otherwise
+    """
+    if workers < 1:
+        raise UserError(f'--workers {workers} must be at least 1')
+    wanted.check()
+    if wanted.dataset == 'folder':
+        crop, rule = 'face', crops.as_listed
+        jobs, left_out = folder_jobs(wanted.videos), []
         FaceDetector().close()       # what it lacks would be missed in every video
     else:
-        source = SOURCES[dataset]
-        if metadata is None:
-            raise UserError(f'--dataset {dataset} needs --metadata: {source.url}')
-        if command:
-            check_command(command)
-            videos.mkdir(parents=True, exist_ok=True)
-        rule = source.legacy if crop == 'legacy' else crops.square
-        settings = Settings(root, videos, crop, rule, size, format, tuple(command) if command else None)
-        jobs, left_out = metadata_jobs(source.read(metadata), videos, keep_shared_people)
+        source = SOURCES[wanted.dataset]
+        if wanted.command:
+            make_folder(wanted.videos)
+        crop, rule = wanted.crop, source.legacy if wanted.crop == 'legacy' else crops.square
+        jobs, left_out = metadata_jobs(source.read(wanted.metadata), wanted.videos, wanted.keep_shared_people)
+    settings = Settings(wanted.root, wanted.videos, crop, rule, wanted.size, wanted.format, wanted.command)
 
     with _root(settings) as records:
         records |= {record.id: record for record in left_out}
-        done = _done(records, root)
+        done = _done(records, settings.root)
         jobs = [job for job in (_undone(job, *done) for job in jobs) if job is not None]
         for job in jobs:
             if job.failure:
                 records.pop(job.failure.id, None)
-        rewrite(root, records.values())
+        rewrite(settings.root, records.values())
         _run(jobs, settings, workers)
-        return _finish(root)
+        return _finish(settings.root)
 
 
 # ---------------------------------------------------------------------------- what is to be done
@@ -285,7 +311,7 @@ def summary(records):
         clips = [record for record in records.values() if record.status == OK and record.partition == partition]
         frames = sum(record.frames for record in clips)
         lines.append(f'{partition:5}  {len(clips):,} clips of {len({record.person for record in clips}):,} people, '
-                     f'{frames:,} frames, {frames / float(FPS) / 3600:.2f} h')
+                     f'{frames:,} frames, {frames / float(CLIP_FPS) / 3600:.2f} h')
     for status in (DUPLICATE, LEFT_OUT, FAILED):
         missing = sorted(record.id for record in records.values() if record.status == status)
         if missing:

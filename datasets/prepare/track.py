@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.face_crop import Square, square_around
 from datasets.face_tracker import FaceDetector, overlap
-from datasets.video import FRAME_FOLDER_FPS as FPS
+from datasets.manifest import CLIP_FPS
 from datasets.video import frames_at, indices_at
 
 MIN_FRAMES, MAX_FRAMES = 64, 1024    # of a clip, as in VoxCeleb
@@ -43,7 +43,7 @@ def find_heads(video, min_side):
     Raises NoClip, UserError.
     """
     cuts, track = SceneCuts(), Track(min_side)
-    indices = indices_at(video, FPS)
+    indices = indices_at(video, CLIP_FPS)
     next_look = 0
     with FaceDetector() as detector:
         for n, frame in enumerate(frames_at(video, indices, threads=1)):
@@ -122,7 +122,7 @@ class Track:
         start, stop = places[0][0], places[-1][0] + 1 if misses else n
         square = square_around([box for _, box in places], self._shape)
         if stop - start < MIN_FRAMES:
-            self.passed_over[f'shorter than {MIN_FRAMES} frames at {FPS} fps'] += 1
+            self.passed_over[f'shorter than {MIN_FRAMES} frames at {CLIP_FPS} fps'] += 1
         elif square.side < self.min_side:
             self.passed_over[f'less than {self.min_side:g} pixels large'] += 1
         else:

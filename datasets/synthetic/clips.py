@@ -10,6 +10,7 @@ from typing import Iterator, Sequence
 
 import numpy as np
 
+from datasets.manifest import CLIP_FPS
 from datasets.synthetic.identity import HeadState, Identity
 from datasets.synthetic.mesh import LANDMARK_NAMES
 from datasets.synthetic.renderer import Rendered, flow, render
@@ -17,13 +18,12 @@ from datasets.synthetic.renderer import Rendered, flow, render
 __all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'flow', 'motion', 'render',
            'synthetic_people']
 
-FPS = 25
 MAX_PEOPLE = 100_000                                         # per seed; keeps the people of different seeds apart
 
 
 # ---- motion
 
-def motion(seed: int, num_frames: int, fps: float = FPS) -> list[HeadState]:
+def motion(seed: int, num_frames: int, fps: float = float(CLIP_FPS)) -> list[HeadState]:
     """A smooth trajectory of pose and expression; frame i is the same whatever num_frames is."""
     return [state_at(seed, index / fps) for index in range(num_frames)]
 
@@ -82,7 +82,7 @@ class SyntheticClip:
     motion_seed: int
     num_frames: int
     size: int
-    fps: Fraction = Fraction(FPS)
+    fps: Fraction = CLIP_FPS
 
     def __len__(self) -> int:
         return self.num_frames

@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from datasets.synthetic.clips import synthetic_people
 from inference import Renderer
 from support.errors import UserError
-from support.files import make_folder
+from support.files import make_folder, written_whole
 from visualizer import to_tensor
 
 OPSET = 17
@@ -59,9 +58,8 @@ def export(model, config, out):
     if out.exists() and not (out / 'export.json').is_file():
         raise UserError(f'{out}: exists and is no export; choose another folder for --out')
     make_folder(out.parent)
-    folder = out.with_name(f'.{out.name}.{os.getpid()}.partial')
-    folder.mkdir()
-    try:
+    with written_whole(out) as folder:
+        folder.mkdir()
         _write_graphs(model, config.model_params.image_size, folder)
         _share_weights([folder / f'{name}.onnx' for name in GRAPHS], folder / 'weights.bin')
         differences = _compare(model, config.model_params.image_size, folder)
@@ -72,13 +70,6 @@ def export(model, config, out):
                             f'more than {TOLERANCE:g}; try another version of onnxruntime')
         (folder / 'export.json').write_text(json.dumps(figures | {'config': config.as_dict()}, indent=1))
         shutil.copy(SCRIPT, folder)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.replace(out)
-    except OSError as error:
-        raise UserError(f'{out}: cannot be written ({error.strerror})') from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return figures
 
 
