@@ -2,11 +2,14 @@
 
 import base64
 import math
+from functools import partial
 from pathlib import Path
 
 import jinja2
 
-from evaluation.report import heading, mean, notes, number, ranked, verdict
+from evaluation.report import ranked
+from evaluation.scores import mean
+from evaluation.tables import heading, notes, number, table_cell, table_columns, table_rows, verdict
 from metrics.catalogue import CATALOGUE
 from support.files import written_whole
 
@@ -19,16 +22,16 @@ ONE_BY_ONE = 400             # up to so many clips each has its own block, with 
 def write_html(path, report, pictures):
     """Write the report to `path`, whole or not at all.
 
-    report:   metrics.report.Report
+    report:   evaluation.report.Report
     pictures: {clip name: path of its picture}; those that are not there are left out
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.globals |= dict(heading=heading, number=number, cell=report.cell, CATALOGUE=CATALOGUE)
+    environment.globals |= dict(heading=heading, number=number, cell=partial(table_cell, report), CATALOGUE=CATALOGUE)
     measure, rows = ranked(report.rows, report.summary)
     count = min(SHOWN, max(len(rows) // 2, 1))
     text = environment.get_template('report.html.j2').render(
-        report=report, columns=report.columns(), lines=report.lines(), notes=notes(report),
+        report=report, columns=table_columns(report), lines=table_rows(report), notes=notes(report),
         verdict=verdict(report.summary), best=_best(report), measure=measure, bins=BINS,
         distributions=[_distribution(report.rows, name) for name in report.summary['counts']],
         clips=[('Worst clips', [_card(row, report, pictures) for row in rows[:count]]),
@@ -39,10 +42,10 @@ def write_html(path, report, pictures):
 
 def _best(report):
     """{metric id: the best value in its column}, the copy left aside."""
-    ours, published = report.lines()
+    ours, published = table_rows(report)
     rows = [ours[0][1], *(values for _, table in published for _, values in table)]
     best = {}
-    for name in report.columns():
+    for name in table_columns(report):
         values = [row[name] for row in rows if row.get(name) is not None]
         pick = min if CATALOGUE[name].direction == 'lower' else max
         best[name] = pick(values) if len(values) > 1 else None

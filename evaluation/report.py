@@ -1,9 +1,4 @@
-"""From frames to tables: scores per frame, their means per clip and over clips, and the report files.
-
-`Scorer` is the one place where frames meet metrics, for a model's output and for videos made elsewhere.
-Beside what was generated it can score a copy of the source frame: a model that does not beat the copy
-has learnt nothing about motion.
-"""
+"""From scores to a result: means per clip and over clips, and the report files for programs."""
 
 import csv
 import hashlib
@@ -12,14 +7,13 @@ import json
 import math
 import platform
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from evaluation.published import TABLES
-from metrics.catalogue import CATALOGUE, SetMetric, build
+from evaluation.scores import PSNR, mean
+from metrics.catalogue import CATALOGUE
 from modules.codebook import perplexity
 from support.files import written_whole
 
@@ -28,127 +22,11 @@ MEANS = ('mean: over the frames of a clip, then over clips, so that every clip c
          'frame_weighted_mean: every frame counts the same')
 GAIN_DEFINITION = ('PSNR of what was generated minus PSNR of the copied source, in dB, per frame, over the frames '
                    'where both are finite (that leaves out the source frame itself)')
-COPIED = ('l1.', 'psnr.', 'ssim.', 'lpips.')     # metrics that compare pictures; on a copy the others say nothing
-PSNR = 'psnr.rgb'
 # By which metric clips are ranked from worst to best: the first of these that was computed.
 RANKING = ('lpips.vgg', 'lpips.alex', 'psnr.rgb', 'csim.antelopev2', 'aed.openface_sq_source', 'ard.mediapipe')
 PACKAGES = ('torch', 'torchvision', 'numpy', 'lpips', 'face-alignment', 'mediapipe', 'pytorch-fid', 'insightface',
             'onnxruntime')
 CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'support'     # folders that a number may depend on
-
-
-# ---------------------------------------------------------------------------- scores of a clip
-
-@dataclass
-class ClipScores:
-    """What was measured on one clip.
-
-    scores:  {metric id: value of every frame}; NaN where it is undefined or no face was found
-    copied:  likewise, for the source frame repeated
-    misses:  {metric id: {'generated' | 'driving' | 'source': frames without a face}}
-    codes:   {codebook and scale: how often each code was chosen}
-    """
-    clip: str
-    frames: int = 0
-    scores: dict = field(default_factory=dict)
-    copied: dict = field(default_factory=dict)
-    misses: dict = field(default_factory=dict)
-    codes: dict = field(default_factory=dict)
-
-    def add(self, scores, copied):
-        """Values of the next frames, {metric id: (B,)}."""
-        for kept, new in ((self.scores, scores), (self.copied, copied)):
-            for name, values in new.items():
-                kept.setdefault(name, []).extend(values.tolist())
-
-    @property
-    def gain(self):
-        """PSNR over that of the copy, on every frame where both are finite."""
-        pairs = zip(self.scores.get(PSNR, ()), self.copied.get(PSNR, ()))
-        return [made - copy for made, copy in pairs if math.isfinite(made - copy)]
-
-    def as_json(self):
-        return asdict(self) | {'scores': _encoded(self.scores), 'copied': _encoded(self.copied)}
-
-    @classmethod
-    def from_json(cls, stored):
-        return cls(**stored | {'scores': _decoded(stored['scores']), 'copied': _decoded(stored['copied'])})
-
-
-# JSON has neither NaN nor infinity.
-def _encoded(scores):
-    return {name: [value if math.isfinite(value) else str(value) for value in values]
-            for name, values in scores.items()}
-
-
-def _decoded(scores):
-    return {name: [float(value) for value in values] for name, values in scores.items()}
-
-
-def mean(values):
-    """Of the finite values; None if there are none. Rounded once, so it does not depend on their order."""
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else None
-
-
-class Scorer:
-    """The metrics of some ids that can work here, on one clip after the other.
-
-    copies:  also score the source frame repeated, by the metrics that compare pictures
-    skipped: {metric id: why it cannot be computed, and how to get what it needs}
-    raises:  UserError for an unknown id
-    """
-
-    def __init__(self, ids, device, copies):
-        self.device = device
-        self.metrics, self.skipped = build(ids, device)
-        self.copied, _ = build([name for name in ids if copies and name.startswith(COPIED)], device)
-
-    @property
-    def sets(self):
-        """Those of the metrics that give one value for all clips together."""
-        return [metric for metric in self.metrics if isinstance(metric, SetMetric)]
-
-    @torch.inference_mode()
-    def score(self, name, source, batches):
-        """Score one clip while its frames stream by; returns ClipScores.
-
-        source:  (H, W, 3) uint8, the image that is animated, or None
-        batches: iterator of (driving frames, generated frames), each B frames (H, W, 3) uint8
-        """
-        source = None if source is None else _unit([source], self.device)[0]
-        copied = [] if source is None else self.copied
-        for metric in self.metrics + copied:
-            metric.start_clip(source)
-        clip = ClipScores(name)
-        for driving, generated in batches:
-            # Metrics know frames that they have seen by their identity, so all get the same tensors.
-            driving, generated = _unit(driving, self.device), _unit(generated, self.device)
-            for metric in self.sets:
-                metric.update(generated, driving)
-            scores = {metric.id: metric(generated, driving) for metric in self.metrics if metric not in self.sets}
-            repeated = source.expand_as(driving) if copied else None
-            clip.add(scores, {metric.id: metric(repeated, driving) for metric in copied})
-            clip.frames += len(driving)
-        clip.misses = {metric.id: dict(metric.misses) for metric in self.metrics if metric.misses.total()}
-        return clip
-
-    def states(self):
-        """Sums of the set metrics over the clip that was scored last: {metric id: {name: tensor}}."""
-        return {metric.id: metric.state() for metric in self.sets}
-
-
-def _unit(frames, device):
-    """Frames (H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def add_states(total, new):
-    """Add Scorer.states of another clip or process into `total`, in place."""
-    for name, state in new.items():
-        kept = total.setdefault(name, {})
-        for key, value in state.items():
-            kept[key] = kept[key] + value if key in kept else value
 
 
 # ---------------------------------------------------------------------------- summary
@@ -236,24 +114,6 @@ class Report:
         self.summary = summarize(self.rows, self.states)
         self.codebooks = codebook_usage(self.rows)
 
-    def lines(self):
-        """The rows of the table: [(label, {metric id: value})], ours first, then the paper's."""
-        ours = [('this result', self.summary['model'])]
-        if self.summary['copy']:
-            ours.append(('copy of the source', self.summary['copy']))
-        return ours, [(table, list(TABLES[table].items())) for table in self.tables]
-
-    def cell(self, name, values):
-        """What the table shows of {metric id: value}: a number, a dash where there was nothing finite, or a reason."""
-        if name in values:
-            return number(name, values[name])
-        return 'skipped' if name in self.skipped and values is self.summary['model'] else ''
-
-    def columns(self):
-        """Metric ids of the table: the paper's, then those that only we have."""
-        published = [name for table in self.tables for row in TABLES[table].values() for name in row]
-        return list(dict.fromkeys([*published, *self.summary['model'], *self.skipped]))
-
     def as_json(self):
         summary = self.summary
         return self.about | {
@@ -325,92 +185,3 @@ def _write_csv(file, report):
         writer.writerow([row.clip, row.frames, *(mean(row.scores.get(name, ())) for name in names),
                          *(mean(row.copied[name]) for name in copied), mean(row.gain)])
     writer.writerow(['mean', summary['frames'], *summary['model'].values(), *summary['copy'].values(), summary[GAIN]])
-
-
-# ---------------------------------------------------------------------------- tables for people
-
-def heading(name):
-    """'PSNR dB ↑' for a metric id."""
-    metric = CATALOGUE[name]
-    return ' '.join(filter(None, (metric.column, metric.unit, '↓' if metric.direction == 'lower' else '↑')))
-
-
-def number(name, value):
-    """The value as a table shows it; a dash where there is none."""
-    return '–' if value is None else f'{value:.{CATALOGUE[name].decimals}f}'
-
-
-def verdict(summary):
-    """In one sentence, whether the model beats the copy; '' where that was not measured."""
-    gain = summary[GAIN]
-    if gain is None:
-        return ''
-    return f'{abs(gain):.2f} dB {"better" if gain >= 0 else "WORSE"} than copying the source'
-
-
-def misses(summary):
-    """Sentences about frames in which no face was found."""
-    return [f'{name}: no face in ' + ', '.join(f'{count} {side} frame(s)' for side, count in counts['misses'].items())
-            for name, counts in summary['counts'].items() if counts['misses']]
-
-
-def format_table(report):
-    """The result as plain text for a terminal."""
-    summary, names = report.summary, list(report.summary['model'])
-    width = {name: max(len(heading(name)), 9) for name in names}
-    lines = [' ' * 20 + '  '.join(heading(name).rjust(width[name]) for name in names)]
-    for label, values in report.lines()[0]:
-        cells = (report.cell(name, values) for name in names)
-        lines.append(f'{label:<20}' + '  '.join(cell.rjust(width[name]) for name, cell in zip(names, cells)))
-    coverage = report.about.get('coverage')
-    listed = f' of {coverage["listed"]} listed' if coverage else ''
-    lines.append(f'means over {summary["clips"]} clips{listed}, {summary["frames"]} frames')
-    if verdict(summary):
-        lines.append(f'the result is {verdict(summary)}')
-    lines += [f'codes of {name}: {use["used"]} of {use["codes"]} in use, perplexity {use["perplexity"]:.1f}'
-              for name, use in report.codebooks.items()]
-    lines += misses(summary)
-    lines += [f'{name} skipped: {why}' for name, why in report.skipped.items()]
-    return '\n'.join(lines)
-
-
-def as_markdown(report):
-    """The table, ours and the paper's, with what it takes to read it."""
-    names, (ours, published) = report.columns(), report.lines()
-
-    def row(label, values):
-        return f'| {label} | ' + ' | '.join(report.cell(name, values) for name in names) + ' |'
-
-    lines = ['| | ' + ' | '.join(heading(name) for name in names) + ' |', '|---' * (len(names) + 1) + '|',
-             *(row(f'**{label}**', values) for label, values in ours)]
-    for table, rows in published:
-        lines += [row(f'*{table}*', {}), *(row(label, values) for label, values in rows)]
-    lines += ['', *(f'- {sentence}' for sentence in notes(report)), '']
-    described = (CATALOGUE[name] for name in report.summary['model'])
-    lines += [f'- `{metric.id}`: {metric.definition} ({metric.source})' for metric in described]
-    return '\n'.join(lines) + '\n'
-
-
-def notes(report):
-    """Sentences that belong under the table: what was done, on how much of the list, what is missing."""
-    summary, about = report.summary, report.about
-    coverage = about.get('coverage', {})
-    sentences = [f'{about["protocol"]["name"]}: {about["protocol"]["text"]}',
-                 f'means over {summary["clips"]} clips, {summary["frames"]} frames']
-    if coverage:
-        sentences.append(f'list {about["list"]["name"]} ({about["list"]["sha256"][:12]}): '
-                         f'{coverage["found"]} of {coverage["listed"]} clips found')
-        sentences += [f'{what}: {_some(coverage[what])}' for what in ('missing', 'extra') if coverage[what]]
-        sentences += [f'not scored: {name}: {why}' for name, why in coverage['problems'].items()]
-    if verdict(summary):
-        sentences.append(f'this result is {verdict(summary)}')
-    if report.tables:
-        sentences.append('published rows: arXiv 2412.00719, at 256 px; the paper does not name its clips, so its last '
-                         'digits mean little beside these')
-    sentences += misses(summary)
-    sentences += [f'{name} skipped: {why}' for name, why in report.skipped.items()]
-    return sentences
-
-
-def _some(names, most=5):
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')

@@ -8,7 +8,7 @@ from dataclasses import astuple
 
 import torch
 
-from evaluation.report import ClipScores, add_states
+from evaluation.scores import ClipScores, add_states
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from support.weights import load_tensors

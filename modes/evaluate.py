@@ -31,15 +31,11 @@ def run(options):
     check(options)
     with process_group(options.device) as device:
         from evaluation import evaluate
-        from evaluation.protocols import find_protocol
-        from evaluation.report import format_table
-        protocol = find_protocol(options.protocol)
-        settings = dict(name=options.protocol, protocol=protocol, metric_ids=options.metrics or protocol.metrics,
-                        device=device)
-        prepared = (evaluate_folders if options.generated else evaluate_model)(options, protocol, device)
+        from evaluation.tables import format_table
+        job, folder, renderer = (job_of_folders if options.generated else job_of_model)(options, device)
         part = f'-{Path(options.list).stem}' if options.list else ''
-        folder = prepared.pop('folder') / f'{options.protocol}{part}'
-        report = evaluate.evaluate(folder=folder, **settings, **prepared)
+        folder = folder / 'evaluation' / f'{options.protocol}{part}'
+        report = evaluate.evaluate(job, folder, device, renderer)
         if report is not None:
             print(format_table(report))
             print(f'metrics.json, metrics.csv, metrics.md and report.html are in {folder}')
@@ -55,38 +51,42 @@ def check(options):
         refuse(options, ('--resize',), 'without --generated: a model makes frames of its own size')
 
 
-def evaluate_folders(options, protocol, device):
-    """What evaluate.evaluate takes for videos that were made elsewhere."""
-    from evaluation.evaluate import choose_items, clips_in, match_cases
-    from evaluation.protocols import Item
+def job_of_folders(options, device):
+    """(EvaluationJob of videos that were made elsewhere, the run's folder, None)."""
+    from evaluation.cases import Selection, choose_items, clips_in, match_cases
+    from evaluation.evaluate import EvaluationJob
+    from evaluation.protocols import Item, find_protocol
+    protocol = find_protocol(options.protocol)
     generated, driving, sources = (folder and clips_in(folder, options.resize)
                                    for folder in (options.generated, options.driving, options.sources))
     if options.list:
         list_name, items = choose_items(protocol, options.list, driving)
     else:
         list_name, items = 'all clips', [Item(name) for name in driving]
-    cases, missing, extra = match_cases(items, protocol, generated, driving, sources)
+    selection = Selection(list_name, items, *match_cases(items, protocol, generated, driving, sources))
+    job = EvaluationJob(options.protocol, protocol, selection, tuple(options.metrics or protocol.metrics),
+                        {'generated': options.generated, 'resized to': options.resize})
     name = Path(options.generated).resolve().name
-    return dict(cases=cases, items=items, list_name=list_name, missing=missing, extra=extra,
-                subject={'generated': options.generated, 'resized to': options.resize},
-                folder=Path(options.log_dir) / (options.run_name or name) / 'evaluation')
+    return job, Path(options.log_dir) / (options.run_name or name), None
 
 
-def evaluate_model(options, protocol, device):
-    """What evaluate.evaluate takes for a model."""
+def job_of_model(options, device):
+    """(EvaluationJob of a model, the run's folder, the model's Renderer)."""
     from datasets.build import test_clips
-    from evaluation.evaluate import ClipFinder, choose_items, find_cases, test_set
+    from evaluation.cases import ClipFinder, Selection, choose_items, find_cases, test_set
+    from evaluation.evaluate import EvaluationJob
+    from evaluation.protocols import find_protocol
     from evaluation.store import weights_hash
     from inference import Renderer
+    protocol = find_protocol(options.protocol)
     config, model = load_model(options, device)
     size, precision, pairs = config.model_params.image_size, config.train_params.precision, config.animate_params
     clips = (test_set(options.path_map, size) if options.path_map else
              {clip.name: clip for clip in test_clips(config.dataset_params, size)})
     list_name, items = choose_items(protocol, options.list, clips, pairs.num_pairs, pairs.seed)
-    cases, missing = find_cases(items, ClipFinder(clips, options.path_map, size))
+    selection = Selection(list_name, items, *find_cases(items, ClipFinder(clips, options.path_map, size)))
     batch_size = config.reconstruction_params.batch_size
-    return dict(cases=cases, items=items, list_name=list_name, missing=missing, batch_size=batch_size,
-                renderer=Renderer(model, device, batch_size, precision),
-                subject={'method': config.method, 'weights': weights_hash(model), 'image size': size,
-                         'precision': precision},
-                folder=run_path(options) / 'evaluation')
+    job = EvaluationJob(options.protocol, protocol, selection, tuple(options.metrics or protocol.metrics),
+                        {'method': config.method, 'weights': weights_hash(model), 'image size': size,
+                         'precision': precision}, batch_size)
+    return job, run_path(options), Renderer(model, device, batch_size, precision)

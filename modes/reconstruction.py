@@ -18,7 +18,8 @@ def run(options):
 
 def run_on(options, device):
     from datasets.build import test_clips
-    from evaluation.report import format_table
+    from evaluation.tables import format_table
+    from inference import Renderer
     from reconstruction import reconstruct
     from support import distributed
     if distributed.rank() > 0:      # --mode evaluate shares clips out; this does not
@@ -27,8 +28,7 @@ def run_on(options, device):
     params = config.reconstruction_params
     clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
     folder = run_path(options) / 'reconstruction'
-    report = reconstruct(model, clips, folder, device=device, batch_size=params.batch_size,
-                         include_first=params.include_first, save_videos=params.save_videos,
-                         precision=config.train_params.precision)
+    renderer = Renderer(model, device, params.batch_size, config.train_params.precision)
+    report = reconstruct(renderer, clips, folder, include_first=params.include_first, save_videos=params.save_videos)
     print(format_table(report))
     print(f'videos, metrics.json, metrics.csv and contact_sheet.png are in {folder}')

@@ -18,9 +18,12 @@ import torch
 import run
 from datasets.video_writer import VideoWriter
 from evaluation import evaluate, store
-from evaluation.evaluate import Case, ClipFinder, choose_items, clips_in, find_cases, match_cases
+from evaluation.cases import Case, ClipFinder, Selection, choose_items, clips_in, find_cases, match_cases
+from evaluation.evaluate import EvaluationJob
 from evaluation.protocols import PROTOCOLS, Item
-from evaluation.report import ClipScores, Report, as_markdown, format_table, summarize, write_report
+from evaluation.report import Report, summarize, write_report
+from evaluation.scores import ClipScores
+from evaluation.tables import as_markdown, format_table
 from inference import Renderer, find_best_frame
 from metrics.catalogue import CATALOGUE, SetMetric
 from modules.build import build_model
@@ -81,15 +84,16 @@ def score_folders(root, out, metric_ids=CHEAP, protocol='same-identity', sources
     """evaluate.evaluate on root/generated and root/driving; (report, metrics.json)."""
     driving, generated = clips_in(root / 'driving'), clips_in(root / 'generated')
     items = [Item(name) for name in driving]
-    cases, missing, extra = match_cases(items, PROTOCOLS[protocol], generated, driving, sources)
-    return run_evaluation(cases, out, items=items, metric_ids=metric_ids, protocol=protocol, missing=missing,
-                          extra=extra, **changes)
+    selection = Selection('test', items, *match_cases(items, PROTOCOLS[protocol], generated, driving, sources))
+    return run_evaluation(selection, out, metric_ids=metric_ids, protocol=protocol, **changes)
 
 
-def run_evaluation(cases, out, *, protocol='same-identity', metric_ids=CHEAP, items=None, **changes):
-    settings = dict(items=items or [case.item for case in cases], list_name='test', name=protocol,
-                    protocol=PROTOCOLS[protocol], subject={}, metric_ids=metric_ids, device='cpu', batch_size=3)
-    report = evaluate.evaluate(cases, out, **settings | changes)
+def run_evaluation(selection, out, *, protocol='same-identity', metric_ids=CHEAP, renderer=None, subject={}):
+    """Of a Selection, or of cases that are all there is."""
+    if not isinstance(selection, Selection):
+        selection = Selection('test', [case.item for case in selection], selection)
+    job = EvaluationJob(protocol, PROTOCOLS[protocol], selection, tuple(metric_ids), subject, batch_size=3)
+    report = evaluate.evaluate(job, out, 'cpu', renderer)
     return report, json.loads((out / 'metrics.json').read_text()) if report is not None else None
 
 
@@ -276,7 +280,7 @@ def cases_of(clips, items):
 def test_a_model_is_generated_and_scored_while_frames_stream_by(model, tmp_path):
     clip = ToyClip(num_frames=120)
     cases = cases_of([clip], [Item('clip')])
-    report, _ = run_evaluation(cases, tmp_path, renderer=Renderer(model, 'cpu', 8), batch_size=8)
+    report, _ = run_evaluation(cases, tmp_path, renderer=Renderer(model, 'cpu', 8))
     assert report.summary['frames'] == 120 and report.summary['psnr_gain'] is not None
     assert clip.most_alive <= (streaming.DEPTH + 3) * 8 and model.sources_encoded == 1
 
