@@ -121,7 +121,7 @@ def draw_all_codes(book, uses, size, flows=None):
         tiles = {code: _enlarged(_middle(windows[book, code]), TILE) for code in live}
     else:
         panels = {code: Panel('residual', '', flows[code][None]) for code in live}
-        scales = Scales(panels.values(), size)
+        scales = Scales(panels.values(), size, least=0)
         tiles = {code: draw_panel(panel, scales, TILE) for code, panel in panels.items()}
     for start, stop in zip([0, *stops], stops):
         writer.text(f'codes {start} to {stop - 1}', TEXT, INK)

@@ -13,6 +13,7 @@ from visualizer import BACKGROUND, INK, draw_keypoints, enlarge, heat_to_rgb, mo
 
 EMPTY, FAINT, BAR = (52, 52, 52), (150, 150, 150), (99, 199, 207)
 QUANTILE = 0.995             # of amounts: the rest may be outliers, and gets the colour of the largest
+LEAST_PX = 1                 # of a full scale of lengths: less than a pixel shall not look like motion
 ARROWS = 12                  # along each side of a picture
 BLEND = 0.65                 # of index colours over the image
 GOLDEN = 0.618034            # of the hue circle between neighbouring indices: the next is always far away
@@ -25,27 +26,34 @@ class Scales:
 
     panels: those of the sheet; size: side of the images, pixels
     windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
+    least:  pixels that get full saturation, and white, if nothing moves as far
     motion: {'flow' and 'residual': pixels of the image with full saturation}; residuals would be white beside flows
     heat:   {unit: amount drawn white}
+    maps:   {unit: (amount drawn black, amount drawn white)}
     bases:  {basis: Basis}
     """
 
-    def __init__(self, panels, size, windows=None):
+    def __init__(self, panels, size, windows=None, least=LEAST_PX):
         self.size, self.windows = size, windows or {}
-        lengths, heats, features = {}, {}, {}
+        lengths, heats, maps, features = {}, {}, {}, {}
         for panel in panels:
             if panel.kind in ('flow', 'residual'):
                 lengths.setdefault(panel.kind, []).append(pixels(residual(panel), size).flatten())
             elif panel.kind == 'heat':
                 heats.setdefault(panel.unit, []).append(panel.value.float().flatten())
+            elif panel.kind == 'map' and panel.unit:
+                maps.setdefault(panel.unit, []).append(panel.value.float().flatten())
             elif panel.kind == 'feature':
                 features.setdefault(panel.basis, []).append(panel.value)
-        self.motion = {kind: round_up(float(_largest(values))) for kind, values in lengths.items()}
-        self.heat = {unit: round_up(float(_largest(values))) for unit, values in heats.items()}
+        self.motion = {kind: round_up(max(_largest(values), least)) for kind, values in lengths.items()}
+        self.heat = {unit: round_up(max(_largest(values), least if unit == 'px' else 0))
+                     for unit, values in heats.items()}
+        self.maps = {unit: (float(torch.cat(values).min()), float(torch.cat(values).max()))
+                     for unit, values in maps.items()}
         self.bases = {name: Basis(values) for name, values in features.items()}
 
     def as_json(self):
-        return {'full_colour_px': self.motion, 'heat_white': self.heat}
+        return {'full_colour_px': self.motion, 'heat_white': self.heat, 'map_black_white': self.maps}
 
 
 class Basis:
@@ -80,7 +88,7 @@ def _vectors(feature):
 def _largest(amounts):
     """Of tensors of amounts: the largest, outliers left aside."""
     amounts = torch.cat(amounts).float().cpu().sort().values
-    return amounts[math.ceil(QUANTILE * (len(amounts) - 1))]
+    return float(amounts[math.ceil(QUANTILE * (len(amounts) - 1))])
 
 
 def residual(panel):
@@ -124,6 +132,13 @@ def _heat(panel, scales, cell, arrows):
     return enlarge(heat_to_rgb(amount), cell)
 
 
+def _map(panel, scales, cell, arrows):
+    amount = panel.value[0, 0].detach().float().cpu().numpy()
+    low, high = scales.maps.get(panel.unit) or (amount.min(), amount.max())
+    share = (amount - low) / max(high - low, 1e-12)
+    return enlarge(np.repeat((255 * share[..., None]).round().astype(np.uint8), 3, axis=-1), cell)
+
+
 def _feature(panel, scales, cell, arrows):
     return enlarge(scales.bases[panel.basis].colours(panel.value), cell)
 
@@ -150,8 +165,8 @@ def _code(panel, scales, cell, arrows):
     return np.asarray(picture)
 
 
-DRAWN_AS = {'image': _image, 'flow': _flow, 'residual': _flow, 'share': _share, 'heat': _heat, 'feature': _feature,
-            'indices': _indices, 'bars': _bars, 'code': _code}
+DRAWN_AS = {'image': _image, 'flow': _flow, 'residual': _flow, 'share': _share, 'heat': _heat, 'map': _map,
+            'feature': _feature, 'indices': _indices, 'bars': _bars, 'code': _code}
 
 
 # ---------------------------------------------------------------------------- parts of pictures

@@ -118,6 +118,8 @@ def _legend(writer, scales, has_indices):
     for unit, full in scales.heat.items():
         writer.picture(heat_scale(*BAR), left, writer.y + 3)
         writer.text(f'0 to {full:g} {unit}', TEXT, FAINT, left + BAR[0] + GAP)
+    for unit, (low, high) in scales.maps.items():
+        writer.text(f'{unit}: black is {low:.3g}, white {high:.3g}', TEXT, FAINT, left)
     if scales.bases:
         writer.text('Features: red, green and blue are their three main directions, found once for all that are side '
                     'by '

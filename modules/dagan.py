@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.dagan_figures import dagan_figures
 from modules.dense_motion import SourceImage
 from modules.depth import DepthNetwork, DepthParams
 from modules.discriminator import MultiScaleDiscriminatorParams
@@ -48,8 +49,15 @@ class DepthAwareSource(NamedTuple):
 
 @dataclass
 class DaganGenerated(FirstOrderGenerated):
-    """disparity: (B, 1, H, W) of the source, in (0, 1), larger where nearer."""
+    """Also what depth has brought.
+
+    disparity: (B, 1, H, W) of the source, in (0, 1), larger where nearer
+    warped:    (B, C, h, w) the source's feature, warped and occluded
+    attended:  same, after attention
+    """
     disparity: Tensor | None = None
+    warped: Tensor | None = None
+    attended: Tensor | None = None
 
 
 class CrossModalAttention(nn.Module):
@@ -65,6 +73,11 @@ class CrossModalAttention(nn.Module):
         self.key = nn.Conv2d(channels, attention_channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))       # starts as FOMM; the rest learns from the second step on
+
+    def weights(self, depth_feature, warped):
+        """How much each place of the source reads of each place of `warped`: (B, h*w, h*w), rows sum to 1."""
+        query, key = tokens(F.relu(self.query(depth_feature))), tokens(F.relu(self.key(warped)))
+        return (query @ key.transpose(1, 2)).float().softmax(-1)
 
     def forward(self, depth_feature, warped):
         """depth_feature (1 or B, C, h, w), warped (B, C, h, w) -> (B, C, h, w)."""
@@ -102,6 +115,14 @@ class Dagan(Fomm):
 
     def render(self, source, driving):
         motion, occlusion, warped = self.warp_source(source, driving)
-        prediction = self.decode(self.attention(source.features.depth_feature, warped))
-        return DaganGenerated(prediction, [motion.flow], [occlusion], dense_motion=motion,
-                              disparity=source.features.image[:, 3:])
+        attended = (warped if self.skips(source, 'attention', 0)
+                    else self.attention(source.features.depth_feature, warped))
+        return DaganGenerated(self.decode(attended), [motion.flow], [occlusion], dense_motion=motion,
+                              disparity=source.features.image[:, 3:], warped=warped, attended=attended)
+
+    @property
+    def parts(self):
+        return ('attention 1',)
+
+    def figures(self, moment):
+        return super().figures(moment) + dagan_figures(self, moment)

@@ -19,11 +19,11 @@ class Panel(NamedTuple):
     """One picture of a figure.
 
     kind, value: image (1, 3, H, W) in [-1, 1]; flow (1, h, w, 2), positions in [-1, 1]; residual (1, h, w, 2), a
-                 difference of two flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), 0 or more; feature
-                 (1, C, h, w); indices (1, h, w), whole numbers; bars (K,), 0 or more; code (), its number in the book
-                 `basis`
+                 difference of two flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), 0 or more; map (1, 1, h, w)
+                 of any sign; feature (1, C, h, w); indices (1, h, w), whole numbers; bars (K,), 0 or more; code (), its
+                 number in the book `basis`
     note:        figures to print below
-    unit:        of a heat; those of one unit share their scale
+    unit:        of a heat or map; those of one unit share their scale, and a map without unit has its own
     basis:       features of one basis share the three directions that are drawn as red, green and blue
     points:      (K, 2) in [-1, 1], keypoints to draw on an image
     under:       (1, 3, H, W), the image that indices lie over
@@ -79,6 +79,11 @@ class Moment:
         """Side of the images, pixels."""
         return self.source.shape[-1]
 
+    @property
+    def place(self):
+        """`at` as a point (1, 2) in [-1, 1] to draw on an image."""
+        return torch.tensor([self.at]) * 2 / (self.size - 1) - 1
+
     def token(self, grid):
         """Index of `at` on a token grid of grid x grid."""
         x, y = (min(int(place * grid / self.size), grid - 1) for place in self.at)
@@ -106,6 +111,16 @@ def difference(image, other):
 def spread_note(heat, unit=''):
     """'mean 0.41, max 3.2 px' of a heat."""
     return f'mean {float(heat.mean()):.3g}, max {float(heat.max()):.3g} {unit}'.rstrip()
+
+
+def range_note(values):
+    """'-0.3 to 1.2' of a map."""
+    return f'{float(values.min()):.3g} to {float(values.max()):.3g}'
+
+
+def length(feature):
+    """Euclidean length of every vector of a feature (1, C, h, w): (1, 1, h, w)."""
+    return feature.float().norm(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -149,9 +164,14 @@ def motion_figure(moment):
                   rows, numbers)
 
 
-def mask_panel(mask):
-    """Which candidate motion each pixel follows, of a mask (1, K+1, h, w): 0 is the still background."""
-    return Panel('indices', 'candidate motion', mask.argmax(1), 'most weight; one colour per keypoint')
+def coarse_figure(moment):
+    """What the coarse flow was made of, for methods whose Generated holds FOMM's `dense_motion`."""
+    motion = moment.generated.dense_motion
+    return Figure('coarse', 'Coarse flow', 'M0 blends the motions around each keypoint and the still background.',
+                  [Row('', [Panel('flow', 'flow M0', motion.flow),
+                            Panel('indices', 'candidate motion', motion.mask.argmax(1),
+                                  'most weight; one colour per keypoint'),
+                            Panel('share', 'keypoint heat maps', motion.driving_heatmaps.amax(1, keepdim=True))])], {})
 
 
 def ablation_figure(model, moment):
@@ -179,11 +199,12 @@ def ablation_figure(model, moment):
         images, changes = zip(*panels)
         return [Row(caption, list(images)), Row('', list(changes))]
 
-    rows = row('the whole model, and without one kind of compensation',
+    rows = row('the whole model, and without all parts of one kind',
                [('whole model', ()), *((f'no {kind}', parts) for kind, parts in kinds.items()),
                 *([('none at all', model.parts)] if len(kinds) > 1 else [])])
     for kind, parts in kinds.items():
-        rows += row(f'{kind}, one scale off', [(f'no {part}', (part,)) for part in parts])
+        if len(parts) > 1:
+            rows += row(f'{kind}, one scale off', [(f'no {part}', (part,)) for part in parts])
     truth = 'PSNR is against the driving frame. ' if moment.same_identity else ''
-    return Figure('ablation', 'Ablation at inference', f'The same frame with compensation switched off. {truth}'
+    return Figure('ablation', 'Ablation at inference', f'The same frame with parts of the method switched off. {truth}'
                   'Below each: where it differs from the whole model.', rows, numbers)

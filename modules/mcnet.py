@@ -17,6 +17,7 @@ from modules.discriminator import MultiScaleDiscriminatorParams
 from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
+from modules.mcnet_figures import mcnet_figures
 from modules.warp import occlude, resize, warp
 
 TEMPERATURE = 34           # of the softmax over dynamic kernels: nearly uniform at first, so that every kernel learns
@@ -126,6 +127,14 @@ class DynamicConv(nn.Module):
 
 # ---------------------------------------------------------------------------- memory
 
+class Recalled(NamedTuple):
+    """query (B, C, H, W) of a feature; key and value (B, C, M, M) of a memory; found (B, C, H, W), what it read."""
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    found: Tensor
+
+
 class Compensated(NamedTuple):
     """feature (B, C_i, H, W) refined; projected (B, C, H, W) and value (B, C, M, M), see MCNetGenerated."""
     feature: Tensor
@@ -160,22 +169,33 @@ class MemoryCompensation(nn.Module):
         """
         kept, refined = warped[:, ::2], warped[:, 1::2]
         feature = self.project[scale](refined)                                                        # (B, C, H, W)
+        recalled = self.recall(feature, self.conditioned(feature, source_keypoints))
+        refined = self.refine(feature, recalled.found)
+        refined = F.relu(self.norm[scale](self.unproject[scale](refined)))
+        return Compensated(torch.stack([kept, refined], dim=2).flatten(1, 2), feature, recalled.value)
 
-        # Implicit identity: source keypoints and the pooled feature decide what the memory looks like.
+    def conditioned(self, feature, source_keypoints):
+        """The memory (B, C, M, M) as an implicit identity wants it: source keypoints (B, K, 2), the pooled feature."""
         identity = self.identity(torch.cat([feature.mean((2, 3)), source_keypoints.flatten(1)], dim=1))
-        memory = self.condition(self.memory, identity)                                               # (B, C, M, M)
+        return self.condition(self.memory, identity)
 
-        # Cross-attention from the feature to the memory.
+    def recall(self, feature, memory):
+        """Cross-attention from a projected feature (B, C, H, W) to a conditioned memory (B, C, M, M): Recalled."""
         key, value = F.relu(self.key_value(memory, feature)).chunk(2, dim=1)
         query = F.relu(self.query(feature))
         q, k, v = (tokens(x)[:, None] for x in (query, key, value))                                  # (B, 1, H*W, C)
         found = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE)
-        found = untokens(found[:, 0], feature.shape[-2:])                                            # (B, C, H, W)
+        return Recalled(query, key, value, untokens(found[:, 0], feature.shape[-2:]))
 
-        # What the memory knows and the feature lacks.
-        refined = feature + F.relu(self.difference(feature - found))
-        refined = F.relu(self.norm[scale](self.unproject[scale](refined)))
-        return Compensated(torch.stack([kept, refined], dim=2).flatten(1, 2), feature, value)
+    @staticmethod
+    def weights(recalled):
+        """How much each place of the feature has read of each of the memory: (B, H*W, M*M), rows sum to 1."""
+        product = tokens(recalled.query) @ tokens(recalled.key).transpose(1, 2)
+        return (ATTENTION_SCALE * product).float().softmax(-1)
+
+    def refine(self, feature, found):
+        """Adds what the memory knows and the feature lacks; all (B, C, H, W)."""
+        return feature + F.relu(self.difference(feature - found))
 
 
 # ---------------------------------------------------------------------------- the method
@@ -219,10 +239,11 @@ class MCNet(FirstOrderTalkingHead):
         # From coarse to fine: refine, join with what is decoded so far, decode.
         state = None
         for scale, (level, feature) in enumerate(zip(self.levels, warped)):
-            compensated = self.compensation(scale, feature, keypoints)
-            generated.features.append(compensated.projected)
-            generated.values.append(compensated.value)
-            state = level(compensated.feature if state is None else torch.cat([state, compensated.feature], dim=1))
+            if not self.skips(source, 'memory', scale):
+                feature, projected, value = self.compensation(scale, feature, keypoints)
+                generated.features.append(projected)
+                generated.values.append(value)
+            state = level(feature if state is None else torch.cat([state, feature], dim=1))
 
         # The warped source shows through where it is visible, the decoded image everywhere else.
         visible = resize(occlusion, features.image.shape[-2:])
@@ -235,6 +256,13 @@ class MCNet(FirstOrderTalkingHead):
         generated = super().forward(source, driving)
         generated.losses['feature_consistency'] = sum(map(feature_consistency, generated.features, generated.values))
         return generated
+
+    @property
+    def parts(self):
+        return tuple(f'memory {scale + 1}' for scale in range(len(self.levels)))
+
+    def figures(self, moment):
+        return super().figures(moment) + mcnet_figures(self, moment)
 
 
 def feature_consistency(feature, value):

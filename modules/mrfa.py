@@ -17,6 +17,7 @@ from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, chec
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, tokens
+from modules.mrfa_figures import mrfa_figures
 from modules.warp import from_pixels, occlude, pixel_grid, resize, resize_flow, sample, to_displacement, warp
 
 
@@ -235,7 +236,8 @@ class Mrfa(FirstOrderTalkingHead):
             # Every scale starts from the prior and all corrections so far, and adds its own.
             correction = correction.at(size)
             motion = prior.at(size) + correction
-            residual = self.refinement(scale, motion, feature, volume)
+            residual = (motion.still() if self.skips(source, 'refinement', scale)
+                        else self.refinement(scale, motion, feature, volume))
             refined, correction = motion + residual, correction + residual
             occlusion = torch.sigmoid(refined.occlusion_logit)
             generated.flows.append(refined.flow)
@@ -251,3 +253,10 @@ class Mrfa(FirstOrderTalkingHead):
         decoded = torch.sigmoid(self.head(state).float())
         generated.prediction = from_unit(decoded * (1 - occlusion) + generated.warped_source * occlusion)
         return generated
+
+    @property
+    def parts(self):
+        return tuple(f'refinement {scale + 1}' for scale in range(len(self.params.widths)))
+
+    def figures(self, moment):
+        return super().figures(moment) + mrfa_figures(self, moment)

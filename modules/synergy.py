@@ -228,7 +228,7 @@ class Synergy(TalkingHead):
 
     def _compensates(self, kind, scale, source):
         """Whether motion or appearance is compensated at this scale: built, and not left out (`without`)."""
-        return f'{kind} {scale + 1}' in self.parts and f'{kind} {scale + 1}' not in source.skipped
+        return f'{kind} {scale + 1}' in self.parts and not self.skips(source, kind, scale)
 
     def _compensate_scale(self, scale, feature, before, driving_feature, source):
         """Sec. 3.2.3 for one scale: refine the flow, update the occlusion, warp, occlude, compensate.

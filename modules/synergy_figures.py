@@ -5,13 +5,13 @@ from contextlib import ExitStack
 import torch
 
 from modules.codebook import perplexity
-from modules.figure import READ_CODES, Figure, Panel, Row, difference, mask_panel, pixels, spread_note, watched
+from modules.figure import READ_CODES, Figure, Panel, Row, coarse_figure, difference, pixels, spread_note, watched
 
 
 def synergy_figures(model, moment):
     """Figures of Synergy beyond what all methods have; those of a codebook that is not built are left out."""
     chosen = model.chosen_codes(moment.generated, moment.driving)
-    figures = [_masks(moment)]
+    figures = [coarse_figure(moment)]
     if chosen:
         figures += [_codebooks(moment, chosen), _indices(moment, chosen)]
     if model.appearance_scales:
@@ -19,15 +19,6 @@ def synergy_figures(model, moment):
     if moment.at is not None and chosen:
         figures.append(_reads(model, moment))
     return figures
-
-
-def _masks(moment):
-    """What M^0 was made of."""
-    motion = moment.generated.dense_motion
-    heat = motion.driving_heatmaps.amax(1, keepdim=True)
-    return Figure('coarse', 'Coarse flow', 'M0 blends the motions around each keypoint and the still background.',
-                  [Row('', [Panel('flow', 'flow M0', motion.flow), mask_panel(motion.mask),
-                            Panel('share', 'keypoint heat maps', heat)])], {})
 
 
 def _codebooks(moment, chosen):

@@ -120,6 +120,11 @@ class TalkingHead(nn.Module):
         assert not unknown, f'no parts {sorted(unknown)}; this model has {self.parts}'
         return replace(source, skipped=frozenset(parts))
 
+    @staticmethod
+    def skips(source: SourceState, kind: str, scale: int) -> bool:
+        """Whether `render` shall leave out the part of this kind at this scale, 0 the coarsest."""
+        return f'{kind} {scale + 1}' in source.skipped
+
     def figures(self, moment) -> list:
         """What there is to see of one modules.figure.Moment: Figures. Methods add what they have of their own."""
         return list(filter(None, [motion_figure(moment), ablation_figure(self, moment)]))
