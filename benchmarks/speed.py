@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,13 +29,14 @@ from torch.utils.flop_counter import flop_registry
 from config import schema
 from modules import dense_motion, layers, losses, retrieval
 from modules.autoencoder import Encoder
-from modules.build import build_discriminator, build_model, build_objective
+from modules.build import build_model
 from modules.codebook import Codebook, Quantized, nearest
 from modules.losses import RandomTransform
-from modules.objective import DiscriminatorObjective, Objective, needs_discriminator, needs_vgg
+from modules.objective import Objective, needs_vgg
 from modules.perceptual import VGG19, PerceptualLoss
+from modules.training_step import Pairs, State, TrainingStep, build_training_step
 from support import hardware
-from train import State, frozen, training_loader
+from train import training_loader
 
 # Ratios of the public codes on two CPU cores, fp32: (frame, training step at batch 2).
 PUBLIC = {'synergy': (40.0, 23.0), 'fomm': (0.71 / 0.0794, 7.33 / 1.45), 'mcnet': (2.45 / 0.0794, 18.2 / 1.45)}
@@ -131,61 +132,31 @@ def resnet_step(device):
 
 
 class Training:
-    """One training step on random images, as train.py takes it once adversarial training has begun."""
+    """One iteration of train.py on random images, once everything takes part."""
 
     def __init__(self, config, batch, device):
-        params, size = config.train_params, config.model_params.image_size
-        torch.manual_seed(0)
-        model = build_model(config)
-        vgg = VGG19().state_dict() if needs_vgg(params.objective_params) else None
-        self.objective = build_objective(config, model, vgg).to(device, memory_format=torch.channels_last)
-        needed = needs_discriminator(params.objective_params)
-        self.discriminator = build_discriminator(config).to(device) if needed else None
-        self.state = State(params, model, self.discriminator)
-        if params.checkpointing:
-            model.recompute_blocks()
-        for block in model.outer_blocks() if params.compile else ():
-            block.compile()
-        self.discriminator_objective = DiscriminatorObjective(self.discriminator,
-                                                              params.objective_params) if self.discriminator else None
-        self.images = [torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2)]
-        self.transform = RandomTransform.draw(batch, torch.Generator().manual_seed(0)).to(device)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == 'bf16')
+        vgg = VGG19().state_dict() if needs_vgg(config.train_params.objective_params) else None
+        self.step = build_training_step(config, device, vgg)
+        size = config.model_params.image_size
+        images = [torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2)]
+        self.pairs = Pairs(*images, RandomTransform.draw(batch, torch.Generator().manual_seed(0)))
 
     def __call__(self):
-        step = self.generator()
-        self.backward(step)
-        if self.discriminator_objective:
-            self.discriminator_step(step)
-        self.update(step)
-
-    def generator(self):
-        with frozen(self.discriminator) if self.discriminator_objective else nullcontext(), self.autocast:
-            return self.objective(*self.images, self.transform, self.discriminator)
-
-    def backward(self, step):
-        step.total.backward()
-
-    def discriminator_step(self, step):
-        with self.autocast:
-            total, _ = self.discriminator_objective(self.images[1], step.generated)
-        total.backward()
-
-    def update(self, step):
-        self.state.clip_gradients()
-        self.state.update(self.discriminator_objective is not None, step.generated)
+        taken = self.step([self.pairs], self.step.whole)
+        assert taken.finite, 'an iteration that is skipped costs less'
 
     def stages(self, clock):
-        """Work seconds of one step by stage."""
+        """Work seconds of one iteration by stage."""
         found = {}
-        parts = {'networks forward': (type(self.objective.model), 'forward'),
-                 'keypoint losses': (Objective, '_keypoint_losses'), 'loss network': (Objective, '_reconstruction'),
-                 'discriminator in the generator step': (Objective, '_adversarial'),
-                 'adaptive weight': (Objective, '_last_layer_norms'), 'backward': (Training, 'backward'),
-                 'discriminator step': (Training, 'discriminator_step'),
-                 'clipping, optimisers, EMA': (Training, 'update')}
+        parts = [('networks forward', type(self.step.state.model), 'forward'),
+                 ('keypoint losses', Objective, '_keypoint_losses'), ('loss network', Objective, '_reconstruction'),
+                 ('discriminator in the generator step', Objective, '_adversarial'),
+                 ('adaptive weight', Objective, '_last_layer_norms'), ('backward', TrainingStep, 'backward'),
+                 ('discriminator step', TrainingStep, 'discriminate'),
+                 ('clipping, optimisers, EMA', State, 'clip_gradients'),
+                 ('clipping, optimisers, EMA', TrainingStep, 'update')]
         with ExitStack() as stack:
-            for stage, (owner, name) in parts.items():
+            for stage, owner, name in parts:
                 stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), stage, found, clock)))
             self()
         return found
@@ -226,7 +197,7 @@ class Animation:
 
 @contextmanager
 def plain_layout(work):
-    network = work.objective if isinstance(work, Training) else work.model
+    network = work.step.objective if isinstance(work, Training) else work.model
     network.to(memory_format=torch.contiguous_format)
     yield
     network.to(memory_format=torch.channels_last)
@@ -242,7 +213,7 @@ def freed_memory(work):
 @contextmanager
 def one_by_one(work):
     """The update parameter by parameter."""
-    group, = work.state.optimizer.param_groups
+    group, = work.step.state.optimizer.param_groups
     together = {name: group[name] for name in ('fused', 'foreach')}
     with patch.object(torch, '_foreach_lerp_', lambda old, new, share: [a.lerp_(b, share) for a, b in zip(old, new)]):
         group |= dict.fromkeys(together, False)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,10 +16,11 @@ import yaml
 from config import schema
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
+from modules.training_step import State, build_training_step, draw_transform, micro_batches
 from support.errors import UserError
 from tests.test_fomm_mcnet import SMALL_METHOD
 from tests.tiny import ROOT, SIZES, tiny
-from train import State, draw_transform, split, train
+from train import train
 
 CPU = torch.device('cpu')
 
@@ -136,10 +138,43 @@ def test_two_processes_equal_one(tmp_path):
         assert {name: theirs[name] for name in losses} == pytest.approx(losses, rel=1e-3)
 
 
-def test_accumulation_equals_one_batch_in_gradient():
-    batch = {'source': torch.arange(8.).view(8, 1), 'index': torch.arange(8)}
-    parts = split(batch, 4)
-    assert [part['index'].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+def random_batch(count, seed=0):
+    images = torch.rand(2, count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return {'source': images[0], 'driving': images[1], 'index': torch.arange(count)}
+
+
+def test_micro_batches_are_the_batch_in_order_with_the_samples_own_transforms():
+    batch, params = random_batch(8), tiny('train_params.batch_size=8', 'train_params.accumulate=4').train_params
+    parts = micro_batches(batch, params)
+    assert torch.equal(torch.cat([part.driving for part in parts]), batch['driving'])
+    assert [len(part.source) for part in parts] == [2, 2, 2, 2]
+    assert torch.equal(parts[3].transform.theta, draw_transform(params.seed, [6, 7]).theta)
+
+
+def test_accumulation_equals_one_batch_in_gradient_and_losses():
+    """Of FOMM in eval mode, whose losses are all means over samples."""
+    config = small('fomm', 'train_params.batch_size=4')
+    gradients, losses = [], []
+    for parts in (1, 4):
+        step = build_training_step(config, CPU)
+        step.objective.eval()
+        params = replace(config.train_params, accumulate=parts)
+        taken = step.gradients(micro_batches(random_batch(4), params), step.whole)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in step.state.model.parameters()]))
+        losses.append(taken.losses)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-5)
+
+
+def test_an_iteration_is_a_function_of_its_number_and_pairs_alone():
+    """Not of random numbers drawn before: the rule that exact resumption rests on."""
+    after = []
+    for seed in (1, 2):
+        step = build_training_step(tiny(), CPU)
+        torch.manual_seed(seed)
+        step(micro_batches(random_batch(2), step.params), 3)
+        after.append(step.state.ema.state_dict())
+    assert_bit_equal(*after)
 
 
 def test_transforms_depend_on_the_sample_alone():

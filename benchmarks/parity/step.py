@@ -14,56 +14,77 @@ from modules.build import build_objective
 from modules.layers import to_unit
 from modules.losses import RandomTransform
 from modules.mcnet import feature_consistency
-from modules.objective import DiscriminatorObjective, Step, needs_discriminator
+from modules.objective import needs_discriminator
 from modules.published.formats import FORMATS
-from train import State
+from modules.training_step import Pairs, Taken, TrainingStep
 
 
 @dataclass
-class Taken:
-    """A step that was taken, and what was seen of it.
+class Seen:
+    """What was seen of an iteration of training whose gradients have been taken, but not yet followed.
 
     source:     the public code's key in FORMATS
-    step:       what Objective gave
-    turn:       (total, losses by name) of the discriminator's turn; None without one
+    training:   the TrainingStep
+    taken:      what it did
     keypoints:  of every pass of the detector, in order
     discriminated: of every pass of the discriminator, in order
     transformed: the driving images that the equivariance loss made
     """
     source: str
     config: Any
-    model: torch.nn.Module
-    discriminator: torch.nn.Module | None
-    step: Step
-    turn: tuple | None
+    training: TrainingStep
+    taken: Taken
     keypoints: list
     discriminated: list
     transformed: torch.Tensor
 
+    @property
+    def model(self):
+        return self.training.state.model
+
+    @property
+    def discriminator(self):
+        return self.training.discriminator
+
+    @property
+    def step(self):
+        """What the objective gave."""
+        return self.taken.step
+
+
+def filled_training(config, source):
+    """Training's own step with the fixtures' weights.
+
+    Channels come first, as in the public codes: another layout orders sums otherwise, which batch norm over two samples
+    shows as it shows another number of threads. tests/test_speed_equivalence.py holds layouts against each other.
+    """
+    params = config.train_params
+    model, discriminator = filled(config, source, needs_discriminator(params.objective_params))
+    objective = build_objective(config, model, vgg_state()).to(torch.get_default_dtype())
+    return TrainingStep(params, objective, discriminator, torch.device('cpu'))
+
+
+def pairs(fixture):
+    """The fixture's training pairs."""
+    source, driving = (2 * images(fixture[f'seeds_{name}']) - 1 for name in ('source', 'driving'))
+    transform = RandomTransform(*(from_fixture(fixture[name]) for name in ('theta', 'control_params')))
+    return Pairs(source, driving, transform)
+
 
 def take(fixture, config, source):
-    """Take the fixture's step with our networks, filled: gradients are left where they fall."""
-    params = config.train_params.objective_params
-    model, discriminator = filled(config, source, needs_discriminator(params))
-    objective = build_objective(config, model, vgg_state()).to(torch.get_default_dtype())
-    objective.train(is_training(fixture))
-    origin, driving = (2 * images(fixture[f'seeds_{name}']) - 1 for name in ('source', 'driving'))
-    transform = RandomTransform(*(from_fixture(fixture[name]) for name in ('theta', 'control_params')))
-    watched, turn = {'keypoints': model.keypoint_detector}, None
-    if discriminator is not None:
-        discriminator_objective = DiscriminatorObjective(discriminator, params)
-        discriminator_objective.train(is_training(fixture))
-        watched['discriminated'] = discriminator.requires_grad_(False)
+    """Take the gradients of the fixture's iteration, in which everything takes part, with our networks, filled."""
+    training, part = filled_training(config, source), pairs(fixture)
+    watched = {'keypoints': training.state.model.keypoint_detector}
+    if training.discriminator is not None:
+        watched['discriminated'] = training.discriminator
+    for network in (training.objective, training.discriminator):
+        if network is not None:
+            network.train(is_training(fixture))
     with outputs_of(watched) as seen:
-        step = objective(origin, driving, transform, discriminator)
-        step.total.backward()
-        if discriminator is not None:
-            discriminator.requires_grad_(True)
-            turn = discriminator_objective(driving, step.generated)
-            turn[0].backward()
+        taken = training.gradients([part], training.whole)
     outputs = {name: [output for _, output in calls] for name, calls in seen.items()}
-    return Taken(source, config, model, discriminator, step, turn, outputs['keypoints'],
-                 outputs.get('discriminated', []), transform.warp_image(driving))
+    return Seen(source, config, training, taken, outputs['keypoints'], outputs.get('discriminated', []),
+                part.transform.warp_image(part.driving))
 
 
 def is_training(fixture):
@@ -71,23 +92,23 @@ def is_training(fixture):
     return len(fixture['seeds_source']) > 1 and any(name.startswith('post/') for name in fixture)
 
 
-def raw_gradients(taken):
+def raw_gradients(seen):
     """Norm of every published parameter's gradient by name: parts that we keep apart are put together again."""
-    squares, origin = {}, FORMATS[taken.source].origin
-    for prefix, network in (('model', taken.model), ('discriminator', taken.discriminator)):
+    squares, origin = {}, FORMATS[seen.source].origin
+    for prefix, network in (('model', seen.model), ('discriminator', seen.discriminator)):
         for name, parameter in network.named_parameters() if network is not None else ():
             if parameter.grad is not None:
-                published = origin(taken.model, f'{prefix}.{name}').name
+                published = origin(seen.model, f'{prefix}.{name}').name
                 squares[published] = squares.get(published, 0.0) + float(parameter.grad.double().square().sum())
     return {name: square ** 0.5 for name, square in squares.items()}
 
 
-def batch_norm_statistics(fixture, taken, tolerance=1e-3, floor=1e-6):
+def batch_norm_statistics(fixture, seen, tolerance=1e-3, floor=1e-6):
     """Mean of every running statistic after the step."""
-    origin = FORMATS[taken.source].origin
-    for prefix, network in (('model', taken.model), ('discriminator', taken.discriminator)):
+    origin = FORMATS[seen.source].origin
+    for prefix, network in (('model', seen.model), ('discriminator', seen.discriminator)):
         for name, buffer in network.named_buffers() if network is not None else ():
-            key = f'post/{origin(taken.model, f"{prefix}.{name}").name}/mean' if 'running' in name else None
+            key = f'post/{origin(seen.model, f"{prefix}.{name}").name}/mean' if 'running' in name else None
             if key in fixture:
                 yield relative(key, buffer.double().mean(), fixture[key], tolerance, floor)
 
@@ -99,45 +120,48 @@ GRADIENT_LIMIT = 2e-2      # relative, for the gradient norm of any one paramete
 
 def smac_step(fixture, config):
     """Losses, last-layer gradients and every parameter's gradient norm of one full generator step."""
-    taken = take(fixture, config, 'smac')
-    step = taken.step
+    seen = take(fixture, config, 'smac')
+    step = seen.step
     yield from shared_motion(fixture, step.generated.source_keypoints, step.generated.driving_keypoints,
                              step.generated.dense_motion)
-    for name, value in smac_scalars(taken).items():
+    for name, value in smac_scalars(config, seen.taken).items():
         yield relative(name, value, fixture[name])
     for name, terms in zip(('perceptual_terms_scale_layer', 'perceptual_lr_terms_scale_layer'), step.perceptual_terms):
         yield relative_array(name, terms, fixture[name])
     yield Comparison('out_s4', numpy(step.generated.prediction[:, :, ::4, ::4]), fixture['out_s4'], *IMAGE)
-    yield from smac_gradients(fixture, taken)
+    yield from smac_gradients(fixture, seen)
     if is_training(fixture):
-        yield from batch_norm_statistics(fixture, taken)
+        yield from batch_norm_statistics(fixture, seen)
 
 
-def smac_scalars(taken):
-    """What the released code logs, by its names."""
-    step, losses = taken.step, {name: float(value) for name, value in taken.step.losses.items()}
-    weights = taken.config.train_params.objective_params.loss_weights
-    _, real_fake = taken.turn
-    return {'log/l_g_pix': losses['l1'], 'perceptual_raw': losses['perceptual'],
-            'perceptual_lr_raw_unweighted': losses['first_scale_perceptual'],
-            'log/l_g_pix_lr_0': weights['first_scale'] * losses['first_scale_l1'],
-            'log/l_g_percep_lr_0': weights['first_scale'] * losses['first_scale_perceptual'],
-            'gan_g_raw': losses['adversarial'],
-            'log/d_weight': weights['adversarial'] * losses['adaptive_weight'],
-            'log/l_g_motion_codebook_code': losses['motion_code'],
-            'log/l_g_motion_codebook_recon': weights['motion_reconstruction'] * losses['motion_reconstruction'],
-            'log/l_g_app_codebook_code': losses['appearance_code'],
-            'log/l_equivariance_value': losses['equivariance_value'],
-            'log/l_equivariance_jacobian': losses['equivariance_jacobian'],
-            'log/l_kpd': losses['keypoint_distance'],
-            'l_g_total': float(step.total.detach()),
-            'recon_grad_norm': step.gradient_norms[0], 'gan_grad_norm': step.gradient_norms[1],
-            'gan_d_real_raw': real_fake['discriminator_real'], 'gan_d_fake_raw': real_fake['discriminator_fake']}
+def smac_scalars(config, taken):
+    """What the released code logs of a step, by its names: scalars."""
+    losses, weights = taken.losses, config.train_params.objective_params.loss_weights
+    found = {'log/l_g_pix': losses['l1'], 'log/l_g_percep': losses['perceptual'],
+             'perceptual_raw': losses['perceptual'],
+             'perceptual_lr_raw_unweighted': losses['first_scale_perceptual'],
+             'log/l_g_pix_lr_0': weights['first_scale'] * losses['first_scale_l1'],
+             'log/l_g_percep_lr_0': weights['first_scale'] * losses['first_scale_perceptual'],
+             'log/l_g_motion_codebook_code': losses['motion_code'],
+             'log/l_g_motion_codebook_recon': weights['motion_reconstruction'] * losses['motion_reconstruction'],
+             'log/l_g_app_codebook_code': losses['appearance_code'],
+             'log/l_equivariance_value': losses['equivariance_value'],
+             'log/l_equivariance_jacobian': losses['equivariance_jacobian'],
+             'log/l_kpd': losses['keypoint_distance'], 'l_g_total': losses['total']}
+    if taken.adversarial:
+        weight = weights['adversarial'] * losses['adaptive_weight']
+        real, fake = (losses[f'discriminator_{name}'] for name in ('real', 'fake'))
+        found |= {'log/l_g_percep': losses['perceptual'] + losses['l1'],     # added in place to what is logged
+                  'gan_g_raw': losses['adversarial'], 'log/l_g_gan': weight * losses['adversarial'],
+                  'log/d_weight': weight, 'recon_grad_norm': taken.step.gradient_norms[0],
+                  'gan_grad_norm': taken.step.gradient_norms[1], 'log/l_d_real': real, 'log/l_d_fake': fake,
+                  'gan_d_real_raw': real, 'gan_d_fake_raw': fake}
+    return found
 
 
-def smac_gradients(fixture, taken):
+def smac_gradients(fixture, seen):
     """Gradient norms, one by one and the bulk of them."""
-    ours = raw_gradients(taken)
+    ours = raw_gradients(seen)
     theirs = dict(zip(map(str, fixture['grad_norm_names']), fixture['grad_norms'].tolist()))
     largest = {}
     for name, value in theirs.items():
@@ -182,18 +206,18 @@ def network_of(name):
 
 def first_order_step(fixture, config, source):
     """Losses, terms and gradient norms of one step of FOMM, MCNet, DaGAN or MRFA."""
-    taken = take(fixture, config, source)
+    seen = take(fixture, config, source)
     exact = torch.get_default_dtype() == torch.float64 and 'f64/grad_norms' in fixture
     theirs = fixture | {name.removeprefix('f64/'): value for name, value in fixture.items()
                         if exact and name.startswith('f64/')}
     limits = Limits(is_training(fixture), exact)
-    yield from first_order_motion(theirs, taken, limits)
-    yield from first_order_losses(theirs, taken, limits)
-    yield from first_order_gradients(fixture, theirs, taken, exact)
-    yield from first_order_update(fixture, theirs, taken, exact)
+    yield from first_order_motion(theirs, seen, limits)
+    yield from first_order_losses(theirs, seen, limits)
+    yield from first_order_gradients(fixture, theirs, seen, exact)
+    yield from first_order_update(fixture, theirs, seen, exact)
     if is_training(fixture):
         # Ten times the drift: 3e-7 absolute of a mean, 2e-5 behind DaGAN's attention.
-        yield from batch_norm_statistics(fixture, taken, 1e-4, 2e-4 if source == 'dagan' else 3e-6)
+        yield from batch_norm_statistics(fixture, seen, 1e-4, 2e-4 if source == 'dagan' else 3e-6)
 
 
 class Limits:
@@ -210,42 +234,43 @@ class Limits:
         self.image = (2e-1, 3e-3) if training else (2e-3, 3e-5)
 
 
-def first_order_motion(fixture, taken, limits):
+def first_order_motion(fixture, seen, limits):
     """Keypoints of all three passes, flow, occlusion, the warped frame, the prediction."""
-    generated = taken.step.generated
-    for name, keypoints in zip(('source', 'driving', 'transformed'), taken.keypoints):
+    generated = seen.step.generated
+    for name, keypoints in zip(('source', 'driving', 'transformed'), seen.keypoints):
         for part in ('value', 'jacobian'):
             key = f'kp_{name}_{part}'
             yield Comparison(key, numpy(getattr(keypoints, part)), fixture[key], *limits.flow)
     yield Comparison('deformation', numpy(generated.dense_motion.flow), fixture['deformation'], *limits.flow)
     logit = generated.dense_motion.occlusion_logit
-    occlusion = logit if taken.source == 'mrfa' else logit.sigmoid()
+    occlusion = logit if seen.source == 'mrfa' else logit.sigmoid()
     yield Comparison('occlusion_map', numpy(occlusion), fixture['occlusion_map'], *limits.flow)
-    pictures = {'out_s4': to_unit(generated.prediction), 'transformed_frame_s4': to_unit(taken.transformed)}
-    if taken.source == 'mrfa':
+    pictures = {'out_s4': to_unit(generated.prediction), 'transformed_frame_s4': to_unit(seen.transformed)}
+    if seen.source == 'mrfa':
         pictures['warp_img_s4'] = generated.warped_source
     for name, picture in pictures.items():
         if name in fixture:
             yield Comparison(name, numpy(picture[:, :, ::4, ::4]), fixture[name], *limits.image)
 
 
-def first_order_losses(fixture, taken, limits):
+def first_order_losses(fixture, seen, limits):
     """Every loss with and without its weight, their sum, and the terms they are made of."""
-    losses = {name: float(value) for name, value in taken.step.losses.items()}
-    weights = taken.config.train_params.objective_params.loss_weights
+    losses = {name: float(value) for name, value in seen.taken.losses.items()}
+    weights = seen.config.train_params.objective_params.loss_weights
     for theirs, ours in LOSSES.items():
         if f'log/{theirs}' in fixture:
             yield relative(f'log/{theirs}', weights[ours] * losses[ours], fixture[f'log/{theirs}'], limits.loss)
-    yield relative('loss_total_generator', taken.step.total.detach(), fixture['loss_total_generator'], limits.loss)
-    yield relative_array('perceptual_terms_scale_layer', taken.step.perceptual_terms[0],
+    yield relative('loss_total_generator', losses['total'], fixture['loss_total_generator'], limits.loss)
+    yield relative_array('perceptual_terms_scale_layer', seen.step.perceptual_terms[0],
                          fixture['perceptual_terms_scale_layer'], limits.term)
     if 'feat_consistent_terms' in fixture:
-        generated = taken.step.generated
+        generated = seen.step.generated
         terms = torch.stack(list(map(feature_consistency, generated.features, generated.values)))
         yield relative_array('feat_consistent_terms', terms, fixture['feat_consistent_terms'], limits.term)
-    if taken.discriminator is not None:
-        yield relative('log/disc_gan', taken.turn[0].detach(), fixture['log/disc_gan'], limits.loss)
-        fake, real = taken.discriminated[:2]
+    if seen.discriminator is not None:
+        turn = losses['discriminator_real'] + losses['discriminator_fake']
+        yield relative('log/disc_gan', turn, fixture['log/disc_gan'], limits.loss)
+        fake, real = seen.discriminated[:2]
         terms = torch.stack([F.l1_loss(*pair) for pair in zip(fake.features, real.features)])
         yield relative_array('feature_matching_terms', terms, fixture['feature_matching_terms'], limits.term)
         for name, output in (('fake', fake), ('real', real)):
@@ -253,12 +278,12 @@ def first_order_losses(fixture, taken, limits):
                              fixture[f'disc_map_{name}_s4'], *limits.image)
 
 
-def first_order_gradients(fixture, theirs, taken, exact):
+def first_order_gradients(fixture, theirs, seen, exact):
     """Gradient norms: of each network the median and the largest difference, and that none is missing.
 
     A gradient that is 0 in exact arithmetic (a bias before batch norm) is noise; so are those below 1e-4 of the median.
     """
-    ours, values = raw_gradients(taken), dict(zip(map(str, theirs['grad_norm_names']), theirs['grad_norms'].tolist()))
+    ours, values = raw_gradients(seen), dict(zip(map(str, theirs['grad_norm_names']), theirs['grad_norms'].tolist()))
     precise = dict(zip(values, fixture.get('f64/grad_norms', theirs['grad_norms']).tolist()))
     random = set(map(str, fixture['grad_random_names']))
     missing = sorted((set(values) ^ set(ours)) - random)
@@ -269,54 +294,54 @@ def first_order_gradients(fixture, theirs, taken, exact):
         floor = 1e-4 * np.median([precise[name] for name in names])
         names = [name for name in names if precise[name] > floor]
         error = np.array([abs(ours.get(name, np.nan) - values[name]) / values[name] for name in names])
-        usual, largest = EXACT if exact else drift(fixture, names, DRIFT.get(taken.source, {}).get(network))
+        usual, largest = EXACT if exact else drift(fixture, names, DRIFT.get(seen.source, {}).get(network))
         for what, found, limit in (('median', np.median(error), usual), ('largest', error.max(), largest)):
             if limit < MEANINGLESS:
                 which = names[int(error.argmax())] if what == 'largest' else f'of {len(names)} gradient norms, relative'
                 yield Comparison(f'{network}: {what} {which}', np.array([found]), np.zeros(1), limit, limit)
 
 
-def first_order_update(fixture, theirs, taken, exact):
-    """What is clipped, by how much, and how far train.py's first update moves the weights."""
-    state = State(taken.config.train_params, taken.model, taken.discriminator)
+def first_order_update(fixture, theirs, seen, exact):
+    """What is clipped, by how much, and how far the first update moves the weights."""
+    state = seen.training.state
     tolerance = max(1e-3, 10 * float(np.max([abs(fixture[name] / fixture[f'f64/{name}'] - 1) for name in fixture
                                              if name.startswith('clip/') and f'f64/{name}' in fixture] or [1e-3])))
-    for network, group in zip(CLIPPED.get(taken.source, ()), state.clip_groups(), strict=True):
+    for network, group in zip(CLIPPED.get(seen.source, ()), state.clip_groups(), strict=True):
         gradients = [parameter.grad for parameter in group if parameter.grad is not None]
         found = torch.nn.utils.get_total_norm(gradients, state.norm_type)
-        kind = 'inf' if taken.config.train_params.clip_norm_type == 'inf' else 'l2'
+        kind = 'inf' if seen.config.train_params.clip_norm_type == 'inf' else 'l2'
         name = f'clip/{network}_total_norm_{kind}'
         yield relative(name, found, theirs[name], 1e-4 if exact else tolerance)
-    before = [parameter.detach().clone() for parameter in moved(taken)]
+    before = [parameter.detach().clone() for parameter in moved(seen)]
     state.clip_gradients()
     if 'grad_norms_after_clip' in fixture:
-        ours, sizes = raw_gradients(taken), fixture['grad_norms_after_clip']
+        ours, sizes = raw_gradients(seen), fixture['grad_norms_after_clip']
         for network in dict.fromkeys(map(network_of, map(str, fixture['grad_norm_names']))):
             names = [str(name) for name in fixture['grad_norm_names'] if network_of(str(name)) == network]
             clipped = float(np.linalg.norm([ours[name] for name in names]))
             wanted = float(np.linalg.norm([size for name, size in zip(fixture['grad_norm_names'], sizes)
                                            if network_of(str(name)) == network]))
             yield relative(f'{network}: gradient norm after clipping', clipped, wanted, tolerance)
-    state.update(taken.discriminator is not None, taken.step.generated)
-    yield from mean_changes(fixture, taken, before)
+    seen.training.update(seen.taken)
+    yield from mean_changes(fixture, seen, before)
 
 
-def moved(taken):
+def moved(seen):
     """Parameters that are trained, of model and discriminator."""
-    return [parameter for network in (taken.model, taken.discriminator) if network is not None
+    return [parameter for network in (seen.model, seen.discriminator) if network is not None
             for parameter in network.parameters() if parameter.requires_grad]
 
 
-def mean_changes(fixture, taken, before):
+def mean_changes(fixture, seen, before):
     """Mean absolute change of each network's parameters by Adam's first step.
 
     That is the rate times the gradient's sign, but for gradients of the order of Adam's epsilon.
     """
-    sums, counts, origin = {}, {}, FORMATS[taken.source].origin
-    names = [f'{prefix}.{name}' for prefix, network in (('model', taken.model), ('discriminator', taken.discriminator))
+    sums, counts, origin = {}, {}, FORMATS[seen.source].origin
+    names = [f'{prefix}.{name}' for prefix, network in (('model', seen.model), ('discriminator', seen.discriminator))
              if network is not None for name, parameter in network.named_parameters() if parameter.requires_grad]
-    for name, parameter, old in zip(names, moved(taken), before):
-        network = origin(taken.model, name).name.split('/')[0]
+    for name, parameter, old in zip(names, moved(seen), before):
+        network = origin(seen.model, name).name.split('/')[0]
         sums[network] = sums.get(network, 0.0) + float((parameter.detach() - old).abs().double().sum())
         counts[network] = counts.get(network, 0) + old.numel()
     for network, total in sums.items():
