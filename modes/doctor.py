@@ -16,8 +16,9 @@ def add_arguments(parser):
 
 def run(options):
     with process_group(options.device) as device:
-        from tools import doctor
-        case = doctor.Case(options.config or DEFAULT_CONFIG, options.set, options.checkpoint, run_path(options), device)
-        findings = doctor.examine(case)
-        print(json.dumps(doctor.as_dict(findings), indent=1) if options.json else doctor.as_text(findings))
-        return int(doctor.blocked(findings))
+        from tools.doctor.examine import examine
+        from tools.doctor.finding import Case, as_dict, as_text, blocked
+        findings = examine(Case(options.config or DEFAULT_CONFIG, options.set, options.checkpoint, run_path(options),
+                                device))
+        print(json.dumps(as_dict(findings), indent=1) if options.json else as_text(findings))
+        return int(blocked(findings))

@@ -14,10 +14,14 @@ import run
 from config import schema
 from datasets.video_writer import VideoWriter
 from logger import write_checkpoint
+from modules import training_memory
 from modules.build import build_model
-from support import weights
+from support import hardware, weights
+from support.errors import UserError
 from tests.tiny import SHARED, tiny
-from tools import doctor
+from tools.doctor import data
+from tools.doctor.finding import BLOCKS
+from tools.doctor.weights import check_weights_file
 
 SMALL = ('model_params.autoencoder_params={channels: [16, 8], res_blocks: 1, norm_groups: 4}',
          'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.num_scales=2',
@@ -61,13 +65,13 @@ def real_estimate(tmp_path, monkeypatch):
 @pytest.fixture
 def setup(real_estimate, monkeypatch):
     """Networks that are taken to fit."""
-    monkeypatch.setattr(doctor.training_memory, 'estimate', lambda config, batch: 1e8 * batch)
+    monkeypatch.setattr(training_memory, 'estimate', lambda config, batch: 1e8 * batch)
     return real_estimate
 
 
 def blocking(answer):
     return {finding['check']: f'{finding["what"]} [{finding["where"]}] -> {finding["todo"]}'
-            for finding in answer['findings'] if finding['severity'] == doctor.BLOCKS}
+            for finding in answer['findings'] if finding['severity'] == BLOCKS}
 
 
 # ---------------------------------------------------------------------------- eight broken set-ups
@@ -181,13 +185,13 @@ def test_sizes_that_only_a_forward_pass_can_judge(real_estimate, capsys):
 
 
 def test_a_batch_that_the_memory_cannot_hold_says_how_to_split_it(setup, monkeypatch, capsys):
-    monkeypatch.setattr(doctor.hardware, 'available_memory', lambda: 5 * 10 ** 8)
+    monkeypatch.setattr(hardware, 'available_memory', lambda: 5 * 10 ** 8)
     code, answer = setup.examine(capsys, '--set', 'train_params.batch_size=64')
     assert code == 1 and 'raise train_params.accumulate' in blocking(answer)['memory']
 
 
 def test_a_check_that_breaks_is_a_finding(setup, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, 'find_people', lambda *arguments: 1 / 0)
+    monkeypatch.setattr(data, 'find_people', lambda *arguments: 1 / 0)
     code, answer = setup.examine(capsys)
     assert code == 1 and 'ZeroDivisionError' in blocking(answer)['training data'] and 'disk' not in blocking(answer)
 
@@ -203,13 +207,13 @@ def test_weights_that_are_cut_do_not_match_their_name(tmp_path):
 
     named = tmp_path / f'net-{hashlib.sha256(whole.read_bytes()).hexdigest()[:8]}.pth'
     named.write_bytes(whole.read_bytes())
-    doctor.check_weights_file(named)
+    check_weights_file(named)
     named.write_bytes(whole.read_bytes()[:-10])
-    with pytest.raises(doctor.UserError, match='cut short'):
-        doctor.check_weights_file(named)
+    with pytest.raises(UserError, match='cut short'):
+        check_weights_file(named)
     page = tmp_path / 'page.pth'
     page.write_text('<!DOCTYPE html><html>quota exceeded</html>')
-    with pytest.raises(doctor.UserError, match='web page'):
+    with pytest.raises(UserError, match='web page'):
         weights.check_file(page)
 
 

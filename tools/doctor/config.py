@@ -1,0 +1,110 @@
+"""The config: its values, whether its sizes fit together, and what disk and memory they need."""
+
+import os
+import re
+import shutil
+
+import torch
+
+from config import schema
+from modules import training_memory
+from modules.build import build_discriminator, build_model
+from modules.objective import needs_discriminator
+from support import hardware
+from support.errors import UserError
+from tools.doctor.finding import BLOCKS, GIB, NOTE, OK, WARNING, Finding, from_error
+
+USUAL_SIZES = 32, 64, 128, 256, 512
+
+
+def check_config(case):
+    """Reads the config; everything after it needs one."""
+    try:
+        case.config = schema.load(case.config_path, case.overrides)
+    except UserError as error:
+        what, _, todo = str(error).partition('; ')
+        # A key that is wrong has its cure in the message; a size that does not fit has none.
+        size = re.search(r'image_size=(\d+)', what)
+        todo = todo or size and _working_size(case, int(size[1]))
+        todo = todo or 'correct the value, or remove the key for its default'
+        yield Finding(BLOCKS, what, case.config_path, todo)
+        return
+    config, params = case.config, case.config.train_params
+    yield Finding(OK, f'{config.method} at {case.size} px, batch of {params.batch_size} in {params.accumulate} part(s)'
+                      f', {params.precision}, {params.num_iterations:,} iterations', case.config_path)
+    if params.batch_size % params.accumulate:
+        yield Finding(BLOCKS, f'train_params.batch_size={params.batch_size} cannot be split into '
+                              f'accumulate={params.accumulate} equal parts', case.config_path,
+                      'choose a multiple of accumulate as batch_size')
+    if params.precision == 'bf16' and not hardware.has_bf16(case.device):
+        yield Finding(WARNING, f'{case.device} has no bf16 arithmetic, so training would use fp32', case.config_path,
+                      '--set train_params.precision=fp32')
+
+
+def check_networks(case):
+    """One forward pass, without numbers: image, flow, window and hourglass sizes fit together, or they do not."""
+    try:
+        case.needed = training_memory.estimate(case.config, case.part)
+    except (RuntimeError, ValueError) as error:
+        yield Finding(BLOCKS, f'the networks cannot take images of {case.size} px: {" ".join(str(error).split())[:99]}',
+                      case.config_path, _working_size(case, case.size) or 'correct the sizes in model_params')
+        return
+    yield Finding(OK, 'image, flow, windows and heat maps fit together')
+
+
+def _working_size(case, wanted):
+    """What to do about sizes that do not fit: the usual image size nearest to `wanted` that does, or nothing."""
+    for size in sorted(USUAL_SIZES, key=lambda size: abs(size - wanted)):
+        try:
+            config = schema.load(case.config_path, [*case.overrides, f'model_params.image_size={size}'])
+            training_memory.estimate(config, 2)
+        except (UserError, RuntimeError, ValueError):
+            continue
+        return f'--set model_params.image_size={size}, which fits the other values'
+    return ''
+
+
+# ---------------------------------------------------------------------------- disk and memory
+
+def _weight_bytes(config):
+    """Bytes of the weights of (model, discriminator); nothing is allocated."""
+    def size(network):
+        return 4 * sum(parameter.numel() for parameter in network.parameters()) if network is not None else 0
+    with torch.device('meta'):
+        needed = needs_discriminator(config.train_params.objective_params)
+        return size(build_model(config)), size(build_discriminator(config) if needed else None)
+
+
+def check_disk(case):
+    """A checkpoint holds model, EMA and two moments, three of the discriminator's; one more is written than kept."""
+    model, discriminator = _weight_bytes(case.config)
+    checkpoint = 4 * model + 3 * discriminator
+    needed = checkpoint * (case.config.train_params.keep_checkpoints + 1)
+    wanted = case.run_folder.absolute()
+    folder = next(folder for folder in (wanted, *wanted.parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    figures = f'{free / GIB:.1f} GiB free, {needed / GIB:.1f} GiB needed for checkpoints of {checkpoint / GIB:.2f} GiB'
+    if not os.access(folder, os.W_OK):
+        yield Finding(BLOCKS, 'no permission to write', str(folder), 'choose another --log_dir')
+    elif free < needed:
+        yield Finding(BLOCKS, f'the disk is full: {figures}', str(folder), 'free space, choose another --log_dir, or '
+                      '--set train_params.keep_checkpoints=1')
+    else:
+        yield Finding(OK, figures, str(folder))
+
+
+def check_memory(case):
+    """What training_memory.estimate estimates (its rule is there), in fp32, against what the device has."""
+    if case.needed is None:
+        yield Finding(NOTE, 'not estimated, as the networks cannot run')
+        return
+    gpu = case.device.type == 'cuda'
+    limit = torch.cuda.mem_get_info(case.device)[0] if gpu else hardware.available_memory()
+    where = torch.cuda.get_device_name(case.device) if gpu else 'main memory'
+    if limit is None:
+        yield Finding(NOTE, f'{case.needed / GIB:.1f} GiB are needed; this system does not say how much is free', where)
+    elif case.needed > limit:
+        yield from_error(training_memory.too_large(case.config, case.part, limit))
+    else:
+        yield Finding(OK, f'about {case.needed / GIB:.1f} GiB for a training step of {case.part} at once in fp32, '
+                          f'{limit / GIB:.1f} GiB free', where)

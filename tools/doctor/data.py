@@ -1,0 +1,160 @@
+"""The data set: clips that can be read, of people who are in one partition alone, fast enough."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.build import test_people, training_people
+from datasets.frames import Augmentation, PairDataset, find_people
+from datasets.video import STILL_SUFFIXES, open_clip
+from support.errors import UserError
+from tools.doctor.finding import BLOCKS, NOTE, OK, WARNING, Finding, from_error
+
+CLIPS_OPENED = 400        # of each partition, evenly spread: an index takes milliseconds, a data set has 20,000
+PAIRS_TIMED = 24          # training pairs that are read to time the loader ...
+SECONDS_TIMED = 10        # ... as far as this allows
+
+
+def check_training_data(case):
+    yield from _partition(case, 'train')
+
+
+def check_test_data(case):
+    yield from _partition(case, 'test')
+
+
+@dataclass
+class Examined:
+    """What was found in some clips of a partition.
+
+    frames: of each clip that can be read
+    sizes:  {(width, height): name of the first clip of this size}
+    broken: {name of a clip that cannot be read: UserError}
+    """
+    frames: list = field(default_factory=list)
+    sizes: dict = field(default_factory=dict)
+    broken: dict = field(default_factory=dict)
+
+
+def _partition(case, partition):
+    data, params = case.config.dataset_params, case.config.train_params
+    if data.root_dir is None:
+        yield Finding(OK, f'{partition}: the embedded heads, drawn as they are needed')
+        return
+    folder = Path(data.root_dir, partition)
+    try:
+        people = find_people(data.root_dir, partition, data.id_sampling, None)
+    except UserError as error:
+        yield from_error(error)
+        if not data.id_sampling:
+            return
+        # Names may be all that is wrong: then the clips themselves can still be examined.
+        people = find_people(data.root_dir, partition, False, None)
+        nameless = [name for name in people if '#' not in name]
+        yield Finding(NOTE, f'{len(nameless)} of {len(people)} names have no person in them, such as {nameless[0]}',
+                      str(folder))
+    clips = [clip for group in people.values() for clip in group]
+    opened = clips[::-(-len(clips) // CLIPS_OPENED)]
+    found = _examine(tqdm(opened, desc=f'{partition} clips', leave=False, dynamic_ncols=True))
+    frames = found.frames
+    fewest, most = (min(frames), max(frames)) if frames else (0, 0)
+    yield Finding(OK if frames else BLOCKS, f'{len(clips)} clips of {len(people)} people; {len(opened)} opened: '
+                  f'{fewest} to {most} frames, ' + ', '.join(f'{w}x{h}' for w, h in sorted(found.sizes)[:4]),
+                  str(folder), '' if frames else 'put clips there that can be read')
+    if found.broken:
+        # Training passes over broken clips up to a limit; validation and evaluation do not.
+        fatal = partition == 'test' or len(found.broken) > data.max_broken or not frames
+        yield from _broken(found.broken, len(opened), BLOCKS if fatal else WARNING, folder)
+    if frames and fewest < 2:
+        yield Finding(WARNING, 'there are clips of one frame, which show no motion', str(folder), 'remove them')
+    yield from _sizes(found.sizes, case.size, folder)
+    if partition == 'train' and frames:
+        epochs = params.num_iterations * params.batch_size / len(people)
+        yield Finding(OK, f'{len(people)} samples per epoch (one per person); {epochs:,.0f} epochs in all', str(folder))
+
+
+def _examine(clips):
+    found = Examined()
+    for clip in clips:
+        try:
+            count, size = _look_at(clip.path)
+            found.frames.append(count)
+            found.sizes.setdefault(size, clip.name)
+        except UserError as error:
+            found.broken[clip.name] = error
+    return found
+
+
+def _broken(broken, opened, severity, folder):
+    yield from (from_error(error, severity) for error in list(broken.values())[:10])
+    yield Finding(severity, f'{len(broken)} of {opened} clips cannot be read: {", ".join(list(broken)[:10])}',
+                  str(folder), 'replace or remove these clips')
+
+
+def _sizes(sizes, image_size, folder):
+    for (width, height), name in sizes.items():
+        if width != height:
+            yield Finding(WARNING, f'{name} is {width}x{height} and would be squeezed into a square', str(folder),
+                          'crop the faces first: --mode prepare')
+            break
+    largest = max(map(min, sizes), default=image_size)
+    if largest < image_size:
+        power = 2 ** (largest.bit_length() - 1)
+        yield Finding(WARNING, f'no clip has {image_size} px, so all are enlarged', str(folder),
+                      f'--set model_params.image_size={power}, or prepare larger clips')
+
+
+def _look_at(path):
+    """(frames, (width, height)) of a clip; UserError if it is damaged or its stills have several sizes.
+
+    Of a video, the whole index is read and the first and the middle frame are decoded.
+    """
+    clip = open_clip(path)
+    if path.is_dir():
+        sizes = {}
+        for still in sorted(path.iterdir()):
+            if still.suffix.lower() in STILL_SUFFIXES and not still.name.startswith('.'):
+                sizes.setdefault(_still_size(still), still.name)
+        if len(sizes) > 1:
+            named = ', '.join(f'{name} is {width}x{height}' for (width, height), name in list(sizes.items())[:3])
+            raise UserError(f'{path}: its frames have {len(sizes)} sizes: {named}; crop and resize all frames alike')
+        return len(clip), next(iter(sizes))
+    first, _ = clip.read([0, len(clip) // 2])
+    return len(clip), first.shape[1::-1]
+
+
+def _still_size(path):
+    try:
+        with Image.open(path) as image:      # reads the header alone
+            return image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read as an image ({error}); replace or remove the file') from None
+
+
+def check_people(case):
+    """Nobody in both partitions: such a test set flatters."""
+    data = case.config.dataset_params
+    both = sorted(set(training_people(data, case.size)) & set(test_people(data, case.size)))
+    if both and data.id_sampling:
+        yield Finding(WARNING, f'{len(both)} people are in both train and test, such as {", ".join(both[:3])}',
+                      str(data.root_dir), 'move their clips to one of the two')
+
+
+def check_loader(case):
+    """Seconds per batch, from pairs read here, one after the other."""
+    data, params = case.config.dataset_params, case.config.train_params
+    pairs = PairDataset(training_people(data, case.size), params.seed, Augmentation(**vars(data.augmentation_params)),
+                        data.max_broken)
+    pairs[0]                                       # the first one builds what later ones find built
+    start, count = time.perf_counter(), 0
+    while count < PAIRS_TIMED and time.perf_counter() - start < SECONDS_TIMED:
+        count += 1
+        pairs[count]
+    each = (time.perf_counter() - start) / count
+    workers = max(1, min(params.num_workers, os.cpu_count()))
+    yield Finding(OK, f'about {each * params.batch_size / workers:.2g} s per batch of {params.batch_size}, {workers}'
+                      f' process(es): {1000 * each:.0f} ms per pair, over {count} pairs')

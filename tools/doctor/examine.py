@@ -1,0 +1,46 @@
+"""What stands between this machine and a training run: environment, config, data, weights, disk and memory.
+
+Every check stands alone: what breaks one is a finding and does not keep the others from running. Exit codes of
+`--mode doctor`: 0 nothing blocks training, 1 something does, 2 (as everywhere) the command line itself is wrong.
+"""
+
+import dataclasses
+
+from support.errors import UserError
+from tools.doctor.config import check_config, check_disk, check_memory, check_networks
+from tools.doctor.data import check_loader, check_people, check_test_data, check_training_data
+from tools.doctor.environment import check_device, check_extras, check_versions, check_video
+from tools.doctor.finding import BLOCKS, NOTE, Finding, from_error
+from tools.doctor.weights import check_checkpoint, check_training_weights
+
+CHECKS = {'versions': check_versions, 'device': check_device, 'video': check_video, 'config': check_config,
+          'networks': check_networks, 'training data': check_training_data, 'test data': check_test_data,
+          'people': check_people, 'loader': check_loader, 'training weights': check_training_weights,
+          'checkpoint': check_checkpoint, 'disk': check_disk, 'memory': check_memory, 'extras': check_extras}
+WITHOUT_CONFIG = check_versions, check_device, check_video, check_config, check_extras
+
+
+def examine(case):
+    """All findings about a Case, in the order in which they should be dealt with."""
+    findings = []
+    for name, check in CHECKS.items():
+        if case.config is None and check not in WITHOUT_CONFIG:
+            found = [Finding(NOTE, 'not checked, as the config cannot be used')]
+        else:
+            found = _isolated(check, case)
+        findings += [dataclasses.replace(finding, check=name) for finding in found]
+    return findings
+
+
+def _isolated(check, case):
+    """What a check finds, up to where it breaks; breaking is a finding too."""
+    found = []
+    try:
+        for finding in check(case):
+            found.append(finding)
+    except UserError as error:
+        found.append(from_error(error))
+    except Exception as error:      # a broken set-up breaks in ways nobody has thought of
+        found.append(Finding(BLOCKS, f'the check broke: {type(error).__name__}: {" ".join(str(error).split())[:300]}',
+                             todo='correct what the message names; if it names nothing of yours, report it'))
+    return found

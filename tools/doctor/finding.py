@@ -1,0 +1,85 @@
+"""What the doctor examines, what it finds, and the report of it."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OK, NOTE, WARNING, BLOCKS = 'ok', 'note', 'warning', 'blocks'
+GIB = 2 ** 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """severity: OK, NOTE, WARNING or BLOCKS (training); what was found, where, and what to do about it."""
+    severity: str
+    what: str
+    where: str = ''
+    todo: str = ''
+    check: str = ''
+
+
+@dataclass
+class Case:
+    """What is examined: the arguments of the command line, and the config once it has been read."""
+    config_path: str
+    overrides: list[str]
+    checkpoint: str | None
+    run_folder: Path
+    device: torch.device
+    config: Any = None
+    needed: float | None = None    # bytes of a training step, once the networks have been tried
+
+    @property
+    def part(self):
+        """Samples that go through the networks together."""
+        return -(-self.config.train_params.batch_size // self.config.train_params.accumulate)
+
+    @property
+    def size(self):
+        return self.config.model_params.image_size
+
+
+def from_error(error, severity=BLOCKS):
+    """A UserError says what is wrong and where; what to do."""
+    what, _, todo = str(error).partition('; ')
+    return Finding(severity, what, todo=todo)
+
+
+# ---------------------------------------------------------------------------- report
+
+def blocked(findings):
+    """Whether anything keeps training from starting."""
+    return any(finding.severity == BLOCKS for finding in findings)
+
+
+def to_do(findings):
+    """What to do, in order, each once: first what blocks training, then what spoils it; not what is merely optional."""
+    ordered = [finding for severity in (BLOCKS, WARNING) for finding in findings if finding.severity == severity]
+    return list(dict.fromkeys(f'{_located(finding)} -> {finding.todo}' for finding in ordered if finding.todo))
+
+
+def _located(finding):
+    return finding.what + (f' [{finding.where}]' if finding.where not in finding.what else '')
+
+
+def as_dict(findings):
+    """For machines: {'blocked', 'to_do', 'findings'}."""
+    return {'blocked': blocked(findings), 'to_do': to_do(findings),
+            'findings': [dataclasses.asdict(finding) for finding in findings]}
+
+
+def as_text(findings):
+    """For people: findings by check, then what to do."""
+    lines, last = [], None
+    for finding in findings:
+        title, last = (finding.check if finding.check != last else ''), finding.check
+        todo = f'; {finding.todo}' if finding.todo and finding.severity == NOTE else ''
+        lines.append(f'{title:17} {finding.severity:8} {_located(finding)}{todo}')
+    steps = to_do(findings)
+    lines += ['', 'To do, in this order:' if steps else 'Nothing to do.']
+    lines += [f'  {number}. {step}' for number, step in enumerate(steps, 1)]
+    lines += ['', 'Training is blocked.' if blocked(findings) else 'Nothing blocks training.']
+    return '\n'.join(lines)

@@ -1,0 +1,83 @@
+"""Weights that training begins with, and the checkpoint that it goes on from."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+
+from logger import check_same_model, checkpoint_config, read_checkpoint
+from modules.build import build_model
+from modules.objective import needs_vgg
+from support import weights
+from support.errors import UserError
+from tools.doctor.finding import BLOCKS, OK, Finding
+
+
+def check_weights_file(path):
+    """UserError for weights that are missing, no weights, or other than their name says.
+
+    torch.hub's names end in the first digits of their SHA-256, so a file that was cut shows.
+    """
+    weights.check_file(path)
+    digits = re.search(r'-([0-9a-f]{8,})\.', path.name)
+    if digits:
+        with open(path, 'rb') as file:
+            found = hashlib.file_digest(file, 'sha256').hexdigest()
+        if not found.startswith(digits[1]):
+            raise UserError(f'{path}: is cut short or not the published file ({path.stat().st_size:,} bytes, its '
+                            f'SHA-256 begins with {found[:8]}); download it again')
+
+
+def check_training_weights(case):
+    if needs_vgg(case.config.train_params.objective_params):
+        path = weights.checkpoint_path(weights.VGG19_URL)
+        try:
+            check_weights_file(path)
+        except UserError as error:
+            what = str(error).partition('; ')[0]
+            yield Finding(BLOCKS, f'the perceptual loss needs VGG19: {what}', str(path),
+                          f'download {weights.VGG19_URL} to {path}, or train without it: '
+                          '--set train_params.objective_params.loss_weights.perceptual=0')
+        else:
+            yield Finding(OK, 'VGG19 of the perceptual loss is there and complete', str(path))
+    else:
+        yield Finding(OK, 'this objective needs no VGG19')
+    with torch.device('meta'):
+        parts = build_model(case.config).pretrained_parts()
+    for layout, (_, folder) in parts.items():
+        for path in weights.pretrained_files(layout, folder):
+            try:
+                check_weights_file(path)
+            except UserError as error:
+                yield Finding(BLOCKS, f'training begins with a trained {layout} network: {error}', str(path),
+                              f'README.md, "Methods", says who publishes {path.name}: put it there')
+            else:
+                yield Finding(OK, f'{path.name} of the {layout} network is there', str(path))
+
+
+def check_checkpoint(case):
+    """The given checkpoint, or the newest of the run folder, from which training would go on."""
+    if case.checkpoint:
+        paths = [Path(case.checkpoint)]
+    else:
+        paths = sorted(path for path in (case.run_folder / 'checkpoints').glob('*.pt') if path.stem.isdigit())[-1:]
+        if not paths:
+            yield Finding(OK, f'no checkpoint in {case.run_folder} yet: training starts at step 0')
+            return
+    [path] = paths
+    state = read_checkpoint(path)
+    checkpoint_config(state, path)
+    check_same_model(case.config, state, path)
+    wanted = _meta_state(case.config)
+    for part in ('model', 'ema'):
+        if {name: tensor.shape for name, tensor in state[part].items()} != wanted:
+            yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(path),
+                          'use another checkpoint')
+            return
+    yield Finding(OK, f'checkpoint of step {state["step"]}, whole', str(path))
+
+
+def _meta_state(config):
+    with torch.device('meta'):
+        return {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
