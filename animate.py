@@ -24,7 +24,7 @@ from tqdm import tqdm
 from datasets.constant_rate import open_constant_rate
 from datasets.face_crop import CroppedClip, PasteBack, find_crop, resized, spread, warn_of_small_faces
 from datasets.face_tracker import FaceDetector
-from datasets.still import open_any
+from datasets.video import open_any
 from datasets.video_writer import VideoWriter
 from evaluation.store import weights_hash
 from inference import Motion

@@ -1,10 +1,39 @@
 """Clips whose frames are shown for unequal times, as clips of a constant rate: in step with their sound."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
 
-from datasets.video import frames_at, indices_at, open_clip
+from datasets.video import open_clip
+from support.errors import UserError
+
+
+def indices_at(clip, fps, start=Fraction(0), count=None):
+    """Which frame of a clip is on display at start, start + 1/fps, ...: (count,) ascending, with repeats.
+
+    By time stamps, as FFmpeg's fps filter does it: the last frame that begins before the middle of the tick.
+    start: seconds from the clip's first frame; count None goes on to the clip's end
+    Raises UserError where the clip ends before `count` ticks are over.
+    """
+    stamps, tick = clip.times
+    duration = stamps[-1] * tick + 1 / clip.fps
+    available = int((duration - start) * fps + Fraction(1, 2))
+    if count is None:
+        count = available
+    elif count > available:
+        raise UserError(f'{clip.path}: lasts {float(duration):.2f} s, but frames up to '
+                        f'{float(start + count / Fraction(fps)):.2f} s are asked for')
+    middles = [math.ceil((start + Fraction(2 * n + 1, 2) / fps) / tick) for n in range(count)]
+    return np.searchsorted(stamps, middles) - 1
+
+
+def frames_at(clip, indices, threads=0):
+    """Iterator over the frames at ascending `indices`, repeats allowed, one in memory at a time. Raises UserError."""
+    indices, repeats = np.unique(indices, return_counts=True)
+    for frame, count in zip(clip.frames(indices.tolist(), threads), repeats, strict=True):
+        for _ in range(count):
+            yield frame
 
 
 class ConstantRateClip:

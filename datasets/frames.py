@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from datasets.frame_folder import has_stills
 from datasets.manifest import NAME as MANIFEST
 from datasets.manifest import OK, read_manifest
-from datasets.video import VIDEO_SUFFIXES, has_stills, open_clip
+from datasets.video import VIDEO_SUFFIXES, open_clip
 from support.errors import UserError
 
 log = logging.getLogger(__name__)

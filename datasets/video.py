@@ -1,4 +1,4 @@
-"""Reading video and stills: streaming, frame exact, loud about damaged files.
+"""Reading video: streaming, frame exact, loud about damaged files. Opening whatever a path leads to as a clip.
 
 Every frame in this project is uint8 (H, W, 3), RGB, 0..255. A clip, whatever it is stored as, offers
 
@@ -13,204 +13,28 @@ and read([i]) is bit-identical to the i-th of frames(). A clip that cannot give 
 raises `UserError`; it never gives fewer.
 """
 
-import logging
-import math
 import os
-import re
 from bisect import bisect_right
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 
+from datasets.frame_folder import FrameFolder, check_indices
 from datasets.manifest import CLIP_FPS
+from datasets.still import STILL_SUFFIXES, Still, resized
 from support.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
-STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')  # of the stills in a frame folder
 
 # Decoding this many frames costs about as much as a seek, which also empties the decoder.
 _WORTH_A_SEEK = 8
 
-log = logging.getLogger(__name__)
-
-
-# ---------------------------------------------------------------------------- stills
-
-def read_image(path, size=None):
-    """The still at `path` as uint8 (H, W, 3) RGB, upright; resized to (size, size) if given.
-
-    Grey becomes three equal channels, 16 bits are scaled to 8, palettes are looked up, EXIF
-    orientation is applied. Transparent pixels are laid over white, as a viewer shows them.
-    Raises UserError if the file is missing, damaged or not an image.
-    """
-    return _resized(_still(Path(path)), size)
-
-
-def _still(path):
-    """uint8 (H, W, 3) RGB, upright."""
-    with suppress(OSError, RuntimeError):     # PIL says better what is wrong
-        data = np.fromfile(path, np.uint8)
-        if _is_plain(data) and (decode := _fast_decoder()):
-            return decode(torch.from_numpy(data)).permute(1, 2, 0).numpy()
-    try:
-        with Image.open(path) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: no such image') from error
-    # PIL answers damage with any of these, depending on the format.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = 'not an image, or empty' if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f'{path}: cannot be read as an image ({reason}); replace or remove the file') from error
-
-
-@lru_cache(maxsize=1)
-def _fast_decoder():
-    """torchvision's; imported at the first still, as it takes half a second and 160 MiB. None: PIL reads all stills."""
-    try:
-        from torchvision.io import ImageReadMode, decode_image
-    except ImportError:          # its end is announced for a later torchvision
-        return None
-    return partial(decode_image, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-
-
-def _is_plain(data):
-    """Whether torchvision reads this file, uint8 (N,), as PIL does: JPEG in colour, PNG with 8 bits of RGB; not cut.
-
-    It is 2.5 times as fast with JPEG, but drops transparency, keeps 16 bits, and fills what is cut off with grey.
-    """
-    head = data[:26].tobytes()
-    if head.startswith(b'\xff\xd8\xff'):
-        return data[-2:].tobytes() == b'\xff\xd9'
-    if head.startswith(b'\x89PNG\r\n\x1a\n') and head[24:] == b'\x08\x02':
-        return b'tRNS' not in data[:4096].tobytes().partition(b'IDAT')[0]
-    return False
-
-
-def _to_rgb(image):
-    if image.mode.startswith('I'):
-        # PIL's own conversion clips 16-bit grey at 255 and so turns it white.
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert('RGB')
-    if image.mode == 'F':
-        raise ValueError('floating-point pixels have no known range')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    return image.convert('RGB')
-
-
-def _resized(image, size):
-    """uint8 (H, W, 3) -> (size, size, 3). PIL's bicubic filter widens when it shrinks, so it does not alias."""
-    if size is None or image.shape[:2] == (size, size):
-        return image
-    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-
-
-# ---------------------------------------------------------------------------- frame folders
-
-class FrameFolder:
-    """A folder of PNG or JPEG stills, one per frame, as a clip at 25 fps.
-
-    Sorted naturally (frame 10 after frame 9). The folder's name may end in `.mp4`, as in FOMM's
-    VoxCeleb; `name` is without it. A gap in the numbering is logged once and the clip simply
-    has fewer frames. Stills of different sizes are refused by name, even if `size` is given: a
-    crop that changes its size within a clip is no clip of one head.
-    """
-
-    fps = CLIP_FPS      # stills do not carry a rate
-    has_audio = False
-
-    def __init__(self, path, size=None):
-        self.path = Path(path)
-        self.size = size
-        self.name = self.path.name.removesuffix('.mp4')
-
-    def __len__(self):
-        return self._names.count('/') + 1
-
-    def read(self, indices):
-        """Frames at `indices` (any order, repeats allowed). Raises UserError, IndexError."""
-        _check_indices(self, indices)
-        names = self._names.split('/')
-        return [self._frame(names[i]) for i in indices]
-
-    def frames(self, indices=None, threads=1):
-        """All frames in order, or those at `indices`, one in memory at a time; `threads` is for videos. UserError."""
-        names = self._names.split('/')
-        return (self._frame(names[i]) for i in (range(len(names)) if indices is None else indices))
-
-    @property
-    def times(self):
-        return np.arange(len(self)), 1 / self.fps
-
-    @cached_property
-    def _names(self):
-        # One string: a data set of 4 million frames must fit in every worker, as str objects it does not.
-        names = sorted(_still_names(self.path), key=_natural_order)
-        if not names:
-            raise UserError(f'{self.path}: no PNG or JPEG frames in this folder')
-        stems = [Path(name).stem for name in names]
-        twice = next((b for a, b in zip(stems, stems[1:]) if a == b), None)
-        if twice is not None:
-            raise UserError(f'{self.path}: frame {twice} is there twice, with different suffixes; remove one')
-        _report_gap(self.path, stems)
-        return '/'.join(names)
-
-    @cached_property
-    def _stored_shape(self):
-        """(H, W, 3) of the first still, which the others must have."""
-        return _still(self.path / self._names.split('/', 1)[0]).shape
-
-    def _frame(self, name):
-        image = _still(self.path / name)
-        if image.shape != self._stored_shape:
-            raise UserError('{}: is {}x{} but the first frame of the folder is {}x{}; all must have one size'.format(
-                self.path / name, *image.shape[1::-1], *self._stored_shape[1::-1]))
-        return _resized(image, self.size)
-
-
-def has_stills(path):
-    """Whether the folder holds at least one PNG or JPEG still; stops at the first."""
-    return any(True for _ in _still_names(path))
-
-
-def _still_names(path):
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith(STILL_SUFFIXES) and not entry.name.startswith('.'):
-                    yield entry.name
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read as a folder of frames ({error.strerror})') from error
-
-
-def _natural_order(name):
-    # The name itself breaks the tie of 1.png and 01.png, so the order never depends on the listing.
-    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', Path(name).stem)], name
-
-
-def _report_gap(path, stems):
-    """Logs where the frame numbers jump; a constant step (every 5th frame kept) is no gap."""
-    endings = [re.search(r'\d+$', stem) for stem in stems]
-    if len(stems) < 3 or not all(endings):
-        return
-    numbers = [int(ending.group()) for ending in endings]
-    steps = [b - a for a, b in zip(numbers, numbers[1:])]
-    jumps = [number for number, step in zip(numbers, steps) if step != min(steps)]
-    if jumps:
-        log.warning('%s: %d gap(s) in the frame numbers, the first after %d; the clip goes on across it',
-                    path, len(jumps), jumps[0])
-
-
-# ---------------------------------------------------------------------------- video files
 
 @dataclass(frozen=True)
 class _Index:
@@ -267,7 +91,7 @@ class VideoClip:
 
         Raises UserError, IndexError. One thread: this serves data loader workers, which are parallel already.
         """
-        _check_indices(self, indices)
+        check_indices(self, indices)
         wanted = sorted(set(indices))
         frame_at = dict(zip(wanted, self._decode(wanted, threads=1)))
         return [frame_at[i] for i in indices]
@@ -314,7 +138,7 @@ class VideoClip:
     def _picture(self, frame):
         array = frame.to_ndarray(format='rgb24')
         array = np.rot90(array, frame.rotation // 90)  # counter-clockwise, as frame.rotation
-        return _resized(np.ascontiguousarray(array), self.size)
+        return resized(np.ascontiguousarray(array), self.size)
 
 
 @contextmanager
@@ -431,36 +255,7 @@ def _matroska_size(head):
     return 0 if size == (1 << bits) - 1 else at + length + size
 
 
-# ---------------------------------------------------------------------------- constant rate
-
-def indices_at(clip, fps, start=Fraction(0), count=None):
-    """Which frame of a clip is on display at start, start + 1/fps, ...: (count,) ascending, with repeats.
-
-    By time stamps, as FFmpeg's fps filter does it: the last frame that begins before the middle of the tick.
-    start: seconds from the clip's first frame; count None goes on to the clip's end
-    Raises UserError where the clip ends before `count` ticks are over.
-    """
-    stamps, tick = clip.times
-    duration = stamps[-1] * tick + 1 / clip.fps
-    available = int((duration - start) * fps + Fraction(1, 2))
-    if count is None:
-        count = available
-    elif count > available:
-        raise UserError(f'{clip.path}: lasts {float(duration):.2f} s, but frames up to '
-                        f'{float(start + count / Fraction(fps)):.2f} s are asked for')
-    middles = [math.ceil((start + Fraction(2 * n + 1, 2) / fps) / tick) for n in range(count)]
-    return np.searchsorted(stamps, middles) - 1
-
-
-def frames_at(clip, indices, threads=0):
-    """Iterator over the frames at ascending `indices`, repeats allowed, one in memory at a time. Raises UserError."""
-    indices, repeats = np.unique(indices, return_counts=True)
-    for frame, count in zip(clip.frames(indices.tolist(), threads), repeats, strict=True):
-        for _ in range(count):
-            yield frame
-
-
-# ---------------------------------------------------------------------------- dispatch
+# ---------------------------------------------------------------------------- by path
 
 def open_clip(path, size=None):
     """The clip at `path`: a video file or a folder of stills; frames resized to (size, size) if given.
@@ -478,7 +273,6 @@ def open_clip(path, size=None):
     return VideoClip(path, size)
 
 
-def _check_indices(clip, indices):
-    wrong = [i for i in indices if not 0 <= i < len(clip)]
-    if wrong:
-        raise IndexError(f'{clip.path}: has no frame {wrong[0]}, only 0 to {len(clip) - 1}')
+def open_any(path, size=None, opener=open_clip):
+    """The still at `path`, or what `opener` makes of it; UserError where neither can be."""
+    return Still(path, size) if Path(path).suffix.lower() in STILL_SUFFIXES else opener(path, size)

@@ -5,8 +5,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datasets.still import Still, open_any
-from datasets.video import STILL_SUFFIXES, VIDEO_SUFFIXES, has_stills
+from datasets.frame_folder import has_stills
+from datasets.still import STILL_SUFFIXES, Still
+from datasets.video import VIDEO_SUFFIXES, open_any
 from evaluation.protocols import Item, draw_pairs, frame_at, load_list
 from support.errors import UserError
 

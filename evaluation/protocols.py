@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets.manifest import CLIP_FPS
 from datasets.prepare.metadata import TEST_ONE_IN, in_test
-from datasets.video import STILL_SUFFIXES
+from datasets.still import STILL_SUFFIXES
 from support.errors import UserError
 from support.names import did_you_mean_or_known
 

@@ -83,7 +83,7 @@ def run_pairs(options, config, model, device):
 def run_one(options, config, model, device):
     import animate
     from datasets.constant_rate import open_constant_rate
-    from datasets.video import read_image
+    from datasets.still import read_image
     from visualizer import beside
     size = config.model_params.image_size
     names, show = (options.source_image, options.driving_video), None

@@ -71,7 +71,7 @@ def given_case(options, config):
     from animate import squeeze
     from datasets.build import test_clips
     from datasets.constant_rate import open_constant_rate
-    from datasets.video import read_image
+    from datasets.still import read_image
     from figures.inspect import InspectCase
     names, size = (options.source_image, options.driving_video), config.model_params.image_size
     source, driving = squeeze(read_image(names[0]), open_constant_rate(names[1]), size, names)

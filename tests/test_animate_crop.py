@@ -15,7 +15,8 @@ from animate import animate, animate_pairs, crop_to_faces, read_pairs, squeeze
 from datasets.face_crop import (FACE_CENTRE, FACE_HEIGHT, FADE, MOST_HEIGHT, CroppedClip, PasteBack, Square, find_crop,
                                 spread, square_around, warn_of_small_faces)
 from datasets.face_tracker import FaceDetector
-from datasets.video import open_clip, read_image
+from datasets.still import read_image
+from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from inference import Renderer
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead

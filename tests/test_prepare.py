@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import run
+from datasets.constant_rate import frames_at, indices_at
 from datasets.face_tracker import MODEL_URL, FaceDetector, overlap
 from datasets.frames import find_people
 from datasets.manifest import NAME, OK, Record, append, read_manifest, rewrite
@@ -24,7 +25,7 @@ from datasets.prepare import crops
 from datasets.prepare.metadata import in_test, read_celebvhq, read_voxceleb
 from datasets.prepare.run import DATASETS, Wanted, folder_jobs, prepare, summary
 from datasets.prepare.track import SceneCuts
-from datasets.video import frames_at, indices_at, open_clip
+from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.protocols import draw_celebv_hq
 from support.errors import UserError

@@ -18,6 +18,12 @@ MODULES = sorted(path.relative_to(ROOT) for place in PLACES
                               else (ROOT / place).rglob('*.py')) if path.name != '__init__.py')
 
 
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
+TOO_LARGE = {'train.py', 'benchmarks/speed.py'}     # as yet: whoever makes one of them smaller takes it out
+SIZED = sorted({path.as_posix() for path in MODULES}
+               | {path.relative_to(ROOT).as_posix() for path in (ROOT / 'benchmarks').rglob('*.py')})
+
+
 def imported(path):
     """The top-level places of this project, and of tests and benchmarks, that a module imports anywhere in it."""
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding='utf-8'))):
@@ -42,6 +48,27 @@ def test_all_python_files_have_a_floor():
 def test_every_module_is_on_the_map():
     text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
     assert not [str(path) for path in MODULES if f'`{path.as_posix()}`' not in text]
+
+
+def too_large(path):
+    """What of a file is too long to be read at once: its lines, its functions, their parameters."""
+    text = (ROOT / path).read_text(encoding='utf-8')
+    if (lines := text.count('\n')) > LINES_OF_A_FILE:
+        yield f'{path}: {lines} lines'
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            name = f'{path}:{node.lineno}: {getattr(node, "name", "lambda")}'
+            parameters = sum(isinstance(part, ast.arg) for part in ast.walk(node.args))
+            if (lines := node.end_lineno - node.lineno + 1) > LINES_OF_A_FUNCTION:
+                yield f'{name} has {lines} lines'
+            if parameters > PARAMETERS:
+                yield f'{name} has {parameters} parameters'
+
+
+def test_files_functions_and_signatures_are_short():
+    found = {path: list(too_large(path)) for path in SIZED}
+    assert not [line for path, lines in found.items() if path not in TOO_LARGE for line in lines]
+    assert not [path for path in TOO_LARGE if not found[path]], 'these are small now: take them out of TOO_LARGE'
 
 
 def test_the_linter_is_content():

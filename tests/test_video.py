@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import video
-from datasets.video import FrameFolder, VideoClip, open_clip, read_image
+from datasets import still, video
+from datasets.frame_folder import FrameFolder
+from datasets.still import read_image
+from datasets.video import VideoClip, open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
 
@@ -311,7 +313,7 @@ def test_the_fast_decoder_reads_what_pil_reads(monkeypatch):
         + [path for path in sorted((SHARED / 'bad').iterdir()) if path.suffix in ('.png', '.jpg')
            and path.stat().st_size]
     fast = [read_image(path) for path in paths]
-    monkeypatch.setattr(video, '_fast_decoder', lambda: None)
+    monkeypatch.setattr(still, '_fast_decoder', lambda: None)
     assert len(paths) > 20 and all(np.array_equal(read_image(path), image) for path, image in zip(paths, fast))
 
 

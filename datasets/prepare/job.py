@@ -9,12 +9,13 @@ from typing import Callable
 
 from PIL import Image
 
+from datasets.constant_rate import frames_at, indices_at
 from datasets.manifest import CLIP_FPS, FAILED, OK, Record, append
 from datasets.prepare import crops
 from datasets.prepare.download import DownloadFailed, download
 from datasets.prepare.metadata import Clip
 from datasets.prepare.track import NoClip, find_heads
-from datasets.video import frames_at, indices_at, open_clip
+from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
 from support.files import written_whole

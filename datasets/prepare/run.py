@@ -24,12 +24,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.face_tracker import FaceDetector
+from datasets.frame_folder import has_stills
 from datasets.manifest import CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, Record, read_manifest, rewrite
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
 from datasets.prepare.job import Job, Settings, do_job, unfinished
 from datasets.prepare.metadata import SOURCES, in_test
-from datasets.video import VIDEO_SUFFIXES, has_stills
+from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError
 from support.files import make_folder, remove
 

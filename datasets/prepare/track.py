@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from datasets.constant_rate import frames_at, indices_at
 from datasets.face_crop import Square, square_around
 from datasets.face_tracker import FaceDetector, overlap
 from datasets.manifest import CLIP_FPS
-from datasets.video import frames_at, indices_at
 
 MIN_FRAMES, MAX_FRAMES = 64, 1024    # of a clip, as in VoxCeleb
 STAYS = 0.25                         # least overlap of a face with its first place, as in VoxCeleb

@@ -28,7 +28,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.constant_rate import open_constant_rate
-from datasets.video import VIDEO_SUFFIXES, has_stills
+from datasets.frame_folder import has_stills
+from datasets.video import VIDEO_SUFFIXES
 from datasets.video_writer import VideoWriter
 from evaluation.study.schedule import DESIGNS, all_comparisons, draw_checks, draw_schedules
 from support.errors import UserError

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from datasets.build import test_people, training_people
 from datasets.frames import Augmentation, PairDataset, find_people
-from datasets.video import STILL_SUFFIXES, open_clip
+from datasets.still import STILL_SUFFIXES
+from datasets.video import open_clip
 from support.errors import UserError
 from tools.doctor.finding import BLOCKS, NOTE, OK, WARNING, Finding, from_error
 
