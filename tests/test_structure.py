@@ -19,7 +19,7 @@ MODULES = sorted(path.relative_to(ROOT) for place in PLACES
 
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
-TOO_LARGE = {'train.py', 'benchmarks/speed.py'}     # as yet: whoever makes one of them smaller takes it out
+TOO_LARGE = {'benchmarks/speed.py'}     # as yet: whoever makes one of them smaller takes it out
 SIZED = sorted({path.as_posix() for path in MODULES}
                | {path.relative_to(ROOT).as_posix() for path in (ROOT / 'benchmarks').rglob('*.py')})
 
