@@ -115,8 +115,8 @@ class ReconstructionParams:
 
 @dataclass(frozen=True)
 class AnimateParams:
-    num_pairs: int = 50                # random pairs of the test set, where no list is given
-    pairs_list: str | None = None      # CSV with columns source, driving[, anchor]
+    num_pairs: int = 50                # random pairs of the test set, each clip once a source; where no list is given
+    pairs_list: str | None = None      # as --mode evaluate --list takes it (evaluation/protocols.py)
     seed: int = 0                      # of the random pairs
     batch_size: int = 8                # driving frames rendered at once
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets.frame_folder import has_stills
 from datasets.still import STILL_SUFFIXES, Still
-from datasets.video import VIDEO_SUFFIXES, open_any
-from evaluation.protocols import Item, draw_pairs, frame_at, load_list
+from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
+from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
 from support.errors import UserError
 
 
@@ -42,11 +42,13 @@ class ClipFinder:
     clips:    {name: clip} at hand
     path_map: ['PREFIX=FOLDER' or 'FOLDER']: ids that begin with PREFIX, or all, are looked for in FOLDER,
               with or without the suffix of a video
-    size:     frames are resized to (size, size)
+    size:     frames are resized to (size, size); None leaves them
+    folders:  where else ids are looked for that are paths, such as the folder of the list
+    opener:   what opens a video or a folder of frames
     """
 
-    def __init__(self, clips, path_map, size):
-        self.clips, self.size = clips, size
+    def __init__(self, clips, path_map, size, folders=(), opener=open_clip):
+        self.clips, self.size, self.folders, self.opener = clips, size, list(map(Path, folders)), opener
         self.places = [(prefix.strip('/'), Path(folder)) for prefix, _, folder in
                        (text.rpartition('=') for text in path_map)]
         for _, folder in self.places:
@@ -57,11 +59,20 @@ class ClipFinder:
         """The clip of this id, None if it is not there."""
         for prefix, folder in self.places:
             if clip_id.startswith(prefix):
-                stem = clip_id.removeprefix(prefix).strip('/')
-                for path in (folder / f'{stem}{suffix}' for suffix in ('', *VIDEO_SUFFIXES)):
-                    if path.exists():
-                        return open_any(path, self.size)
-        return self.clips.get(clip_id)
+                if path := _find(folder / clip_id.removeprefix(prefix).strip('/')):
+                    return open_any(path, self.size, self.opener)
+        if clip_id in self.clips:
+            return self.clips[clip_id]
+        for folder in self.folders:      # an absolute path replaces the folder
+            if path := _find(folder / clip_id):
+                return open_any(path, self.size, self.opener)
+        return self.clips.get(clip_name(clip_id))
+
+
+def _find(path):
+    """The path, as it is or with the suffix of a video; None where nothing is."""
+    paths = (path.with_name(path.name + suffix) for suffix in ('', *VIDEO_SUFFIXES))
+    return next((path for path in paths if path.exists()), None)
 
 
 # ---------------------------------------------------------------------------- cases
@@ -78,16 +89,30 @@ class Case:
     driving: Any
     generated: Any = None
 
-    def moments(self, protocol):
-        """(index of the source frame, indices of the driving frames); UserError where the clips are too short."""
+    def moments(self, first=0):
+        """(index of the source frame, indices of the driving frames); UserError where the clips are too short.
+
+        first: of the driving frames, where the item names none
+        """
         item, driving = self.item, self.driving
         source = 0 if self.source is None else frame_index(self.source, item.source_time or 0)
         if item.driving_time is not None:
             return source, [frame_index(driving, item.driving_time)]
-        first = 0 if protocol.include_first or protocol.cross_identity else 1
         if len(driving) <= first:
             raise UserError(f'{driving.name}: has {len(driving)} frame(s), too few for this protocol')
         return source, range(first, len(driving))
+
+    @property
+    def anchor(self):
+        """Index of the driving frame from which relative motion starts; None where the item names none. UserError."""
+        time = self.item.anchor_time
+        return self.item.anchor if time is None else frame_index(self.driving, time)
+
+    @property
+    def sound(self):
+        """The file whose sound goes with what is made, or None."""
+        path = getattr(self.driving, 'path', None)
+        return path if path is not None and path.is_file() else None
 
     def frames(self, moments):
         """The driving frames at the moments, streaming."""
@@ -151,6 +176,23 @@ def find_cases(items, find):
     return cases, missing
 
 
+def cases_of_list(name, find, clip_ids=()):
+    """A Case for every row of a list, whose clips must all be there; UserError that names the row."""
+    cases = []
+    for where, item in load_rows(name, clip_ids):
+        clips = []
+        for column, clip_id in (('source', item.source), ('driving', item.driver)):
+            try:
+                clips.append(find(clip_id))
+            except UserError as error:
+                raise UserError(f'{where}: {error}') from error
+            if clips[-1] is None:
+                raise UserError(f'{where}: {column} {clip_id!r} is not found'
+                                + (f' in {" or ".join(map(str, find.folders))}' if find.folders else ''))
+        cases.append(Case(item, *clips))
+    return cases
+
+
 def match_cases(items, protocol, generated, driving, sources):
     """The same for videos that were made elsewhere; (cases, missing, extra).
 
@@ -177,4 +219,4 @@ def match_cases(items, protocol, generated, driving, sources):
 def _stem(clip_id):
     """The name by which `clips_in` knows the clip or still."""
     path = PurePosixPath(clip_id)
-    return path.stem if path.suffix.lower() in STILL_SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in STILL_SUFFIXES else clip_name(clip_id)

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation.cases import Selection, frame_index
+from evaluation.cases import Selection
 from evaluation.html import write_html
-from evaluation.protocols import Protocol, as_csv, fingerprint
+from evaluation.protocols import Protocol, fingerprint, write_list
 from evaluation.report import Report, versions, write_report
 from evaluation.scores import ClipScores, Scorer
 from evaluation.store import Store
@@ -149,8 +149,7 @@ def evaluate(job, folder, device, renderer=None):
     store.tidy(cases)
     report = _report(job, scorer, store)
     write_report(folder, report)
-    with written_whole(folder / 'list.csv') as path:
-        path.write_text(as_csv(selection.items), encoding='utf-8')
+    write_list(folder / 'list.csv', selection.items)
     with written_whole(folder / 'metrics.md') as path:
         path.write_text(as_markdown(report), encoding='utf-8')
     write_html(folder / 'report.html', report, {case.item.name: store.path(case, '.jpg') for case in cases})
@@ -199,7 +198,7 @@ def _announce(scorer, selection):
 def _score(case, job, scorer, renderer, store):
     """Score a case and store its scores, or what is wrong with it."""
     try:
-        at_source, moments = case.moments(job.protocol)
+        at_source, moments = case.moments(job.protocol.first)
         source = None if case.source is None else case.source.read([at_source])[0]
         codes = CodeCounter()
         if renderer is None:
@@ -223,9 +222,7 @@ def _follow(case, protocol, renderer, source):
     """The case's source, driven as the protocol says."""
     if not protocol.relative:
         return renderer.follow(source)
-    time = case.item.anchor_time
-    motion = Motion(adapt_scale=True, start='nearest-keypoints')
-    return renderer.follow(source, case.driving, motion, None if time is None else frame_index(case.driving, time))
+    return renderer.follow(source, case.driving, Motion(adapt_scale=True, start='nearest-keypoints'), case.anchor)
 
 
 def _report(job, scorer, store):

@@ -9,8 +9,9 @@ a CSV with the columns
     driving       clip id; empty: the source clip itself
     driving_time  of the one frame that is driven; empty: all of them
     anchor_time   of the driving frame from which relative motion starts; empty: see `Protocol.relative`
+    anchor        index of that frame, where a list counts frames of its driving clips; in place of its time
 
-of which those that are empty in every row may be left out.
+of which those that are empty in every row may be left out. All modes read it: evaluate, animate and study.
 """
 
 import csv
@@ -24,7 +25,9 @@ from pathlib import Path, PurePosixPath
 from datasets.manifest import CLIP_FPS
 from datasets.prepare.metadata import TEST_ONE_IN, in_test
 from datasets.still import STILL_SUFFIXES
+from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError
+from support.files import written_whole
 from support.names import did_you_mean_or_known
 
 LISTS = Path(__file__).parent / 'lists'
@@ -51,6 +54,11 @@ class Protocol:
     relative: bool = False
     list: str | None = None
     tables: tuple[str, ...] = ()
+
+    @property
+    def first(self):
+        """The first frame that is scored."""
+        return 0 if self.include_first or self.cross_identity else 1
 
     @property
     def metrics(self):
@@ -107,6 +115,7 @@ class Item:
     driving: str | None = None
     driving_time: float | None = None
     anchor_time: float | None = None
+    anchor: int | None = None
 
     @property
     def driver(self):
@@ -115,10 +124,16 @@ class Item:
     @property
     def name(self):
         """Tells the row from the others, for people and as a file name."""
-        source, driver = (PurePosixPath(clip).name for clip in (self.source, self.driver))
+        source, driver = (clip_name(clip) for clip in (self.source, self.driver))
         moments = ['' if time is None else f'@{time:g}s' for time in (self.source_time, self.driving_time)]
         same = self.driver == self.source and not any(moments)
         return source if same else f'{source}{moments[0]}--{driver}{moments[1]}'
+
+
+def clip_name(clip_id):
+    """The last part of an id, without the suffix of a video."""
+    path = PurePosixPath(clip_id)
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 def frame_at(time, fps):
@@ -140,20 +155,31 @@ def as_csv(items):
     return file.getvalue()
 
 
+def write_list(path, items):
+    """Write the list to `path`, whole or not at all."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(as_csv(items), encoding='utf-8')
+
+
 def fingerprint(items):
     """SHA-256 of the list, equal wherever the list is equal."""
     return hashlib.sha256(as_csv(items).encode()).hexdigest()
 
 
 def load_list(name, clip_ids=()):
-    """The items of a list.
+    """The items of a list; see `load_rows`."""
+    return [item for _, item in load_rows(name, clip_ids)]
+
+
+def load_rows(name, clip_ids=()):
+    """The items of a list, each with the words that name its row in a message: [(where, Item)].
 
     name:     one of this project's, or the path of a CSV file, ours or of DaGAN's and MCNet's format
     clip_ids: clips at hand; the lists that are a rule (celebv-hq-50) choose among them
     raises:   UserError that names the file and the row, or the nearest list
     """
     if name in RULES:
-        return RULES[name](clip_ids)
+        return [(name, item) for item in RULES[name](clip_ids)]
     path = LISTS / f'{name}.csv'
     path = path if path.is_file() else Path(name)
     if not path.is_file():
@@ -163,13 +189,17 @@ def load_list(name, clip_ids=()):
     if 'source' not in columns:
         raise UserError(f'{path}: the first row must name the columns, at least "source"; it is {",".join(columns)!r}')
     if {'best_frame', 'frame'} & set(columns):
-        return import_pairs(path)
+        return list(zip(_places(path, rows), import_pairs(path)))
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
         raise UserError(f'{path}: unknown column {unknown[0]!r}; known: {", ".join(COLUMNS)}')
     if not rows:
         raise UserError(f'{path}: names nothing')
-    return [_item(row, f'{path}, row {number}') for number, row in rows]
+    return [(where, _item(row, where)) for where, (_, row) in zip(_places(path, rows), rows)]
+
+
+def _places(path, rows):
+    return [f'{path}, row {number}' for number, _ in rows]
 
 
 def _read_csv(path):
@@ -177,14 +207,14 @@ def _read_csv(path):
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
             reader = csv.DictReader(file, skipinitialspace=True)
-            rows = [(reader.line_num, row) for row in reader]
+            columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'{path}: cannot be read as a list ({error})') from error
     for number, row in rows:
         if None in row:
             raise UserError(f'{path}, row {number}: has more fields than the first row; '
                             'put names with commas in double quotes')
-    return reader.fieldnames or [], rows
+    return columns, rows
 
 
 def _item(row, where):
@@ -198,11 +228,14 @@ def _item(row, where):
             raise UserError(f'{where}: {column} is {text!r}, must be seconds, 0 or more, or empty')
         return seconds
 
-    source, driving = ((row.get(column) or '').strip() for column in ('source', 'driving'))
+    source, driving, anchor = ((row.get(column) or '').strip() for column in ('source', 'driving', 'anchor'))
     if not source:
         raise UserError(f'{where}: source is empty')
+    if anchor and (not anchor.isdecimal() or time('anchor_time') is not None):
+        raise UserError(f'{where}: anchor is {anchor!r}, must be the index of a frame, or empty; and so where there is '
+                        'an anchor_time')
     return Item(source, time('source_time'), driving if driving not in ('', source) else None, time('driving_time'),
-                time('anchor_time'))
+                time('anchor_time'), int(anchor) if anchor else None)
 
 
 # ---------------------------------------------------------------------------- the peers' lists
@@ -216,7 +249,8 @@ def import_pairs(path):
     (names end in #start#end, at 25 fps) had 30 fps, as the others show: they come up to 1.2 times the
     length, or never beyond it.
     """
-    rows = [(f'{path}, row {number}', row) for number, row in _read_csv(path)[1]]
+    rows = _read_csv(path)[1]
+    rows = list(zip(_places(path, rows), (row for _, row in rows)))
     anchors = 'best_frame' if rows and 'best_frame' in rows[0][1] else 'frame'
     cells = [[_moment(row.get(column), where) for column in ('source', 'driving')]
              + [_anchor(row.get(anchors), where)] for where, row in rows]

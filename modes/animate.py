@@ -6,8 +6,8 @@
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_model, add_motion, animation_renderer, check_motion, load_model, motion, process_group, refuse,
-    run_path)
+    add_device, add_model, add_motion, animation_renderer, check_motion, find_pairs, load_model, motion, process_group,
+    refuse, run_path)
 from support.errors import UserError
 
 
@@ -63,21 +63,16 @@ def check(options):
 
 def run_pairs(options, config, model, device):
     import animate
-    from datasets.build import test_people
     from support import distributed
-    params, size = config.animate_params, config.model_params.image_size
-    root, crops = config.dataset_params.root_dir, options.crop == 'auto'
-    if params.pairs_list:
-        pairs = animate.read_pairs(params.pairs_list, Path(root, 'test') if root else None, None if crops else size)
-    elif crops:
+    params, size, crops = config.animate_params, config.model_params.image_size, options.crop == 'auto'
+    if crops and not params.pairs_list:
         raise UserError('--crop auto needs --source_image or animate_params.pairs_list: test clips are crops already')
-    else:
-        pairs = animate.draw_pairs(test_people(config.dataset_params, size), params.num_pairs, params.seed)
+    cases = find_pairs(params.pairs_list, config.dataset_params, None if crops else size, params.num_pairs, params.seed)
     folder = run_path(options) / 'animation'
-    animate.animate_pairs(animation_renderer(model, config, device), pairs, folder, motion(options),
+    animate.animate_pairs(animation_renderer(model, config, device), cases, folder, motion(options),
                           crop_size=size if crops else None, made_by=repr(config.model_params))
     if distributed.rank() == 0:
-        print(f'{len(pairs)} videos and contact_sheet.png are in {folder}')
+        print(f'{len(cases)} videos, list.csv and contact_sheet.png are in {folder}')
 
 
 def run_one(options, config, model, device):

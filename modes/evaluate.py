@@ -84,7 +84,8 @@ def job_of_model(options, device):
     clips = (test_set(options.path_map, size) if options.path_map else
              {clip.name: clip for clip in test_clips(config.dataset_params, size)})
     list_name, items = choose_items(protocol, options.list, clips, pairs.num_pairs, pairs.seed)
-    selection = Selection(list_name, items, *find_cases(items, ClipFinder(clips, options.path_map, size)))
+    folders = [Path(options.list).parent] if options.list and Path(options.list).is_file() else []
+    selection = Selection(list_name, items, *find_cases(items, ClipFinder(clips, options.path_map, size, folders)))
     batch_size = config.reconstruction_params.batch_size
     job = EvaluationJob(options.protocol, protocol, selection, tuple(options.metrics or protocol.metrics),
                         {'method': config.method, 'weights': weights_hash(model), 'image size': size,

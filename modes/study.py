@@ -9,8 +9,8 @@ study/page is for the participants (study.html, from disk or any web host), stud
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, choose_device, load_named, motion,
-    named, refuse)
+    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, choose_device, find_pairs,
+    load_named, motion, named, refuse)
 from support.errors import UserError
 
 BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
@@ -22,8 +22,7 @@ def add_arguments(parser):
     add_set(parser)
     add_device(parser)
     add_motion(parser)
-    parser.add_argument('--list', help='CSV file of pairs, with columns source, driving and, if wanted, anchor; '
-                                       'default: random pairs of the test set')
+    parser.add_argument('--list', help='pairs, a list as of --mode evaluate; default: random pairs of the test set')
     parser.add_argument('--pairs', type=int, default=10, help='how many, the first of --list; default 10')
     parser.add_argument('--design', default='ranking', help='ranking (default): all methods of a pair at once, from '
                                                             'best to worst | pairwise: the better one of two')
@@ -80,44 +79,44 @@ def prepare(options, out):
     checkpoints, generated = named(options)
     folders = {name: out / name for name in checkpoints} | generated
     if not checkpoints:
-        return make_job(options, folders, find_pairs(options, None, None))
+        return make_job(options, folders, pairs_of(options, None, None))
     device, job, size, dataset = choose_device(options.device), None, 0, None
     for name, checkpoint in checkpoints.items():
         config, model = load_named(checkpoint, options, device)
         dataset, own_size = dataset or config.dataset_params, config.model_params.image_size
-        pairs = find_pairs(options, dataset, own_size)
+        cases = pairs_of(options, dataset, own_size)
         if job is None:      # what is wrong or missing shows before the work, not after it
             for other, folder in generated.items():
-                find_videos(folder, [pair_name(pair) for pair in pairs], other)
+                find_videos(folder, [pair_name(case) for case in cases], other)
         if own_size > size:
-            job, size = make_job(options, folders, pairs), own_size
-        animate_all(animation_renderer(model, config, device), pairs, folders[name], motion(options))
+            job, size = make_job(options, folders, cases), own_size
+        animate_all(animation_renderer(model, config, device), cases, folders[name], motion(options))
     return job
 
 
-def make_job(options, folders, pairs):
+def make_job(options, folders, cases):
     from evaluation.study.build import StudyJob, StudyPair
-    return StudyJob(Path(options.out), tuple(StudyPair(pair_name(pair), pair.source, pair.driving) for pair in pairs),
+    return StudyJob(Path(options.out), tuple(StudyPair(pair_name(case), case.source, case.driving) for case in cases),
                     folders, options.design, options.comparisons, options.checks, options.seed)
 
 
-def find_pairs(options, dataset, size):
-    """The pairs at `size` px, from --list, or random ones of a test set; a list of animate.Pair."""
-    import animate
-    from datasets.build import test_people
-    if options.list:
-        root = Path(dataset.root_dir, 'test') if dataset is not None and dataset.root_dir else None
-        return animate.read_pairs(options.list, root, size)[:options.pairs]
-    return animate.draw_pairs(test_people(dataset, size), options.pairs, options.seed)
+def pairs_of(options, dataset, size):
+    """Cases at `size` px of whole clips and first frames, from --list, or random ones of a test set."""
+    cases = find_pairs(options.list, dataset, size, options.pairs, options.seed)[:options.pairs]
+    for case in cases:
+        if case.item.source_time or case.item.driving_time is not None:
+            raise UserError(f'{options.list}: {case.item.name} names moments of its clips; a study shows how the first '
+                            'frame of one follows all of the other')
+    return cases
 
 
-def pair_name(pair):
-    return f'{pair.source.name}--{pair.driving.name}'
+def pair_name(case):
+    return f'{case.source.name}--{case.driving.name}'
 
 
-def animate_all(renderer, pairs, folder, motion):
+def animate_all(renderer, cases, folder, motion):
     """The result alone of every pair, as NAME.mp4 in the folder; silent, as the study is."""
     import animate
-    for pair in pairs:
-        animate.animate(renderer, next(iter(pair.source.frames())), pair.driving, folder / f'{pair_name(pair)}.mp4',
-                        motion, anchor=pair.anchor)
+    for case in cases:
+        animate.animate(renderer, case.source.read([0])[0], case.driving, folder / f'{pair_name(case)}.mp4', motion,
+                        anchor=case.anchor)

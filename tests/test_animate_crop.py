@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import run
-from animate import animate, animate_pairs, crop_to_faces, read_pairs, squeeze
+from animate import animate, animate_pairs, crop_to_faces, squeeze
 from datasets.face_crop import (FACE_CENTRE, FACE_HEIGHT, FADE, MOST_HEIGHT, CroppedClip, PasteBack, Square, find_crop,
                                 spread, square_around, warn_of_small_faces)
 from datasets.face_tracker import FaceDetector
@@ -19,6 +19,7 @@ from datasets.still import read_image
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from inference import Renderer
+from modes.options import find_pairs
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from support.errors import UserError
 from tests.tiny import SHARED
@@ -251,7 +252,7 @@ def test_a_picture_on_its_side_is_cropped_upright(landmarker, tmp_path):
 def test_a_list_of_uncropped_pairs(landmarker, tmp_path):
     shutil.copy(PORTRAIT, tmp_path / 'a portrait #1 (ü) 100%.jpg')
     (tmp_path / 'pairs.csv').write_text(f'source,driving\na portrait #1 (ü) 100%.jpg,{SHARED}/bad/one_frame.mp4\n')
-    pairs = read_pairs(tmp_path / 'pairs.csv', None, None)
+    pairs = find_pairs(tmp_path / 'pairs.csv', None, None, 99, 0)
     result, = animate_pairs(Renderer(Mirror(), 'cpu'), pairs, tmp_path / 'out', crop_size=SIZE)
     assert open_clip(result).read([0])[0].shape == (SIZE, 3 * SIZE, 3)
     assert sorted(path.name for path in (tmp_path / 'out' / 'moments').iterdir()) == [

@@ -306,7 +306,7 @@ def test_relative_motion_starts_at_the_lists_anchor_or_at_the_nearest_frame(mode
 def test_pairs_of_frames_are_taken_at_their_times(model, tmp_path):
     clip = ToyClip('a')
     cases = cases_of([clip], [Item('a', 0.08, driving_time=0.2), Item('a', 0.08, driving_time=9.0)])
-    assert cases[0].moments(PROTOCOLS['pairs-same']) == (2, [5])
+    assert cases[0].moments() == (2, [5])
     report, written = run_evaluation(cases, tmp_path, protocol='pairs-same', renderer=Renderer(model, 'cpu', 4))
     assert report.summary['frames'] == 1
     assert 'no frame at 9 s, it is 0.48 s long' in written['coverage']['problems']['a@0.08s--a@9s']

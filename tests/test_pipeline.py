@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from animate import Pair, animate, animate_pairs
+from animate import animate, animate_pairs
 from datasets.constant_rate import ConstantRateClip, open_constant_rate
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
+from evaluation.cases import Case
+from evaluation.protocols import Item
 from inference import ABSOLUTE, Motion, Renderer
 from support import distributed
 from support.errors import UserError
@@ -150,7 +152,11 @@ def pairs(tmp_path):
     """Three pairs of files with awkward names."""
     names = ['plain', 'my clip #2 (café) 100%', 'c']
     clips = [open_clip(write_video(tmp_path / f'{name}.mp4', num_frames=2 + i)) for i, name in enumerate(names)]
-    return [Pair(clips[i], clips[(i + 1) % 3]) for i in range(3)]
+    return [case_of(clips[i], clips[(i + 1) % 3]) for i in range(3)]
+
+
+def case_of(source, driving):
+    return Case(Item(source.name, driving=driving.name), source, driving)
 
 
 def run_pairs(pairs, folder, model=None, *, motion=Motion(), batch_size=8, **changes):
@@ -198,7 +204,7 @@ def test_other_weights_settings_or_files_make_it_anew(pairs, tmp_path):
         model.weight[1] = 1e-3
     assert run_pairs(pairs, out, model) == ['000', '001', '002']
     write_video(tmp_path / 'c.mp4', num_frames=9)                 # the source of the last, the driver of the middle one
-    pairs = [Pair(*(open_clip(clip.path) for clip in pair[:2])) for pair in pairs]
+    pairs = [case_of(open_clip(case.source.path), open_clip(case.driving.path)) for case in pairs]
     assert run_pairs(pairs, out, model) == ['001', '002']
 
 

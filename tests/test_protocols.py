@@ -102,11 +102,11 @@ def test_celebv_hq_is_split_by_video_and_drawn_alike_from_any_listing():
 # List files
 
 def test_a_list_survives_its_file_and_has_one_fingerprint(tmp_path):
-    items = [Item('a', 0.4333, 'b', 2.0, 1.28), Item('c'), Item('d', driving='e')]
+    items = [Item('a', 0.4333, 'b', 2.0, 1.28), Item('c'), Item('d', driving='e'), Item('f', driving='g', anchor=7)]
     path = tmp_path / 'list.csv'
     path.write_text(as_csv(items))
     assert load_list(path) == items and fingerprint(load_list(path)) == fingerprint(items) != fingerprint(items[:2])
-    assert len({item.name for item in items}) == 3 and items[1].name == 'c' and items[2].name == 'd--e'
+    assert len({item.name for item in items}) == 4 and items[1].name == 'c' and items[2].name == 'd--e'
     assert as_csv([Item('c')]) == 'source\nc\n'
 
 
