@@ -4,13 +4,12 @@
 
 All rows see the same samples in the same order for the same number of steps, once per seed; ablation.yaml says at
 what size. Prints a table, in Markdown, beside the paper's figures, and draws a picture. Finished runs are kept:
-the same command goes on where it was stopped, and a run is made anew only if its settings change. Settings do not
-know of changes to the code: after those, take another --out.
+the same command goes on where it was stopped, and a run is made anew only if its settings change. The scores of
+finished runs are small files of their own (--results), with which another machine can go on. Settings do not know of
+changes to the code: results say by which code they were made, the table by how many versions.
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
@@ -28,23 +27,21 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.ablation_scores import SCORES, Truth, copying, evaluate, mean
+from benchmarks.ablation_run import Run, digest, make, pictured
+from benchmarks.ablation_scores import SCORES, Truth, copying, read_truth
 from config import schema
 from datasets.build import TEST_SEED, TRAIN_SEED
 from datasets.synthetic.clips import render, synthetic_people
-from logger import RunFolder
-from modules.build import build_model
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from train import train
-from visualizer import CELL, enlarge, flow_to_rgb, grid, save_png, to_tensor, to_uint8
+from visualizer import CELL, grid, save_png
 
 CONFIGS = Path(__file__).parents[1] / 'config'
 OVERLAY = Path(__file__).with_name('ablation.yaml')
+RESULTS = Path(__file__).with_name('results')
 SEEDS = (0, 1, 2)
 SPACING = 8                # frames between two that are used of a clip: a third of a second
 PAIRED = 'Differences on the same head after the same seed, mean ± standard error over heads and seeds.'
-PICTURED = 4               # pairs in the picture
 
 
 class Row(NamedTuple):
@@ -92,10 +89,6 @@ def run_name(configs, row, seed):
     return f'{first}-seed{seed}-{digest(configs[row].as_dict())}'
 
 
-def digest(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
 # ---------------------------------------------------------------------------- data and its truth
 
 def heads(config, folder, pool):
@@ -140,70 +133,6 @@ def clip_truth(clip):
     return Truth(frames, landmarks, visible, np.stack(turning, -1))
 
 
-def read_truth(root):
-    with np.load(root / 'truth.npz', allow_pickle=False) as stored:
-        return Truth(**stored)
-
-
-# ---------------------------------------------------------------------------- one run
-
-class Run(NamedTuple):
-    """What a working process needs to know of one run."""
-    name: str
-    config: schema.Config      # with its seed, reading the rendered heads
-    out: Path
-
-    @property
-    def result(self):
-        return self.out / 'results' / f'{self.name}.json'
-
-    @property
-    def strip(self):
-        return self.result.with_suffix('.png')
-
-
-def make(run, device):
-    """Train, score, draw; the result appears last and whole. Raises KeyboardInterrupt if training was stopped."""
-    folder = RunFolder(run.out / 'runs' / run.name)
-    schema.save(run.config, folder.path / 'config.yaml')
-    with open(folder.path / 'console.txt', 'a') as console, contextlib.redirect_stderr(console):
-        try:
-            train(run.config, folder, device)
-        finally:
-            folder.close()
-    _, state = folder.newest()
-    if state['step'] < run.config.train_params.num_iterations:
-        raise KeyboardInterrupt
-    model = build_model(run.config)
-    model.load_state_dict(state['ema'])
-    model.to(device).eval()
-    truth = read_truth(Path(run.config.dataset_params.root_dir))
-    per_head = evaluate(model, truth, device)
-    save_png(run.strip, strip(model, truth, device))
-    size = sum(parameter.numel() for parameter in model.parameters())
-    with written_whole(run.result) as path:
-        path.write_text(json.dumps({'scores': mean(per_head), 'heads': per_head, 'parameters': size,
-                                    'config': run.config.as_dict()}, indent=2))
-
-
-def pictured(truth):
-    """(clip, driving frame) of each pair in the picture: of clips spread evenly, the frame that moved most."""
-    moved = np.linalg.norm(truth.landmarks - truth.landmarks[:, :1], axis=-1).mean(-1)             # (C, T)
-    count = min(PICTURED, len(moved))
-    return [(i * len(moved) // count, int(moved[i * len(moved) // count].argmax())) for i in range(count)]
-
-
-@torch.inference_mode()
-def strip(model, truth, device):
-    """Prediction and refined flow of every pictured pair, side by side."""
-    cells = []
-    for clip, index in pictured(truth):
-        source, driving = (to_tensor(truth.frames[clip, i:i + 1], device) for i in (0, index))
-        generated = model.render(model.encode_source(source), model.keypoints(driving))
-        cells += [to_uint8(generated.prediction)[0], flow_to_rgb(generated.flows[-1])[0]]
-    return np.concatenate([enlarge(cell) for cell in cells], axis=1)
-
-
 # ---------------------------------------------------------------------------- all runs
 
 def one_thread():
@@ -226,12 +155,12 @@ def run_all(runs, pool, jobs, device):
                 progress.update()
 
 
-def collect(configs, rows, out, root):
-    """{row: its runs, one per seed}, reading the heads in `root`."""
+def collect(configs, rows, out, root, results):
+    """{row: its runs, one per seed}, reading the heads in `root`, with their scores in the folder `results`."""
     def with_seed(config, seed):
         return replace(config, dataset_params=replace(config.dataset_params, root_dir=str(root)),
                        train_params=replace(config.train_params, seed=seed))
-    return {row: [Run(run_name(configs, row, seed), with_seed(configs[row], seed), out) for seed in SEEDS]
+    return {row: [Run(run_name(configs, row, seed), with_seed(configs[row], seed), out, results) for seed in SEEDS]
             for row in rows}
 
 
@@ -285,13 +214,15 @@ def spread(values, digits):
     return f'{mean_value} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean_value
 
 
-def protocol(config, truth):
+def protocol(config, truth, results):
     """What the figures of the table are."""
+    versions = len({result['code'] for of_row in results.values() for result in of_row.values()})
     params, size = config.train_params, config.model_params.image_size
     people, frames = truth.frames.shape[:2]
     return (f'Mean ± standard deviation over the seeds; {size} px, {params.num_iterations} steps of '
             f'{params.batch_size} pairs, {config.dataset_params.synthetic_params.train_people} people trained on; '
-            f'{people * (frames - 1)} driving frames of {people} others.')
+            f'{people * (frames - 1)} driving frames of {people} others'
+            + (f'; by {versions} versions of the code.' if versions > 1 else '.'))
 
 
 def picture(runs, truth):
@@ -317,6 +248,8 @@ def main(arguments=None):
     parser.add_argument('--reference', choices=ROWS, default='baseline', metavar='ROW',
                         help='what the other rows are compared with, head by head; default baseline')
     parser.add_argument('--out', type=Path, help='default log/ablation-BUDGET')
+    parser.add_argument('--results', type=Path, metavar='DIR', help='where the scores of finished runs are kept and '
+                        f'looked for; default {RESULTS.relative_to(CONFIGS.parent)}/BUDGET, of quick OUT/results')
     parser.add_argument('--jobs', type=int,
                         help='runs at a time, of one thread each; default: one per CPU core, or 4 on a GPU')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help="override every row's config")
@@ -326,11 +259,12 @@ def main(arguments=None):
     out = options.out or Path('log') / f'ablation-{options.budget}'
     try:
         configs = settings(options.budget, options.set)
-        make_folder(out / 'results')
+        results = options.results or (out / 'results' if options.budget == 'quick' else RESULTS / options.budget)
+        make_folder(results)
         with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), one_thread) as pool:
             try:
                 root = heads(configs[options.rows[0]], out, pool)
-                runs = collect(configs, options.rows, out, root)
+                runs = collect(configs, options.rows, out, root, results)
                 # Seed by seed, so that an early stop leaves whole comparisons.
                 ordered = {run.name: run for seed in options.seeds for run in
                            (of_row[SEEDS.index(seed)] for of_row in runs.values())}
@@ -346,7 +280,7 @@ def main(arguments=None):
         return 130
 
     truth, results = read_truth(root), results_of(runs)
-    text = table(results, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth)}\n'
+    text = table(results, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth, results)}\n'
     if options.reference in results and len(results) > 1:
         text += f'\n{paired_table(results, options.reference)}\n\n{PAIRED}\n'
     with written_whole(out / 'table.md') as path:

@@ -28,6 +28,12 @@ class Truth(NamedTuple):
     turning: np.ndarray
 
 
+def read_truth(root):
+    """The Truth that lies beside the rendered heads in `root`."""
+    with np.load(root / 'truth.npz', allow_pickle=False) as stored:
+        return Truth(**stored)
+
+
 # Landmarks that jaw, brows, smile or gaze move; the others say where the head is.
 EXPRESSION = np.array([any(part in name for part in ('pupil', 'brow', 'mouth', 'lip', 'chin', 'jaw'))
                        for name in LANDMARK_NAMES])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import ablation
+from benchmarks import ablation, ablation_run
 from benchmarks.ablation import ROWS, clip_truth, run_name, settings
 from benchmarks.ablation_scores import SCORES, Truth, copying, follow, gradient_energy, mean, motion_scores
 from datasets.synthetic.clips import flow, render, synthetic_people
@@ -100,11 +100,11 @@ class Here(Executor):
         return future
 
 
-def trained(out, row='baseline'):
+def trained(out, row='baseline', overrides=()):
     """A tiny run of one row and its scores."""
-    ablation.make_folder(out / 'results')
-    configs = settings('quick', TINY)
-    run = ablation.collect(configs, [row], out, ablation.heads(configs[row], out, Here()))[row][1]
+    results = ablation.make_folder(out / 'results')
+    configs = settings('quick', [*TINY, *overrides])
+    run = ablation.collect(configs, [row], out, ablation.heads(configs[row], out, Here()), results)[row][1]
     ablation.run_all([run], Here(), 1, CPU)
     return run, json.loads(run.result.read_text())['scores']
 
@@ -136,14 +136,43 @@ def test_an_interrupted_run_goes_on_to_the_same_scores(first):
 
 def test_a_stopped_training_leaves_no_result(first, monkeypatch):
     run, _ = first
-    monkeypatch.setattr(ablation, 'train', lambda config, folder, device: None)
+    monkeypatch.setattr(ablation_run, 'train', lambda config, folder, device: None)
     longer = run._replace(name='longer', config=replace(run.config, train_params=replace(
         run.config.train_params, num_iterations=3)))
     (run.out / 'runs' / run.name).rename(run.out / 'runs' / 'longer')
     with pytest.raises(KeyboardInterrupt):
-        ablation.make(longer, CPU)
+        ablation_run.make(longer, CPU)
     assert not longer.result.exists()
     (run.out / 'runs' / 'longer').rename(run.out / 'runs' / run.name)
+
+
+def test_another_machine_goes_on_with_the_results_alone(first, tmp_path):
+    """... which hold no path of the machine that made them."""
+    run, scores = first
+    result = json.loads(run.result.read_text())
+    assert str(run.out) not in run.result.read_text() and len(run.result.read_bytes()) < 20_000
+    assert set(result['curve']) == {'step', 'psnr', 'ssim'} and result['motion_of'] is None
+    ablation.make_folder(tmp_path / 'results')
+    for path in (run.result, run.strip):
+        (tmp_path / 'results' / path.name).write_bytes(path.read_bytes())
+    assert trained(tmp_path)[1] == scores and not (tmp_path / 'runs').exists()
+
+
+def test_a_shared_motion_phase_changes_nothing(tmp_path):
+    phases = ['train_params.num_iterations=4', 'train_params.motion_iterations=2', 'train_params.save_every=2']
+    alone, other = ablation.make_folder(tmp_path / 'alone'), ablation.make_folder(tmp_path / 'after another')
+    expected, _ = trained(alone, 'mmc', phases)
+    trained(other, 'mmc-mac', phases)
+    found, _ = trained(other, 'mmc', phases)
+    assert json.loads(found.result.read_text())['motion_of'].startswith('mmc-mac-seed1-')
+    states = [torch.load(run.out / 'runs' / run.name / 'checkpoints' / '00000004.pt', weights_only=True)
+              for run in (expected, found)]
+    for part in ('model', 'ema'):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
+
+    third, _ = trained(other, 'baseline', [*phases, 'train_params.learning_rate=1.0e-3'])
+    assert json.loads(third.result.read_text())['motion_of'] is None, 'the motion phase of other settings'
 
 
 # ---------------------------------------------------------------------------- table and picture
@@ -151,7 +180,7 @@ def test_a_stopped_training_leaves_no_result(first, monkeypatch):
 def test_the_table_stands_beside_the_paper(tmp_path):
     (tmp_path / 'results').mkdir()
     configs = settings('quick')
-    runs = ablation.collect(configs, ['fomm', 'mmc-mac', 'progressive'], tmp_path, 'heads')
+    runs = ablation.collect(configs, ['fomm', 'mmc-mac', 'progressive'], tmp_path, 'heads', tmp_path / 'results')
     for name, of_row in runs.items():
         for seed, run in enumerate(of_row):
             of_heads = [dict.fromkeys(SCORES, 20 + seed + (name == 'fomm') * head) for head in range(4)]
