@@ -5,7 +5,6 @@ grow with the length of the clip, the source is encoded once, and the result has
 fraction.
 """
 
-import functools
 import hashlib
 import json
 import logging
@@ -23,12 +22,12 @@ from datasets.face_tracker import FaceDetector
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case
 from evaluation.protocols import write_list
-from evaluation.store import weights_hash
 from inference import Motion
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder
 from support.streaming import write_behind
+from support.weights import weights_hash
 from visualizer import Strip, beside, contact_sheet, draw_crop, enlarge, rows_of_sheet, save_png
 
 PREVIEW = 480              # height of the picture that shows the crops, pixels
@@ -38,12 +37,12 @@ log = logging.getLogger(__name__)
 
 # One pair
 
-def animate(renderer, source_image, driving, result, motion=Motion(), *, anchor=None, show=None, audio_from=None):
-    """Let `source_image` follow `driving`, into the video file `result`; returns the number of frames.
+def animate(renderer, source, driving, result, motion=Motion(), *, anchor=None, show=None, audio_from=None):
+    """Let `source` follow `driving`, into the video file `result`; returns the number of frames.
 
     renderer:     inference.Renderer
-    source_image: (H, W, 3) uint8
-    driving:      clip as in datasets/video.py, at the model's image size
+    source:       (H, W, 3) uint8; or a clip, see datasets/endless.py, whose frame i follows the driver's frame i
+    driving:      clip as in datasets/video.py, at the model's image size, or modules.motion_template.MotionTemplate
     result:       path; appears whole or not at all, its folder is made
     motion:       inference.Motion
     anchor:       index of the initial frame of relative motion; None for the one that `motion` says
@@ -53,38 +52,44 @@ def animate(renderer, source_image, driving, result, motion=Motion(), *, anchor=
     """
     result = Path(result)
     make_folder(result.parent)
-    driven = renderer.follow(source_image, driving, motion, anchor)
-
-    def compose(driving_frame, frame):
-        return frame if show is None else show(source_image, driving_frame, frame)
-
+    driven = renderer.follow(source, driving, motion, anchor)
     with (tqdm(total=len(driving), unit='frame', desc=result.name, dynamic_ncols=True) as progress,
           VideoWriter(result, driving.fps, audio_from) as video):
-        _write(video, driven, driving.frames(), compose, lambda driven, made: progress.update(len(driven)))
+        _write(video, driven, driving.frames(), show or _result_alone, lambda made: progress.update(len(made.frames)))
     return progress.n
 
 
-def _write(video, driven, frames, compose, watch):
-    """Write compose(driving frame, frame) for all frames that drive to the video; watch(driving, made) each batch."""
-    def encode(frames, made):
-        for pair in zip(frames, made):
-            video.write(compose(*pair))
+def _result_alone(source, driving, frame):
+    return frame
+
+
+def _write(video, driven, frames, show, watch):
+    """Write show(source, driving, generated frame) for all that drives to the video; watch(Rendered) each batch."""
+    def encode(*batch):
+        for shown in zip(*batch):
+            video.write(show(*shown))
 
     with write_behind(encode) as encode_later:
         for batch in driven.render(frames):
-            encode_later(batch.driving, batch.frames)
-            watch(batch.driving, batch.frames)
+            encode_later(batch.source, batch.driving, batch.frames)
+            watch(batch)
 
 
 # Crops
 
 def squeeze(source_image, driving, size, names):
     """Source and driving as they are, resized to (size, size) each; logs which of the files loses its proportions."""
-    for name, (height, width, _) in zip(names, (source_image.shape, driving.read([0])[0].shape)):
-        if height != width:
-            log.warning('%s: is %dx%d and gets squeezed into a square; --crop auto cuts one around the face',
-                        name, width, height)
+    for name, frame in zip(names, (source_image, driving.read([0])[0])):
+        warn_of_squeeze(name, frame)
     return resized(source_image, size), open_constant_rate(driving.path, size)
+
+
+def warn_of_squeeze(name, frame):
+    """Logs that a file with frames such as this one loses its proportions as a square."""
+    height, width, _ = frame.shape
+    if height != width:
+        log.warning('%s: is %dx%d and gets squeezed into a square; --crop auto cuts one around the face',
+                    name, width, height)
 
 
 def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0, 0)):
@@ -99,18 +104,29 @@ def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0,
     returns:      source (size, size, 3) uint8, CroppedClip, PasteBack
     raises:       UserError that names the file without such a face, or what the detector is missing
     """
+    source, driver = find_faces([[source_image], looked_at(driving)], names, face_index, size, preview)
+    return source.cut(source_image, size), CroppedClip(driving, driver, size), PasteBack(source_image, source)
+
+
+def find_faces(looks, names, face_index, size, preview):
+    """Where to cut, of each file: list of Squares.
+
+    looks: of each file some frames (H, W, 3) uint8, uncropped
+    The other arguments, and what is raised, as in `crop_to_faces`.
+    """
     make_folder(Path(preview).parent)
     with FaceDetector() as detector:
-        source = find_crop(detector, [source_image], names[0], face_index[0])
-        looks = tqdm(spread(len(driving)), desc='faces', leave=False, dynamic_ncols=True)
-        driver = find_crop(detector, (frame for indices in looks for frame in driving.read(indices)),
-                           names[1], face_index[1])
-    for crop, name in zip((source, driver), names):
+        crops = [find_crop(detector, *file) for file in zip(looks, names, face_index)]
+    for crop, name in zip(crops, names):
         warn_of_small_faces(crop, name, size)
-    save_png(preview, beside(*(enlarge(draw_crop(crop.frame, crop.boxes, crop.square), PREVIEW)
-                               for crop in (source, driver))))
-    return (source.square.cut(source_image, size), CroppedClip(driving, driver.square, size),
-            PasteBack(source_image, source.square))
+    save_png(preview, beside(*(enlarge(draw_crop(crop.frame, crop.boxes, crop.square), PREVIEW) for crop in crops)))
+    return [crop.square for crop in crops]
+
+
+def looked_at(clip):
+    """Yields the frames of a clip in which a face is searched, few of them in memory."""
+    for indices in tqdm(spread(len(clip)), desc='faces', leave=False, dynamic_ncols=True):
+        yield from clip.read(indices)
 
 
 # Many pairs
@@ -177,12 +193,12 @@ def _animate_pair(renderer, job, motion, crop_size, progress):
         case = replace(case, driving=driving)
     strip, driven = Strip(image, len(moments)), renderer.follow(image, case.driving, motion, case.anchor)
 
-    def watch(frames, made):
-        strip.add(frames, made)
-        progress.update(len(frames))
+    def watch(made):
+        strip.add(made.driving, made.frames)
+        progress.update(len(made.frames))
 
     with VideoWriter(job.result, case.driving.fps, job.case.sound) as video:
-        _write(video, driven, case.frames(moments), functools.partial(beside, image), watch)
+        _write(video, driven, case.frames(moments), beside, watch)
     save_png(job.strip, beside(*strip.row()), stamp=job.stamp)
 
 

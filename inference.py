@@ -3,7 +3,7 @@
     renderer = Renderer(model, device, batch_size=8, precision='fp32')
     driven = renderer.follow(source_image, clip, Motion(relative=True))     # encoded here, once
     for batch in driven.render(clip.frames()):                              # or clip.read([3, 17]), or any frames
-        batch.driving        # these frames of the driver
+        batch.driving        # these frames of the driver, or their keypoints, where the clip is a MotionTemplate
         batch.frames         # what became of them, (B, H, W, 3) uint8
         batch.generated      # all that the model made: Generated with flows, occlusions, ...
 
@@ -14,8 +14,9 @@ import functools
 import logging
 import warnings
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -24,12 +25,13 @@ from config.schema import PRECISIONS
 from datasets.face_crop import spread
 from metrics.base import Unavailable
 from metrics.face import face_alignment_network
+from modules.motion_template import MotionTemplate
 from modules.motion_transfer import (
     OneEuroFilter, RelativeMotion, absolute_motion, best_frame_by_keypoints, hull_area, pose_distance)
-from modules.talking_head import Generated, Keypoints
+from modules.talking_head import Generated, Keypoints, join
 from support.errors import UserError
 from support.streaming import read_ahead
-from visualizer import batches, to_tensor, to_uint8
+from visualizer import to_tensor, to_uint8
 
 STARTS = ('first', 'nearest', 'nearest-keypoints')
 MOST_CANDIDATES = 128      # frames that landmarks are looked for in: about a second each on a CPU
@@ -52,6 +54,11 @@ class Motion:
     adapt_scale: bool = False
     start: str = 'first'
     smooth: float = 0
+
+    @classmethod
+    def of_flags(cls, relative, adapt_scale, find_best_frame, smooth):
+        """What the flags of these names say."""
+        return cls(relative, adapt_scale, 'nearest' if find_best_frame else 'first', smooth)
 
     def __post_init__(self):
         assert self.start in STARTS, f'start is {self.start!r}, must be one of {STARTS}'
@@ -82,20 +89,32 @@ class Renderer:
     def follow(self, source, driving=None, motion=ABSOLUTE, anchor=None):
         """Encode `source`, and take bearings of the driver: a DrivenSource.
 
-        source:  (H, W, 3) uint8
-        driving: clip as in datasets/video.py, of which the initial frame is read and the rate is taken; absolute
-                 motion that is not smoothed needs none
+        source:  (H, W, 3) uint8; or a clip, whose frame i then follows the driver's frame i
+        driving: clip as in datasets/video.py, or MotionTemplate, of which the initial frame is read and the rate is
+                 taken; absolute motion that is not smoothed needs none
         motion:  Motion
         anchor:  index of the initial frame; None: the one that `motion.start` says
         raises:  UserError for an anchor outside of the clip, or a clip that cannot be read
         """
-        initial = None
+        image, initial = first_frame(source), None
         if motion.relative:
             if anchor is None and motion.start != 'first':
-                anchor = find_best_frame(self, source, driving, landmarks=motion.start == 'nearest')
+                anchor = find_best_frame(self, image, driving, landmarks=motion.start == 'nearest')
             initial = self.initial_frame(driving, anchor or 0)
         calm = OneEuroFilter(motion.smooth, driving.fps) if motion.smooth else None
-        return DrivenSource(self, source, initial, motion.adapt_scale, calm)
+        return DrivenSource(self, image, initial, motion.adapt_scale, calm, None if image is source else source)
+
+    def images(self, frames):
+        """Frames (H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]; None for Keypoints, which a template has instead."""
+        return None if isinstance(frames[0], Keypoints) else to_tensor(frames, self.device)
+
+    @torch.inference_mode()
+    def keypoints(self, frames, images=None):
+        """Keypoints (B, K, 2) of B frames (H, W, 3) uint8, or of Keypoints (1, K, 2); `images` if they are there."""
+        if isinstance(frames[0], Keypoints):
+            return join(frames).map(lambda part: part.to(self.device))
+        with self.autocast():
+            return self.model.keypoints(self.images(frames) if images is None else images)
 
     @staticmethod
     def initial_frame(driving, anchor):
@@ -105,18 +124,25 @@ class Renderer:
         return driving.read([anchor])[0]
 
 
+def first_frame(source):
+    """(H, W, 3) uint8 of a source: itself, or a clip's first."""
+    return source if isinstance(source, np.ndarray) else next(iter(source.frames()))
+
+
 @dataclass
 class Rendered:
     """A batch of driving frames and what became of them.
 
-    driving:   list of B frames (H, W, 3) uint8
-    images:    the same as a tensor, (B, 3, H, W) in [-1, 1]
-    found:     their Keypoints
+    source:    list of B frames (H, W, 3) uint8, the same one B times unless the source is a clip
+    driving:   list of B frames (H, W, 3) uint8, or of their Keypoints
+    images:    the frames as a tensor, (B, 3, H, W) in [-1, 1]; None of Keypoints
+    found:     Keypoints of the driving frames
     pose:      the Keypoints that were rendered, after smoothing and transfer
     generated: Generated
     """
+    source: list
     driving: list
-    images: Tensor
+    images: Tensor | None
     found: Keypoints
     pose: Keypoints
     generated: Generated
@@ -128,41 +154,58 @@ class Rendered:
 
 
 class DrivenSource:
-    """A source image that follows a driver; made by `Renderer.follow`.
+    """A source, still or moving, that follows a driver; made by `Renderer.follow`.
 
-    image: the source, (1, 3, H, W) in [-1, 1]
-    state: the model's SourceState of it
+    source: (H, W, 3) uint8, the still, or the first frame of the clip
+    image:  the same, (1, 3, H, W) in [-1, 1]
+    state:  the model's SourceState of it
+    clip:   the moving source; None for a still
     """
 
-    def __init__(self, renderer, source, initial=None, adapt_scale=False, smooth=None):
-        self.renderer, self.model, self.smooth = renderer, renderer.model, smooth
+    def __init__(self, renderer, source, initial=None, adapt_scale=False, smooth=None, clip=None):
+        self.renderer, self.model, self.smooth, self.source, self.clip = renderer, renderer.model, smooth, source, clip
         self.image, self.transfer = to_tensor([source], renderer.device), absolute_motion
         with torch.inference_mode(), renderer.autocast():
             self.state = self.model.encode_source(self.image)
-            if initial is None:
-                return
+        if initial is not None:
             # FOMM plays a video forwards and backwards from its best frame. With a model that has no memory the order
             # of frames does not matter: it is enough to take the keypoints of that frame as the initial ones.
-            initial = self.model.keypoints(to_tensor([initial], renderer.device))
-        with torch.inference_mode():
-            self.transfer = RelativeMotion(self.state.keypoints, initial, adapt_scale)
+            self.transfer = RelativeMotion(self.state.keypoints, renderer.keypoints([initial]), adapt_scale)
 
-    def render(self, frames):
-        """Yields Rendered for an iterable of driving frames (H, W, 3) uint8, in their order, batch by batch.
+    def render(self, driving):
+        """Yields Rendered for an iterable of driving frames (H, W, 3) uint8, or Keypoints, in order, batch by batch.
 
-        Raises UserError where pixels are not finite: such a model has diverged, or its weights are damaged.
+        A moving source gives a frame for each, and ends the rendering where it ends first. Raises UserError where
+        pixels are not finite: such a model has diverged, or its weights are damaged.
         """
-        for driving, images in read_ahead(batches(frames, self.renderer.batch_size, self.renderer.device)):
-            yield Rendered(driving, images, *self(images))
+        sources = repeat(self.source) if self.clip is None else self.clip.frames()
+        for batch in read_ahead(self._batches(zip(driving, sources))):
+            yield Rendered(*batch[:3], *self(*batch[1:]))
+
+    def _batches(self, pairs):
+        """Yields (source, driving, images) of a Rendered, and the source's images where it moves, else None."""
+        while batch := list(islice(pairs, self.renderer.batch_size)):
+            driving, sources = map(list, zip(*batch))
+            yield (sources, driving, self.renderer.images(driving),
+                   None if self.clip is None else self.renderer.images(sources))
 
     @torch.inference_mode()
-    def __call__(self, images):
-        """(found, pose, generated) of a Rendered, for driving images (B, 3, H, W) in [-1, 1]."""
+    def __call__(self, driving, images=None, source_images=None):
+        """(found, pose, generated) of a Rendered.
+
+        driving:       B frames (H, W, 3) uint8, or Keypoints
+        images:        of the frames, (B, 3, H, W) in [-1, 1], if they are there
+        source_images: (B, 3, H, W), of a source that moves
+        """
+        state, transfer = self.state, self.transfer
+        if source_images is not None:
+            with self.renderer.autocast():
+                state = self.model.encode_source(source_images)
+            transfer = transfer if transfer is absolute_motion else transfer.of(state.keypoints)
+        found = self.renderer.keypoints(driving, images)
+        pose = transfer(found if self.smooth is None else self.smooth(found))
         with self.renderer.autocast():
-            found = self.model.keypoints(images)
-        pose = self.transfer(found if self.smooth is None else self.smooth(found))
-        with self.renderer.autocast():
-            generated = self.model.render(self.state, pose)
+            generated = self.model.render(state, pose)
         if not generated.prediction.isfinite().all():
             raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
                             'use an earlier one, or fp32 if this was bf16')
@@ -179,7 +222,7 @@ def find_best_frame(renderer, source, driving, landmarks=True):
     how it was found, and what was missing. Else by the model's keypoints, over all frames.
 
     source:  (H, W, 3) uint8
-    driving: clip as in datasets/video.py
+    driving: clip as in datasets/video.py, or a MotionTemplate, which has no face to find landmarks of
     returns: index of the frame, the first of equals
     """
     if not landmarks:
@@ -208,6 +251,8 @@ def _candidates(driving, most, at_once):
 
 def _best_by_landmarks(source, driving, renderer):
     """The nearest of the frames in which a face is found; raises Unavailable if that cannot be said."""
+    if isinstance(driving, MotionTemplate):
+        raise Unavailable(f'{driving.name} is a motion template and has no pictures')
     detector = face_alignment_network(renderer.device)
     wanted = _landmarks(detector, source)
     if wanted is None:
@@ -231,11 +276,10 @@ def _landmarks(detector, image):
     return max(faces, key=hull_area) if faces else None
 
 
-@torch.inference_mode()
 def _best_by_keypoints(renderer, source, driving, most):
-    wanted = renderer.model.keypoints(to_tensor([source], renderer.device))
+    wanted = renderer.keypoints([source])
     indices, values = [], []
     for some, frames in _candidates(driving, most, renderer.batch_size):
         indices += some
-        values.append(renderer.model.keypoints(to_tensor(frames, renderer.device)).value)
+        values.append(renderer.keypoints(frames).value)
     return indices[best_frame_by_keypoints(wanted, Keypoints(torch.cat(values)))]

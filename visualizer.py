@@ -4,7 +4,6 @@ A frame or image is a numpy array (H, W, 3), uint8, RGB. Nothing here draws on i
 """
 
 import colorsys
-from itertools import islice
 
 import numpy as np
 import torch
@@ -48,13 +47,6 @@ def to_uint8(images):
     """(B, 3, H, W) nominally in [-1, 1] -> (B, H, W, 3) uint8: clamped and rounded, on the CPU."""
     images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
     return images.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def batches(frames, batch_size, device='cpu'):
-    """Iterator of frames -> pairs (list of at most `batch_size` frames, their to_tensor); holds one batch at a time."""
-    frames = iter(frames)
-    while batch := list(islice(frames, batch_size)):
-        yield batch, to_tensor(batch, device)
 
 
 def beside(*frames):

@@ -107,11 +107,3 @@ def _signature(clip):
         return None if clip is None else [clip.name, len(clip)]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def weights_hash(model):
-    """SHA-256 of a model's names and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,21 +1,33 @@
 """Let a source image follow a driving video; without one, pairs of the config or of the test set.
 
     python run.py --mode animate --checkpoint model.pt --source_image X.png --driving_video Y.mp4 --result_video Z.mp4
+    python run.py --mode animate --checkpoint model.pt --driving_video Y.mp4 --save_motion smile.npz
+    python run.py --mode animate --checkpoint model.pt --source_video X.mp4 --driving_motion smile.npz
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from modes.options import (
     add_device, add_model, add_motion, animation_renderer, check_motion, find_pairs, load_model, motion, process_group,
     refuse, run_path)
+from portrait import Portrait
 from support.errors import UserError
 
 
 def add_arguments(parser):
     add_model(parser)
     add_device(parser)
-    parser.add_argument('--source_image', help='image; without it, pairs of the config or of the test set are animated')
+    parser.add_argument('--source_image', help='image; without any source or driver, pairs of the config or of the '
+                        'test set are animated')
+    parser.add_argument('--source_video', help='video file or folder of frames, whose frame i follows motion i')
+    parser.add_argument('--source_end', choices=('loop', 'hold'), default='loop',
+                        help='where --source_video is shorter than the motion: from its beginning again (default), or '
+                        'its last frame')
     parser.add_argument('--driving_video', help='video file or folder of frames')
+    parser.add_argument('--driving_motion', metavar='FILE.npz', help='motion template in the place of a driving video')
+    parser.add_argument('--save_motion', metavar='FILE.npz',
+                        help='write the keypoints of the driving video, a motion template; needs no source')
     parser.add_argument('--result_video', help='mp4 or gif; default: in the run folder')
     add_motion(parser)
     parser.add_argument('--crop', choices=('none', 'auto'), default='none',
@@ -36,7 +48,7 @@ def run(options):
 def run_on(options, device):
     from support import distributed
     config, model = load_model(options, device)
-    if not options.source_image:
+    if not is_one(options):
         run_pairs(options, config, model, device)
     elif distributed.rank() == 0:     # one video is work for one process
         run_one(options, config, model, device)
@@ -44,21 +56,31 @@ def run_on(options, device):
 
 def check(options):
     """UserError for flags that do not fit together."""
-    if bool(options.source_image) != bool(options.driving_video):
-        raise UserError('--source_image and --driving_video belong together: give both, or neither for pairs')
     check_motion(options)
-    if len(options.face_index) > 2 or min(options.face_index) < 0:
-        raise UserError('--face_index: expected the number of a face in the source and, if wanted, one in the driving, '
-                        'counted from 0')
-    alone = options.source_image and options.crop == 'auto'
-    if not alone and (options.paste_back or options.face_index != [0]):
-        flag = '--paste_back' if options.paste_back else '--face_index'
-        raise UserError(f'{flag} needs --crop auto and --source_image')
-    if options.paste_back and options.side_by_side:
-        raise UserError('--paste_back and --side_by_side exclude each other: choose one')
-    if not options.source_image:
-        refuse(options, ('--result_video', '--side_by_side'), 'without --source_image: pairs have their folder, and '
-               'show source | driving | result')
+    if not options.source_video:
+        refuse(options, ('--source_end',), 'without --source_video')
+    if is_one(options):
+        portrait_of(options)
+    else:
+        refuse(options, ('--result_video', '--side_by_side', '--face_index', '--paste_back'),
+               'without --source_image: pairs have their folder, and show source | driving | result')
+
+
+def is_one(options):
+    """Whether files to animate are named, rather than pairs of a list or of the test set."""
+    return any((options.source_image, options.source_video, options.driving_video, options.driving_motion,
+                options.save_motion))
+
+
+def portrait_of(options):
+    """The Portrait that the flags describe; UserError where they do not fit together."""
+    portrait = Portrait(
+        options.source_image, options.source_video, options.source_end, options.driving_video, options.driving_motion,
+        options.save_motion, options.result_video, options.relative, options.adapt_scale, options.find_best_frame,
+        options.smooth, options.crop, tuple(options.face_index), options.paste_back, options.side_by_side)
+    if not portrait.source:
+        refuse(options, ('--result_video', '--side_by_side', '--paste_back', '--find_best_frame'), 'without a source')
+    return portrait
 
 
 def run_pairs(options, config, model, device):
@@ -76,25 +98,12 @@ def run_pairs(options, config, model, device):
 
 
 def run_one(options, config, model, device):
-    import animate
-    from datasets.constant_rate import open_constant_rate
-    from datasets.still import read_image
-    from visualizer import beside
-    size = config.model_params.image_size
-    names, show = (options.source_image, options.driving_video), None
-    source, driving = read_image(names[0]), open_constant_rate(names[1])
-    result = Path(options.result_video or run_path(options) / 'animation' / f'{driving.name}.mp4')
-    if options.crop == 'auto':
-        source, driving, paste_back = animate.crop_to_faces(
-            source, driving, size, result.with_name(f'{result.stem}_crop.png'), names=names,
-            face_index=(*options.face_index, 0)[:2])
-        if options.paste_back:
-            show = lambda source, driving, frame: paste_back(frame)
-    else:
-        source, driving = animate.squeeze(source, driving, size, names)
-    if options.side_by_side:
-        show = beside
-    sound = Path(names[1]) if Path(names[1]).is_file() else None
-    frames = animate.animate(animation_renderer(model, config, device), source, driving, result, motion(options),
-                             show=show, audio_from=sound)
-    print(f'{result}: {frames} frames at {float(driving.fps):.6g} fps')
+    from portrait import bring_to_life
+    portrait = portrait_of(options)
+    if portrait.source and not portrait.result_video:
+        path = Path(portrait.driving)
+        name = path.stem if path.is_file() else path.name.removesuffix('.mp4')      # or a folder of frames
+        portrait = replace(portrait, result_video=str(run_path(options) / 'animation' / f'{name}.mp4'))
+    driving = bring_to_life(portrait, animation_renderer(model, config, device), config.model_params.image_size)
+    for path in filter(None, (portrait.save_motion, portrait.result_video)):
+        print(f'{path}: {len(driving)} frames at {float(driving.fps):.6g} fps')

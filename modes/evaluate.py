@@ -76,8 +76,8 @@ def job_of_model(options, device):
     from evaluation.cases import ClipFinder, Selection, choose_items, find_cases, test_set
     from evaluation.evaluate import EvaluationJob
     from evaluation.protocols import find_protocol
-    from evaluation.store import weights_hash
     from inference import Renderer
+    from support.weights import weights_hash
     protocol = find_protocol(options.protocol)
     config, model = load_model(options, device)
     size, precision, pairs = config.model_params.image_size, config.train_params.precision, config.animate_params

@@ -42,9 +42,9 @@ def run(options):
     if options.code_frames < 0:
         raise UserError(f'--code_frames {options.code_frames}: must not be negative')
     with process_group(options.device) as device:
-        from evaluation.store import weights_hash
         from figures.inspect import Look, inspect
         from support import distributed
+        from support.weights import weights_hash
         config, model = load_model(options, device)
         if distributed.rank() > 0:      # a few pictures are work for one process
             return

@@ -87,8 +87,7 @@ def run_path(options):
 def motion(options):
     """The inference.Motion of `add_motion`."""
     from inference import Motion
-    return Motion(options.relative, options.adapt_scale, 'nearest' if options.find_best_frame else 'first',
-                  options.smooth)
+    return Motion.of_flags(options.relative, options.adapt_scale, options.find_best_frame, options.smooth)
 
 
 def find_pairs(list_name, dataset, size, count, seed):

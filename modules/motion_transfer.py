@@ -3,6 +3,7 @@
 FOMM, Sec. 3.4; the smoothing is the One Euro filter.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -60,10 +61,20 @@ class RelativeMotion:
 
     def __init__(self, source, initial, adapt_scale):
         # Jacobian inverses lose too much in bf16; keypoints are tiny, so fp32 costs nothing.
-        self.source, self.initial = source.map(torch.Tensor.float), initial.map(torch.Tensor.float)
+        self.initial = initial.map(torch.Tensor.float)
         self.scale = movement_scale(source, initial) if adapt_scale else 1.0
+        self._set(source)
+
+    def _set(self, source):
+        self.source = source.map(torch.Tensor.float)
         if source.jacobian is not None:
-            self.from_initial = invert_2x2(self.initial.jacobian) @ self.source.jacobian   # (1, K, 2, 2)
+            self.from_initial = invert_2x2(self.initial.jacobian) @ self.source.jacobian   # (1 or B, K, 2, 2)
+
+    def of(self, source):
+        """The same motion, at the same scale, of a source that moves: its Keypoints (B, K, 2), one a driving frame."""
+        other = copy.copy(self)
+        other._set(source)
+        return other
 
     def __call__(self, driving):
         """Keypoints to render, for driving Keypoints (B, K, 2)."""

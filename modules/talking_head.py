@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +27,11 @@ class Keypoints(NamedTuple):
     def map(self, function):
         """Apply `function` to value and Jacobian: `keypoints.map(Tensor.detach)`."""
         return Keypoints(*(None if part is None else function(part) for part in self))
+
+
+def join(keypoints):
+    """Keypoints of several batches -> of one, in their order."""
+    return Keypoints(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*keypoints)))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Reading tensors from files that others wrote: safely, and with an answer to what is wrong with them."""
 
+import hashlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -58,6 +59,14 @@ def save_tensors(path, tensors):
             torch.save(tensors, unfinished)
         except RuntimeError as error:       # what PyTorch makes of a folder that is missing, or a disk that is full
             raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from None
+
+
+def weights_hash(model):
+    """SHA-256 of a model's names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def vgg19():

@@ -287,7 +287,7 @@ ONE = ['--source_image', 'a.png', '--driving_video', 'b.mp4']
 
 @pytest.mark.parametrize('flags, message', [
     ([*ONE, '--paste_back'], '--paste_back needs --crop auto'),
-    (['--crop', 'auto', '--paste_back'], '--paste_back needs --crop auto and --source_image'),
+    (['--crop', 'auto', '--paste_back'], '--paste_back is not read without --source_image'),
     ([*ONE, '--face_index', '1'], '--face_index needs --crop auto'),
     ([*ONE, '--crop', 'auto', '--face_index', '0', '1', '2'], '--face_index: expected'),
     ([*ONE, '--crop', 'auto', '--face_index', '-1'], '--face_index: expected'),

@@ -35,7 +35,7 @@ from support.errors import UserError
 from support.weights import checkpoint_path
 from tests.random_weights import save_random_weights
 from tests.tiny import tiny
-from visualizer import (CELL, MOMENTS, batches, beside, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor,
+from visualizer import (CELL, MOMENTS, beside, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor,
                         to_uint8, training_sheet)
 
 SIZE = 32
@@ -274,7 +274,7 @@ def test_an_anchor_outside_the_clip_is_refused(model, tmp_path):
 
 def test_half_precision_stays_close(model):
     source, driving = (ToyClip(seed=seed).frame(0) for seed in (3, 0))
-    full, half = (renderer(model, precision=precision).follow(source)(to_tensor([driving]))[-1].prediction.float()
+    full, half = (renderer(model, precision=precision).follow(source)([driving])[-1].prediction.float()
                   for precision in ('fp32', 'bf16'))
     assert (full - half).abs().mean() < 0.05
 
@@ -481,10 +481,6 @@ def test_frames_survive_the_way_to_tensors_and_back():
     assert tensor.shape == (2, 3, 8, 8) and tensor.min() >= -1 and tensor.max() <= 1
     assert np.array_equal(to_uint8(tensor), np.stack(frames))
     assert to_uint8(torch.full((1, 3, 1, 1), 7.0)).max() == 255
-
-
-def test_batches_hold_the_rest_too():
-    assert [len(frames) for frames, _ in batches(ToyClip(num_frames=10).frames(), 4)] == [4, 4, 2]
 
 
 def test_stillness_is_white_and_directions_have_their_own_colours():

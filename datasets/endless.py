@@ -1,0 +1,24 @@
+"""A source video that has to last as long as whatever drives it."""
+
+from itertools import repeat
+
+ENDS = ('loop', 'hold')
+
+
+class EndlessClip:
+    """A clip that goes on at its end: from its beginning ('loop'), or with its last frame ('hold').
+
+    One frame is in memory at a time. What has an end is the driver.
+    """
+
+    def __init__(self, clip, end='loop'):
+        assert end in ENDS, f'end is {end!r}, must be one of {ENDS}'
+        self.clip, self.end = clip, end
+        self.name, self.fps = clip.name, clip.fps
+
+    def frames(self):
+        while True:
+            for frame in self.clip.frames():
+                yield frame
+            if self.end == 'hold':
+                yield from repeat(frame)

@@ -1,0 +1,236 @@
+"""One animation from files: motion templates and moving sources, made by the command line of untrained tiny models."""
+
+import io
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run
+from datasets.endless import EndlessClip
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
+from inference import ABSOLUTE, Motion, Renderer
+from logger import write_checkpoint
+from modules import motion_template
+from modules.build import build_model
+from portrait import Portrait, bring_to_life
+from support.errors import UserError
+from tests.test_reconstruction_animate import ToyClip, ToyHead
+from tests.tiny import tiny
+
+SIZE, RATE = 32, Fraction(30000, 1001)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A folder with models of one method and other weights, ours.pt and other.pt, and clips of a toy."""
+    folder = tmp_path_factory.mktemp('files')
+    for seed, name in enumerate(('ours', 'other')):
+        torch.manual_seed(seed)
+        config = tiny()
+        model = build_model(config)
+        with torch.no_grad():       # fresh Jacobians are the identity, and fresh keypoints hardly move
+            for weight in (*model.keypoint_detector.kp.parameters(), *model.keypoint_detector.jacobian.parameters()):
+                weight += torch.randn_like(weight) * 0.1
+        write_checkpoint(folder / f'{name}.pt', {'ema': model.state_dict(), 'config': config.as_dict(), 'step': 1})
+    for name, count, seed, rate in (('driver', 11, 0, RATE), ('source', 4, 3, RATE)):
+        with VideoWriter(folder / f'{name}.mp4', rate) as video:
+            for frame in ToyClip(num_frames=count, seed=seed).frames():
+                video.write(frame)
+    Image.fromarray(ToyClip(seed=3).frame(0)).save(folder / 'source.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def call(files):
+    """--mode animate of one of the models; paths are those in the folder. Returns the exit code."""
+    def called(*arguments, checkpoint='ours'):
+        words = [str(files / word if Path(word).suffix in ('.png', '.mp4', '.npz') else word) for word in arguments]
+        model = str(files / f'{checkpoint}.pt')
+        return run.main(['--mode', 'animate', '--device', 'cpu', '--checkpoint', model, *words])
+    return called
+
+
+@pytest.fixture(scope='module')
+def template(files, call):
+    assert call('--driving_video', 'driver.mp4', '--save_motion', 'driver.npz') == 0
+    return files / 'driver.npz'
+
+
+def frames(path):
+    return np.stack(list(open_clip(path).frames())).astype(int)
+
+
+# ---------------------------------------------------------------------------- motion templates
+
+@pytest.mark.parametrize('how', [(), ('--absolute',), ('--adapt_scale', '--smooth', '1'), ('--find_best_frame',)])
+def test_a_template_moves_as_its_video_does(files, call, tmp_path, how):
+    """Recorded while animating, it starts from the same frame; each frame is the same to the bit.
+
+    To the last bit keypoints depend on how many are found at once, and the initial ones are found alone: so are all.
+    """
+    how = (*how, '--set', 'animate_params.batch_size=1')
+    video, motion, template = tmp_path / 'video.mp4', tmp_path / 'motion.mp4', tmp_path / 'own.npz'
+    assert call('--source_image', 'source.png', '--driving_video', 'driver.mp4', '--result_video', video, *how,
+                '--save_motion', template) == 0
+    how = [flag for flag in how if flag != '--find_best_frame']      # the template knows
+    assert call('--source_image', 'source.png', '--driving_motion', template, '--result_video', motion, *how) == 0
+    assert open_clip(motion).fps == RATE
+    made = frames(motion)
+    assert len(made) == 11 and np.array_equal(made, frames(video))
+    assert np.abs(made - made[0]).max() > 8      # and something moves
+
+
+def test_a_template_holds_motion_alone(template, files):
+    with np.load(template, allow_pickle=False) as arrays:
+        assert set(arrays) == {'format', 'value', 'jacobian', 'fps', 'anchor', 'method', 'keypoint_detector'}
+        assert arrays['value'].shape == (11, 4, 2) and arrays['jacobian'].shape == (11, 4, 2, 2)
+        assert arrays['fps'].tolist() == [30000, 1001] and arrays['anchor'] == 0
+    assert template.stat().st_size < 4000
+
+
+def test_a_template_of_another_model_is_refused_by_name(template, call, capsys):
+    for arguments in (('--source_image', 'source.png'), ('--source_video', 'source.mp4')):
+        assert call(*arguments, '--driving_motion', 'driver.npz', checkpoint='other') == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert str(template) in line and 'of another model, Synergy with keypoint detector' in line
+
+
+def rewritten(template, **changes):
+    with np.load(template) as arrays:
+        changed = dict(arrays) | changes
+    file = io.BytesIO()
+    np.savez(file, **{name: value for name, value in changed.items() if value is not None})
+    return file.getvalue()
+
+
+def damages(template):
+    """(content of the file, what the message says)."""
+    whole, value = template.read_bytes(), np.load(template)['value']
+    yield b'', 'is empty'
+    yield b'smile', 'is no motion template'
+    yield whole[:-200], 'is no motion template'
+    yield whole[:200] + b'damage' + whole[206:], 'is no motion template'
+    yield rewritten(template, value=None), "'value' is missing"
+    yield rewritten(template, value=value[:, :, :1]), 'its keypoints are'
+    yield rewritten(template, value=value.astype(np.float64)), 'its keypoints are'
+    yield rewritten(template, value=np.full_like(value, np.nan)), 'its keypoints are'
+    yield rewritten(template, value=value[:0], jacobian=None), 'its keypoints are'
+    yield rewritten(template, value=np.array([print], dtype=object)), 'is no motion template'      # a pickle
+    yield rewritten(template, fps=[25, 0]), 'is no motion template'
+    yield rewritten(template, fps=[-25, 1]), '-25 frames per second'
+    yield rewritten(template, anchor=11), 'from frame 11 of 11'
+    yield rewritten(template, format=2), 'format 2, expected 1'
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, 'w', zipfile.ZIP_DEFLATED) as archive, archive.open('value.npy', 'w') as entry:
+        for _ in range(257):
+            entry.write(bytes(2 ** 20))
+    yield bomb.getvalue(), 'bytes unpacked'
+
+
+def test_damaged_templates_are_refused_in_one_line(template, tmp_path):
+    torch.manual_seed(0)
+    model, file = build_model(tiny()), tmp_path / 'smile.npz'
+    for content, message in damages(template):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            motion_template.load(file, model)
+        assert str(error.value).startswith(f'{file}: ') and len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError, match='no such file'):
+        motion_template.load(tmp_path / 'gone.npz', model)
+
+
+# ---------------------------------------------------------------------------- moving sources
+
+@pytest.mark.parametrize('end, expected', [('loop', [0, 1, 2, 3, 0, 1, 2, 3, 0]),
+                                           ('hold', [0, 1, 2, 3, 3, 3, 3, 3, 3])])
+def test_an_endless_clip_loops_or_holds(end, expected):
+    clip = ToyClip(num_frames=4)
+    shown = [frame for frame, _ in zip(EndlessClip(clip, end).frames(), range(9))]
+    assert all(np.array_equal(frame, clip.frame(i)) for frame, i in zip(shown, expected))
+    assert len(shown) == 9
+
+
+@pytest.mark.parametrize('motion', [ABSOLUTE, Motion(), Motion(adapt_scale=True, smooth=1)])
+def test_frame_i_of_the_source_moves_as_motion_i(motion):
+    """A moving source gives what each of its frames gives as a still."""
+    torch.manual_seed(0)
+    model, driving, source = build_model(tiny()), ToyClip(num_frames=7), ToyClip(num_frames=3, seed=3)
+    renderer = Renderer(model, 'cpu', batch_size=4)
+    driven = renderer.follow(EndlessClip(source, 'hold'), driving, motion)
+    moving = list(driven.render(driving.frames()))
+    assert [len(batch.frames) for batch in moving] == [4, 3]
+    made = np.concatenate([batch.frames for batch in moving]).astype(int)
+    scale = getattr(driven.transfer, 'scale', 1)
+    for i, of in enumerate((0, 1, 2, 2, 2, 2, 2)):
+        still = renderer.follow(source.frame(of), driving, motion)
+        if motion.relative:
+            still.transfer.scale = scale      # that of the first frame, or faces would pump
+        expected = np.concatenate([batch.frames for batch in still.render(driving.frames())]).astype(int)
+        assert np.abs(made[i] - expected[i]).max() <= 1
+    assert np.array_equal(moving[1].source[-1], source.frame(2))
+
+
+def test_a_moving_source_streams(tmp_path):
+    """No more frames of source and driver live at once for a long clip than for a short one."""
+    from animate import animate
+    most = []
+    for length in (60, 400):
+        torch.manual_seed(0)
+        source, driving = ToyClip(num_frames=7, seed=3), ToyClip(num_frames=length)
+        assert animate(Renderer(ToyHead(), 'cpu', 4), EndlessClip(source), driving, tmp_path / 'r.mp4') == length
+        most.append((source.most_alive, driving.most_alive))
+    assert max(most[1]) <= max(most[0]) + 4 and max(most[1]) < 40
+
+
+def test_a_source_video_from_the_command_line(files, call, template, tmp_path, capsys):
+    for name, driver in (('video', ('--driving_video', 'driver.mp4')), ('motion', ('--driving_motion', 'driver.npz'))):
+        assert call('--source_video', 'source.mp4', *driver, '--source_end', 'hold', '--result_video',
+                    tmp_path / f'{name}.mp4') == 0
+        assert f'{name}.mp4: 11 frames at 29.97' in capsys.readouterr().out
+    assert np.array_equal(frames(tmp_path / 'video.mp4'), frames(tmp_path / 'motion.mp4'))
+    assert call('--source_video', 'source.mp4', *driver, '--result_video', tmp_path / 'loop.mp4') == 0
+    held, looped = frames(tmp_path / 'motion.mp4'), frames(tmp_path / 'loop.mp4')
+    assert np.abs(held[:4] - looped[:4]).mean() < np.abs(held[4:] - looped[4:]).mean()
+
+
+# ---------------------------------------------------------------------------- what fits together
+
+MOTION = {'driving_video': None, 'driving_motion': 'a.npz'}
+BOTH = {'source_image': 'a.png', 'driving_video': 'b.mp4', 'result_video': 'c.mp4'}
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'source_video': 'a.mp4'}, '--source_image and --source_video exclude'),
+    ({'driving_motion': 'a.npz'}, '--driving_video and --driving_motion exclude'),
+    ({'driving_video': None}, 'belong together'),
+    ({'source_image': None}, 'belong together'),
+    (MOTION | {'side_by_side': True}, '--side_by_side needs --driving_video'),
+    (MOTION | {'save_motion': 'b.npz'}, '--save_motion needs --driving_video')])
+def test_what_does_not_fit_together_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        Portrait(**BOTH | changes)
+
+
+def test_a_portrait_is_its_command_line():
+    assert Portrait(**BOTH).arguments() == ['--source_image', 'a.png', '--driving_video', 'b.mp4',
+                                            '--result_video', 'c.mp4']
+    words = Portrait(**BOTH, relative=False, smooth=0.5, crop='auto', face_index=(1, 0), paste_back=True).arguments()
+    assert words[6:] == ['--absolute', '--smooth', '0.5', '--crop', 'auto', '--face_index', '1', '0', '--paste_back']
+
+
+def test_what_is_raised_while_watching_ends_the_animation(files, tmp_path):
+    def watch():
+        raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    portrait = Portrait(str(files / 'source.png'), driving_video=str(files / 'driver.mp4'),
+                        result_video=str(tmp_path / 'r.mp4'))
+    with pytest.raises(KeyboardInterrupt):
+        bring_to_life(portrait, Renderer(build_model(tiny()), 'cpu', 4), SIZE, watch)
+    assert not list(tmp_path.iterdir())
