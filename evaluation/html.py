@@ -27,7 +27,7 @@ def write_html(path, report, pictures):
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.globals |= dict(heading=heading, number=number, cell=partial(table_cell, report), CATALOGUE=CATALOGUE)
+    environment.globals |= dict(heading=_heading, number=number, cell=partial(table_cell, report), CATALOGUE=CATALOGUE)
     measure, rows = ranked(report.rows, report.summary)
     count = min(SHOWN, max(len(rows) // 2, 1))
     text = environment.get_template('report.html.j2').render(
@@ -38,6 +38,11 @@ def write_html(path, report, pictures):
                ('Best clips', [_card(row, report, pictures) for row in rows[::-1][:count if len(rows) > 1 else 0]])])
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding='utf-8')
+
+
+def _heading(name):
+    """As in other tables; neither the arrow nor half of a range stands alone on a line."""
+    return '\N{NO-BREAK SPACE}'.join(heading(name).replace(', ', ',\N{NO-BREAK SPACE}').rsplit(' ', 1))
 
 
 def _best(report):

@@ -20,6 +20,7 @@ from datasets.video_writer import VideoWriter
 from evaluation import evaluate, store
 from evaluation.cases import Case, ClipFinder, Selection, choose_items, clips_in, find_cases, match_cases
 from evaluation.evaluate import EvaluationJob
+from evaluation.html import write_html
 from evaluation.protocols import PROTOCOLS, Item
 from evaluation.report import Report, summarize, write_report
 from evaluation.scores import ClipScores
@@ -442,6 +443,30 @@ def test_the_page_is_whole_in_itself(folders, tmp_path):
     assert links.open == [] and len(links.fetched) == 4          # two worst clips and two best ones
     assert all(link.startswith('data:image/jpeg;base64,') for link in links.fetched) and '<script' not in text
     assert 'Follow-Your-Emoji' in text and '25.30' in text and text.count('class="curve"') == 4 * 3 - 1
+
+
+@pytest.mark.parametrize('width', [1000, 1300, 1600])
+def test_a_table_of_all_metrics_scrolls_beside_its_first_column(browser, tmp_path, width):
+    names = [name for name, metric in CATALOGUE.items() if not issubclass(metric, SetMetric)]
+    row = ClipScores('clip', 1, dict.fromkeys(names, [0.5]))
+    about = {'protocol': {'name': 'p', 'text': 't'}, 'list': {'name': 'all', 'sha256': ''}, 'subject': {}}
+    write_html(tmp_path / 'report.html', Report([row], {}, about, tables=('Table 1, VoxCeleb1',)), {})
+    page = browser.new_page(viewport={'width': width, 'height': 900})
+    page.goto((tmp_path / 'report.html').as_uri())
+
+    def edges(cell):
+        return page.eval_on_selector(f'tr.ours > {cell}', 'cell => [cell.getBoundingClientRect().left, '
+                                                          'cell.getBoundingClientRect().right]')
+
+    assert page.evaluate('document.documentElement.scrollWidth') == width         # the page itself does not scroll
+    before, last = edges('td:first-child'), edges('td:last-child')
+    page.eval_on_selector('.scroll', 'area => area.scrollLeft = 1e6')
+    area = page.eval_on_selector('.scroll', 'area => area.getBoundingClientRect().right')
+    first = edges('td:first-child')
+    assert first == before and 0 <= first[0] and edges('td:last-child')[1] <= area + 1 < last[1]
+    assert page.evaluate('([x, y]) => document.elementFromPoint(x, y).textContent', [
+        first[1] - 5, page.eval_on_selector('tr.ours', 'row => row.getBoundingClientRect().y + 9')]) == 'this result'
+    page.close()
 
 
 # Command line

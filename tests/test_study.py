@@ -360,20 +360,6 @@ def test_two_methods_that_nobody_prefers():
 
 # ---------------------------------------------------------------------------- in a browser
 
-@pytest.fixture(scope='module')
-def browser():
-    """Headless Chromium: the system's, or Playwright's."""
-    playwright = pytest.importorskip('playwright.sync_api')
-    path = shutil.which('chromium') or shutil.which('google-chrome')
-    with playwright.sync_playwright() as started:
-        try:
-            browser = started.chromium.launch(executable_path=path, args=['--no-sandbox'])
-        except playwright.Error as error:
-            pytest.skip(f'no Chromium: {str(error).splitlines()[0]}')
-        yield browser
-        browser.close()
-
-
 def open_study(browser, study, participant):
     page = browser.new_page(viewport={'width': 1400, 'height': 900})
     page.set_default_timeout(5000)
