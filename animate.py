@@ -25,7 +25,7 @@ from evaluation.protocols import write_list
 from inference import Motion
 from support import distributed
 from support.errors import UserError
-from support.files import make_folder
+from support.files import make_folder, written_whole
 from support.streaming import write_behind
 from support.weights import weights_hash
 from visualizer import Strip, beside, contact_sheet, draw_crop, enlarge, rows_of_sheet, save_png
@@ -165,7 +165,7 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
     folder = make_folder(folder)
     moments = make_folder(folder / 'moments')
     made_by = [made_by, weights_hash(renderer.model), asdict(motion), crop_size, renderer.precision]
-    names = [f'{i:03d}_{case.source.name}--{case.driving.name}' for i, case in enumerate(cases)]
+    names = [f'{i:03d}_{pair_name(case)}' for i, case in enumerate(cases)]
     jobs = [_Job(name, case, folder / f'{name}.mp4', moments / f'{name}.png', _stamp(made_by, case))
             for name, case in zip(names, cases)]
     todo = [job for job in jobs[distributed.rank()::distributed.world()] if not job.finished()]
@@ -180,6 +180,30 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
         save_png(folder / 'contact_sheet.png', sheet)
         write_list(folder / 'list.csv', [case.item for case in cases])
     return [job.result for job in jobs]
+
+
+def pair_name(case):
+    """What the result of a Case is called, by its source and its driver."""
+    return f'{case.source.name}--{case.driving.name}'
+
+
+def animate_alone(renderer, cases, folder, motion=Motion(), made_by=''):
+    """The result alone of every Case as SOURCE--DRIVING.mp4 in `folder`, silent: first frames follow whole clips.
+
+    What is finished is not made again by the same call: NAME.stamp, written after each video, says of which weights,
+    settings and files it was made. Arguments, and what is raised, as in `animate_pairs`.
+    """
+    folder = make_folder(folder)
+    made_by = [made_by, weights_hash(renderer.model), asdict(motion), renderer.precision]
+    for case in cases:
+        result, stamp = folder / f'{pair_name(case)}.mp4', _stamp(made_by, case)
+        kept = result.with_suffix('.stamp')
+        if result.is_file() and kept.is_file() and kept.read_text(encoding='utf-8') == stamp:
+            continue
+        kept.unlink(missing_ok=True)
+        animate(renderer, case.source.read([0])[0], case.driving, result, motion, anchor=case.anchor)
+        with written_whole(kept) as path:
+            path.write_text(stamp, encoding='utf-8')
 
 
 def _animate_pair(renderer, job, motion, crop_size, progress):

@@ -73,8 +73,9 @@ def run_build(options):
 def prepare(options, out):
     """The StudyJob, at the largest image size of the models; the videos of checkpoints are made here, into `out`.
 
-    Where the test set is, the first checkpoint says.
+    Where the test set is, the first checkpoint says. Videos that an interrupted build has finished are kept.
     """
+    from animate import animate_alone, pair_name
     from evaluation.study.build import find_videos
     checkpoints, generated = named(options)
     folders = {name: out / name for name in checkpoints} | generated
@@ -90,11 +91,13 @@ def prepare(options, out):
                 find_videos(folder, [pair_name(case) for case in cases], other)
         if own_size > size:
             job, size = make_job(options, folders, cases), own_size
-        animate_all(animation_renderer(model, config, device), cases, folders[name], motion(options))
+        animate_alone(animation_renderer(model, config, device), cases, folders[name], motion(options),
+                      made_by=repr((config.model_params, config.dataset_params)))
     return job
 
 
 def make_job(options, folders, cases):
+    from animate import pair_name
     from evaluation.study.build import StudyJob, StudyPair
     return StudyJob(Path(options.out), tuple(StudyPair(pair_name(case), case.source, case.driving) for case in cases),
                     folders, options.design, options.comparisons, options.checks, options.seed)
@@ -108,15 +111,3 @@ def pairs_of(options, dataset, size):
             raise UserError(f'{options.list}: {case.item.name} names moments of its clips; a study shows how the first '
                             'frame of one follows all of the other')
     return cases
-
-
-def pair_name(case):
-    return f'{case.source.name}--{case.driving.name}'
-
-
-def animate_all(renderer, cases, folder, motion):
-    """The result alone of every pair, as NAME.mp4 in the folder; silent, as the study is."""
-    import animate
-    for case in cases:
-        animate.animate(renderer, case.source.read([0])[0], case.driving, folder / f'{pair_name(case)}.mp4', motion,
-                        anchor=case.anchor)

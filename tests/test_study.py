@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import animate
 import run
 from datasets import build as datasets_build
 from datasets.video import open_clip
@@ -491,6 +492,37 @@ def test_from_checkpoints_and_a_folder_to_the_result(checkpoints, tmp_path, caps
     assert call('--collect', answers, '--out', out) == 0
     assert '| rival | 100.0 [100.0, 100.0] |' in capsys.readouterr().out
     assert (out / 'study.png').is_file()
+
+
+def test_an_interrupted_build_goes_on_where_it_was(checkpoints, tmp_path, monkeypatch):
+    """Of four videos the third is interrupted; the same command makes two, another one all that it changes."""
+    out, made, whole = tmp_path / 'study', [], animate.animate
+    command = ('--checkpoints', *checkpoints.values(), '--pairs', 2, '--checks', 0, '--device', 'cpu', '--out', out)
+
+    def watched(renderer, source, driving, result, *rest, **more):
+        made.append(result)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return whole(renderer, source, driving, result, *rest, **more)
+
+    monkeypatch.setattr(animate, 'animate', watched)
+    assert call(*command) == 130
+    first = [path.read_bytes() for path in made[:2]]
+    assert not made[2].exists() and not (out / 'key.json').exists()
+    assert call(*command) == 0
+    assert made[3:] == [made[2], *made[4:]] and len(made) == 5 and len(set(made)) == 4
+    assert [path.read_bytes() for path in made[:2]] == first
+
+    shutil.rmtree(out / 'page')
+    (out / 'key.json').unlink()
+    made[1].write_bytes(b'')
+    made[1].with_suffix('.stamp').unlink()      # as if it had been interrupted while it was written
+    del made[:]
+    made += [None] * 3
+    assert call(*command) == 0 and len(made) == 3 + 1
+    shutil.rmtree(out / 'page')
+    (out / 'key.json').unlink()
+    assert call(*command, '--absolute') == 0 and len(made) == 4 + 4
 
 
 def test_a_list_of_pairs_and_no_model(tmp_path):
