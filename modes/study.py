@@ -76,7 +76,7 @@ def prepare(options, out):
     Where the test set is, the first checkpoint says. Videos that an interrupted build has finished are kept.
     """
     from animate import animate_alone, pair_name
-    from evaluation.study.build import find_videos
+    from evaluation.videos import find_videos
     checkpoints, generated = named(options)
     folders = {name: out / name for name in checkpoints} | generated
     if not checkpoints:

@@ -12,13 +12,11 @@ import hashlib
 import json
 import os
 import random
-import re
 import secrets
 import shutil
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -27,11 +25,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.constant_rate import open_constant_rate
-from datasets.frame_folder import has_stills
-from datasets.video import VIDEO_SUFFIXES
 from datasets.video_writer import VideoWriter
 from evaluation.study.schedule import DESIGNS, all_comparisons, draw_checks, draw_schedules
+from evaluation.videos import at_rate, check_length, find_videos, seconds
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from visualizer import save_png
@@ -42,7 +38,6 @@ QUESTIONS = {
     'overall': 'All in all, which video is best?',
 }
 FORMAT = 1             # of key.json and of the answers
-SHORTEST = 0.9         # of the driving video that a generated one must last
 MOSAIC = 12            # side of the broken video of an attention check, in tiles
 HOLD = 4               # frames that it shows a moment for, before it jumps to another: without flicker
 
@@ -128,31 +123,6 @@ def check_new(out):
                         'choose another folder, or remove this one')
 
 
-def find_videos(folder, names, method):
-    """The clips of a method by the pair's name: NAME.mp4, or 003_NAME.mp4 as `--mode animate` numbers them.
-
-    Raises UserError that names the pairs without a video, or with two.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f'{method}: {folder} is no folder of videos')
-    found = {name: [] for name in names}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and has_stills(path):
-            stem = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
-            name = stem if stem in found else re.sub(r'^\d+_', '', stem)
-            if name in found:
-                found[name].append(path)
-    missing = [name for name, paths in found.items() if not paths]
-    if missing:
-        raise UserError(f'{method}: {folder} has no video for {len(missing)} of {len(names)} pairs; expected '
-                        f'{missing[0]}.mp4' + (', ...' if missing[1:] else ''))
-    twice = next((paths for paths in found.values() if len(paths) > 1), None)
-    if twice:
-        raise UserError(f'{method}: {twice[0]} and {twice[1].name} are of one pair; remove one')
-    return {name: open_constant_rate(path) for name, (path,) in found.items()}
-
-
 # ---------------------------------------------------------------------------- media
 
 def _write_media(job, videos, media):
@@ -170,15 +140,15 @@ def _write_media(job, videos, media):
         size, count = _common(pair, clips)
         jobs = {hidden('option', pair, method): (clip, method) for method, clip in clips.items()}
         for name in sorted(jobs):      # in this order, lest the times of the files tell the methods
-            _write(media / name, _at_rate(jobs[name][0], pair.driving.fps, count), pair.driving.fps, size)
+            _write(media / name, at_rate(jobs[name][0], pair.driving.fps, count), pair.driving.fps, size)
         owner = {method: name for name, (_, method) in jobs.items()}
         if number in checks:
             owner[None] = hidden('check', pair, None)
             model = clips[methods[checks.index(number) % len(methods)]]
-            _write(media / owner[None], _broken(_at_rate(model, pair.driving.fps, count), job.seed),
+            _write(media / owner[None], _broken(at_rate(model, pair.driving.fps, count), job.seed),
                    pair.driving.fps, size)
         driver, source = hidden('driver', pair, None), hidden('source', pair, None, 'png')
-        _write(media / driver, _at_rate(pair.driving, pair.driving.fps, count), pair.driving.fps, height=size[0])
+        _write(media / driver, at_rate(pair.driving, pair.driving.fps, count), pair.driving.fps, height=size[0])
         save_png(media / source, _resized(next(iter(pair.source.frames())), height=size[0]))
         pairs.append({'name': pair.name, 'source': source, 'driver': driver, 'options': sorted(owner.values())})
         owners.append(owner)
@@ -201,22 +171,9 @@ def _common(pair, clips):
         if abs(h * width - w * height) > max(h, w, height, width):      # a pixel of rounding
             raise UserError(f'{pair.name}: is {width}x{height} by {first} but {w}x{h} by {method}; '
                             'all must show the result alone, in one shape')
-    lasts = {method: len(clip) / Fraction(clip.fps) for method, clip in clips.items()}
-    driven = len(pair.driving) / Fraction(pair.driving.fps)
-    shortest = min(lasts, key=lasts.get)
-    if lasts[shortest] < driven * Fraction(SHORTEST):
-        raise UserError(f'{pair.name}: lasts {float(lasts[shortest]):.2f} s by {shortest} but {float(driven):.2f} s '
-                        'in the driving video; is it of this pair?')
-    count = int(min(driven, lasts[shortest]) * pair.driving.fps + Fraction(1, 2))
+    lasts = [check_length(clip, pair.driving, pair.name, method) for method, clip in clips.items()]
+    count = int(min(seconds(pair.driving), *lasts) * pair.driving.fps + Fraction(1, 2))
     return max(shapes.values()), max(count, 1)
-
-
-def _at_rate(clip, fps, count):
-    """The first `count` frames of the clip shown at `fps`: the last that begins before the middle of a tick."""
-    shown = Counter(min(int((tick + Fraction(1, 2)) * Fraction(clip.fps) / Fraction(fps)), len(clip) - 1)
-                    for tick in range(count))
-    for i, frame in enumerate(clip.frames()):
-        yield from repeat(frame, shown[i])
 
 
 def _broken(frames, seed):
