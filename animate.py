@@ -28,7 +28,7 @@ from support.errors import UserError
 from support.files import make_folder, written_whole
 from support.streaming import write_behind
 from support.weights import weights_hash
-from visualizer import Strip, beside, contact_sheet, draw_crop, enlarge, rows_of_sheet, save_png
+from visualizer import Strip, beside, cells, contact_sheet, draw_crop, enlarge, rows_of_sheet, save_png
 
 PREVIEW = 480              # height of the picture that shows the crops, pixels
 
@@ -176,7 +176,8 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
             _animate_pair(renderer, job, motion, crop_size, progress)
     shown = [jobs[i] for i in rows_of_sheet(len(jobs))]
     if all(job.finished() for job in shown):      # else another process has not come so far, and draws it
-        sheet = contact_sheet([_cells(job.strip) for job in shown], [job.name.partition('_')[2] for job in shown])
+        sheet = contact_sheet([cells(np.asarray(Image.open(job.strip))) for job in shown],
+                              [job.name.partition('_')[2] for job in shown])
         save_png(folder / 'contact_sheet.png', sheet)
         write_list(folder / 'list.csv', [case.item for case in cases])
     return [job.result for job in jobs]
@@ -224,12 +225,6 @@ def _animate_pair(renderer, job, motion, crop_size, progress):
     with VideoWriter(job.result, case.driving.fps, job.case.sound) as video:
         _write(video, driven, case.frames(moments), beside, watch)
     save_png(job.strip, beside(*strip.row()), stamp=job.stamp)
-
-
-def _cells(path):
-    """The frames of a strip that `_animate_pair` saved, all as wide as they are high."""
-    strip = np.asarray(Image.open(path))
-    return np.split(strip, strip.shape[1] // strip.shape[0], axis=1)
 
 
 def _stamp(made_by, case):

@@ -277,6 +277,8 @@ def _landmarks(detector, image):
 
 
 def _best_by_keypoints(renderer, source, driving, most):
+    # In fp32 always: near poses differ by less than bf16 can tell.
+    renderer = Renderer(renderer.model, renderer.device, renderer.batch_size)
     wanted = renderer.keypoints([source])
     indices, values = [], []
     for some, frames in _candidates(driving, most, renderer.batch_size):

@@ -226,6 +226,11 @@ class Strip:
         return beside(*left, *(np.concatenate([_at_height(frame, height) for frame in pair]) for pair in self.pairs))
 
 
+def cells(strip):
+    """The frames of `beside(*Strip.row())`, all as wide as they are high."""
+    return np.split(strip, strip.shape[1] // strip.shape[0], axis=1)
+
+
 def _at_height(image, height):
     size = round(image.shape[1] * height / image.shape[0]), height
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

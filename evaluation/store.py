@@ -13,6 +13,7 @@ from support.errors import UserError
 from support.files import make_folder, written_whole
 from support.weights import load_tensors
 
+SUFFIXES = '.json', '.jpg', '.png'     # scores of a clip, and pictures
 SAVE_EVERY = 64        # frames between two savings of the set metrics' sums, which are some 100 MB
 
 
@@ -94,7 +95,7 @@ class Store:
 
     def tidy(self, cases):
         """Remove what belongs to other settings or clips."""
-        kept = {self.path(case, suffix) for case in cases for suffix in ('.json', '.jpg')} | {self.folder / 'sums.pt'}
+        kept = {self.path(case, suffix) for case in cases for suffix in SUFFIXES} | {self.folder / 'sums.pt'}
         for path in self.folder.iterdir():
             if path not in kept:
                 path.unlink(missing_ok=True)

@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from modes.options import add_device, add_model, load_model, process_group, refuse, run_path
+from modes.options import add_device, add_model, load_model, process_group, refuse, run_path, subject_of
 from support.errors import UserError
 
 
@@ -77,10 +77,9 @@ def job_of_model(options, device):
     from evaluation.evaluate import EvaluationJob
     from evaluation.protocols import find_protocol
     from inference import Renderer
-    from support.weights import weights_hash
     protocol = find_protocol(options.protocol)
     config, model = load_model(options, device)
-    size, precision, pairs = config.model_params.image_size, config.train_params.precision, config.animate_params
+    size, pairs = config.model_params.image_size, config.animate_params
     clips = (test_set(options.path_map, size) if options.path_map else
              {clip.name: clip for clip in test_clips(config.dataset_params, size)})
     list_name, items = choose_items(protocol, options.list, clips, pairs.num_pairs, pairs.seed)
@@ -88,6 +87,5 @@ def job_of_model(options, device):
     selection = Selection(list_name, items, *find_cases(items, ClipFinder(clips, options.path_map, size, folders)))
     batch_size = config.reconstruction_params.batch_size
     job = EvaluationJob(options.protocol, protocol, selection, tuple(options.metrics or protocol.metrics),
-                        {'method': config.method, 'weights': weights_hash(model), 'image size': size,
-                         'precision': precision}, batch_size)
-    return job, run_path(options), Renderer(model, device, batch_size, precision)
+                        subject_of(config, model), batch_size)
+    return job, run_path(options), Renderer(model, device, batch_size, config.train_params.precision)

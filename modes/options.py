@@ -1,6 +1,7 @@
 """Flags that several modes read, and what they lead to: a config, a run folder, a model, a device."""
 
 import argparse
+import hashlib
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,14 @@ def find_pairs(list_name, dataset, size, count, seed):
                 for item in draw_pairs(clips, count=count, seed=seed)]
     folders = [Path(list_name).parent] * Path(list_name).is_file() + ([Path(root, 'test')] if root else [])
     return cases_of_list(list_name, ClipFinder(clips, (), size, folders, open_constant_rate), clips)
+
+
+def subject_of(config, model):
+    """{what: value} that tells a model's results from those of others; goes into reports."""
+    from support.weights import weights_hash
+    params = hashlib.sha256(repr(config.model_params).encode()).hexdigest()[:16]
+    return {'method': config.method, 'weights': weights_hash(model), 'model params': params,
+            'image size': config.model_params.image_size, 'precision': config.train_params.precision}
 
 
 def animation_renderer(model, config, device):

@@ -3,7 +3,7 @@
     python run.py --mode reconstruction --checkpoint model.pt
 """
 
-from modes.options import add_device, add_model, load_model, process_group, run_path
+from modes.options import add_device, add_model, load_model, process_group, run_path, subject_of
 
 
 def add_arguments(parser):
@@ -29,6 +29,7 @@ def run_on(options, device):
     clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
     folder = run_path(options) / 'reconstruction'
     renderer = Renderer(model, device, params.batch_size, config.train_params.precision)
-    report = reconstruct(renderer, clips, folder, include_first=params.include_first, save_videos=params.save_videos)
+    report = reconstruct(renderer, clips, folder, subject=subject_of(config, model), include_first=params.include_first,
+                         save_videos=params.save_videos)
     print(format_table(report))
     print(f'videos, metrics.json, metrics.csv and contact_sheet.png are in {folder}')

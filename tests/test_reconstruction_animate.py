@@ -130,6 +130,11 @@ def names_in(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
 
 
+def results_in(folder):
+    """Without what is kept to go on from."""
+    return [name for name in names_in(folder) if not name.startswith('clips/')]
+
+
 # Reconstruction
 
 def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
@@ -137,7 +142,7 @@ def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
     made = reconstruct(renderer(model), clips, tmp_path / 'new' / 'out')
 
     out = tmp_path / 'new' / 'out'
-    assert names_in(out) == ['contact_sheet.png', 'metrics.csv', 'metrics.json', 'videos/a#1.mp4', 'videos/b#2.mp4']
+    assert results_in(out) == ['contact_sheet.png', 'metrics.csv', 'metrics.json', 'videos/a#1.mp4', 'videos/b#2.mp4']
     written = open_clip(out / 'videos' / 'a#1.mp4')
     assert written.fps == NTSC and len(written) == 10
     assert written.read([0])[0].shape == (SIZE, 3 * SIZE, 3)                 # source | driving | prediction
@@ -152,7 +157,7 @@ def test_first_frame_is_rebuilt_from_itself_and_equals_its_copy(model, tmp_path)
     summary = reconstruct(renderer(model), [ToyClip(num_frames=1)], tmp_path, save_videos=False).summary
     assert summary['copy'] == {'l1.mean_abs': 0, 'psnr.rgb': None, 'ssim.gauss11': pytest.approx(1)}
     assert summary['model']['l1.mean_abs'] < 1e-3
-    assert names_in(tmp_path) == ['contact_sheet.png', 'metrics.csv', 'metrics.json']
+    assert results_in(tmp_path) == ['contact_sheet.png', 'metrics.csv', 'metrics.json']
 
 
 def test_scores_do_not_depend_on_the_batch_size(model, tmp_path):
@@ -172,7 +177,8 @@ def test_leaving_out_the_first_frame(model, tmp_path):
 def test_a_broken_clip_is_named_and_nothing_half_written_stays(model, tmp_path):
     with pytest.raises(UserError, match='broken: frame 3'):
         reconstruct(renderer(model), [ToyClip('good'), BrokenClip('broken')], tmp_path)
-    assert names_in(tmp_path) == ['videos/good.mp4']
+    assert results_in(tmp_path) == ['videos/good.mp4']
+    assert [name for name in names_in(tmp_path) if 'broken' in name or 'partial' in name] == []
 
 
 def test_an_interrupt_leaves_nothing_half_written(model, tmp_path, monkeypatch):
@@ -182,6 +188,35 @@ def test_an_interrupt_leaves_nothing_half_written(model, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         reconstruct(renderer(model), [ToyClip()], tmp_path)
     assert names_in(tmp_path) == []
+
+
+def test_an_interrupted_reconstruction_goes_on_to_the_same_numbers(model, tmp_path, monkeypatch):
+    clips = [ToyClip('a', 9), ToyClip('b', 6, seed=2), ToyClip('c', 5, seed=4)]
+    reconstruct(renderer(model), clips, tmp_path / 'whole')
+    follow, followed = Renderer.follow, []
+
+    def interrupted(self, source, *rest):
+        followed.append(source)
+        if len(followed) == 3:
+            raise KeyboardInterrupt
+        return follow(self, source, *rest)
+
+    monkeypatch.setattr(Renderer, 'follow', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(renderer(model), clips, tmp_path / 'parts')
+    assert results_in(tmp_path / 'parts') == ['videos/a.mp4', 'videos/b.mp4']
+
+    def rebuilt(**changes):
+        followed[:] = [None] * 3
+        reconstruct(renderer(model), clips, tmp_path / 'parts', **changes)
+        return len(followed) - 3
+
+    assert rebuilt() == 1
+    for name in names_in(tmp_path / 'whole'):
+        assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'parts' / name).read_bytes()
+    (tmp_path / 'parts' / 'videos' / 'b.mp4').unlink()
+    assert rebuilt() == 1 and rebuilt() == 0
+    assert rebuilt(subject={'weights': 'others'}) == 3 and rebuilt() == 3       # whose videos lay there meanwhile
 
 
 @pytest.mark.parametrize('clips, message', [
