@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from curves.alarms import Alarms
 from datasets.build import training_people
 from datasets.frames import Augmentation, PairDataset, Stream
 from logger import check_same_model
@@ -49,10 +50,11 @@ def train(config, run, device):
     loader = training_loader(config, step)
     validation = Validation(config, run, device) if distributed.rank() == 0 else None
     means, skipped, stopping = Means(), SkippedSteps(run, params.max_nonfinite), StopSignal()
+    alarms = Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=distributed.rank() > 0)
     with stopping, progress, training_memory.explained(config, micro_batch, device):
-        for waited, batch in timed(loader):
+        for seconds, batch in timed(loader):
             step += 1
             taken = training_step(micro_batches(batch, params), step)
 
@@ -62,11 +64,13 @@ def train(config, run, device):
                           | {'diagnostics/gradient_norm': taken.gradient_norm})
             else:
                 skipped.add(step, batch)
-            means.add({'data/wait_s': torch.tensor(waited), 'data/skipped_clips': batch['skipped'].sum()})
+            means.add(seconds | {'data/skipped_clips': batch['skipped'].sum()})
             if step % params.log_every == 0:
                 figures = means.read()
-                run.scalars(step, figures | {'diagnostics/skipped_steps': skipped.count,
-                                             'learning_rate': state.learning_rate(step)})
+                figures |= {'data/wait_share': figures['data/wait_s'] / figures['data/step_s'],
+                            'diagnostics/skipped_steps': skipped.count, 'learning_rate': state.learning_rate(step)}
+                run.scalars(step, figures)
+                alarms(step, figures)
                 progress.set_postfix({name: f'{figures[name]:.3g}' for name in ('total', 'l1', 'data/wait_s')
                                       if name in figures})
             progress.update()
@@ -107,6 +111,7 @@ def resume(run, config, state):
     """Load the run folder's newest whole checkpoint into `state`; returns its step, 0 if there is none."""
     found = run.newest()
     if found is None:
+        run.rewind(0)
         for model in (state.model, state.ema):
             load_pretrained(model)
         return 0
@@ -163,11 +168,12 @@ def _quiet_worker(_):
 
 
 def timed(loader):
-    """(seconds that it was waited for, batch) of every batch."""
-    begin = time.perf_counter()
+    """Every batch with its seconds by name, as tensors: how long it was waited for, and how long ago the last came."""
+    last = begin = time.perf_counter()
     for batch in loader:
-        yield time.perf_counter() - begin, batch
-        begin = time.perf_counter()
+        now = time.perf_counter()
+        yield {'data/wait_s': torch.tensor(now - begin), 'data/step_s': torch.tensor(now - last)}, batch
+        last, begin = now, time.perf_counter()
 
 
 # ---------------------------------------------------------------------------- the loop's helpers

@@ -30,17 +30,11 @@ class Watch:
     def __init__(self, rules=None):
         """rules: default all; those without a limit are passed over."""
         self.rules = [rule for rule in (RULES if rules is None else rules) if rule.limit is not None]
-        self.restart()
-
-    def restart(self):
-        self.step, self.since, self.raised = 0, {}, {}     # by the rule's place: its first broken step, its Alarm
+        self.since, self.raised = {}, {}     # by the rule's place: its first broken step, its Alarm
 
     def __call__(self, figures):
         """One interval's {'step': ..., name: value} -> (Alarms that it raises, Alarms that are over)."""
         step, new, over = figures['step'], [], []
-        if step < self.step:
-            self.restart()                   # begun anew in the same folder
-        self.step = step
         for place, rule in enumerate(self.rules):
             if not any(map(rule.matches, figures)):
                 continue                     # a line of validation says nothing of training

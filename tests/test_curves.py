@@ -1,14 +1,17 @@
 """Is my loss normal? Runs beside references of three seeds, what is said of them, and alarms while training."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import run
+import train
 from config import schema
 from curves import record, reference
 from curves.alarms import Watch
@@ -312,3 +315,44 @@ def test_every_hard_rule_gives_its_reason_beside_a_reference_too():
         scalar = rule.scalars.replace('*', 'x')
         assert reason_of(scalar, 'above' if rule.side == 'either' else rule.side) == rule.reason
     assert reason_of('something', 'above') == UNKNOWN
+
+
+@pytest.fixture
+def collapsing(monkeypatch):
+    """Training whose keypoints collapse from step 3 on, under rules that wait for 2 steps."""
+    true = train.diagnostics
+    monkeypatch.setattr(train, 'diagnostics', lambda generated: true(generated) | (
+        {'diagnostics/keypoint_spread': torch.tensor(0.001)} if next(count) > 2 else {}))
+    monkeypatch.setattr('curves.alarms.RULES', [rule._replace(steps=2) for rule in RULES])
+    count = itertools.count(1)
+
+
+def train_in(folder, *overrides):
+    run_folder = RunFolder(folder)
+    try:
+        train.train(tiny('train_params.log_every=1', *overrides), run_folder, torch.device('cpu'))
+    finally:
+        run_folder.close()
+
+
+def test_training_says_an_alarm_once_and_a_resumed_run_does_not_repeat_it(tmp_path, collapsing, caplog):
+    name = 'keypoints collapsed'
+    train_in(tmp_path, 'train_params.num_iterations=7', 'train_params.save_every=6')
+    said = [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in said if line['rule'] == name] == [5]
+    assert len([record for record in caplog.records if name in record.message]) == 1
+    assert {'data/wait_share', 'data/step_s'} <= read_run(tmp_path).keys()
+
+    (tmp_path / 'checkpoints' / '00000007.pt').unlink()
+    train_in(tmp_path, 'train_params.num_iterations=9')
+    assert [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()
+            if json.loads(line)['rule'] == name] == [line for line in said if line['rule'] == name]
+
+
+def test_a_run_that_begins_anew_forgets_what_was_logged(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.scalars(50, {'total': 1.0})
+    folder.alarm(50, 'a rule', 'a text')
+    folder.close()
+    train_in(tmp_path, 'train_params.num_iterations=1')
+    assert read_run(tmp_path)['total'].steps.tolist() == [1] and not (tmp_path / 'alarms.jsonl').read_text()
