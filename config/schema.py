@@ -1,7 +1,8 @@
 """Loading, checking and overriding the YAML configs.
 
-Every key has a type, a default and a meaning in a dataclass: here for what the loops need, beside the
-network for what a network needs. An unknown key, a wrong type or an impossible value stops at once.
+Every key has a type, a default and a meaning in a dataclass: here for what the loops need, beside the network for what
+a network needs; numbers have a range too (support/ranges.py). An unknown key, a wrong type or an impossible value
+stops at once.
 """
 
 import dataclasses
@@ -10,18 +11,22 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 
 from config.path import check_config_path
+from datasets.synthetic.clips import MAX_PEOPLE
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError
 from support.files import written_whole
 from support.names import did_you_mean, did_you_mean_or_known
+from support.ranges import AtLeastOne, AtLeastZero, Decay, NotNegative, Positive, Range, Scale, Seed
 
 PRECISIONS = ('fp32', 'bf16')
 CLIP_NORMS = ('l2', 'inf')
+People = Annotated[int, Range(1, MAX_PEOPLE)]
 
 # Keys of earlier configs and checkpoints, by their section: what they are called now.
 RENAMED = {
@@ -35,58 +40,58 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AugmentationParams:
-    time_flip: bool = True             # swap source and driving, half of the time
-    horizontal_flip: bool = True       # mirror both, half of the time where time was not flipped, as in FOMM
-    brightness: float = 0.0            # colour jitter, the same for both frames; FOMM uses 0.1 for all four
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
+    time_flip: bool = True         # swap source and driving, half of the time
+    horizontal_flip: bool = True   # mirror both, half of the time where time was not flipped, as in FOMM
+    brightness: NotNegative = 0.0  # colour jitter, the same for both frames; FOMM uses 0.1 for all four
+    contrast: NotNegative = 0.0
+    saturation: NotNegative = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
 
 
 @dataclass(frozen=True)
 class SyntheticParams:
-    train_people: int = 256            # identities to train on
-    test_people: int = 8               # other identities, one clip each
-    clips_per_person: int = 2          # training clips of each identity
-    frames: int = 64                   # per clip
+    train_people: People = 256        # identities to train on
+    test_people: People = 8           # other identities, one clip each
+    clips_per_person: AtLeastOne = 2  # training clips of each identity
+    frames: AtLeastOne = 64           # per clip
 
 
 @dataclass(frozen=True)
 class DatasetParams:
-    root_dir: str | None = None        # folder with train/ and test/; null trains on the embedded heads
-    id_sampling: bool = True           # persons are equally likely, not clips; names are person#...
-    max_broken: int = 20               # unreadable training clips that are skipped before the run stops
+    root_dir: str | None = None   # folder with train/ and test/; null trains on the embedded heads
+    id_sampling: bool = True      # persons are equally likely, not clips; names are person#...
+    max_broken: AtLeastZero = 20  # unreadable training clips that are skipped before the run stops
     augmentation_params: AugmentationParams = AugmentationParams()
     synthetic_params: SyntheticParams = SyntheticParams()
 
 
 @dataclass(frozen=True)
 class TrainParams:
-    num_iterations: int = 250_000
-    batch_size: int = 16               # over all processes and accumulation steps together
-    accumulate: int = 1                # micro-batches per optimiser step
-    motion_iterations: int = 0    # the first iterations, which train keypoints and coarse flow alone (see README.md)
-    learning_rate: float = 8e-5        # generator and motion estimator
-    discriminator_learning_rate: float = 8e-5
-    betas: tuple[float, ...] = (0.9, 0.99)
-    milestones: tuple[int, ...] = (200_000, 225_000)    # iterations at which the learning rates fall
-    gamma: float = 0.5                 # factor of each fall
-    clip_norm: float = 0.0             # limit of the model's gradient norm; 0 does not clip
-    clip_norm_type: str = 'l2'         # l2 | inf, the largest element
-    clip_apart: tuple[tuple[str, ...], ...] = ()    # groups of networks, each clipped on its own and others not; () all
-    ema_decay: float = 0.995           # of the weights that validation and inference use
-    ema_exclude: tuple[str, ...] = ()  # networks of the model that inference uses without EMA
-    precision: str = 'fp32'            # fp32 | bf16 (autocast)
-    checkpointing: bool = False        # compute activations twice instead of keeping them: less memory, more time
-    compile: bool = False              # torch.compile of the model's blocks: pays on GPUs and in long runs
-    seed: int = 0
-    num_workers: int = 4               # data loading processes per training process
-    log_every: int = 50                # iterations between lines of the log
-    val_every: int = 2500              # iterations between validations
-    val_pairs: int = 32                # fixed test pairs per validation
-    save_every: int = 2500             # iterations between checkpoints
-    keep_checkpoints: int = 3          # newest ones kept on disk
-    max_nonfinite: int = 20            # skipped non-finite steps before the run stops
+    num_iterations: AtLeastOne = 250_000
+    batch_size: AtLeastOne = 16         # over all processes and accumulation steps together
+    accumulate: AtLeastOne = 1          # micro-batches per optimiser step
+    motion_iterations: AtLeastZero = 0  # the first of them, which train keypoints and coarse flow alone (see README.md)
+    learning_rate: Positive = 8e-5      # generator and motion estimator
+    discriminator_learning_rate: Positive = 8e-5
+    betas: tuple[Decay, ...] = (0.9, 0.99)
+    milestones: tuple[AtLeastOne, ...] = (200_000, 225_000)  # iterations at which the learning rates fall
+    gamma: Scale = 0.5                  # factor of each fall
+    clip_norm: NotNegative = 0.0        # limit of the model's gradient norm; 0 does not clip
+    clip_norm_type: str = 'l2'          # l2 | inf, the largest element
+    clip_apart: tuple[tuple[str, ...], ...] = ()  # groups of networks, each clipped on its own, others not; () all
+    ema_decay: Decay = 0.995            # of the weights that validation and inference use
+    ema_exclude: tuple[str, ...] = ()   # networks of the model that inference uses without EMA
+    precision: str = 'fp32'             # fp32 | bf16 (autocast)
+    checkpointing: bool = False         # compute activations twice instead of keeping them: less memory, more time
+    compile: bool = False               # torch.compile of the model's blocks: pays on GPUs and in long runs
+    seed: Seed = 0
+    num_workers: AtLeastZero = 4        # data loading processes per training process
+    log_every: AtLeastOne = 50          # iterations between lines of the log
+    val_every: AtLeastOne = 2500        # iterations between validations
+    val_pairs: AtLeastOne = 32          # fixed test pairs per validation
+    save_every: AtLeastOne = 2500       # iterations between checkpoints
+    keep_checkpoints: AtLeastOne = 3    # newest ones kept on disk
+    max_nonfinite: AtLeastZero = 20     # skipped non-finite steps before the run stops
     objective_params: ObjectiveParams = ObjectiveParams()
 
     def __post_init__(self):
@@ -96,34 +101,30 @@ class TrainParams:
             raise ValueError(f'clip_norm_type={self.clip_norm_type!r}: expected one of {", ".join(CLIP_NORMS)}')
         if len(self.betas) != 2:
             raise ValueError(f'betas={list(self.betas)}: Adam takes two')
-        if not 0 <= self.motion_iterations < self.num_iterations:
-            raise ValueError(f'motion_iterations={self.motion_iterations}: expected at least 0 and fewer than '
+        if self.motion_iterations >= self.num_iterations:
+            raise ValueError(f'motion_iterations={self.motion_iterations}: expected fewer than '
                              f'num_iterations={self.num_iterations}, or nothing would learn to decode')
-        for name in ('num_iterations', 'batch_size', 'accumulate', 'log_every', 'val_every', 'save_every',
-                     'keep_checkpoints', 'val_pairs'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: expected at least 1')
 
 
 @dataclass(frozen=True)
 class ReconstructionParams:
-    num_videos: int = 1000             # at most so many test clips, in order of their names
-    include_first: bool = True         # score frame 0 too, where source and driving are the same image (FOMM does)
-    batch_size: int = 8                # driving frames rendered at once
+    num_videos: AtLeastOne = 1000  # at most so many test clips, in order of their names
+    include_first: bool = True     # score frame 0 too, where source and driving are the same image (FOMM does)
+    batch_size: AtLeastOne = 8     # driving frames rendered at once
     save_videos: bool = True
 
 
 @dataclass(frozen=True)
 class AnimateParams:
-    num_pairs: int = 50                # random pairs of the test set, each clip once a source; where no list is given
-    pairs_list: str | None = None      # as --mode evaluate --list takes it (evaluation/protocols.py)
-    seed: int = 0                      # of the random pairs
-    batch_size: int = 8                # driving frames rendered at once
+    num_pairs: AtLeastOne = 50     # random pairs of the test set, each clip once a source; where no list is given
+    pairs_list: str | None = None  # as --mode evaluate --list takes it (evaluation/protocols.py)
+    seed: Seed = 0                 # of the random pairs
+    batch_size: AtLeastOne = 8     # driving frames rendered at once
 
 
 @dataclass(frozen=True)
 class VisualizerParams:
-    samples: int = 4                   # rows of the training and validation pictures
+    samples: AtLeastOne = 4  # rows of the training and validation pictures
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _check_names(given, known, where, prefix):
 
 def _build(cls, values, where, key):
     values = _mapping(values, f'{where}: {key}')
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     _check_names(values, list(hints), where, f'{key}.')
     defaults = {f.name: f for f in dataclasses.fields(cls)}
     arguments = {}
@@ -275,6 +276,11 @@ def _convert(hint, value, where, key):
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, key)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        number, allowed = _convert(arguments[0], value, where, key), arguments[1]
+        if number not in allowed:
+            raise UserError(f'{where}: {key}={number!r}: expected {allowed}')
+        return number
     if origin is types.UnionType:
         if value is None:
             return None

@@ -6,13 +6,22 @@ import torch
 from torch import nn
 
 from modules.layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+from support.ranges import AtLeastOne
 
 
 @dataclass(frozen=True)
 class AutoencoderParams:
-    channels: tuple[int, ...] = (256, 128, 128, 64)   # per scale, coarsest first; N scales
-    res_blocks: int = 2                               # per scale
-    norm_groups: int = 32                             # of every group normalisation
+    channels: tuple[AtLeastOne, ...] = (256, 128, 128, 64)  # per scale, coarsest first; N scales
+    res_blocks: AtLeastOne = 2                              # per scale
+    norm_groups: AtLeastOne = 32                            # of every group normalisation
+
+    def __post_init__(self):
+        if not self.channels:
+            raise ValueError('channels=[]: expected the width of at least one scale')
+        for width in self.channels:
+            if width % min(self.norm_groups, width):
+                raise ValueError(f'channels={list(self.channels)}: {width} is not a multiple of '
+                                 f'norm_groups={self.norm_groups}')
 
 
 class Level(nn.Module):

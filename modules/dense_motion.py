@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, Hourglass
 from modules.warp import identity_grid, invert_2x2, sample, warp
+from support.ranges import AtLeastOne, Positive, Scale
 
 
 @dataclass(frozen=True)
 class DenseMotionParams:
-    block_expansion: int = 64
-    num_blocks: int = 5
-    max_features: int = 1024
-    scale_factor: float = 0.25       # flows live at this fraction of the image size
-    kp_variance: float = 0.01        # of the Gaussian around each keypoint
+    block_expansion: AtLeastOne = 64
+    num_blocks: AtLeastOne = 5
+    max_features: AtLeastOne = 1024
+    scale_factor: Scale = 0.25    # flows live at this fraction of the image size
+    kp_variance: Positive = 0.01  # of the Gaussian around each keypoint
 
 
 class SourceImage(NamedTuple):

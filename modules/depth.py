@@ -1,28 +1,28 @@
 """Disparity from one image: the network of Monodepth2 (Godard et al., ICCV 2019), frozen, as DaGAN uses it."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from modules.layers import BatchNorm2d
+from support.ranges import AtLeastOne, Range
 
 MEAN, STD = 0.45, 0.225           # of images in [0, 1], as the network was trained
 
 
 @dataclass(frozen=True)
 class DepthParams:
-    pretrained: str | None = None    # folder of encoder.pth and depth.pth, which training starts with; null: random
-    num_layers: int = 18             # of the ResNet, 18 (the published weights) or 50
-    num_stages: int = 4              # of the ResNet; the image is halved num_stages + 1 times
-    block_expansion: int = 64        # channels of the ResNet's first layer
+    pretrained: str | None = None     # folder of encoder.pth and depth.pth, which training starts with
+    num_layers: Annotated[int, Range(18, 50)] = 18  # of the ResNet, 18 (the published weights) or 50
+    num_stages: Annotated[int, Range(1, 4)] = 4  # of the ResNet; the image is halved num_stages + 1 times
+    block_expansion: AtLeastOne = 64  # channels of the ResNet's first layer
 
     def __post_init__(self):
         if self.num_layers not in RESNETS:
             raise ValueError(f'num_layers={self.num_layers}: expected one of {", ".join(map(str, RESNETS))}')
-        if not 1 <= self.num_stages <= 4:
-            raise ValueError(f'num_stages={self.num_stages}: expected 1 to 4')
 
 
 class BasicBlock(nn.Module):

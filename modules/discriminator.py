@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, BatchNorm2d, to_unit
+from support.ranges import AtLeastOne, Positive, Scale
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -26,8 +27,8 @@ class DiscriminatorOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchDiscriminatorParams:
-    channels: int = 64         # width of the first layer
-    num_layers: int = 4        # strided layers; 4 look at patches in steps of 16 px, (B, 1, 14, 14) at 256 px
+    channels: AtLeastOne = 64   # width of the first layer
+    num_layers: AtLeastOne = 4  # strided layers; 4 look at patches in steps of 16 px, (B, 1, 14, 14) at 256 px
 
 
 class PatchDiscriminator(nn.Module):
@@ -68,13 +69,13 @@ class PatchDiscriminator(nn.Module):
 
 @dataclass(frozen=True)
 class MultiScaleDiscriminatorParams:
-    scales: tuple[float, ...] = (1,)    # of the image; one network each
-    block_expansion: int = 32           # half the width of the first layer, which is doubled at each layer
-    max_features: int = 512             # widest layer
-    num_blocks: int = 4                 # layers; all but the last halve the image
-    spectral_norm: bool = False         # divides each kernel by its largest singular value
-    use_keypoints: bool = False         # heat maps of the driving keypoints are input channels
-    kp_variance: float = 0.01           # of the Gaussian around each keypoint
+    scales: tuple[Scale, ...] = (1,)  # of the image; one network each
+    block_expansion: AtLeastOne = 32  # half the width of the first layer, which is doubled at each layer
+    max_features: AtLeastOne = 512    # widest layer
+    num_blocks: AtLeastOne = 4        # layers; all but the last halve the image
+    spectral_norm: bool = False       # divides each kernel by its largest singular value
+    use_keypoints: bool = False       # heat maps of the driving keypoints are input channels
+    kp_variance: Positive = 0.01      # of the Gaussian around each keypoint
 
 
 class DiscriminatorBlock(nn.Module):

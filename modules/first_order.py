@@ -121,6 +121,6 @@ def check_sizes(params, **further):
     for name, scale in (scales | further).items():
         halvings[f'{name}.num_blocks'] = (round(params.image_size * scale), getattr(params, name).num_blocks)
     for name, (size, count) in halvings.items():
-        if size % 2 ** count:
+        if size < 1 or size % 2 ** count:
             raise ValueError(f'image_size={params.image_size} gives {name} inputs of {size} px, '
                              f'which cannot be halved {count} times')

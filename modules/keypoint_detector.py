@@ -1,6 +1,7 @@
 """FOMM's keypoint detector: unsupervised keypoints and their local affine frames (FOMM Sec. 3.1)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -8,18 +9,19 @@ from torch import nn
 from modules.layers import AntiAlias, Hourglass
 from modules.talking_head import Keypoints
 from modules.warp import identity_grid
+from support.ranges import AtLeastOne, Positive, Range, Scale
 
 
 @dataclass(frozen=True)
 class KeypointDetectorParams:
-    num_kp: int = 15                 # keypoints
-    block_expansion: int = 32        # hourglass width at full detector resolution
-    num_blocks: int = 5              # halvings in the hourglass
-    max_features: int = 1024         # widest hourglass layer
-    scale_factor: float = 0.25       # the detector sees the image at this scale
-    temperature: float = 0.1         # of the softmax that turns logits into heat maps
-    shared_jacobian: bool = False    # one map of Jacobians for all keypoints, as MRFA has it; otherwise one map each
-    padding: int = 0                 # of the 7x7 heads; published weights use none: heat maps span [-1, 1], no border
+    num_kp: AtLeastOne = 15                   # keypoints
+    block_expansion: AtLeastOne = 32          # hourglass width at full detector resolution
+    num_blocks: AtLeastOne = 5                # halvings in the hourglass
+    max_features: AtLeastOne = 1024           # widest hourglass layer
+    scale_factor: Scale = 0.25                # the detector sees the image at this scale
+    temperature: Positive = 0.1               # of the softmax that turns logits into heat maps
+    shared_jacobian: bool = False             # one map of Jacobians for all keypoints, as MRFA has it, or one each
+    padding: Annotated[int, Range(0, 3)] = 0  # of the 7x7 heads; published weights: none, heat maps span [-1, 1]
 
 
 class KeypointDetector(nn.Module):

@@ -19,6 +19,7 @@ from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
 from modules.mcnet_figures import mcnet_figures
 from modules.warp import occlude, resize, warp
+from support.ranges import AtLeastOne
 
 TEMPERATURE = 34           # of the softmax over dynamic kernels: nearly uniform at first, so that every kernel learns
 ATTENTION_SCALE = 1 / 4    # of query . key; the public code's constant, whatever the width
@@ -26,23 +27,21 @@ ATTENTION_SCALE = 1 / 4    # of query . key; the public code's constant, whateve
 
 @dataclass(frozen=True)
 class MCNetParams:
-    image_size: int = 256            # side of the square image in pixels
-    block_expansion: int = 64        # channels at full resolution; doubled at each halving
-    max_features: int = 512          # widest feature
-    num_down_blocks: int = 3         # halvings; the memory refines features of the coarsest `num_down_blocks` scales
-    memory_channels: int = 512       # of the meta-memory, and of queries, keys and values
-    memory_size: int = 32            # side of the meta-memory
-    style_channels: int = 512        # of the implicit identity code
-    style_hidden: int = 128          # hidden width on the way to it
-    num_kernels: int = 4             # that the dynamic convolution mixes
+    image_size: AtLeastOne = 256       # side of the square image in pixels
+    block_expansion: AtLeastOne = 64   # channels at full resolution; doubled at each halving
+    max_features: AtLeastOne = 512     # widest feature
+    num_down_blocks: AtLeastOne = 3    # halvings; the memory refines features of the coarsest `num_down_blocks` scales
+    memory_channels: AtLeastOne = 512  # of the meta-memory, and of queries, keys and values
+    memory_size: AtLeastOne = 32       # side of the meta-memory
+    style_channels: AtLeastOne = 512   # of the implicit identity code
+    style_hidden: AtLeastOne = 128     # hidden width on the way to it
+    num_kernels: AtLeastOne = 4        # that the dynamic convolution mixes
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=15)
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams(use_keypoints=True)
 
     def __post_init__(self):
         check_sizes(self)
-        if self.num_down_blocks < 1:
-            raise ValueError(f'num_down_blocks={self.num_down_blocks}: expected at least 1')
         if self.block_expansion % 2:
             raise ValueError(f'block_expansion={self.block_expansion}: expected an even number, as the memory refines '
                              'every second channel')

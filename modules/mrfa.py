@@ -19,26 +19,27 @@ from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, tokens
 from modules.mrfa_figures import mrfa_figures
 from modules.warp import from_pixels, occlude, pixel_grid, resize, resize_flow, sample, to_displacement, warp
+from support.ranges import AtLeastOne, Positive
 
 
 @dataclass(frozen=True)
 class StructureParams:
-    block_expansion: int = 32        # hourglass width at flow resolution
-    num_blocks: int = 5              # halvings in the hourglass
-    max_features: int = 512          # widest hourglass layer
-    channels: int = 256              # of the structure maps that are correlated
-    kp_variance: float = 0.1         # of the Gaussian around each keypoint; ten times the dense motion's
-    radius: int = 3                  # of the look-up, in pixels of each level
-    levels: int = 2                  # of the look-up, each half as fine as the one before
+    block_expansion: AtLeastOne = 32  # hourglass width at flow resolution
+    num_blocks: AtLeastOne = 5        # halvings in the hourglass
+    max_features: AtLeastOne = 512    # widest hourglass layer
+    channels: AtLeastOne = 256        # of the structure maps that are correlated
+    kp_variance: Positive = 0.1       # of the Gaussian around each keypoint; ten times the dense motion's
+    radius: AtLeastOne = 3            # of the look-up, in pixels of each level
+    levels: AtLeastOne = 2            # of the look-up, each half as fine as the one before
 
 
 @dataclass(frozen=True)
 class MrfaParams:
-    image_size: int = 256            # side of the square image in pixels
-    block_expansion: int = 64        # channels at full resolution; doubled at each halving
-    max_features: int = 512          # widest feature
-    num_down_blocks: int = 5         # halvings; the flow is refined at num_down_blocks + 1 scales
-    flow_update_width: int = 128     # hidden width of the flow updater
+    image_size: AtLeastOne = 256         # side of the square image in pixels
+    block_expansion: AtLeastOne = 64     # channels at full resolution; doubled at each halving
+    max_features: AtLeastOne = 512       # widest feature
+    num_down_blocks: AtLeastOne = 5      # halvings; the flow is refined at num_down_blocks + 1 scales
+    flow_update_width: AtLeastOne = 128  # hidden width of the flow updater
     structure_params: StructureParams = StructureParams()
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10, shared_jacobian=True)
     dense_motion_params: DenseMotionParams = DenseMotionParams()

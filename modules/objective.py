@@ -10,6 +10,7 @@ from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
 from support import distributed
 from support.names import did_you_mean_or_known
+from support.ranges import AtLeastZero, NotNegative, Scale
 
 IMAGE_LOSSES = 'l1', 'laplacian', 'perceptual'      # of the prediction, and times `first_scale` of I_g^1
 COMMON_LOSSES = (*IMAGE_LOSSES, 'first_scale', 'adversarial', 'feature_matching',
@@ -18,13 +19,13 @@ COMMON_LOSSES = (*IMAGE_LOSSES, 'first_scale', 'adversarial', 'feature_matching'
 
 @dataclass(frozen=True)
 class ObjectiveParams:
-    loss_weights: dict[str, float] = field(default_factory=dict)    # common losses and the method's own; 0 if not given
-    perceptual_scales: tuple[float, ...] = (1, 0.5, 0.25, 0.125)
-    perceptual_imagenet_range: bool = False      # feed VGG19 its own range; the released code feeds it [-1, 1]
-    keypoint_distance_hinge: bool = False        # a hinge with gradient; the released code's sign has none
-    adversarial: str = 'hinge'                   # hinge | lsgan
-    adaptive_weight: bool = True                 # scale the adversarial loss by VQGAN's balance of gradients
-    adversarial_start: int = 5001                # last iteration without adversarial training
+    loss_weights: dict[str, NotNegative] = field(default_factory=dict)  # common losses and the method's own
+    perceptual_scales: tuple[Scale, ...] = (1, 0.5, 0.25, 0.125)
+    perceptual_imagenet_range: bool = False  # feed VGG19 its own range; the released code: [-1, 1]
+    keypoint_distance_hinge: bool = False    # with gradient; the released code's sign has none
+    adversarial: str = 'hinge'               # hinge | lsgan
+    adaptive_weight: bool = True             # scale the adversarial loss by VQGAN's balance
+    adversarial_start: AtLeastZero = 5001    # last iteration without adversarial training
 
     def __post_init__(self):
         if self.adversarial not in ADVERSARIAL_FORMS:

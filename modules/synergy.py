@@ -20,18 +20,19 @@ from modules.retrieval import Projection, RetrievalLayer
 from modules.synergy_figures import synergy_figures
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
+from support.ranges import AtLeastOne
 
 OCCLUSION_UPDATES = ('probability', 'logit')
 
 
 @dataclass(frozen=True)
 class SynergyParams:
-    image_size: int = 256                   # side of the square image in pixels
-    occlusion_update: str = 'probability'   # residuals are added to the probability (released code) or to the logit
-    tied_windows: bool = False              # ACC starts by passing features, not from PyTorch's default start
-    residual_appearance: bool = False       # ACC adds to the warped feature, instead of replacing it
-    image_skip: bool = False                # the decoder adds to the source image moved by the finest flow
-    flow_update_width: int = 128            # hidden width of D_MR, which turns retrieved codes into a flow residual
+    image_size: AtLeastOne = 256           # side of the square image in pixels
+    occlusion_update: str = 'probability'  # residuals are added to the probability (released code) or to the logit
+    tied_windows: bool = False             # ACC starts by passing features, not from PyTorch's default start
+    residual_appearance: bool = False      # ACC adds to the warped feature, instead of replacing it
+    image_skip: bool = False               # the decoder adds to the source image moved by the finest flow
+    flow_update_width: AtLeastOne = 128    # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     autoencoder_params: AutoencoderParams = AutoencoderParams()

@@ -1,9 +1,18 @@
 """Configs: every mistake stops at once and says which key, what was expected, and the nearest name."""
 
+import dataclasses
+import math
+import types
+import typing
+from typing import Annotated
+
 import pytest
 
+import run
 from config import schema
+from modules.build import METHODS
 from support.errors import UserError
+from support.ranges import Range
 from tests.tiny import ROOT, tiny
 
 VOX = ROOT / 'config/vox-256.yaml'
@@ -16,6 +25,10 @@ VOX = ROOT / 'config/vox-256.yaml'
     ('train_params.batch_size=2.5', 'train_params.batch_size=2.5: expected int'),
     ('train_params.batch_size=true', 'expected int'),
     ('train_params.batch_size=0', 'batch_size=0: expected at least 1'),
+    ('train_params.betas=[2,3]', 'train_params.betas[0]=2.0: expected at least 0 and below 1'),
+    ('train_params.betas=[0.5]', 'betas=[0.5]: Adam takes two'),
+    ('model_params.autoencoder_params.channels=[]', 'channels=[]: expected the width of at least one scale'),
+    ('model_params.autoencoder_params.norm_groups=7', 'channels=[256, 128, 128, 64]: 256 is not a multiple of'),
     ('train_params.precision=fp8', "precision='fp8': expected one of fp32, bf16"),
     ('train_params.betas=0.5', 'train_params.betas=0.5: expected a list'),
     ('train_params.objective_params.loss_weights.perceptal=1', 'did you mean perceptual'),
@@ -84,3 +97,71 @@ def test_the_papers_numbers():
     assert (train.learning_rate, train.batch_size, train.num_iterations) == (8e-5, 16, 250_000)
     weights = train.objective_params.loss_weights
     assert (weights['adversarial'], weights['first_scale'], weights['motion_reconstruction']) == (0.8, 0.5, 32)
+
+
+# Ranges
+
+def numbers_in(hint):
+    """The Ranges of all numbers that a type has in it; None for a number without one."""
+    if hint in (int, float):
+        yield None
+    elif typing.get_origin(hint) is Annotated:
+        yield hint.__metadata__[0]
+    elif typing.get_origin(hint) in (tuple, dict, types.UnionType):
+        for part in typing.get_args(hint):
+            yield from numbers_in(part)
+
+
+def numeric_fields():
+    """(method, keys of the field, its Range) of all Params that a config may hold."""
+    def walk(cls, keys):
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            if dataclasses.is_dataclass(hint):
+                yield from walk(hint, (*keys, name))
+            for found in numbers_in(hint):
+                yield (*keys, name), typing.get_origin(hint), found
+    sections = typing.get_type_hints(schema.Config)
+    for name in set(sections) - {'method', 'model_params'}:
+        yield from (('synergy', *field) for field in walk(sections[name], (name,)))
+    for method, parts in METHODS.items():
+        yield from ((method, *field) for field in walk(parts.model.Params, ('model_params',)))
+
+
+FIELDS = sorted(numeric_fields(), key=lambda field: field[:2])
+
+
+def test_every_number_has_a_range():
+    assert len(FIELDS) > 100
+    assert not ['.'.join(keys) for _, keys, _, allowed in FIELDS if not isinstance(allowed, Range)]
+
+
+@pytest.mark.parametrize('method, keys, container, allowed', FIELDS, ids=lambda value: '.'.join(value)
+                         if isinstance(value, tuple) else value if isinstance(value, str) else '')
+def test_no_number_is_taken_outside_of_its_range(method, keys, container, allowed):
+    outside = [allowed.least if allowed.above else allowed.least - 1, math.inf, math.nan]
+    if allowed.most < math.inf:
+        outside.append(allowed.most if allowed.below else allowed.most + 1)
+    for number in outside:
+        value = {tuple: [number], dict: {'l1': number}}.get(container, number)
+        for key in reversed(keys):
+            value = {key: value}
+        value['model_params'] = {'method': method} | value.get('model_params', {})
+        with pytest.raises(UserError) as error:
+            schema.parse(value, 'x.yaml')
+        assert f'x.yaml: {".".join(keys)}' in str(error.value) and 'expected' in str(error.value)
+
+
+def test_a_range_holds_its_ends_unless_they_are_left_out():
+    assert all(number in Range(0, 1) for number in (0, 0.5, 1)) and not any(n in Range(0, 1) for n in (-1e-9, 1.1))
+    assert 0 not in Range(0, above=True) and 1e-9 in Range(0, above=True) and 1 not in Range(0, 1, below=True)
+    assert not any(number in Range(0) for number in (math.inf, math.nan))
+    assert [str(r) for r in (Range(1), Range(0, 1, above=True, below=True))] == ['at least 1', 'above 0 and below 1']
+
+
+@pytest.mark.parametrize('value', ['train_params.learning_rate=-1', 'train_params.gamma=-1', 'train_params.seed=-3',
+                                   'train_params.clip_norm=-1', 'train_params.betas=[2,3]',
+                                   'train_params.learning_rate=.nan'])
+def test_a_number_outside_of_its_range_is_one_line_and_exit_code_2(value, capsys):
+    assert run.main(['--mode', 'train', '--config', str(VOX), '--set', value]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and value.partition('=')[0] in line

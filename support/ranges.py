@@ -1,0 +1,34 @@
+"""Which values a number of a config may have: said in the type of its field, checked where configs are read.
+
+    learning_rate: Positive = 8e-5
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, without `least` if `above` and without `most` if `below`; never inf or nan."""
+    least: float
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, number):
+        return (math.isfinite(number) and self.least <= number <= self.most
+                and not (self.above and number == self.least) and not (self.below and number == self.most))
+
+    def __str__(self):
+        low = f'{"above" if self.above else "at least"} {self.least}'
+        return low if self.most == math.inf else f'{low} and {"below" if self.below else "at most"} {self.most}'
+
+
+AtLeastOne = Annotated[int, Range(1)]
+AtLeastZero = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2 ** 63 - 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Scale = Annotated[float, Range(0, 1, above=True)]      # of a size that is kept or made smaller
+Decay = Annotated[float, Range(0, 1, below=True)]      # of a running average, the share of the old
