@@ -12,12 +12,13 @@ import torch
 
 from benchmarks.ablation_scores import evaluate, mean, read_truth
 from config import schema
+from inference import Renderer
 from logger import RunFolder, read_checkpoint
 from modules.build import build_model
 from modules.training_step import build_training_step
 from support.files import written_whole
 from train import train
-from visualizer import enlarge, flow_to_rgb, save_png, to_tensor, to_uint8
+from visualizer import enlarge, flow_to_rgb, save_png, to_uint8
 
 PICTURED = 4                                                # pairs in the picture
 MOTION = ('keypoint_detector', 'dense_motion')              # the networks of the motion phase
@@ -151,7 +152,6 @@ def strip(model, truth, device):
     """Prediction and refined flow of every pictured pair, side by side."""
     cells = []
     for clip, index in pictured(truth):
-        source, driving = (to_tensor(truth.frames[clip, i:i + 1], device) for i in (0, index))
-        generated = model.render(model.encode_source(source), model.keypoints(driving))
+        *_, generated = Renderer(model, device).follow(truth.frames[clip, 0])(truth.frames[clip, index:index + 1])
         cells += [to_uint8(generated.prediction)[0], flow_to_rgb(generated.flows[-1])[0]]
     return np.concatenate([enlarge(cell) for cell in cells], axis=1)

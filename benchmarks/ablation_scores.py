@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from datasets.synthetic.clips import LANDMARK_NAMES
+from inference import Renderer
 from metrics.catalogue import build
 from metrics.image import l1, psnr, ssim
 from modules.warp import sample
@@ -50,8 +51,7 @@ def evaluate(model, truth, device):
     """Scores of a model (in eval mode), one {name: float} per clip: means over its driving frames."""
     scores = []
     for clip in map(Truth._make, zip(*truth)):
-        driving = to_tensor(clip.frames[1:], device)
-        generated = model.render(model.encode_source(to_tensor(clip.frames[:1], device)), model.keypoints(driving))
+        *_, generated = Renderer(model, device).follow(clip.frames[0])(clip.frames[1:])
         coarse, refined = (follow(flow.float().cpu(), clip) for flow in (generated.flows[0], generated.flows[-1]))
         scores.append(score(to_uint8(generated.prediction), coarse, refined, clip))
     return scores

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from datasets.synthetic.clips import render, synthetic_people
+from inference import Renderer
 from logger import RunFolder, checkpoint_config, read_checkpoint
 from modes.options import choose_device
 from modules.build import build_model
 from support.errors import UserError
 from support.files import make_folder
-from visualizer import grid, save_png, to_tensor, to_uint8
+from visualizer import grid, save_png, to_uint8
 
 SEED = 3_000_000           # of people that nothing else draws; datasets/build.py has the other seeds
 CHANGED = 12               # of 255: a pixel that changes by less is not what moved
@@ -56,9 +57,8 @@ def predict(model, rest, moved, device):
     """What the model makes of both, with `rest` as the source: two arrays (people, size, size, 3) uint8."""
     made = []
     for images in zip(rest, moved):
-        driving = to_tensor(np.stack(images), device)
-        state = model.encode_source(driving[:1])
-        made.append(to_uint8(model.render(state, model.keypoints(driving)).prediction))
+        *_, generated = Renderer(model, device).follow(images[0])(images)
+        made.append(to_uint8(generated.prediction))
     return tuple(np.stack(images) for images in zip(*made))
 
 

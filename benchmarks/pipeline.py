@@ -11,6 +11,7 @@ import argparse
 import os
 import time
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from inference import ABSOLUTE, Renderer
 from modules.build import build_model
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
-from visualizer import batches, to_tensor, to_uint8
+from visualizer import to_tensor, to_uint8
 
 BATCH = 8
 STORED = 512       # side of the driving video, pixels
@@ -65,6 +66,12 @@ def write_driving(path, num_frames):
             video.write(np.roll(head // 2, round(20 * np.sin(i / 5)), 1) + np.roll(noise, 7 * i, 0))
 
 
+def batches(frames):
+    """Lists of BATCH frames, each with its tensor."""
+    while batch := list(islice(frames, BATCH)):
+        yield batch, to_tensor(batch)
+
+
 def measure(model, driving, folder, repeats):
     """(seconds per 1,000 frames of every stage, busy cores side by side); medians."""
     source = driving.read([0])[0]
@@ -72,8 +79,8 @@ def measure(model, driving, folder, repeats):
     driven = renderer.follow(source)
     frames = driving.read(list(range(BATCH)))
     images = to_tensor(frames)
-    rendered = lambda images: to_uint8(driven(images)[-1].prediction)
-    made = rendered(images)
+    rendered = lambda frames, images: to_uint8(driven(frames, images)[-1].prediction)
+    made = rendered(frames, images)
     rounds = range(len(driving) // BATCH)
 
     def encode():
@@ -84,15 +91,15 @@ def measure(model, driving, folder, repeats):
 
     def in_turn():
         with VideoWriter(folder / 'in_turn.mp4', driving.fps) as video:
-            for _, some in batches(driving.frames(), BATCH):
-                for frame in rendered(some):
+            for batch in batches(driving.frames()):
+                for frame in rendered(*batch):
                     video.write(frame)
 
     def side_by_side():
         animate(renderer, source, driving, folder / 'side_by_side.mp4', ABSOLUTE)
 
-    works = dict(zip(STAGES, (lambda: [None for _ in batches(driving.frames(), BATCH)],
-                              lambda: [rendered(images) for _ in rounds], encode, in_turn, side_by_side)))
+    works = dict(zip(STAGES, (lambda: [None for _ in batches(driving.frames())],
+                              lambda: [rendered(frames, images) for _ in rounds], encode, in_turn, side_by_side)))
     seconds, busy = {name: [] for name in works}, []
     for _ in range(repeats):
         for name, work in works.items():

@@ -102,7 +102,7 @@ def test_the_script_transfers_relative_motion_as_pytorch_does(exported):
     [source], frames = images(1, 3), images(5, 4)
     found = list(script.animate(script.OnnxHead(folder, threads=1), source, frames, relative=True, batch_size=2))
     driven = DrivenSource(Renderer(model, 'cpu'), source, initial=frames[0])
-    wanted = ((driven(to_tensor(frames))[-1].prediction.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    wanted = ((driven(frames)[-1].prediction.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(np.stack(found) - wanted).max() <= 0.51       # rounding to 8 bits
 
 

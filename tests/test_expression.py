@@ -17,6 +17,9 @@ class Copy:
     def __init__(self, gain):
         self.gain = gain
 
+    def eval(self):
+        return self
+
     def encode_source(self, image):
         return image
 

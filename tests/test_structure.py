@@ -40,6 +40,38 @@ def test_imports_point_downwards(path):
     assert {name for name in imported(path) if name in (*PLACES, 'tests', 'benchmarks')} <= below
 
 
+def source_of(module):
+    """Path of a module of this project, tests and benchmarks included; None for others, and for folders."""
+    path = ROOT / f'{module.replace(".", "/")}.py'
+    return path if path.is_file() else None
+
+
+def names_of(path):
+    """All names that a module defines or imports, wherever in it: enough to notice what is gone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.partition('.')[0]
+
+
+def test_what_is_imported_is_there():
+    """Also where no test goes: in benchmarks, and behind packages that are not installed."""
+    places, known, absent = (*PLACES, 'tests', 'benchmarks'), {}, []
+    paths = [path for place in places for path in ([ROOT / f'{place}.py'] if (ROOT / f'{place}.py').is_file()
+                                                   else sorted((ROOT / place).rglob('*.py')))]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            source = source_of(node.module) if isinstance(node, ast.ImportFrom) and node.module else None
+            if source is not None:
+                names = known.setdefault(source, set(names_of(source)))
+                absent += [f'{path.relative_to(ROOT)}: {node.module}.{alias.name}' for alias in node.names
+                           if alias.name not in names]
+    assert not absent
+
+
 def test_all_python_files_have_a_floor():
     top = {path.stem for path in ROOT.glob('*.py')} | {path.parts[-2] for path in ROOT.glob('*/*.py')}
     assert top - {'tests', 'benchmarks'} == set(PLACES)

@@ -265,11 +265,11 @@ def _compare(model, size, folder):
     first, second = (next(iter(clips)) for clips in synthetic_people(2, 1, max(BATCHES), size, seed=0).values())
     differences = {'keypoints': 0.0, 'prediction': 0.0}
     for batch, (source, driving) in zip(BATCHES, ((first, second), (second, first))):
-        driven, driving = renderer.follow(source.read([0])[0]), to_tensor(driving.read(list(range(batch))))
-        keypoints = run('keypoints', {'images': driving.numpy()})
+        driven, frames = renderer.follow(source.read([0])[0]), driving.read(list(range(batch)))
+        keypoints = run('keypoints', {'images': to_tensor(frames).numpy()})
         poses = {f'driving.{name}': value for name, value in keypoints.items()}
         found = run('render', run('source', {'image': driven.image.numpy()}) | poses)['prediction']
-        expected, _, generated = driven(driving)
+        expected, _, generated = driven(frames)
         for name, ours, theirs in (('keypoints', keypoints['value'], expected.value),
                                    ('prediction', found, generated.prediction)):
             difference = np.abs(ours - theirs.numpy())
