@@ -49,12 +49,19 @@ class RunFolder:
         log.info('saved %s', path)
 
     def newest(self):
-        """(path, state) of the newest checkpoint that is whole, or None; damaged ones are named and passed over."""
-        for path in reversed(self._steps()):
+        """(path, state) of the newest checkpoint that is whole, None if there is none at all.
+
+        Damaged ones are named and passed over; UserError where all are, as a run that began anew would replace them.
+        """
+        paths = self._steps()
+        for path in reversed(paths):
             try:
                 return path, read_checkpoint(path)
             except UserError as error:
                 log.warning('%s; trying the one before', error)
+        if paths:
+            raise UserError(f'{self.checkpoints}: all {len(paths)} checkpoints are damaged; restore one, or move them '
+                            'away to begin anew')
         return None
 
     def _steps(self):
@@ -132,6 +139,10 @@ def read_checkpoint(path):
     state = load_tensors(path)
     if not isinstance(state, dict) or state.get('format') != CHECKPOINT_FORMAT:
         raise UserError(f'{path}: is no checkpoint of this project; published weights come in by --mode import')
+    parts = {'config': dict, 'step': int, 'model': dict, 'ema': dict}
+    for part, kind in parts.items():
+        if not isinstance(state.get(part), kind):
+            raise UserError(f'{path}: is damaged, or was not written by this project: {part} is no {kind.__name__}')
     return state
 
 

@@ -15,7 +15,7 @@ import sys
 from importlib import import_module
 
 from config.path import check_config_path
-from support.errors import UserError
+from support.errors import UserError, one_line
 from support.names import did_you_mean, did_you_mean_or_known
 
 # mode: (its module, what it does)
@@ -115,9 +115,7 @@ def main(arguments=None):
                             format='%(message)s', handlers=[AboveProgressBar()])
         return module.run(options) or 0
     except UserError as error:
-        # From a data loading process it arrives behind that process's traceback; the message is the last line.
-        last = str(error).strip().splitlines()[-1]
-        print(f'error: {last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

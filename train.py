@@ -117,7 +117,7 @@ def resume(run, config, state):
         return 0
     path, checkpoint = found
     check_same_model(config, checkpoint, path)
-    state.load(checkpoint)
+    state.load(checkpoint, path)
     run.rewind(checkpoint['step'])
     log.info('resuming from %s', path)
     return checkpoint['step']

@@ -165,7 +165,7 @@ def _overridden(raw, overrides, where):
             raise UserError(f'--set {override}: expected section.key=value')
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f'--set {override}: the value is not valid YAML') from None
         _merge(raw, _with_new_names(_nested(key.split('.'), value), f'--set {override}'))
     return parse(raw, where)
@@ -173,7 +173,7 @@ def _overridden(raw, overrides, where):
 
 def parse(raw, where):
     """Nested dicts -> Config; `where` names their origin in error messages."""
-    raw = _with_new_names(raw, where)
+    raw = _with_new_names(_mapping(raw, where), where)
     model = dict(_mapping(raw.pop('model_params', {}), f'{where}: model_params'))
     method = model.pop('method', 'synergy')
     if method not in METHODS:
@@ -202,7 +202,7 @@ def _read(path, seen=()):
         raise UserError(f'config {path} is based on itself')
     try:
         raw = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:      # of bytes, of numbers and dates, of depth
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
     raw = _with_new_names(_mapping(raw, str(path)), path)
     bases, merged = raw.pop('base', []), {}

@@ -7,6 +7,7 @@ is done, so a run that is killed loses at most the clip at hand; of lines with t
 """
 
 import dataclasses
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ FAILED = 'failed'            # could not be made
 DUPLICATE = 'duplicate'      # has the same frames as another clip, which is kept
 LEFT_OUT = 'left_out'        # of a person who is in the other partition too
 STATUSES = (OK, FAILED, DUPLICATE, LEFT_OUT)
+PARTITIONS = ('train', 'test')
+LONGEST_NAME = 240           # bytes of a clip's name: file systems take 255, and a suffix follows
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,31 @@ class Record:
     format: str | None = None
     hash: str | None = None
 
+    def __post_init__(self):
+        """ValueError for fields that no clip can have: the manifest may have been written by others."""
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), field.type
+            if field.name == 'box':
+                fits = value is None or len(value) == 4 and all(type(side) is int for side in value)
+            else:
+                fits = isinstance(value, kinds | int if field.name == 'start' else kinds) and type(value) is not bool
+            if not fits:
+                raise ValueError(f'{field.name} is {value!r}')
+        check_clip_name(self.id)
+        if self.status not in STATUSES or self.partition not in PARTITIONS:
+            raise ValueError(f'status {self.status!r}, partition {self.partition!r}')
+
     @property
     def file(self):
         """Where the clip lies below the root. A folder of stills ends in .mp4 too, as in FOMM's VoxCeleb."""
         return f'{self.partition}/{self.id}.mp4'
+
+
+def check_clip_name(name):
+    """ValueError for a name that is no file's: it would lead out of the data set's folder, or be hidden in it."""
+    if not name or name.startswith('.') or '/' in name or not name.isprintable() \
+            or len(name.encode('utf-8', 'surrogatepass')) > LONGEST_NAME:
+        raise ValueError(f'{name!r} cannot be the name of a clip')
 
 
 def read_manifest(root):
@@ -82,9 +106,7 @@ def read_manifest(root):
         try:
             fields = json.loads(line)
             record = Record(**fields | {'box': fields.get('box') and tuple(fields['box'])})
-            if record.status not in STATUSES or record.partition not in ('train', 'test'):
-                raise ValueError(f'status {record.status!r}, partition {record.partition!r}')
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f'{path}: line {number} is no record of a clip ({error}); correct or remove it, '
                             'or prepare the data again') from error
         records[record.id] = record
@@ -93,11 +115,16 @@ def read_manifest(root):
 
 def append(root, records):
     """Add records at the end of the manifest, at once: processes may do so at the same time."""
-    descriptor = os.open(Path(root) / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    path, lines = Path(root) / NAME, _lines(records)
     try:
-        os.write(descriptor, _lines(records))
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            if os.write(descriptor, lines) < len(lines):      # the disk is full: the rest would not fit either
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror}); the same command goes on') from error
 
 
 def rewrite(root, records):

@@ -10,6 +10,7 @@ from datasets.still import STILL_SUFFIXES, Still
 from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
 from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
 from support.errors import UserError
+from support.files import is_there
 
 
 # ---------------------------------------------------------------------------- clips
@@ -59,7 +60,10 @@ class ClipFinder:
         """The clip of this id, None if it is not there."""
         for prefix, folder in self.places:
             if clip_id.startswith(prefix):
-                if path := _find(folder / clip_id.removeprefix(prefix).strip('/')):
+                name = clip_id.removeprefix(prefix).strip('/')
+                if '..' in PurePosixPath(name).parts:
+                    raise UserError(f'{folder}: the list names {clip_id!r}, which leads out of it')
+                if path := _find(folder / name):
                     return open_any(path, self.size, self.opener)
         if clip_id in self.clips:
             return self.clips[clip_id]
@@ -71,8 +75,8 @@ class ClipFinder:
 
 def _find(path):
     """The path, as it is or with the suffix of a video; None where nothing is."""
-    paths = (path.with_name(path.name + suffix) for suffix in ('', *VIDEO_SUFFIXES))
-    return next((path for path in paths if path.exists()), None)
+    paths = (Path(f'{path}{suffix}') for suffix in ('', *VIDEO_SUFFIXES))
+    return next((path for path in paths if is_there(path)), None)
 
 
 # ---------------------------------------------------------------------------- cases

@@ -258,7 +258,10 @@ def import_pairs(path):
         raise UserError(f'{path}: names nothing')
 
     named = [clip for row in cells for clip, _ in row if clip]
-    root = os.path.commonpath([os.path.dirname(clip) for clip in named])
+    try:
+        root = os.path.commonpath([os.path.dirname(clip) for clip in named])
+    except ValueError as error:
+        raise UserError(f'{path}: {error}; let all begin with /, or none') from None
     fast = {_video(clip) for row in cells for clip, frame in row if clip and frame and frame >= _length(clip)}
 
     def portable(clip, frame):

@@ -168,6 +168,7 @@ def load_model(options, device):
     from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
     from modules.build import build_model
     from support import hardware
+    from support.weights import load_weights
     if options.checkpoint:
         path, state = options.checkpoint, read_checkpoint(options.checkpoint)
     else:
@@ -183,7 +184,7 @@ def load_model(options, device):
     elif options.set:
         config = schema.override(config, options.set)
     model = build_model(config)
-    model.load_state_dict(state['ema'])
+    load_weights(model, state['ema'], path)
     log.info('weights: %s, step %d', path, state['step'])
     hardware.keep_freed_memory()
     hardware.flush_denormals()

@@ -20,6 +20,7 @@ from modules.objective import DiscriminatorObjective, Step, needs_discriminator
 from support import distributed
 from support.errors import UserError
 from support.names import did_you_mean_or_known
+from support.weights import load_optimizer, load_weights
 
 
 class Pairs(NamedTuple):
@@ -274,15 +275,16 @@ class State:
                       'discriminator_optimizer': self.discriminator_optimizer.state_dict()}
         return state
 
-    def load(self, state):
-        self.model.load_state_dict(state['model'])
-        self.ema.load_state_dict(state['ema'])
+    def load(self, state, path):
+        """Go on from what `checkpoint` gave, read from `path`; UserError if it does not fit."""
+        load_weights(self.model, state['model'], path)
+        load_weights(self.ema, state['ema'], path)
         if self.discriminator is not None and 'discriminator' in state:
-            self.discriminator.load_state_dict(state['discriminator'])
+            load_weights(self.discriminator, state['discriminator'], path)
         # Imported weights have no optimiser yet: training starts from them.
         for name in ('optimizer', 'discriminator_optimizer'):
             if getattr(self, name) is not None and name in state:
-                getattr(self, name).load_state_dict(state[name])
+                load_optimizer(getattr(self, name), state[name], path)
 
 
 class frozen:

@@ -20,6 +20,14 @@ def make_folder(path):
     return path
 
 
+def is_there(path):
+    """Whether there is a file or folder; False, too, for what no file can be called: lists name files, in any words."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def remove(path):
     """Removes a file or a folder with all that is in it, if it is there."""
     path = Path(path)

@@ -37,19 +37,39 @@ def check_file(path):
 def load_tensors(path):
     """What torch.save wrote to `path`, on the CPU; nothing in the file is executed.
 
-    Raises UserError for a missing or cut file, a Git LFS pointer, a web page, a pickle with code in it.
+    Raises UserError for a missing, cut or damaged file, a Git LFS pointer, a web page, a pickle with code in it.
     """
     path = Path(path)
     check_file(path)
+    _check_sums(path)
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or 'Unsupported' in str(error):
             raise UserError(f'{path}: holds more than tensors (code or unknown objects) and is not opened') from None
         raise UserError(f'{path}: is not a checkpoint, or is damaged; download or copy it again') from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError):
-        raise UserError(f'{path}: is cut short or damaged ({path.stat().st_size:,} bytes); '
-                        'download or copy it again') from None
+    except Exception:        # a damaged pickle raises whatever its bytes happen to mean
+        raise _damaged(path) from None
+
+
+def _check_sums(path):
+    """UserError for a zip file, as torch.save writes it, that is not as it was written: PyTorch does not look."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as file:
+            names = [info.filename for info in file.infolist()]
+            # Packed records could be of any size; torch.save writes none, nor two of one name.
+            plain = len(set(names)) == len(names) and all(info.compress_type == 0 for info in file.infolist())
+            broken = not plain or file.testzip() is not None
+    except Exception:
+        broken = True
+    if broken:
+        raise _damaged(path)
+
+
+def _damaged(path):
+    return UserError(f'{path}: is cut short or damaged ({path.stat().st_size:,} bytes); download or copy it again')
 
 
 def save_tensors(path, tensors):
@@ -68,6 +88,56 @@ def weights_hash(model):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
+
+# ---------------------------------------------------------------------------- into networks and optimisers
+
+def load_weights(network, tensors, path):
+    """Fill a network with `tensors`, as its state_dict() was saved at `path`.
+
+    Raises UserError that names the first tensor that is missing, left over or of another shape or kind; nothing is
+    copied then.
+    """
+    own = network.state_dict()
+    for name in [*own, *(name for name in tensors if name not in own)]:
+        if name not in own or name not in tensors:
+            raise UserError(f'{path}: does not fit the model: {name} is '
+                            f'{"left over" if name in tensors else "missing"}')
+        if not _alike(tensors[name], own[name]):
+            raise UserError(f'{path}: does not fit the model: {name} is {_described(tensors[name])}, expected '
+                            f'{_described(own[name])}')
+    network.load_state_dict(tensors)
+
+
+def load_optimizer(optimizer, found, path):
+    """Fill an Adam optimiser with what its state_dict() was at `path`; rates and other settings stay those of now.
+
+    Raises UserError where it is of other parameters.
+    """
+    own, state = optimizer.state_dict()['param_groups'], found.get('state') if isinstance(found, dict) else None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    fits = isinstance(state, dict) and all(
+        number in range(len(parameters)) and isinstance(moments, dict)
+        and moments.keys() == {'step', 'exp_avg', 'exp_avg_sq'} and isinstance(moments['step'], torch.Tensor)
+        and moments['step'].shape == () and all(_alike(moments[name], parameters[number])
+                                                for name in ('exp_avg', 'exp_avg_sq'))
+        for number, moments in state.items())
+    if not fits:
+        raise UserError(f'{path}: its optimiser is damaged, or of another model')
+    optimizer.load_state_dict({'state': state, 'param_groups': own})
+
+
+def _alike(found, own):
+    """Whether a tensor that was loaded can take the place of one of ours."""
+    return (isinstance(found, torch.Tensor) and found.layout == torch.strided and found.device.type == 'cpu'
+            and not found.is_quantized and found.shape == own.shape
+            and found.dtype.is_floating_point == own.dtype.is_floating_point and not found.dtype.is_complex)
+
+
+def _described(value):
+    return f'{value.dtype} {tuple(value.shape)}' if isinstance(value, torch.Tensor) else f'a {type(value).__name__}'
+
+
+# ---------------------------------------------------------------------------- weights that others have trained
 
 def vgg19():
     """ImageNet weights of torchvision's VGG19, for the perceptual loss; UserError says how to get them."""

@@ -6,6 +6,7 @@ A YouTube video is not part of any of them; the metadata name its id, and the ti
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.manifest import CLIP_FPS
+from datasets.manifest import CLIP_FPS, check_clip_name
 from datasets.prepare import crops
 from support.errors import UserError
 
 # CelebV-HQ has no official split, and a share like VoxCeleb's is enough to test on: one video in 50, about 700 clips.
 TEST_ONE_IN = 50
+
+VIDEO_ID = re.compile(r'[A-Za-z0-9_-]{1,64}')
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Clip:
     box: tuple[float, float, float, float]
     frame: tuple[int, int] = (1, 1)
 
+    def __post_init__(self):
+        check_clip_name(self.id)
+        if self.frames < 1:
+            raise ValueError('a clip that is shorter than a frame')
+
 
 class Source(NamedTuple):
     """A public data set; read: path of the metadata -> video id -> list of Clip; legacy: the rule of its own crops."""
@@ -53,7 +61,7 @@ def read_voxceleb(path):
     as left-top-right-bottom in pixels of a frame of width x height. Clips that are listed twice are returned twice.
     """
     videos = {}
-    with _opened(path) as file:
+    with _opened(path) as file, _explained(path):
         for number, row in enumerate(csv.DictReader(file), 2):
             with _explained(f'{path}: line {number}'):
                 clip = _voxceleb_clip(row)
@@ -66,9 +74,9 @@ def _voxceleb_clip(row):
     left, top, right, bottom = box = tuple(int(side) for side in row['bbox'].split('-'))
     if row['partition'] not in ('train', 'test'):
         raise ValueError(f'partition {row["partition"]!r}, expected train or test')
-    if not (start < end and left < right and top < bottom):
-        raise ValueError('an empty clip or box')
-    return Clip(id=f'{row["person_id"]}#{row["video_id"]}#{start:06d}#{end:06d}', person=row['person_id'],
+    if not (0 <= start < end and left < right and top < bottom and min(fps, width, height) > 0):
+        raise ValueError('an empty clip, box or frame')
+    return Clip(id=f'{row["person_id"]}#{_video_id(row["video_id"])}#{start:06d}#{end:06d}', person=row['person_id'],
                 partition=row['partition'], start=Fraction(start, fps), frames=round((end - start) * CLIP_FPS / fps),
                 box=box, frame=(width, height))
 
@@ -81,17 +89,17 @@ def read_celebvhq(path):
     (`in_test`).
     """
     with _opened(path) as file, _explained(path):
-        clips = json.load(file)['clips']
+        clips = json.load(file)['clips'].items()
     videos = {}
-    for name, entry in clips.items():
+    for name, entry in clips:
         with _explained(f'{path}: clip {name}'):
-            video, clip = entry['ytb_id'], _celebvhq_clip(name, entry)
-        videos.setdefault(video, []).append(clip)
+            clip = _celebvhq_clip(name, entry)
+        videos.setdefault(entry['ytb_id'], []).append(clip)
     return videos
 
 
 def _celebvhq_clip(name, entry):
-    video = entry['ytb_id']
+    video = _video_id(entry['ytb_id'])
     start, end = (Fraction(entry['duration'][key]).limit_denominator(1000) for key in ('start_sec', 'end_sec'))
     box = tuple(entry['bbox'][side] for side in ('left', 'top', 'right', 'bottom'))
     if not (start < end and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
@@ -99,6 +107,13 @@ def _celebvhq_clip(name, entry):
     first, last = round(start * CLIP_FPS), round(end * CLIP_FPS)
     return Clip(id=f'{video}#{name.removeprefix(video + "_")}#{first:06d}#{last:06d}', person=video,
                 partition='test' if in_test(video) else 'train', start=start, frames=last - first, box=box)
+
+
+def _video_id(text):
+    """The text, if it can be a YouTube id: it becomes part of file names and of an address. ValueError."""
+    if not VIDEO_ID.fullmatch(text):
+        raise ValueError(f'{text!r} is no id of a YouTube video')
+    return text
 
 
 def in_test(person, one_in=TEST_ONE_IN):
@@ -128,5 +143,5 @@ def _explained(where):
         yield
     except KeyError as error:
         raise UserError(f'{where}: has no {error}; is this the published file?') from error
-    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(f'{where}: {error}; is this the published file?') from error

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from datasets.face_tracker import FaceDetector
 from datasets.frame_folder import has_stills
-from datasets.manifest import CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, Record, read_manifest, rewrite
+from datasets.manifest import (
+    CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, PARTITIONS, Record, check_clip_name, read_manifest, rewrite)
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
 from datasets.prepare.job import Job, Settings, do_job, unfinished
@@ -37,7 +38,6 @@ from support.files import make_folder, remove
 DATASETS = (*SOURCES, 'folder')
 FORMATS = ('mp4', 'png', 'jpeg')
 CROPS = ('square', 'legacy')
-PARTITIONS = ('train', 'test')
 TEST_ONE_IN = 10                     # people of a folder that has no split of its own
 
 log = logging.getLogger(__name__)
@@ -173,6 +173,10 @@ def folder_jobs(videos):
         if taken[person, video] > 1:         # a.mp4 beside a.mov
             video = f'{video}-{taken[person, video]}'
         name = str(path.relative_to(videos))
+        try:
+            check_clip_name(f'{person}#{video}#{0:06d}#{0:06d}')
+        except ValueError as error:
+            raise UserError(f'{path}: {error}; rename the file') from None
         partition = partition or ('test' if person in testers else 'train')
         jobs.append(Job(name, path, None, Record(f'{person}#{video}', person, partition, FAILED, source=name)))
     return jobs

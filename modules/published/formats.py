@@ -215,6 +215,9 @@ def import_tensors(source, published, model, discriminator=None):
     for name, shape in expected.items():
         if name not in published:
             raise ImportFault(f'tensor {name} {shape} is missing')
+        if not isinstance(published[name], torch.Tensor) or published[name].layout != torch.strided \
+                or published[name].is_quantized or published[name].is_complex() or published[name].is_meta:
+            raise ImportFault(f'{name} is no plain tensor of numbers')
         if tuple(published[name].shape) != shape:
             raise ImportFault(f'tensor {name} has shape {tuple(published[name].shape)}, the config asks for {shape}')
     for name in published:

@@ -1,0 +1,39 @@
+"""Are the promises kept? Thousands of trials, each a function of the seed: kill, faults, fuzz, soak.
+
+    python -m benchmarks.campaign kill|faults|fuzz|soak|all [--budget MINUTES] [--seed N] [--out DIR]
+
+Writes OUT/CAMPAIGN-SEED/report.json and report.md: tried, survived, failed with the command that repeats each failure.
+Stopped, the same command goes on; what was tried is not tried again.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+
+from benchmarks.campaign.runner import as_markdown, run_campaign
+
+CAMPAIGNS = ('kill', 'faults', 'fuzz', 'soak')
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.campaign', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('campaign', choices=(*CAMPAIGNS, 'all'))
+    parser.add_argument('--budget', type=float, metavar='MINUTES', help='of each campaign; default: until all is tried')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', default='log/campaign', help='default log/campaign')
+    parser.add_argument('--only', nargs='+', default=[], metavar='KIND[/NUMBER]', help='these kinds or trials alone')
+    parser.add_argument('--trials', type=int, help='at most so many of each kind')
+    options = parser.parse_args()
+    failures = 0
+    for name in CAMPAIGNS if options.campaign == 'all' else [options.campaign]:
+        kinds = import_module(f'benchmarks.campaign.{name}').KINDS
+        report = run_campaign(name, kinds, options.out, seed=options.seed, minutes=options.budget, only=options.only,
+                              trials=options.trials)
+        print(as_markdown(report))
+        failures += len(report['failures'])
+    return int(failures > 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

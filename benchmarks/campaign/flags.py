@@ -1,0 +1,122 @@
+"""All pairs of flags of every mode, tried for real on tiny files: each flag that is given is read, or refused."""
+
+import argparse
+import os
+import shutil
+from functools import cache
+from itertools import combinations
+
+import torch
+import yaml
+
+import run
+from benchmarks.campaign import material
+from benchmarks.campaign.promises import right_or_refused
+from benchmarks.campaign.runner import Failure
+
+# (mode, flags that it cannot do without in this use of it); names in braces are `places`.
+USES = (
+    ('train', ('--config', '{config}')),
+    ('reconstruction', ('--checkpoint', '{checkpoint}')),
+    ('animate', ('--checkpoint', '{checkpoint}', '--source_image', '{source}', '--driving_video', '{driving}')),
+    ('animate', ('--checkpoint', '{checkpoint}', '--set', 'animate_params.num_pairs=1')),
+    ('evaluate', ('--checkpoint', '{checkpoint}')),
+    ('evaluate', ('--generated', '{videos}', '--driving', '{videos}')),
+    ('inspect', ('--checkpoint', '{checkpoint}', '--source_image', '{source}', '--driving_video', '{driving}')),
+    ('inspect', ('--checkpoint', '{checkpoint}',)),
+    ('prepare', ('--dataset', 'voxceleb1', '--videos', '{videos}', '--metadata', '{metadata}')),
+    ('import', ('--from', 'smac', '{published0}', '{published1}', '{published2}', '--config', '{config}')),
+    ('doctor', ('--checkpoint', '{checkpoint}')),
+)
+
+VALUES = {
+    '--config': '{config}', '--set': 'train_params.seed=1', '--log_dir': '{out}/log', '--run_name': 'x',
+    '--device': 'cpu', '--checkpoint': '{checkpoint}', '--resume': '{run}', '--source_image': '{source}',
+    '--driving_video': '{driving}', '--result_video': '{out}/result.mp4', '--smooth': '0.5', '--face_index': '0',
+    '--crop': {'animate': 'none', 'prepare': 'legacy'}, '--protocol': 'same-identity-no-first',
+    '--metrics': 'psnr.rgb', '--list': '{list}', '--path_map': '{videos}', '--generated': '{videos}',
+    '--driving': '{videos}', '--source': '{videos}', '--resize': '16', '--dataset': 'voxceleb1',
+    '--videos': '{videos}', '--metadata': '{metadata}', '--download': 'true', '--out': '{out}/out', '--size': '16',
+    '--format': 'png', '--workers': '1', '--frames': '1', '--at': ('3', '4'), '--code_frames': '2', '--from': 'smac',
+}
+BARE = ('--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--paste_back', '--side_by_side',
+        '--keep_shared_people', '--arrows', '--json')
+
+
+@cache
+def _pairs():
+    """[(use, flags)]: none, each alone and all pairs of what the mode reads beyond the flags of the use."""
+    found = []
+    for use in USES:
+        free = sorted(run.flags_of(use[0]) - set(use[1]) - {'--mode'})
+        found += [(use, flags) for count in range(3) for flags in combinations(free, count)]
+    return found
+
+
+def count():
+    return len(_pairs())
+
+
+class Watched(argparse.Namespace):
+    """Options that note which of them are read."""
+
+    def __getattribute__(self, name):
+        if not name.startswith('_'):
+            super().__getattribute__('_read').add(name)
+        return super().__getattribute__(name)
+
+
+def pair(number, rng, folder):
+    """The pair of this number; the use's own flags have to be read, too."""
+    (mode, needed), extra = _pairs()[number]
+    places = _places(folder)
+    shutil.rmtree(places['out'], ignore_errors=True)
+    os.makedirs(places['out'])
+    os.chdir(places['out'])         # what a mode writes by default
+    arguments = ['--mode', mode, *needed]
+    for flag in extra:
+        value = VALUES.get(flag, ())
+        value = value[mode] if isinstance(value, dict) else value
+        if not value and flag not in BARE:
+            raise Failure(f'the campaign knows no value for {flag}')
+        arguments += [flag, *([value] if isinstance(value, str) else value)]
+    return right_or_refused(lambda: _run([text.format(**places) for text in arguments]))
+
+
+def _run(arguments):
+    options, module = run.parse(arguments)
+    actions = run.build_parser(options.mode)[0]._option_string_actions
+    watched = Watched(_read=set(), **vars(options))
+    code = module.run(watched) or 0
+    if code and options.mode != 'doctor':
+        raise Failure(f'{" ".join(arguments)}: code {code}')
+    unread = [flag for flag in options.given - {'--mode'} if actions[flag].dest not in watched._read]
+    if unread:
+        raise Failure(f'{", ".join(sorted(unread))} taken and not read: {" ".join(arguments)}')
+
+
+@cache
+def _places(folder):
+    """{name: path} of the files that the flags name; made once."""
+    torch.set_num_threads(1)
+    home = folder / 'flags'
+    shutil.rmtree(home, ignore_errors=True)
+    (home / 'videos').mkdir(parents=True)
+    config = material.smallest('train_params.num_iterations=2', 'train_params.log_every=1')
+    files = {'config': home / 'config.yaml', 'checkpoint': home / 'model.pt', 'source': home / 'source.png',
+             'driving': home / 'driving.mp4', 'metadata': home / 'metadata.csv', 'list': home / 'list.csv'}
+    files['config'].write_text(yaml.safe_dump(config.as_dict()))
+    files['checkpoint'].write_bytes(material.checkpoint())
+    files['source'].write_bytes(material.pictures()['.png'][0])
+    files['driving'].write_bytes(material.videos()[0][1])
+    (home / 'videos' / 'aaaaaaaaaaa.mp4').write_bytes(material.videos()[0][1])
+    files['metadata'].write_text('video_id,start,end,bbox,fps,width,height,partition,person_id\n'
+                                 'aaaaaaaaaaa,0,8,4-2-28-22,25,32,24,train,id1\n')
+    files['list'].write_text('source\naaaaaaaaaaa\n')
+    (home / 'run' / 'checkpoints').mkdir(parents=True)
+    shutil.copy(files['config'], home / 'run')
+    for n, contents in enumerate(material.published('smac')[0]):
+        files[f'published{n}'] = home / f'published{n}.pth'
+        files[f'published{n}'].write_bytes(material.saved(contents))
+    return {name: str(path) for name, path in files.items()} | {
+        'out': str(home / 'out'), 'videos': str(home / 'videos'), 'run': str(home / 'run')}
