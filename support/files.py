@@ -5,11 +5,21 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:          # not a Unix: what a killed process leaves unfinished stays there
+    fcntl = None
+
 from support.errors import UserError
+
+UNFINISHED = '.partial'      # ends the names of what is not whole yet
 
 
 def make_folder(path):
-    """The folder `path`, made if need be. Raises UserError where it cannot be made or written in."""
+    """The folder `path`, made if need be; what a killed process left unfinished in it is removed.
+
+    Raises UserError where it cannot be made or written in.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -17,6 +27,8 @@ def make_folder(path):
         raise UserError(f'{path}: cannot be made a folder ({error.strerror}); choose another') from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f'{path}: no permission to write in this folder; choose another')
+    for left in path.glob(f'.*{UNFINISHED}'):
+        _remove_if_left(left)
     return path
 
 
@@ -38,22 +50,65 @@ def remove(path):
 
 
 @contextmanager
-def written_whole(path, aside=None):
-    """Yields another name for a file, or for a folder to be made; afterwards what was written there becomes `path`.
+def written_whole(path, aside=None, folder=False):
+    """Yields another name of a file, or of an empty folder, to fill; afterwards that becomes `path`.
 
-    It replaces what was at `path` before. If anything goes wrong, it is removed and `path` stays as it was.
+    It replaces what was at `path` before. If anything goes wrong, it is removed and `path` stays as it was; where the
+    process is killed, it is removed by the next `make_folder` of its folder.
 
     aside:  folder on the same disk to write in; None for that of `path`
     raises: UserError where `path` cannot be written
     """
     path = Path(path)
-    unfinished = Path(aside or path.parent) / f'.{path.name}.{os.getpid()}.partial'
+    unfinished = Path(aside or path.parent) / f'.{path.name}.{os.getpid()}{UNFINISHED}'
+    old = unfinished.with_suffix(f'.old{UNFINISHED}')
     try:
-        yield unfinished
-        if unfinished.is_dir():       # other than a file, a folder does not replace what is there
-            remove(path)
-        unfinished.replace(path)
+        with _held(unfinished, folder):
+            yield unfinished
+            if folder and path.exists():      # other than a file, a folder does not replace what is there
+                path.replace(old)
+            unfinished.replace(path)
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror})') from error
     finally:
         remove(unfinished)
+        remove(old)
+
+
+@contextmanager
+def _held(unfinished, folder):
+    """Within it, a file or folder of this name is there, and locked: a sign that its process is alive."""
+    while True:
+        if folder:
+            unfinished.mkdir(exist_ok=True)
+        descriptor = os.open(unfinished, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        _lock(descriptor)
+        if unfinished.exists():
+            break
+        os.close(descriptor)        # it was taken for one that is left, between two lines
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_left(unfinished):
+    try:
+        descriptor = os.open(unfinished, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        if fcntl and _lock(descriptor, wait=False):
+            remove(unfinished)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor, wait=True):
+    """Whether the lock was had; file systems without locks have none to give."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except OSError:
+        return False

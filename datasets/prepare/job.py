@@ -162,8 +162,7 @@ def _written(record, settings):
         with VideoWriter(path, CLIP_FPS, gop=GOP, threads=1, aside=aside) as writer:
             yield writer.write
     else:
-        with written_whole(path, aside) as folder:
-            folder.mkdir()
+        with written_whole(path, aside, folder=True) as folder:
             yield StillWriter(folder, settings.format)
 
 

@@ -58,8 +58,7 @@ def export(model, config, out):
     if out.exists() and not (out / 'export.json').is_file():
         raise UserError(f'{out}: exists and is no export; choose another folder for --out')
     make_folder(out.parent)
-    with written_whole(out) as folder:
-        folder.mkdir()
+    with written_whole(out, folder=True) as folder:
         _write_graphs(model, config.model_params.image_size, folder)
         _share_weights([folder / f'{name}.onnx' for name in GRAPHS], folder / 'weights.bin')
         differences = _compare(model, config.model_params.image_size, folder)
