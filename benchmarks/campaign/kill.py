@@ -30,10 +30,7 @@ OPEN_ENDED = ('log.txt', 'log.jsonl', 'run.log', 'output.txt', 'operations.txt',
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is run; names in braces are files of `inputs`.
-
-    operations: whether it is also killed at the changes that its first process makes to files
-    """
+    """What is run; names in braces are files of `inputs`."""
     arguments: tuple
     ranks: int = 1
     threads: int = 1
@@ -104,9 +101,9 @@ def command(name, work):
     return [argument.format(**inputs(work)) for argument in SCENARIOS[name].arguments]
 
 
-def new_run(name, work, folder, stop):
+def new_run(name, work, folder, *, arguments=(), **options):
     scenario = SCENARIOS[name]
-    return Run(command(name, work), folder, scenario.ranks, scenario.threads, stop)
+    return Run([*command(name, work), *arguments], folder, scenario.ranks, scenario.threads, **options)
 
 
 def reference(name, work):
@@ -115,7 +112,7 @@ def reference(name, work):
     if not facts.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        undisturbed = new_run(name, work, folder, Stop(operation=COUNT)).start()
+        undisturbed = new_run(name, work, folder, stop=Stop(operation=COUNT)).start()
         if undisturbed.wait():
             raise RuntimeError(f'the undisturbed run ended with {undisturbed.code}: {undisturbed.output()[-400:]}')
         operations = int((folder / 'operations.txt').read_text())
@@ -126,13 +123,10 @@ def reference(name, work):
 def trial(name, number, rng, work):
     """Kill a run of the scenario one to three times, look, and let it end."""
     wanted, facts = reference(name, work)
-    folder = work / 'trial'
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    kills = []
+    folder, kills = fresh(work), []
     for _ in range(rng.randint(1, 3)):
         stop = _moment(rng, number, facts)
-        killed = new_run(name, work, folder, stop).start()
+        killed = new_run(name, work, folder, stop=stop).start()
         code = killed.wait()
         if code > 0:
             raise Failure(f'ended with {code} before it was killed ({stop}): {killed.output()[-300:]}')
@@ -140,11 +134,24 @@ def trial(name, number, rng, work):
             break
         kills.append(stop)
         check_whole(folder, wanted)
-    last = new_run(name, work, folder, Stop()).start()
-    if last.wait():
-        raise Failure(f'after {kills} the same command ended with {last.code}: {last.output()[-400:]}')
+    go_on(name, work, folder, f'after {kills}')
     check_same(folder, wanted)
     return f'killed {len(kills)} times'
+
+
+def go_on(name, work, folder, when):
+    """The same command again, undisturbed."""
+    last = new_run(name, work, folder).start()
+    if last.wait():
+        raise Failure(f'{when} the same command ended with {last.code}: {last.output()[-400:]}')
+
+
+def fresh(work):
+    """An empty folder for a trial."""
+    folder = work / 'trial'
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def _moment(rng, number, facts):

@@ -65,7 +65,8 @@ def published(source):
         network, key = name.split('/', 1)
         networks.setdefault(network, {})[key] = tensor
     if source == 'smac':
-        return [{'params': tensors} for tensors in networks.values()], config
+        return [{'params': tensors} | ({'params_ema': tensors} if network == 'net_g' else {})
+                for network, tensors in networks.items()], config
     return [networks], config
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,13 +37,20 @@ class Stop:
 
 @dataclass
 class Run:
-    """run.py as forked processes of one group, in `folder`; what they print is in folder/'output.txt' unless told."""
+    """run.py as forked processes of one group, in `folder`.
+
+    said:     where they print, by default folder/'output.txt'
+    prepare:  called in every process with its rank, before run.py
+    meanwhile: called with this Run again and again while it goes on
+    """
     arguments: list
     folder: Path
     ranks: int = 1
     threads: int = 1
     stop: Stop = field(default_factory=Stop)
-    prepare: callable = None        # called in every process with its rank, before run.py
+    said: Path | None = None
+    prepare: Callable | None = None
+    meanwhile: Callable | None = None
     pids: list = field(default_factory=list)
     code: int | None = None
     cpu: float = 0.0
@@ -65,6 +73,8 @@ class Run:
             pid, status, usage = os.wait4(self.pids[0], os.WNOHANG)
             if pid:
                 break
+            if self.meanwhile:
+                self.meanwhile(self)
             if self.stop.cpu is not None and self.cpu_time() >= self.stop.cpu:
                 self.kill()
             if time.monotonic() > end:
@@ -94,14 +104,14 @@ class Run:
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def output(self):
-        return (self.folder / 'output.txt').read_text(errors='replace')
+        return (self.said or self.folder / 'output.txt').read_text(errors='replace')
 
     def _child(self, rank, port):
         code = 70
         try:
             os.setpgid(0, self.pids[0] if self.pids else 0)
             os.chdir(self.folder)
-            output = os.open('output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            output = os.open(self.said or 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
                 os.dup2(descriptor, target)
             if self.ranks > 1:
