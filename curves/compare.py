@@ -10,10 +10,11 @@ from curves.history import Curve, averaged, smoothed
 from curves.rules import ABOVE, BELOW, MACHINE, RULES, reason_of
 
 WINDOW = 15              # running means are over one point in so many
-WIDENED = 1.5            # by so many times their distance, smoothed, other seeds may lie beyond the outermost ones ...
-TOLERANCE = 0.1          # ... and by so much of their size
-LONG = 10                # out of the band for one point in so many, and at least ...
-POINTS = 3               # ... for so many, is for long
+WIDENED = 3              # over one less than the seeds: by so many times their distance others may lie beyond them ...
+TOLERANCE = 0.1          # ... and by so much of the way that a scalar goes over the whole reference
+ROUNDING = 0.01          # ... and of its size
+LONG, ENOUGH = 10, 5     # out of the band for one point in so many on end, and for so many (or all), is for long
+FEWEST = 3               # points that can be judged
 
 
 class Band(NamedTuple):
@@ -98,12 +99,15 @@ def window(grid):
 def make_band(seeds, grid):
     """The Band of several Curves on steps `grid`; widened by ratios where all values are above 0."""
     values = np.stack([smoothed(averaged(seed, grid), window(grid)) for seed in seeds])
+    whole = np.concatenate([smoothed(seed.values, window(seed.steps)) for seed in seeds])
+    ratios = (whole > 0).all()
+    if ratios:
+        values, whole = np.log(values), np.log(whole)
     low, median, high = values.min(0), np.median(values, 0), values.max(0)
-    if (low > 0).all():
-        margin = np.exp(WIDENED * smoothed(np.log(high / low), 3 * window(grid)) + TOLERANCE)
-        return Band(grid, low, median, high, low / margin, high * margin)
-    margin = WIDENED * smoothed(high - low, 3 * window(grid)) + TOLERANCE * np.nanmax(np.abs(values), initial=0)
-    return Band(grid, low, median, high, low - margin, high + margin)
+    margin = (WIDENED / max(1, len(seeds) - 1) * smoothed(high - low, 3 * window(grid)) + TOLERANCE * np.ptp(whole)
+              + ROUNDING * (1 if ratios else np.abs(whole).max()))
+    band = low, median, high, low - margin, high + margin
+    return Band(grid, *(map(np.exp, band) if ratios else band))
 
 
 # ---------------------------------------------------------------------------- what is not normal
@@ -117,7 +121,7 @@ def out_of_band(panel):
         turns = np.flatnonzero(np.diff(np.concatenate([[0], out, [0]])))
         stretches += [(stop - start, start, stop, side) for start, stop in zip(turns[::2], turns[1::2])]
     length, start, stop, side = max(stretches, default=(0, 0, 0, None))
-    if length < max(POINTS, len(calm) / LONG):
+    if len(calm) < FEWEST or length < max(len(calm) / LONG, min(len(calm), ENOUGH)):
         return None
     first, last = int(band.steps[start]), int(band.steps[stop - 1])
     ours, theirs = np.median(calm[start:stop]), np.median(band.median[start:stop])

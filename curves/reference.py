@@ -18,7 +18,7 @@ from support.files import written_whole
 from support.names import did_you_mean_or_known
 
 FOLDER = Path(__file__).parents[1] / 'docs' / 'curves'
-POINTS = 100             # of a scalar, at most
+POINTS = 150             # of a scalar, at most
 DIGITS = 4               # of a value
 # What leaves a recipe's curves alone.
 FREE = ('train_params.seed', 'train_params.num_workers', 'train_params.log_every', 'train_params.val_every',

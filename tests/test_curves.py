@@ -36,7 +36,7 @@ ZERO = {'diagnostics/skipped_steps': 0, 'data/skipped_clips': 0}
 def figures(seed, changes=(), every=20, last=LAST):
     """Lines of a log: scalars go from one value to another, noisily; `changes` are {name: f(step, value)}."""
     rng, changes = np.random.default_rng(seed), dict(changes)
-    lean = {name: rng.normal(0, 0.03) for name in SCALARS | LATE}
+    lean = {name: rng.normal(0, 0.015) for name in SCALARS | LATE}
     for step in range(every, last + 1, every):
         present = SCALARS | (LATE if step > WHOLE else {})
         line = {name: value(ends, step / LAST, rng, lean[name]) for name, ends in present.items()} | ZERO
@@ -187,8 +187,8 @@ def test_a_reference_is_small_and_reads_as_it_was_written(made):
     assert sorted(read.seeds) == [0, 1, 2] and read.config['model_params']['image_size'] == 32
     whole, thin = read_run(made / 'seed1')['l1'], read.seeds[1]['l1']
     assert len(thin.steps) <= reference.POINTS and thin.values.mean() == pytest.approx(whole.values.mean(), rel=1e-3)
-    long = reference.thinned(reference.Curve(np.arange(1, 1001), np.arange(1, 1001.)))
-    assert long.steps.tolist() == list(range(10, 1001, 10)) and long.values[:2].tolist() == [5.5, 15.5]
+    long = reference.thinned(reference.Curve(np.arange(1, 1201), np.arange(1, 1201.)))
+    assert long.steps.tolist() == list(range(8, 1201, 8)) and long.values[:2].tolist() == [4.5, 12.5]
 
 
 @pytest.mark.parametrize('runs, message', [
