@@ -3,6 +3,8 @@
 Frames stream: decode, render and encode run side by side, each in its thread, on batches. Memory does not
 grow with the length of the clip, the source is encoded once, and the result has the clip's frame rate to the
 fraction.
+
+The paper's Table 3 scores such pairs; how motion is transferred: FOMM, NeurIPS 2019, Sec. 3.4.
 """
 
 import hashlib

@@ -1,4 +1,8 @@
-"""Same-identity reconstruction: every test clip, driven by itself from its first frame, and its scores."""
+"""Same-identity reconstruction: every test clip, driven by itself from its first frame, and its scores.
+
+The paper's Table 1 and 2; FOMM has it as a mode of this name: NeurIPS 2019, Sec. 4,
+https://github.com/AliaksandrSiarohin/first-order-model
+"""
 
 from collections import Counter
 from contextlib import nullcontext

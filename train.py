@@ -2,6 +2,9 @@
 
 Every random number of step s is a function of (seed, s) and the sample, never of what ran before, so
 a run that was killed and restarted, or spread over processes, computes what an undisturbed one does.
+
+What is learned: Eq. 6 of the paper (CVPR 2025, arXiv 2412.00719), with its settings in A.1. Many processes:
+https://docs.pytorch.org/docs/stable/elastic/run.html (torchrun).
 """
 
 import logging

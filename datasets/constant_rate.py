@@ -13,6 +13,7 @@ def indices_at(clip, fps, start=Fraction(0), count=None):
     """Which frame of a clip is on display at start, start + 1/fps, ...: (count,) ascending, with repeats.
 
     By time stamps, as FFmpeg's fps filter does it: the last frame that begins before the middle of the tick.
+    https://ffmpeg.org/ffmpeg-filters.html#fps-1
     start: seconds from the clip's first frame; count None goes on to the clip's end
     Raises UserError where the clip ends before `count` ticks are over.
     """

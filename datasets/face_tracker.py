@@ -23,6 +23,7 @@ class Face:
 
     box:       (x0, y0, x1, y1) around the landmarks, pixels: chin to hairline, not the whole head
     landmarks: (478, 2) x and y in pixels; 0 and 1 are the edges of the frame's first pixel. The last ten are the irises
+               (Grishchenko et al., arXiv 2006.10962)
     matrix:    (4, 4) from MediaPipe's canonical face, in centimetres, to a camera that looks at the middle of what was
                searched: rotation, scale, translation; None where it could not be solved for
     """

@@ -1,4 +1,4 @@
-"""Training pairs and test clips from FOMM's folder layout.
+"""Training pairs and test clips from FOMM's folder layout (NeurIPS 2019, arXiv 2003.00196).
 
     root/train/person#video#start#end.mp4    a video file, or a folder of PNG or JPEG frames,
     root/test/...                            whose name may or may not end in .mp4
@@ -146,7 +146,10 @@ class Augmentation:
         return self._jitter(pair, rng)
 
     def _jitter(self, pair, rng):
-        """The adjustments in random order, as FOMM and torchvision do: they do not commute."""
+        """The adjustments in random order, as FOMM and torchvision do: they do not commute.
+
+        https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.v2.ColorJitter.html
+        """
         from torchvision.transforms.v2 import functional as TF  # half a second and 160 MiB, where nothing is jittered
         adjustments = ((TF.adjust_brightness, 1, self.brightness), (TF.adjust_contrast, 1, self.contrast),
                        (TF.adjust_saturation, 1, self.saturation), (TF.adjust_hue, 0, self.hue))
@@ -166,8 +169,9 @@ class PairDataset(Dataset):
     of the calls, the number of workers or what was asked before. So a run that is resumed, or
     spread over other processes, sees the same pairs.
 
-    As in FOMM an epoch (len(people) samples) visits every person once, in random order; the clip
-    is uniform among the person's, the frames are uniform with replacement, the earlier first.
+    As in FOMM (https://github.com/AliaksandrSiarohin/first-order-model, frames_dataset.py) an epoch
+    (len(people) samples) visits every person once, in random order; the clip is uniform among the person's, the frames
+    are uniform with replacement, the earlier first.
 
     people:     person -> clips; a clip has `name`, len() and read(indices) -> uint8 (H, W, 3) frames
     seed:       int >= 0

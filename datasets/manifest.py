@@ -4,6 +4,9 @@
 
 It says which clips a data set has, who is in them and why others are missing. Preparation adds a line when a clip
 is done, so a run that is killed loses at most the clip at hand; of lines with the same id the last one counts.
+
+Clips are named and timed as those of VoxCeleb (Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612) in FOMM's
+preparation of them: https://github.com/AliaksandrSiarohin/video-preprocessing
 """
 
 import dataclasses

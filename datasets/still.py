@@ -54,6 +54,9 @@ def _fast_decoder():
 def _is_plain(data):
     """Whether torchvision reads this file, uint8 (N,), as PIL does: JPEG in colour, PNG with 8 bits of RGB; not cut.
 
+    By the first and last marker of a JPEG (ITU-T T.81, Table B.1: SOI, EOI), and by signature and header of a PNG
+    (https://www.w3.org/TR/png-3/: IHDR, tRNS).
+
     It is 2.5 times as fast with JPEG, but drops transparency, keeps 16 bits, and fills what is cut off with grey.
     """
     head = data[:26].tobytes()
@@ -78,7 +81,10 @@ def _to_rgb(image):
 
 
 def resized(image, size):
-    """uint8 (H, W, 3) -> (size, size, 3). PIL's bicubic filter widens when it shrinks, so it does not alias."""
+    """uint8 (H, W, 3) -> (size, size, 3). PIL's bicubic filter widens when it shrinks, so it does not alias.
+
+    https://pillow.readthedocs.io/en/stable/handbook/concepts.html#filters
+    """
     if size is None or image.shape[:2] == (size, size):
         return image
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))

@@ -193,7 +193,7 @@ def _build_index(path, container, stream):
 class _Packet(NamedTuple):
     pts: int
     key: bool
-    shown: bool    # False where an edit list cuts the frame away: it is decoded and then dropped
+    shown: bool    # False where an edit list (ISO/IEC 14496-12, Sec. 8.6.6) cuts the frame away: decoded, then dropped
     corrupt: bool
 
 
@@ -218,7 +218,11 @@ def _count_frames(path):
 
 
 def _rate(container, stream, stamps):
-    """The average rate, as the container tells it best."""
+    """The average rate, as the container tells it best.
+
+    gif: https://www.w3.org/Graphics/GIF/spec-gif89a.txt, Sec. 23
+    avi: https://learn.microsoft.com/en-us/windows/win32/directshow/avi-riff-file-reference
+    """
     if container.format.name == 'gif' and len(stamps) > 1:
         # Delays come in whole 1/100 s; FFmpeg takes 30 fps (3, 4, 3, 3, 4 ...) for 33.
         return Fraction(len(stamps) - 1, int(stamps[-1] - stamps[0])) / stream.time_base
@@ -229,7 +233,11 @@ def _rate(container, stream, stamps):
 
 
 def _is_cut(path, container, stream):
-    """Whether the file is shorter than its own headers say, which a demuxer takes for a normal end."""
+    """Whether the file is shorter than its own headers say, which a demuxer takes for a normal end.
+
+    mp4: places and sizes of the samples (ISO/IEC 14496-12, Sec. 8.7); avi: the size of its RIFF chunk; gif: its trailer
+    (GIF89a, Sec. 27); Matroska: the size of its Segment
+    """
     stored = os.path.getsize(path)
     if 'mp4' in container.format.name:
         return any(entry.pos + entry.size > stored for entry in stream.index_entries)
@@ -245,7 +253,10 @@ def _is_cut(path, container, stream):
 
 
 def _matroska_size(head):
-    """Bytes up to the end of the Segment element, which holds all frames; 0 where the header leaves it open."""
+    """Bytes up to the end of the Segment element, which holds all frames; 0 where the header leaves it open.
+
+    Matroska: RFC 9559, Sec. 5.1; how it writes numbers: EBML, RFC 8794, Sec. 4.
+    """
     at = head.find(b'\x18\x53\x80\x67') + 4  # the Segment's id; then a number whose leading zeros tell its length
     if at < 4 or at >= len(head) or not head[at]:
         return 0

@@ -18,11 +18,12 @@ class VideoWriter:
     """Writes frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
 
     path:       must end in .mp4 or .gif; appears only when complete, nothing is left after an exception
-    fps:        Fraction or int, kept exactly in an mp4; a gif counts in 1/100 s, right on average
+    fps:        Fraction or int, kept exactly in an mp4; a gif counts in 1/100 s (GIF89a, Sec. 23), right on average
     audio_from: a file whose first audio track is copied, packet by packet and unchanged, as far as
                 there are frames; it keeps its offset to that file's video. A file without an audio
                 track adds none, and a gif carries none.
     crf:        quality of the mp4, 0 (lossless) to 51; 18 is hard to tell from the original
+                (https://trac.ffmpeg.org/wiki/Encode/H.264)
     gop:        the mp4 has a key frame at least every so many frames; 10 makes a file that is half as large again and
                 read five times faster at random, None leaves the encoder's 250
     threads:    of the encoder; 0 lets it choose

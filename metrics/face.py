@@ -21,7 +21,7 @@ POSE_EVALUATION = 'https://github.com/AliaksandrSiarohin/pose-evaluation'
 # The networks
 
 def face_alignment_network(device):
-    """face-alignment's detector with 2D landmarks (Bulat and Tzimiropoulos 2017); raises Unavailable."""
+    """face-alignment's detector with 2D landmarks (Bulat and Tzimiropoulos, ICCV 2017); raises Unavailable."""
     with optional('face-alignment', FAN_URLS):
         return _face_alignment(str(device), *map(checkpoint_path, FAN_URLS))
 

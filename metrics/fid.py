@@ -1,4 +1,4 @@
-"""Frechet inception distance (Heusel et al. 2017), from sums that clips and processes can add up."""
+"""Frechet inception distance (Heusel et al., NeurIPS 2017, Eq. 6), from sums that clips and processes can add up."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Whether a generated face is still the same person's: AED and CSIM."""
+"""Whether a generated face is still the same person's: AED (OpenFace) and CSIM (ArcFace: Deng et al., CVPR 2019)."""
 
 import functools
 import warnings

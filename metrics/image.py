@@ -23,7 +23,7 @@ def psnr(prediction, target):
 
 
 def ssim(prediction, target):
-    """Structural similarity, 1 is best (Wang et al. 2004, and the authors' MATLAB settings).
+    """Structural similarity, 1 is best (Wang et al., IEEE TIP 2004, Eq. 13, and the authors' MATLAB settings).
 
     Frames must be at least 11 pixels wide and high.
     """
@@ -90,7 +90,7 @@ class Ssim(Metric):
     id, column, direction = 'ssim.gauss11', 'SSIM', 'higher'
     definition = ('structural similarity, 11 x 11 Gaussian window of sigma 1.5, K1 0.01, K2 0.03, range 1, '
                   'valid region, mean of the RGB channels; per frame')
-    source = 'Wang et al. 2004; the paper'
+    source = 'Wang et al., https://doi.org/10.1109/TIP.2003.819861; the paper'
 
     def __call__(self, generated, driving):
         return ssim(generated, driving).cpu()

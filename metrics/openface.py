@@ -1,4 +1,7 @@
-"""The face embedding network of AED: nn4.small2 of CMU OpenFace (Amos et al. 2016), with the published names.
+"""The face embedding network of AED: nn4.small2 of CMU OpenFace, with the published names.
+
+Amos et al., CMU-CS-16-118, 2016: https://cmusatyalab.github.io/openface/models-and-accuracies/. A smaller form of the
+network NN4 of FaceNet (Schroff et al., CVPR 2015).
 
 Layers without weights that the published module counts (ReLU, pools, normalisation) have no entry here.
 """

@@ -14,7 +14,7 @@ BACKBONES = {
 
 
 class _Lpips(Metric):
-    """Learned perceptual image patch similarity (Zhang et al. 2018), version 0.1."""
+    """Learned perceptual image patch similarity (Zhang et al., CVPR 2018, arXiv 1801.03924), version 0.1."""
 
     backbone = 'vgg'     # the values of the two do not compare
     scaled = True        # frames are mapped to [-1, 1], as the network was calibrated

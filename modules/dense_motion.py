@@ -40,7 +40,7 @@ class DenseMotion(NamedTuple):
 
 
 class DenseMotionNetwork(nn.Module):
-    """Blends the affine motions around each keypoint (and the still background) into one flow."""
+    """Blends the affine motions around each keypoint (and the still background) into one flow (FOMM Eq. 7)."""
 
     def __init__(self, params, num_kp):
         super().__init__()

@@ -1,4 +1,8 @@
-"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, which may see keypoints."""
+"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, which may see keypoints.
+
+Of patches: pix2pix (Isola et al., CVPR 2017, arXiv 1611.07004, Sec. 3.2.2), taken over by VQGAN (CVPR 2021, Sec. 3.1).
+At several scales, with feature matching: pix2pixHD (Wang et al., CVPR 2018, arXiv 1711.11585, Sec. 3.2).
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +32,7 @@ class DiscriminatorOutput(NamedTuple):
 @dataclass(frozen=True)
 class PatchDiscriminatorParams:
     channels: AtLeastOne = 64   # width of the first layer
-    num_layers: AtLeastOne = 4  # strided layers; 4 look at patches in steps of 16 px, (B, 1, 14, 14) at 256 px
+    num_layers: AtLeastOne = 4  # strided layers; with 4, patches lie 16 px apart: (B, 1, 14, 14) at 256 px
 
 
 class PatchDiscriminator(nn.Module):
@@ -48,7 +52,7 @@ class PatchDiscriminator(nn.Module):
 
     @staticmethod
     def _init(module):
-        # pix2pix's initialisation, which the released code uses for this network only.
+        # pix2pix's initialisation, N(0, 0.02), which the released code uses for this network only.
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, BatchNorm2d):
@@ -73,13 +77,16 @@ class MultiScaleDiscriminatorParams:
     block_expansion: AtLeastOne = 32  # half the width of the first layer, which is doubled at each layer
     max_features: AtLeastOne = 512    # widest layer
     num_blocks: AtLeastOne = 4        # layers; all but the last halve the image
-    spectral_norm: bool = False       # divides each kernel by its largest singular value
+    spectral_norm: bool = False       # divides kernels by their largest singular value (Miyato, ICLR 2018)
     use_keypoints: bool = False       # heat maps of the driving keypoints are input channels
     kp_variance: Positive = 0.01      # of the Gaussian around each keypoint
 
 
 class DiscriminatorBlock(nn.Module):
-    """4x4 convolution without padding, instance norm if `norm`, leaky ReLU, and halving if `pool`."""
+    """4x4 convolution without padding, instance norm if `norm`, leaky ReLU, and halving if `pool`.
+
+    (B, C, H, W) -> (B, C', H - 3, W - 3), halved if `pool`.
+    """
 
     def __init__(self, in_channels, out_channels, norm, pool, parametrize):
         super().__init__()
@@ -92,7 +99,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class ScaleDiscriminator(nn.Module):
-    """FOMM's discriminator at one scale."""
+    """FOMM's discriminator at one scale; its code: modules/discriminator.py of the repository named in layers.py."""
 
     def __init__(self, params, in_channels):
         super().__init__()

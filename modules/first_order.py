@@ -1,4 +1,4 @@
-"""What FOMM and its descendants trained on [0, 1] share: keypoints, coarse motion, and the border to our [-1, 1].
+"""What FOMM (NeurIPS 2019) and its descendants trained on [0, 1] share: keypoints, coarse motion, the way to [-1, 1].
 
 The public codes of FOMM and MCNet feed images in [0, 1] to every network. Our interface speaks [-1, 1], so
 these methods convert on the way in and on the way out: published weights work, and numbers compare like for like.
@@ -35,7 +35,7 @@ class FirstOrderGenerated(Generated):
 
 
 class Encoder(nn.Module):
-    """FOMM's encoder: a 7x7 block, then halvings; keeps the feature of every scale, finest first."""
+    """FOMM's encoder, after Johnson et al., ECCV 2016: a 7x7 block, then halvings; keeps the feature of every scale."""
 
     def __init__(self, widths, in_channels=3):
         super().__init__()
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock2d(*pair) for pair in zip(widths, widths[1:]))
 
     def forward(self, image):
-        """image (B, in_channels, H, W) in [0, 1] -> list of (B, C_i, H / 2^i, W / 2^i)."""
+        """image (B, in_channels, H, W) in [0, 1] -> list of (B, C_i, H / 2^i, W / 2^i), finest first."""
         pyramid = [self.first(image)]
         for block in self.down_blocks:
             pyramid.append(block(pyramid[-1]))

@@ -1,4 +1,8 @@
-"""Convolution blocks shared by several networks: FOMM's hourglass family and VQGAN's residual family."""
+"""Convolution blocks shared by several networks: FOMM's hourglass family and VQGAN's residual family.
+
+FOMM: Siarohin et al., NeurIPS 2019, arXiv 2003.00196; https://github.com/AliaksandrSiarohin/first-order-model
+VQGAN: Esser et al., CVPR 2021, arXiv 2012.09841; https://github.com/CompVis/taming-transformers
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +13,15 @@ from support import distributed
 # ---------------------------------------------------------------------------- normalisation
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the global batch: eps 1e-5, momentum 0.1.
+    """Batch normalisation (Ioffe and Szegedy, ICML 2015) over the global batch: eps 1e-5, momentum 0.1.
 
     Without a process group this is plain batch normalisation. With one, statistics are those of all
-    processes together, on any device (torch's SyncBatchNorm knows GPUs only).
+    processes together, on any device (torch's SyncBatchNorm knows GPUs only). The released code means to do so, but
+    its layer falls back to each process's own part of the batch.
     """
 
     def forward(self, x):
+        """(B, C, H, W) -> same."""
         if not self.training or distributed.world() == 1:
             return super().forward(x)
 
@@ -33,7 +39,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def group_norm(channels, groups=32):
-    """VQGAN's normalisation: at most 32 groups, eps 1e-6."""
+    """VQGAN's normalisation (Wu and He, ECCV 2018): `groups` groups or as many as there are channels, eps 1e-6."""
     return nn.GroupNorm(min(groups, channels), channels, eps=1e-6)
 
 
@@ -117,7 +123,7 @@ class UpBlock2d(SameBlock2d):
 
 
 class ResBlock2d(nn.Module):
-    """Two (batch norm, ReLU, 3x3 convolution) with a skip: (B, C, H, W) -> same."""
+    """Two (batch norm, ReLU, 3x3 convolution) with a skip, as He et al., ECCV 2016: (B, C, H, W) -> same."""
 
     def __init__(self, channels):
         super().__init__()
@@ -132,7 +138,7 @@ class ResBlock2d(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """FOMM's U-Net: `num_blocks` halvings, and a skip connection at every resolution.
+    """FOMM's U-Net (Ronneberger et al., MICCAI 2015): `num_blocks` halvings, a skip connection at every resolution.
 
     Input (B, in_channels, H, W), output (B, out_channels, H, W) with
     out_channels = block_expansion + in_channels, as the input itself is the last skip.
@@ -161,7 +167,7 @@ class Hourglass(nn.Module):
 class AntiAlias(nn.Module):
     """Gaussian blur, then every 1/scale-th pixel starting at the first (FOMM's anti-aliased downsampling).
 
-    sigma = (1/scale - 1)/2, kernel 2*round(4*sigma) + 1, zero padding.
+    sigma = (1/scale - 1)/2, kernel 2*round(4*sigma) + 1, zero padding. (B, C, H, W) -> (B, C, H*scale, W*scale).
     """
 
     def __init__(self, channels, scale):
@@ -202,7 +208,10 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all positions, with a skip: (B, C, H, W) -> same."""
+    """Single-head self-attention (Vaswani et al., NeurIPS 2017, Eq. 1) over all positions, with a skip.
+
+    (B, C, H, W) -> same.
+    """
 
     def __init__(self, channels, groups=32):
         super().__init__()

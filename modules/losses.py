@@ -14,7 +14,7 @@ MINIMUM_DISTANCE = 0.2    # keypoints should not come closer than this, in units
 
 
 class RandomTransform:
-    """A random smooth warp of the plane: affine plus thin-plate spline (FOMM Sec. 3.1, equivariance).
+    """A random smooth warp of the plane: affine plus thin-plate spline (FOMM Sec. 3.3, equivariance).
 
     theta:   (B, 2, 3) affine part
     control: (B, 1, P*P) weights of the splines at a P x P grid of control points
@@ -59,7 +59,8 @@ class RandomTransform:
 
 
 def laplacian(difference):
-    """L1 over the bands of a Laplacian pyramid of an image difference (B, 3, H, W), after Bojanowski et al. 2018, Lap1.
+    """L1 over the bands of a Laplacian pyramid of an image difference (B, 3, H, W), Lap1 of
+    Bojanowski et al. (ICML 2018, arXiv 1707.05776).
 
     Sides must halve BANDS times. What is coarser than the bands is left to plain L1, which in turn counts eyes, lips
     and edges by their few pixels: what is left of a perceptual loss where its network is not at hand.
@@ -73,7 +74,7 @@ def laplacian(difference):
 
 
 def equivariance(keypoints, transformed, transform):
-    """How keypoints of an image and of its warped copy disagree (FOMM Eq. 9 and 11): (value, jacobian) losses.
+    """How keypoints of an image and of its warped copy disagree (FOMM Sec. 3.3): (value, jacobian) losses, scalars.
 
     keypoints: of the image; transformed: of transform.warp_image(image)
     """
@@ -110,10 +111,11 @@ class AdversarialForm(NamedTuple):
 
 
 ADVERSARIAL_FORMS = {
+    # Hinge (Lim and Ye, arXiv 1705.02894), the released code's and VQGAN's.
     'hinge': AdversarialForm(generator=lambda logits: -logits.mean(),
                              real=lambda logits: F.relu(1 - logits).mean(),
                              fake=lambda logits: F.relu(1 + logits).mean()),
-    # Least squares (LSGAN), FOMM's: real shall be 1, generated 0.
+    # Least squares (Mao et al., ICCV 2017), FOMM's: real shall be 1, generated 0.
     'lsgan': AdversarialForm(generator=lambda logits: (1 - logits).square().mean(),
                              real=lambda logits: (1 - logits).square().mean(),
                              fake=lambda logits: logits.square().mean()),
@@ -121,5 +123,8 @@ ADVERSARIAL_FORMS = {
 
 
 def feature_matching(real, fake):
-    """Mean absolute difference of a discriminator's features on real and generated images, summed over layers."""
+    """Mean absolute difference of a discriminator's features on real and generated images, summed over layers.
+
+    real, fake: lists of (B, C, h, w), see DiscriminatorOutput (pix2pixHD, CVPR 2018, Sec. 3.2)
+    """
     return sum(F.l1_loss(theirs, ours) for theirs, ours in zip(real, fake, strict=True))

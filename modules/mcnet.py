@@ -68,7 +68,9 @@ class MCNetGenerated(FirstOrderGenerated):
 # ---------------------------------------------------------------------------- convolutions made for the sample
 
 class ModulatedConv(nn.Module):
-    """StyleGAN2's style convolution at one resolution: modulate, convolve, demodulate, noise, bias, leaky ReLU.
+    """StyleGAN2's style convolution (Karras et al., CVPR 2020, Sec. 2.2) at one resolution.
+
+    Modulate, convolve, demodulate, noise, bias, leaky ReLU.
 
     The published weights keep StyleGAN2's equalised learning rate: weights are N(0, 1) and scaled when used.
     """
@@ -96,7 +98,7 @@ class ModulatedConv(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """A convolution whose kernel is mixed, per sample, from a few; a feature's mean decides the mixture."""
+    """Dynamic convolution (Chen et al., CVPR 2020): kernels mixed per sample; a feature's mean decides how."""
 
     def __init__(self, in_channels, out_channels, num_kernels, kernel_size=3):
         super().__init__()

@@ -189,7 +189,10 @@ class DiscriminatorObjective(nn.Module):
 
 
 def adaptive_weight(reconstruction_norm, adversarial_norm):
-    """VQGAN's balance of the two gradients at the last layer, clamped to at most 1 (VQGAN: 1e4) as released."""
+    """VQGAN's balance of the two gradients at the last layer (CVPR 2021, Eq. 7), clamped to 1 (VQGAN: 1e4) as released.
+
+    reconstruction_norm, adversarial_norm: scalars; returns a scalar in [0, 1]
+    """
     return (reconstruction_norm / (adversarial_norm + 1e-4)).clamp(0, 1).detach()
 
 

@@ -1,4 +1,4 @@
-"""The pyramid VGG19 perceptual loss (FOMM Sec. 3.3, this paper's L_recon)."""
+"""The pyramid VGG19 perceptual loss (FOMM Sec. 3.3, this paper's L_recon); after Johnson et al., ECCV 2016."""
 
 import torch
 import torch.nn.functional as F

@@ -16,7 +16,7 @@ class Projection(NamedTuple):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention on (B, M, D) tokens through scaled_dot_product_attention.
+    """Multi-head attention (Vaswani et al., NeurIPS 2017) on (B, M, D) tokens through scaled_dot_product_attention.
 
     Queries, keys and values are projected by separate layers, so that a context that depends neither
     on the sample nor on the scale is projected once and shared.

@@ -66,7 +66,7 @@ def sample(x, flow, align_corners=True, padding_mode='zeros'):
 
 
 def warp(x, flow, align_corners=True):
-    """Backward warping of features x (B, C, H, W) by a flow of any size (B, h, w, 2) -> (B, C, H, W); FOMM, Eq. 4."""
+    """Backward warping of x (B, C, H, W) by a flow of any size (B, h, w, 2) -> (B, C, H, W); FOMM, Sec. 3.2."""
     return sample(x, resize_flow(flow, x.shape[-2:], align_corners), align_corners)
 
 

@@ -1,6 +1,7 @@
 """The house: imports point downwards, every module is on the map, the linter is content."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,16 @@ MODULES = sorted(path.relative_to(ROOT) for place in PLACES
                  for path in ([ROOT / f'{place}.py'] if (ROOT / f'{place}.py').is_file()
                               else (ROOT / place).rglob('*.py')) if path.name != '__init__.py')
 
+
+# What says where code comes from: an equation, section, figure or table by its number, a paper, a standard, an address.
+SOURCE = re.compile(r'\b(?:[Ee]qs?\.|Sec\.|Figs?\.|Tables?|RFC|ISO/IEC|ITU-T) ?[A-Z]?\.?\d|arXiv|https?://|'
+                    r'\b(?:CVPR|ICCV|NeurIPS|ECCV|ICLR|ICML|MICCAI|SIGGRAPH|CHI|TIP|INTERSPEECH) (?:19|20)\d\d')
+SOURCES_PER_THOUSAND_LINES = 10
+LOOPS = ('train.py', 'reconstruction.py', 'animate.py', 'inference.py', 'validation.py')
+NETWORKS = sorted({path.as_posix() for path in MODULES if len(path.parts) == 2 and path.parts[0] == 'modules'}
+                  - {f'modules/{name}.py' for name in ('__init__', 'build', 'figure', 'motion_template', 'talking_head',
+                                                       'training_memory', 'training_step')}
+                  - {path.relative_to(ROOT).as_posix() for path in ROOT.glob('modules/*_figures.py')})
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
 TOO_LARGE = {'benchmarks/speed.py'}     # as yet: whoever makes one of them smaller takes it out
@@ -101,6 +112,18 @@ def test_files_functions_and_signatures_are_short():
     found = {path: list(too_large(path)) for path in SIZED}
     assert not [line for path, lines in found.items() if path not in TOO_LARGE for line in lines]
     assert not [path for path in TOO_LARGE if not found[path]], 'these are small now: take them out of TOO_LARGE'
+
+
+@pytest.mark.parametrize('place', ['modules', 'metrics', 'datasets', LOOPS], ids=str)
+def test_code_says_where_it_comes_from(place):
+    paths = [ROOT / name for name in place] if place == LOOPS else list((ROOT / place).rglob('*.py'))
+    text = ''.join(path.read_text(encoding='utf-8') for path in paths)
+    assert 1000 * len(SOURCE.findall(text)) >= SOURCES_PER_THOUSAND_LINES * text.count('\n')
+
+
+@pytest.mark.parametrize('path', NETWORKS)
+def test_every_network_has_its_source(path):
+    assert SOURCE.search((ROOT / path).read_text(encoding='utf-8'))
 
 
 def test_the_linter_is_content():

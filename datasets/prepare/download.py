@@ -1,4 +1,7 @@
-"""Videos from YouTube through yt-dlp, an external program, whose own words about a failure are kept."""
+"""Videos from YouTube through yt-dlp, an external program, whose own words about a failure are kept.
+
+https://github.com/yt-dlp/yt-dlp
+"""
 
 import shutil
 import subprocess

@@ -6,6 +6,8 @@
 
 One video is one job of one process. A clip appears whole or not at all, and what is done is not done again, so a run
 that was killed goes on with the same command and ends with the same files.
+
+VoxCeleb: Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612. CelebV-HQ: Zhu et al., ECCV 2022, arXiv 2207.12393.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """Finding clips of one head in a video of which nothing is known: scene cuts, faces, and how long a face stays put.
 
-As VoxCeleb's clips were made (video-preprocessing, crop_vox.py): a face is followed while it overlaps the place
-where it was first, and the crop, which does not move, holds all its places. Where there are several faces, the
-largest is followed until it is gone.
+As VoxCeleb's clips were made (https://github.com/AliaksandrSiarohin/video-preprocessing, crop_vox.py): a face is
+followed while it overlaps the place where it was first, and the crop, which does not move, holds all its places. Where
+there are several faces, the largest is followed until it is gone.
 """
 
 from collections import Counter, deque

@@ -62,7 +62,10 @@ class Grid(NamedTuple):
 # ---- the parts
 
 def _expressions(a: Appearance, point, slit):
-    """Displacements (3, ..., 3) of the face for a full jaw, smile and brow."""
+    """Displacements (3, ..., 3) of the face for a full jaw, smile and brow.
+
+    Blend shapes: Lewis et al., Eurographics 2014, https://doi.org/10.2312/egst.20141042
+    """
     x, y = point[..., 0], point[..., 1]
     side = np.abs(x)
     front = smoothstep(-0.1, 0.3, point[..., 2])

@@ -17,7 +17,7 @@ SHARE = {'head': 1.0, 'body': 0.5, 'ear': 0.125, 'curtain': 0.5, 'glasses': 0.06
 
 
 class Noise:
-    """Smooth random fields over a texture, the same at every texture size."""
+    """Smooth random fields over a texture, the same at every size: https://en.wikipedia.org/wiki/Value_noise."""
 
     def __init__(self, seed, u, v):
         self.rng, self.u, self.v = np.random.default_rng(seed), u, v
@@ -53,7 +53,7 @@ class Canvas:
         self.gloss = np.full(shape, gloss, np.float32)
 
     def cover(self, colour, opacity, gloss=None):
-        """Paint `colour` with `opacity` (H, W)."""
+        """Paint `colour` with `opacity` (H, W): the operator "over" of Porter and Duff, SIGGRAPH 1984."""
         self.colour += opacity[..., None] * (np.asarray(colour, np.float32) - self.colour)
         if gloss is not None:
             self.gloss += opacity * (gloss - self.gloss)

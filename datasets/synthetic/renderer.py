@@ -80,7 +80,7 @@ def project(position, state: HeadState, size: int):
 # ---- rasterising
 
 def rasterise(pixel, depth, triangles, size):
-    """Nearest triangle at every sample of a size x size grid.
+    """Nearest triangle at every sample of a size x size grid: scan lines and a depth buffer (Catmull, 1974).
 
     pixel:   (V, 2) vertex positions in samples; depth: (V,); triangles: (T, 3)
     returns: (size * size,) triangle number, -1 where there is none, and (size * size,) depth
@@ -190,7 +190,11 @@ def sample_texture(textures: Atlas, u, v, part):
 
 
 def lit(light: Light, normal, paint):
-    """Display colours (N, 3) of painted surfaces (N, 4) with unit normals (N, 3)."""
+    """Display colours (N, 3) of painted surfaces (N, 4) with unit normals (N, 3).
+
+    Diffuse light that wraps around (GPU Gems, 2004, Sec. 16.2, https://developer.nvidia.com/gpugems/gpugems) and a
+    highlight along the half vector (Blinn, SIGGRAPH 1977).
+    """
     azimuth, elevation = np.deg2rad([light.azimuth, light.elevation])
     key = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)],
                    np.float32)
@@ -205,7 +209,8 @@ def lit(light: Light, normal, paint):
     sky = (0.80 + 0.20 * normal[:, 1:2]) * light.ambient
     fill = 0.18 * np.maximum(-0.8 * np.sign(key[0]) * normal[:, :1] + 0.5 * normal[:, 2:], 0)
     gleam = np.square(np.square(np.square(np.square(np.maximum(normal @ half, 0)))))
-    # Albedo is a display value: square it to get light, and take the root at the end.
+    # Albedo is a display value: square it to get light, and take the root at the end; sRGB's curve, nearly
+    # (https://www.w3.org/Graphics/Color/sRGB).
     shine = (0.22 * light.key) * (paint[:, 3] * gleam)[:, None]
     radiance = np.square(paint[:, :3]) * (1.35 * light.key * diffuse * tint + sky + fill) + shine
     return np.sqrt(np.minimum(radiance, 1))
@@ -214,7 +219,7 @@ def lit(light: Light, normal, paint):
 # ---- pictures
 
 def render(identity: Identity, state: HeadState, size: int) -> Rendered:
-    """The picture of a person in a state, size x size pixels."""
+    """The picture of a person in a state, size x size pixels; smoothed at edges alone (Whitted, SIGGRAPH 1979)."""
     mesh, textures = build_mesh(identity.appearance, size), atlas(identity.appearance, size)
     posed = pose(mesh, state, size)
     fine = posed.pixel * SUPER + (SUPER - 1) / 2    # the same positions in samples

@@ -17,7 +17,10 @@ JAW_DROP = 0.23                                              # way of the chin f
 # ---- curves and bumps
 
 def curve(x, *knots):
-    """Smooth curve through knots (x, y), constant beyond the ends."""
+    """Smooth curve through knots (x, y), constant beyond the ends.
+
+    Cubic Hermite, its slopes by differences: https://en.wikipedia.org/wiki/Cubic_Hermite_spline
+    """
     kx, ky = np.array(sorted(knots), np.float32).T
     slope = np.gradient(ky, kx)
     i = np.clip(np.searchsorted(kx, x) - 1, 0, len(kx) - 2)
@@ -28,6 +31,7 @@ def curve(x, *knots):
 
 
 def smoothstep(low, high, x):
+    """0 below `low`, 1 above `high`, 3 t^2 - 2 t^3 between: https://registry.khronos.org/OpenGL-Refpages/gl4/html/smoothstep.xhtml"""
     t = np.minimum(np.maximum((x - low) * (1 / (high - low)), 0), 1)   # np.clip costs more than it does on short arrays
     return t * t * (3 - 2 * t)
 
@@ -38,12 +42,14 @@ def bump(x, y, cx, cy, sx, sy):
 
 
 def signed_power(x, exponent):
+    """Of sine and cosine it makes superellipses: Barr, "Superquadrics", IEEE CG&A 1981."""
     return np.sign(x) * np.abs(x) ** exponent
 
 
 # ---- surface coordinates of the head
 
 def _inverse_cdf(low, high, density):
+    """Places that follow a density: https://en.wikipedia.org/wiki/Inverse_transform_sampling."""
     grid = np.linspace(low, high, 2001)
     mass = np.cumsum(density(grid))
     return (mass - mass[0]) / (mass[-1] - mass[0]), grid

@@ -2,6 +2,12 @@
 
 A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. `published_names` says for
 every tensor of ours where it comes from; a published tensor that nobody asked for is an error too.
+
+    smac   https://github.com/ShaelynZ/synergize-motion-appearance (the paper's)
+    fomm   https://github.com/AliaksandrSiarohin/first-order-model
+    mcnet  https://github.com/harlanhong/ICCV2023-MCNET
+    dagan  https://github.com/harlanhong/CVPR2022-DaGAN
+    mrfa   https://github.com/JialeTao/MRFA
 """
 
 import re
