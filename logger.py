@@ -1,6 +1,7 @@
 """The run folder: checkpoints, scalars, pictures, plain log.
 
     log/<run>/config.yaml                  the resolved config
+             /origin.json                  of a run that began with another one's weights: which
              /checkpoints/00012500.pt      everything that training needs to go on
              /pictures/00012500.png        validation: source, driving, prediction, flows, occlusions
              /log.txt  log.jsonl           the same figures for people and for scripts
@@ -8,14 +9,17 @@
              /tensorboard/                 ... and for TensorBoard
 """
 
+import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from config import schema
+from config.changes import changes, check_going_on
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from support.weights import load_tensors, save_tensors
+from support.weights import check_file, load_tensors, save_tensors
 from visualizer import save_png
 
 CHECKPOINT_FORMAT = 1
@@ -36,6 +40,21 @@ class RunFolder:
             for folder in (self.path, self.checkpoints, self.pictures):
                 make_folder(folder)
 
+    # What the run is
+
+    def begin(self, config, origin):
+        """Keep by what config the run goes on, and with whose weights it began (Beginning.origin, or None)."""
+        if self.writes:
+            schema.save(config, self.path / 'config.yaml')
+            if origin is not None:
+                with written_whole(self.path / 'origin.json') as aside:
+                    aside.write_text(json.dumps(origin, indent=1))
+
+    def origin(self):
+        """Beginning.origin of the run, as it was kept."""
+        path = self.path / 'origin.json'
+        return json.loads(path.read_text()) if path.is_file() else None
+
     # Checkpoints
 
     def save(self, state, step, keep):
@@ -44,7 +63,7 @@ class RunFolder:
             return
         path = self.checkpoints / f'{step:08d}.pt'
         write_checkpoint(path, state)
-        for old in self._steps()[:-keep]:
+        for old in self.steps()[:-keep]:
             old.unlink()
         log.info('saved %s', path)
 
@@ -53,7 +72,7 @@ class RunFolder:
 
         Damaged ones are named and passed over; UserError where all are, as a run that began anew would replace them.
         """
-        paths = self._steps()
+        paths = self.steps()
         for path in reversed(paths):
             try:
                 return path, read_checkpoint(path)
@@ -64,7 +83,8 @@ class RunFolder:
                             'away to begin anew')
         return None
 
-    def _steps(self):
+    def steps(self):
+        """Paths of the checkpoints, oldest first."""
         return sorted(path for path in self.checkpoints.glob('*.pt') if path.stem.isdigit())
 
     # Scalars and pictures
@@ -151,18 +171,86 @@ def checkpoint_config(state, path):
     return schema.parse(state['config'], f'{path} (config inside)')
 
 
+def load_config(path, overrides, checkpoint=None):
+    """The config of a YAML file, or the one inside of a checkpoint file where `path` is None, with its overrides."""
+    if path is not None:
+        return schema.load(path, overrides)
+    return schema.override(checkpoint_config(read_checkpoint(checkpoint), checkpoint), overrides)
+
+
 def check_same_model(config, state, path):
-    """UserError naming the first difference if `config` describes another model than the checkpoint's."""
-    ours, theirs = (flat(side.as_dict()['model_params']) for side in (config, checkpoint_config(state, path)))
-    for key in {**ours, **theirs}:
-        if ours.get(key) != theirs.get(key):
-            raise UserError(f'{path}: is of another model: model_params.{key} is {theirs.get(key)!r} there and '
-                            f'{ours.get(key)!r} in the config; give the --config it was trained with, or none')
+    """UserError naming what differs if `config` describes another model than the checkpoint's."""
+    found = {key: values for key, values in changes(checkpoint_config(state, path), config).items()
+             if key.startswith('model_params.')}
+    if found:
+        named = [f'{key} is {theirs!r} there and {ours!r} in the config' for key, (theirs, ours) in found.items()]
+        more = f', and {len(named) - 3} more keys differ' if len(named) > 3 else ''
+        raise UserError(f'{path}: is of another model: {", ".join(named[:3])}{more}; give the --config it was trained '
+                        'with, or none')
 
 
-def flat(section, prefix=''):
-    """Nested dicts as one, {'section.key': value}."""
-    found = {}
-    for key, value in section.items():
-        found |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-    return found
+# ---------------------------------------------------------------------------- where a run begins
+
+@dataclass
+class Beginning:
+    """Where training in a run folder begins.
+
+    path, state: the checkpoint, None for a run that begins with nothing
+    step:        iterations that the run has taken
+    origin:      of a run that began with weights of another one, which: its file `checkpoint` (absolute), `step` and
+                 `sha256`; None for others
+    changed:     what the config changed since the checkpoint, in one line; '' if nothing
+    """
+    path: Path | None = None
+    state: dict | None = None
+    step: int = 0
+    origin: dict | None = None
+    changed: str = ''
+
+    @property
+    def borrowed(self):
+        """Whether the checkpoint is another run's, of which the weights alone are taken."""
+        return self.origin is not None and self.path == Path(self.origin['checkpoint'])
+
+
+def beginning(run, config, checkpoint=None):
+    """Where training by `config` in the RunFolder begins: at its newest whole checkpoint if there is one.
+
+    checkpoint: otherwise, begin with the weights of this one; without it, with those that the run began with before
+    Raises UserError for a checkpoint of another model, a run that began with other weights, a config that has changed
+    more than a run's may.
+    """
+    found, kept = run.newest(), run.origin()
+    given = None if checkpoint is None else _origin_of(run, checkpoint)
+    if found is not None:
+        if given is not None and (kept is None or kept['sha256'] != given['sha256']):
+            other = f'with {kept["checkpoint"]}' if kept else 'without weights of another'
+            raise UserError(f'{run.path}: holds a run that began {other}, not with {checkpoint}; choose another '
+                            f'--run_name, or go on with that run: --resume {run.path}')
+        path, state = found
+        check_same_model(config, state, path)
+        changed = check_going_on(checkpoint_config(state, path), config, path)
+        return Beginning(path, state, state['step'], kept, changed)
+
+    if given is None and kept is not None:
+        given = _origin_of(run, kept['checkpoint'])
+        if given['sha256'] != kept['sha256']:
+            raise UserError(f'{kept["checkpoint"]}: is not the file any more that the run in {run.path} began with; '
+                            'begin with it under another --run_name')
+    if given is None:
+        return Beginning()
+    path = Path(given['checkpoint'])
+    state = read_checkpoint(path)
+    check_same_model(config, state, path)
+    return Beginning(path, state, 0, given | {'step': state['step']})
+
+
+def _origin_of(run, checkpoint):
+    """`Beginning.origin` of a checkpoint file but for its step; UserError if it is none, or the run's own."""
+    path = Path(checkpoint).resolve()
+    check_file(path)
+    if path.is_relative_to(run.path.resolve()):
+        raise UserError(f'{checkpoint}: is of the run in {run.path}, which a new one would overwrite; choose another '
+                        f'--run_name, or go on with that run: --resume {run.path}')
+    with open(path, 'rb') as file:
+        return {'checkpoint': str(path), 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from curves.alarms import Alarms
 from datasets.build import training_people
 from datasets.frames import Augmentation, PairDataset, Stream
-from logger import check_same_model
+from logger import beginning
 from modules import training_memory
 from modules.objective import needs_vgg
 from modules.published.formats import ImportFault, flatten_checkpoint, import_tensors
@@ -32,17 +32,18 @@ from validation import Validation
 log = logging.getLogger(__name__)
 
 
-def train(config, run, device):
+def train(config, run, device, checkpoint=None):
     """Train until train_params.num_iterations, going on from the run folder's newest checkpoint if it has one.
 
+    checkpoint: where it has none, begin with the weights of this file (fine-tuning)
     Raises UserError for data or weights that are missing, a checkpoint of another model, a batch too large
     for the memory, too many non-finite steps. SIGTERM and Ctrl-C finish the step, save, and return.
     """
-    config, micro_batch = prepare(config, device)
+    adapted, micro_batch = prepare(config, device)
     params = config.train_params
-    training_step = build_training_step(config, device, _vgg_state(params))
+    training_step = build_training_step(adapted, device, _vgg_state(params))
     state = training_step.state
-    step = resume(run, config, state)
+    step = begin(run, config, state, checkpoint)
     if step >= params.num_iterations:
         log.info('already trained: %d of %d iterations in %s', step, params.num_iterations, run.path)
         return
@@ -56,7 +57,7 @@ def train(config, run, device):
     alarms = Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=distributed.rank() > 0)
-    with stopping, progress, training_memory.explained(config, micro_batch, device):
+    with stopping, progress, training_memory.explained(adapted, micro_batch, device):
         for seconds, batch in timed(loader):
             step += 1
             taken = training_step(micro_batches(batch, params), step)
@@ -110,20 +111,28 @@ def prepare(config, device):
 
 # ---------------------------------------------------------------------------- where it begins
 
-def resume(run, config, state):
-    """Load the run folder's newest whole checkpoint into `state`; returns its step, 0 if there is none."""
-    found = run.newest()
-    if found is None:
-        run.rewind(0)
+def begin(run, config, state, checkpoint=None):
+    """Fill the State with what training in the run folder begins with; returns the step, 0 for a run that is new.
+
+    Raises UserError as logger.beginning does; the run folder is as it was then.
+    """
+    start = beginning(run, config, checkpoint)
+    if start.state is None:
         for model in (state.model, state.ema):
             load_pretrained(model)
-        return 0
-    path, checkpoint = found
-    check_same_model(config, checkpoint, path)
-    state.load(checkpoint, path)
-    run.rewind(checkpoint['step'])
-    log.info('resuming from %s', path)
-    return checkpoint['step']
+    elif start.borrowed:
+        state.adopt(start.state, start.path)
+        log.info('beginning with the weights of %s, step %d', start.path, start.origin['step'])
+        if state.discriminator is not None and 'discriminator' not in start.state:
+            log.info('it has no discriminator: that one begins untrained')
+    else:
+        state.load(start.state, start.path)
+        log.info('resuming from %s', start.path)
+        if start.changed:
+            log.info('changed since then: %s', start.changed)
+    run.begin(config, start.origin)
+    run.rewind(start.step)
+    return start.step
 
 
 def load_pretrained(model):

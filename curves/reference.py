@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from config import schema
+from config.changes import flat
 from curves.history import Curve
-from logger import flat
 from support.errors import UserError
 from support.files import written_whole
 from support.names import did_you_mean_or_known

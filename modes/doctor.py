@@ -1,11 +1,13 @@
 """Find what stands between this machine and a training run. Exit code 0: nothing blocks training; 1: something does.
 
     python run.py --mode doctor --config config/vox-256.yaml
+
+--config, --checkpoint, --set, --log_dir and --run_name are those of --mode train.
 """
 
 import json
 
-from modes.options import DEFAULT_CONFIG, add_device, add_model, process_group, run_path
+from modes.options import add_device, add_model, process_group, training_config, training_path
 
 
 def add_arguments(parser):
@@ -18,7 +20,7 @@ def run(options):
     with process_group(options.device) as device:
         from tools.doctor.examine import examine
         from tools.doctor.finding import Case, as_dict, as_text, blocked
-        findings = examine(Case(options.config or DEFAULT_CONFIG, options.set, options.checkpoint, run_path(options),
+        findings = examine(Case(training_config(options), options.set, options.checkpoint, training_path(options),
                                 device))
         print(json.dumps(as_dict(findings), indent=1) if options.json else as_text(findings))
         return int(blocked(findings))

@@ -85,6 +85,19 @@ def run_path(options):
     return Path(options.log_dir) / (options.run_name or default)
 
 
+def training_path(options):
+    """As `run_path`, of a run that trains: with --checkpoint never the folder of the run that has those weights."""
+    if not options.checkpoint:
+        return run_path(options)
+    name = Path(options.config).stem if options.config else _name_of(Path(options.checkpoint))
+    return Path(options.log_dir) / (options.run_name or f'{name}-tuned')
+
+
+def training_config(options):
+    """Path of the config of a run that trains; None for the one inside of --checkpoint."""
+    return options.config or (None if options.checkpoint else DEFAULT_CONFIG)
+
+
 def motion(options):
     """The inference.Motion of `add_motion`."""
     from inference import Motion

@@ -2,46 +2,53 @@
 
     python run.py --mode train --config config/vox-256.yaml
     python run.py --mode train --resume log/vox-256
+    python run.py --mode train --checkpoint model.pt --set dataset_params.root_dir=data/mine    # fine-tune
 """
 
 import logging
 from pathlib import Path
 
 from config.path import check_config_path
-from modes.options import DEFAULT_CONFIG, add_config, add_device, add_run_folder, process_group, refuse, run_path
+from modes.options import (
+    DEFAULT_CONFIG, add_config, add_device, add_run_folder, process_group, refuse, training_config, training_path)
 
 
 def add_arguments(parser):
-    add_config(parser)
+    add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
     add_run_folder(parser)
     parser.add_argument('--resume', metavar='RUN', help='go on with the run in this folder, with its config')
+    parser.add_argument('--checkpoint', metavar='FILE', help="begin a new run with this one's weights, from step 0")
     add_device(parser)
 
 
 def run(options):
-    folder, config_path = run_path(options), options.config or DEFAULT_CONFIG
+    folder, config_path = training_path(options), training_config(options)
     if options.resume:
-        refuse(options, ('--config', '--log_dir', '--run_name'), 'with --resume, which names the run and its config')
+        refuse(options, ('--checkpoint', '--config', '--log_dir', '--run_name'),
+               'with --resume, which names the run and its config')
         folder = Path(options.resume)
         config_path = folder / 'config.yaml'
         check_config_path(config_path)
     with process_group(options.device) as device:
-        train_in(folder, config_path, options.set, device)
+        train_in(folder, config_path, options.set, device, options.checkpoint)
 
 
-def train_in(folder, config_path, overrides, device):
-    """Train by the config at `config_path`, with 'section.key=value' overrides, in the run folder `folder`."""
-    from config import schema
-    from logger import RunFolder
+def train_in(folder, config_path, overrides, device, checkpoint=None):
+    """Train in the run folder `folder`.
+
+    config_path: of the YAML; None for the config inside of `checkpoint`
+    overrides:   'section.key=value' on top
+    checkpoint:  whose weights a new run begins with; None for a new model
+    """
+    from logger import RunFolder, load_config
     from support import distributed
     from train import train
-    config = schema.load(config_path, overrides)
+    config = load_config(config_path, overrides, checkpoint)
     run = RunFolder(folder, writes=distributed.rank() == 0)
     if run.writes:
         log_to(folder / 'run.log')
-        schema.save(config, folder / 'config.yaml')
     try:
-        train(config, run, device)
+        train(config, run, device, checkpoint)
     finally:
         run.close()
 

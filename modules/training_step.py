@@ -275,6 +275,16 @@ class State:
                       'discriminator_optimizer': self.discriminator_optimizer.state_dict()}
         return state
 
+    def adopt(self, state, path):
+        """Begin with the weights that a checkpoint, read from `path`, has for inference; everything else stays as new.
+
+        The discriminator's are taken too where both sides have one. Raises UserError if they do not fit.
+        """
+        for network in (self.model, self.ema):
+            load_weights(network, state['ema'], path)
+        if self.discriminator is not None and 'discriminator' in state:
+            load_weights(self.discriminator, state['discriminator'], path)
+
     def load(self, state, path):
         """Go on from what `checkpoint` gave, read from `path`; UserError if it does not fit."""
         load_weights(self.model, state['model'], path)

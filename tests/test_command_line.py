@@ -21,7 +21,7 @@ READERS = {
     '--set': MODEL | TRAINING | {'import', 'study'},
     '--log_dir': MODEL | TRAINING,
     '--run_name': MODEL | TRAINING,
-    '--checkpoint': MODEL,
+    '--checkpoint': MODEL | {'train'},
     '--device': MODEL - {'export'} | TRAINING | STUDY,
     '--resume': {'train'},
     '--source_image': ANIMATE | INSPECT, '--driving_video': ANIMATE | INSPECT, '--result_video': ANIMATE,
@@ -80,6 +80,7 @@ def test_a_flag_that_the_mode_does_not_read_is_refused_with_those_that_do(capsys
 
 @pytest.mark.parametrize('arguments, message', [
     (['--mode', 'train', '--resume', 'log/x', '--config', ROOT / 'config/vox-256.yaml'], '--config is not read'),
+    (['--mode', 'train', '--resume', 'log/x', '--checkpoint', 'model.pt'], '--checkpoint is not read with --resume'),
     (['--mode', 'animate', '--source_image', 'a', '--driving_video', 'b', '--absolute', '--adapt_scale'],
      '--adapt_scale is not read with --absolute'),
     (['--mode', 'animate', '--absolute', '--find_best_frame'], '--find_best_frame is not read with --absolute'),

@@ -164,6 +164,26 @@ def test_a_healthy_set_up_is_not_blocked(real_estimate, capsys):
     assert 'checkpoint of step 2' in said and '2 clips of 2 people' in said and 's per batch of 2' in said
 
 
+def test_it_says_what_training_would_begin_with(setup, capsys):
+    state = build_model(setup.config).state_dict()
+    whole = {'config': setup.config.as_dict(), 'step': 2, 'model': state, 'ema': state}
+    write_checkpoint(setup.logs / 'model.pt', whole)
+    write_checkpoint(setup.folder / '00000002.pt', whole)
+    assert f'training goes on in {setup.folder.parent}' in json.dumps(setup.examine(capsys))
+    assert 'changed since then: train_params.save_every' in json.dumps(
+        setup.examine(capsys, '--set', 'train_params.save_every=3'))
+    code, answer = setup.examine(capsys, '--set', 'train_params.seed=3')
+    assert code == 1 and 'a run cannot change halfway: train_params.seed 0 -> 3' in blocking(answer)['checkpoint']
+
+    new = setup.examine(capsys, '--checkpoint', setup.logs / 'model.pt', '--set', 'train_params.seed=3')
+    assert new[0] == 0 and f'a new run with its weights, at step 0 of {setup.logs}/small-tuned' in json.dumps(new)
+    arguments = '--checkpoint', str(setup.logs / 'model.pt'), '--log_dir', str(setup.logs)
+    assert run.main(['--mode', 'doctor', *arguments]) == 0
+    assert f'{setup.logs}/model-tuned' in capsys.readouterr().out      # with the config inside of it
+    code, answer = setup.examine(capsys, '--checkpoint', setup.folder / '00000002.pt', '--run_name', 'small')
+    assert code == 1 and 'a new one would overwrite' in blocking(answer)['checkpoint']
+
+
 def test_the_text_ends_in_a_verdict(setup, capsys):
     assert run.main(['--mode', 'doctor', '--config', str(setup.config_path), '--log_dir', str(setup.logs)]) == 0
     assert capsys.readouterr().out.rstrip().endswith('Nothing blocks training.')

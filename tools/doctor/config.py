@@ -6,7 +6,6 @@ import shutil
 
 import torch
 
-from config import schema
 from modules import training_memory
 from modules.build import build_discriminator, build_model
 from modules.objective import needs_discriminator
@@ -20,24 +19,24 @@ USUAL_SIZES = 32, 64, 128, 256, 512
 def check_config(case):
     """Reads the config; everything after it needs one."""
     try:
-        case.config = schema.load(case.config_path, case.overrides)
+        case.config = case.load()
     except UserError as error:
         what, _, todo = str(error).partition('; ')
         # A key that is wrong has its cure in the message; a size that does not fit has none.
         size = re.search(r'image_size=(\d+)', what)
         todo = todo or size and _working_size(case, int(size[1]))
         todo = todo or 'correct the value, or remove the key for its default'
-        yield Finding(BLOCKS, what, case.config_path, todo)
+        yield Finding(BLOCKS, what, case.source, todo)
         return
     config, params = case.config, case.config.train_params
     yield Finding(OK, f'{config.method} at {case.size} px, batch of {params.batch_size} in {params.accumulate} part(s)'
-                      f', {params.precision}, {params.num_iterations:,} iterations', case.config_path)
+                      f', {params.precision}, {params.num_iterations:,} iterations', case.source)
     if params.batch_size % params.accumulate:
         yield Finding(BLOCKS, f'train_params.batch_size={params.batch_size} cannot be split into '
-                              f'accumulate={params.accumulate} equal parts', case.config_path,
+                              f'accumulate={params.accumulate} equal parts', case.source,
                       'choose a multiple of accumulate as batch_size')
     if params.precision == 'bf16' and not hardware.has_bf16(case.device):
-        yield Finding(WARNING, f'{case.device} has no bf16 arithmetic, so training would use fp32', case.config_path,
+        yield Finding(WARNING, f'{case.device} has no bf16 arithmetic, so training would use fp32', case.source,
                       '--set train_params.precision=fp32')
 
 
@@ -47,7 +46,7 @@ def check_networks(case):
         case.needed = training_memory.estimate(case.config, case.part)
     except (RuntimeError, ValueError) as error:
         yield Finding(BLOCKS, f'the networks cannot take images of {case.size} px: {" ".join(str(error).split())[:99]}',
-                      case.config_path, _working_size(case, case.size) or 'correct the sizes in model_params')
+                      case.source, _working_size(case, case.size) or 'correct the sizes in model_params')
         return
     yield Finding(OK, 'image, flow, windows and heat maps fit together')
 
@@ -56,7 +55,7 @@ def _working_size(case, wanted):
     """What to do about sizes that do not fit: the usual image size nearest to `wanted` that does, or nothing."""
     for size in sorted(USUAL_SIZES, key=lambda size: abs(size - wanted)):
         try:
-            config = schema.load(case.config_path, [*case.overrides, f'model_params.image_size={size}'])
+            config = case.load(f'model_params.image_size={size}')
             training_memory.estimate(config, 2)
         except (UserError, RuntimeError, ValueError):
             continue

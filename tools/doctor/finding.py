@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from logger import load_config
+
 OK, NOTE, WARNING, BLOCKS = 'ok', 'note', 'warning', 'blocks'
 GIB = 2 ** 30
 
@@ -23,14 +25,27 @@ class Finding:
 
 @dataclass
 class Case:
-    """What is examined: the arguments of the command line, and the config once it has been read."""
-    config_path: str
+    """What is examined: the arguments of the command line, and the config once it has been read.
+
+    config_path: None for the config inside of the checkpoint
+    run_folder:  where training would write
+    """
+    config_path: str | None
     overrides: list[str]
     checkpoint: str | None
     run_folder: Path
     device: torch.device
     config: Any = None
     needed: float | None = None    # bytes of a training step, once the networks have been tried
+
+    def load(self, *more):
+        """The config, with 'section.key=value' overrides; UserError."""
+        return load_config(self.config_path, [*self.overrides, *more], self.checkpoint)
+
+    @property
+    def source(self):
+        """The file that the config is in."""
+        return self.config_path or self.checkpoint
 
     @property
     def part(self):

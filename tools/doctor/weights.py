@@ -1,17 +1,16 @@
-"""Weights that training begins with, and the checkpoint that it goes on from."""
+"""Weights that training begins with, and where it begins."""
 
 import hashlib
 import re
-from pathlib import Path
 
 import torch
 
-from logger import check_same_model, checkpoint_config, read_checkpoint
+from logger import RunFolder, beginning, read_checkpoint
 from modules.build import build_model
 from modules.objective import needs_vgg
 from support import weights
 from support.errors import UserError
-from tools.doctor.finding import BLOCKS, OK, Finding
+from tools.doctor.finding import BLOCKS, NOTE, OK, Finding
 
 
 def check_weights_file(path):
@@ -57,25 +56,29 @@ def check_training_weights(case):
 
 
 def check_checkpoint(case):
-    """The given checkpoint, or the newest of the run folder, from which training would go on."""
-    if case.checkpoint:
-        paths = [Path(case.checkpoint)]
-    else:
-        paths = sorted(path for path in (case.run_folder / 'checkpoints').glob('*.pt') if path.stem.isdigit())[-1:]
-        if not paths:
-            yield Finding(OK, f'no checkpoint in {case.run_folder} yet: training starts at step 0')
-            return
-    [path] = paths
-    state = read_checkpoint(path)
-    checkpoint_config(state, path)
-    check_same_model(case.config, state, path)
+    """What training would begin with: the run folder's newest checkpoint, the weights of the given one, or nothing."""
+    run = RunFolder(case.run_folder, writes=False)
+    for path in run.steps()[-1:]:
+        read_checkpoint(path)        # training would pass over a damaged one, back to the one before
+    start = beginning(run, case.config, case.checkpoint)
+    if start.state is None:
+        yield Finding(OK, f'no checkpoint in {case.run_folder} yet: training starts at step 0')
+        return
     wanted = _meta_state(case.config)
-    for part in ('model', 'ema'):
-        if {name: tensor.shape for name, tensor in state[part].items()} != wanted:
-            yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(path),
+    for part in ('ema',) if start.borrowed else ('model', 'ema'):
+        if {name: tensor.shape for name, tensor in start.state[part].items()} != wanted:
+            yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(start.path),
                           'use another checkpoint')
             return
-    yield Finding(OK, f'checkpoint of step {state["step"]}, whole', str(path))
+    yield Finding(OK, f'checkpoint of step {start.state["step"]}, whole', str(start.path))
+    if start.borrowed:
+        yield Finding(OK, f'training begins a new run with its weights, at step 0 of {case.run_folder}')
+    elif start.step >= case.config.train_params.num_iterations:
+        yield Finding(NOTE, f'{case.run_folder} is trained to its end', todo='raise train_params.num_iterations')
+    else:
+        yield Finding(OK, f'training goes on in {case.run_folder}')
+    if start.changed:
+        yield Finding(NOTE, f'changed since then: {start.changed}', str(start.path))
 
 
 def _meta_state(config):

@@ -1,0 +1,175 @@
+"""Fine-tuning begins a new run with another one's weights; a run that goes on may change little of its config."""
+
+import json
+import shutil
+from argparse import Namespace
+
+import pytest
+import torch
+import yaml
+
+from config import schema
+from config.changes import MAY_CHANGE, changes, check_going_on, may_change
+from logger import RunFolder, beginning, read_checkpoint, write_checkpoint
+from modes.options import training_config, training_path
+from modules.training_step import build_training_step
+from support.errors import UserError
+from tests.test_train import assert_bit_equal
+from tests.tiny import tiny
+from train import begin, train
+
+CPU = torch.device('cpu')
+
+
+def train_in(folder, *overrides, checkpoint=None):
+    run = RunFolder(folder)
+    try:
+        train(tiny('train_params.save_every=2', *overrides), run, CPU, checkpoint)
+    finally:
+        run.close()
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    """The last checkpoint of a run, its average far enough from its weights to tell one from the other."""
+    folder = tmp_path_factory.mktemp('base')
+    train_in(folder, 'train_params.learning_rate=1e-3', 'train_params.ema_decay=0.9')
+    return folder / 'checkpoints' / '00000004.pt'
+
+
+OTHER_DATA = 'train_params.seed=5'
+
+
+@pytest.fixture(scope='module')
+def tuned(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tuned')
+    train_in(folder, OTHER_DATA, checkpoint=base)
+    return folder
+
+
+def test_it_begins_with_the_average_and_nothing_else(base, tmp_path):
+    state, theirs = build_training_step(tiny(OTHER_DATA), CPU).state, read_checkpoint(base)
+    assert begin(RunFolder(tmp_path), tiny(OTHER_DATA), state, base) == 0
+    assert any(not torch.equal(theirs['model'][name], value) for name, value in theirs['ema'].items())
+    for network in (state.model, state.ema):
+        assert_bit_equal(network.state_dict(), theirs['ema'])
+    assert_bit_equal(state.discriminator.state_dict(), theirs['discriminator'])
+    assert not state.optimizer.state and not state.discriminator_optimizer.state
+
+
+def test_a_checkpoint_without_discriminator_or_optimiser_will_do(base, tmp_path, caplog):
+    """As imported ones are."""
+    imported = {name: value for name, value in read_checkpoint(base).items() if name in ('config', 'model', 'ema')}
+    write_checkpoint(tmp_path / 'model.pt', imported | {'step': 0})
+    state = build_training_step(tiny(), CPU).state
+    untrained = {name: value.clone() for name, value in state.discriminator.state_dict().items()}
+    with caplog.at_level('INFO'):
+        begin(RunFolder(tmp_path / 'run'), tiny(), state, tmp_path / 'model.pt')
+    assert_bit_equal(state.discriminator.state_dict(), untrained)
+    assert 'it has no discriminator' in caplog.text
+
+
+@pytest.mark.parametrize('step, again', [(2, True), (2, False), (None, True), (None, False)],
+                         ids=['saved, same command', 'saved, resumed', 'unsaved, same command', 'unsaved, resumed'])
+def test_an_interrupted_one_ends_as_an_undisturbed_one(base, tuned, tmp_path, step, again):
+    """Also where it was stopped before its first checkpoint."""
+    folder = RunFolder(tmp_path / 'run')
+    shutil.copy(tuned / 'origin.json', folder.path)
+    if step is not None:
+        shutil.copy(tuned / 'checkpoints' / f'{step:08d}.pt', folder.checkpoints)
+    train_in(folder.path, OTHER_DATA, checkpoint=base if again else None)
+    newest = '00000004.pt'
+    assert_bit_equal(*(torch.load(path / 'checkpoints' / newest, weights_only=True) for path in (folder.path, tuned)))
+
+
+def test_folders_of_other_runs_are_left_alone(base, tuned, tmp_path):
+    def files():
+        return sorted((path, path.stat().st_mtime_ns) for run in (base.parents[1], tuned) for path in run.rglob('*'))
+    before = files()
+    with pytest.raises(UserError, match=f'a new one would overwrite.*--resume {base.parents[1]}'):
+        train_in(base.parents[1], checkpoint=base)
+    other = shutil.copy(base.with_name('00000002.pt'), tmp_path / 'other.pt')
+    with pytest.raises(UserError, match=f'began with {base}, not with {other}; choose another --run_name'):
+        train_in(tuned, OTHER_DATA, checkpoint=other)
+    with pytest.raises(UserError, match="began without weights of another, not with"):
+        train_in(base.parents[1], checkpoint=other)
+    assert files() == before
+
+
+def test_weights_that_were_replaced_before_the_first_checkpoint_are_noticed(base, tmp_path):
+    copy, run = shutil.copy(base, tmp_path / 'model.pt'), RunFolder(tmp_path / 'run')
+    run.begin(tiny(), beginning(run, tiny(), copy).origin)
+    assert beginning(run, tiny()).borrowed
+    shutil.copy(base.with_name('00000002.pt'), copy)
+    with pytest.raises(UserError, match='is not the file any more that'):
+        beginning(run, tiny())
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_keys_that_differ(base, tmp_path):
+    sets = [f'model_params.{name}_codebook_params.num_codes=16' for name in ('motion', 'appearance')]
+    with pytest.raises(UserError) as error:
+        train_in(tmp_path, *sets, checkpoint=base)
+    for name in ('motion', 'appearance'):
+        assert f'model_params.{name}_codebook_params.num_codes is 32 there and 16 in the config' in str(error.value)
+    assert not (tmp_path / 'config.yaml').exists()
+
+
+def test_the_run_is_named_after_config_or_weights():
+    def path(checkpoint, config=None, run_name=None):
+        options = Namespace(checkpoint=checkpoint, config=config, run_name=run_name, log_dir='log')
+        return str(training_path(options)), training_config(options)
+    assert path('log/demo-64/checkpoints/00003600.pt') == ('log/demo-64-tuned', None)
+    assert path('published.pt') == ('log/published-tuned', None)
+    assert path('published.pt', 'config/vox-256.yaml') == ('log/vox-256-tuned', 'config/vox-256.yaml')
+    assert path('published.pt', run_name='ann') == ('log/ann', None)
+    assert path(None) == ('log/vox-256', 'config/vox-256.yaml')
+
+
+# ---------------------------------------------------------------------------- a config that has changed
+
+def test_what_has_changed_is_said_in_one_line(base, tmp_path, caplog):
+    shutil.copytree(base.parents[1], tmp_path / 'run')
+    with caplog.at_level('INFO'):
+        train_in(tmp_path / 'run', 'train_params.num_iterations=5', 'train_params.learning_rate=1e-4',
+                 'train_params.ema_decay=0.9')
+    assert ('changed since then: train_params.num_iterations 4 -> 5, train_params.learning_rate 0.001 -> 0.0001'
+            in caplog.messages)
+    saved = yaml.safe_load((tmp_path / 'run' / 'config.yaml').read_text())
+    assert saved['train_params']['learning_rate'] == 1e-4
+
+
+@pytest.mark.parametrize('override', [
+    'train_params.seed=1', 'train_params.betas=[0.5, 0.9]', 'dataset_params.id_sampling=false',
+    'dataset_params.augmentation_params.hue=0.1', 'dataset_params.synthetic_params.train_people=7',
+    'dataset_params.root_dir=data', 'train_params.objective_params.adversarial=lsgan'])
+def test_a_run_cannot_change_what_it_is(base, tmp_path, override):
+    shutil.copytree(base.parents[1], tmp_path / 'run')
+    before = (tmp_path / 'run' / 'config.yaml').read_bytes()
+    key = override.partition('=')[0]
+    with pytest.raises(UserError, match=f'a run cannot change halfway: {key} .* set it back, or begin a new run'):
+        train_in(tmp_path / 'run', 'train_params.learning_rate=1e-3', 'train_params.ema_decay=0.9', override)
+    assert (tmp_path / 'run' / 'config.yaml').read_bytes() == before
+
+
+def test_a_data_set_may_move():
+    assert may_change('dataset_params.root_dir', '/disk/vox', '/scratch/vox')
+    assert not may_change('dataset_params.root_dir', '/disk/vox', '/disk/celebv')
+    before, after = (tiny(f'dataset_params.root_dir={root}/vox') for root in ('a', 'b'))
+    assert check_going_on(before, after, 'x.pt') == "dataset_params.root_dir 'a/vox' -> 'b/vox'"
+
+
+def test_keys_that_may_change_are_keys():
+    known = changes(tiny(), schema.load('config/fomm-vox-256.yaml')).keys() | set(every_key(tiny().as_dict()))
+    assert [key for key in MAY_CHANGE if not any(f'{name}.'.startswith(f'{key}.') for name in known)] == []
+
+
+def every_key(section, prefix=''):
+    for key, value in section.items():
+        yield f'{prefix}{key}'
+        if isinstance(value, dict):
+            yield from every_key(value, f'{prefix}{key}.')
+
+
+def test_the_origin_is_kept_where_people_can_read_it(base, tuned):
+    origin = json.loads((tuned / 'origin.json').read_text())
+    assert origin['checkpoint'] == str(base.resolve()) and origin['step'] == 4 and len(origin['sha256']) == 64
