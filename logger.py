@@ -51,9 +51,16 @@ class RunFolder:
                     aside.write_text(json.dumps(origin, indent=1))
 
     def origin(self):
-        """Beginning.origin of the run, as it was kept."""
+        """Beginning.origin of the run, as it was kept; UserError if the file is damaged."""
         path = self.path / 'origin.json'
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            origin = json.loads(path.read_text())
+            return {key: kind(origin[key]) for key, kind in (('checkpoint', str), ('sha256', str), ('step', int))}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f'{path}: is damaged; it says which weights this run began with: begin with them under '
+                            'another --run_name') from None
 
     # Checkpoints
 

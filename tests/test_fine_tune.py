@@ -170,6 +170,13 @@ def every_key(section, prefix=''):
             yield from every_key(value, f'{prefix}{key}.')
 
 
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"checkpoint": "x"}', '{"checkpoint": 1, "sha256": 2, "step": "x"}'])
+def test_a_damaged_origin_is_named(tmp_path, text):
+    (tmp_path / 'origin.json').write_text(text)
+    with pytest.raises(UserError, match='origin.json: is damaged'):
+        RunFolder(tmp_path).origin()
+
+
 def test_the_origin_is_kept_where_people_can_read_it(base, tuned):
     origin = json.loads((tuned / 'origin.json').read_text())
     assert origin['checkpoint'] == str(base.resolve()) and origin['step'] == 4 and len(origin['sha256']) == 64

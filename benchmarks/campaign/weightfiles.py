@@ -18,7 +18,7 @@ from modes.options import load_model
 from modules.build import build_discriminator, build_model
 from tools.import_checkpoint import import_published
 from modules.training_step import State
-from train import resume as resume_run
+from train import begin
 
 CPU = torch.device('cpu')
 
@@ -171,7 +171,7 @@ def resume(number, rng, folder, tripwire):
         config = material.smallest()
         model, discriminator = build_model(config), build_discriminator(config)
         state = State(config.train_params, model, discriminator)
-        step = resume_run(RunFolder(run), config, state)
+        step = begin(RunFolder(run), config, state)
         if step == 2 and same and not equal(state.ema.state_dict(), contents['ema']):
             raise Failure('other weights than were saved, without a word')
         for network in (model, discriminator):
