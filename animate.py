@@ -19,8 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.constant_rate import open_constant_rate
-from datasets.face_crop import CroppedClip, PasteBack, find_crop, resized, spread, warn_of_small_faces
+from datasets.face_crop import CroppedClip, PasteBack, find_crop, spread, warn_of_small_faces
 from datasets.face_tracker import FaceDetector
+from datasets.still import resized
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case
 from evaluation.protocols import write_list

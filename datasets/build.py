@@ -29,7 +29,7 @@ def test_clips(params, size):
 
 
 def validation_clips(params, size):
-    """Clips to watch training by: other people than the test's, except that data sets on disk have no third part."""
+    """Clips that training is validated on: other people than the test's, but of data sets on disk the test's."""
     return _in_order(test_people(params, size, VALIDATION_SEED))
 
 

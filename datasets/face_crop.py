@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-from PIL import Image
 
+from datasets.still import cut, resized
 from support.errors import UserError
 
 # How crops like VoxCeleb's frame a face, whose box reaches from chin to hairline:
@@ -18,7 +18,7 @@ MOST_MOVED = 0.9       # of the side, for all places of a moving face together
 LEAST_SIDE = 0.5       # of the model's image size: a crop below is mostly invented by enlarging it
 LEAST_STEADY = 0.45    # height of a face that moves a lot, below which the model sees too little of it
 FADE = 0.1             # of the side: width of the soft edge of what is pasted back
-MOST_LOOKS = 32        # frames of a clip in which the face is searched: some 50 ms each
+MOST_SEARCHED = 32     # frames of a clip in which the face is searched: some 50 ms each
 READ_AT_ONCE = 8       # of these, so that memory does not depend on the clip
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,7 @@ class Square:
 
     def cut(self, frame, size):
         """The part of `frame` (H, W, 3) uint8 -> (size, size, 3) uint8."""
-        rows, columns, _ = self.inside(frame.shape)
-        beyond = [(span.start - first, first + self.side - span.stop)
-                  for span, first in ((rows, self.top), (columns, self.left))]
-        part = np.pad(frame[rows, columns], (*beyond, (0, 0)), mode='edge')
-        return resized(part, size)
+        return cut(frame, (self.left, self.top, self.left + self.side, self.top + self.side), size)
 
     def inside(self, shape):
         """Rows and columns of the frame that the square covers, and the same counted from the square's corner."""
@@ -46,11 +42,6 @@ class Square:
         own = (slice(rows.start - self.top, rows.stop - self.top),
                slice(columns.start - self.left, columns.stop - self.left))
         return rows, columns, own
-
-
-def resized(image, size):
-    """(h, w, 3) uint8 -> (size, size, 3) uint8; the filter widens when it shrinks, so it does not alias."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def square_around(boxes, shape):
@@ -122,7 +113,7 @@ def _distance(a, b):
     return float(np.abs(np.subtract(a, b)).sum())
 
 
-def spread(length, most=MOST_LOOKS, at_once=READ_AT_ONCE):
+def spread(length, most=MOST_SEARCHED, at_once=READ_AT_ONCE):
     """At most `most` evenly spread indices in 0..length-1, as lists of at most `at_once`."""
     indices = np.unique(np.linspace(0, length - 1, most).round().astype(int)).tolist()
     return [indices[start:start + at_once] for start in range(0, len(indices), at_once)]

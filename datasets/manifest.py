@@ -117,7 +117,7 @@ def read_manifest(root):
 
 
 def append(root, records):
-    """Add records at the end of the manifest, at once: processes may do so at the same time."""
+    """Add records at the end of the manifest, at once: processes may do so at the same time. UserError."""
     path, lines = Path(root) / NAME, _lines(records)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -25,7 +25,7 @@ def read_image(path, size=None):
 
 
 def read_still(path):
-    """As `read_image`, in the size it has."""
+    """As `read_image`, in the size it has; UserError too."""
     with suppress(OSError, RuntimeError):     # PIL says better what is wrong
         data = np.fromfile(path, np.uint8)
         if _is_plain(data) and (decode := _fast_decoder()):
@@ -88,6 +88,18 @@ def resized(image, size):
     if size is None or image.shape[:2] == (size, size):
         return image
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def cut(frame, box, size):
+    """The part of a frame, uint8 (H, W, 3), in a box (x0, y0, x1, y1) of whole pixels, resized to (size, size).
+
+    Outside of the frame its border is repeated. A box that is not square is squeezed.
+    """
+    x0, y0, x1, y1 = box
+    height, width, _ = frame.shape
+    part = frame[max(y0, 0):y1, max(x0, 0):x1]
+    outside = (max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0)), (0, 0)
+    return resized(np.pad(part, outside, mode='edge'), size)
 
 
 class Still:

@@ -71,7 +71,7 @@ class VideoWriter:
         return self
 
     def write(self, frame):
-        """Appends one frame, uint8 (H, W, 3) RGB, of the same size as the first."""
+        """Appends one frame, uint8 (H, W, 3) RGB, of the same size as the first; ValueError for any other."""
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ValueError(f'expected a uint8 frame (H, W, 3) but found {frame.dtype} {frame.shape}')
         if self._shape is None:

@@ -53,7 +53,7 @@ class AppearanceCompensation(nn.Module):
                 unembed.weight.data.copy_(embed.weight.data.t())
 
     def project_codes(self):
-        """Keys and values of the appearance codes: the same for all samples and scales."""
+        """Keys and values of the appearance codes (T, d_a), a Projection per layer: alike for all samples, scales."""
         return self.retrieval.project(self.codebook.embedding)
 
     def encode(self, scale, feature):

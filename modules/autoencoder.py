@@ -25,7 +25,7 @@ class AutoencoderParams:
 
 
 class Level(nn.Module):
-    """The residual blocks of one scale; each is followed by self-attention where `attention` says so."""
+    """Residual blocks of one scale, each followed by self-attention if `attention`: (B, C, H, W) -> (B, C', H, W)."""
 
     def __init__(self, in_channels, out_channels, params, attention):
         super().__init__()
@@ -44,7 +44,7 @@ class Level(nn.Module):
 
 
 def bottleneck(channels, groups):
-    """Residual block, self-attention, residual block at the coarsest scale."""
+    """Residual block, self-attention, residual block at the coarsest scale: (B, C, h, w) -> same."""
     return nn.Sequential(ResBlock(channels, channels, groups), AttentionBlock(channels, groups),
                          ResBlock(channels, channels, groups))
 
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         return self.tapped(image)[0]
 
     def tapped(self, image):
-        """`forward`, and the feature after the first block of the coarsest level.
+        """`forward`, and the feature (B, C_1, h, w) after the first block of the coarsest level.
 
         The released code learns the appearance codes of the coarsest scale from that mid-encoder feature,
         not from the encoder's output that is compensated with them; published codes depend on it.
@@ -118,7 +118,10 @@ class Decoder(nn.Module):
         return self.levels[0](self.middle(self.stem(feature)))
 
     def up(self, x, scale, fuse=None):
-        """Decoder state of scale - 1 -> that of `scale`; `fuse` is applied after the level's first block."""
+        """Decoder state (B, C_{i-1}, h, w) of scale - 1 -> (B, C_i, 2h, 2w) of `scale`.
+
+        fuse: applied after the level's first block, (B, C_i, 2h, 2w) -> same; None for nothing
+        """
         first, *rest = self.levels[scale].blocks
         x = first(self.ups[scale](x))
         if fuse is not None:

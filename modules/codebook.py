@@ -173,7 +173,7 @@ class Codebook(nn.Module):
     def revive(self, quantized):
         """Move codes that were idle for `revive_after` steps onto features of this step.
 
-        quantized: per scale, coarsest first, the step's Quantized
+        quantized: per scale, coarsest first, the step's Quantized; features (B, D, H, W) of all processes take part
         """
         if not self.revive_after:
             return

@@ -56,7 +56,7 @@ class DenseMotionNetwork(nn.Module):
         return SourceImage(small, gaussian_heatmaps(keypoints.value, small.shape[-2:], self.kp_variance))
 
     def forward(self, source, source_keypoints, driving_keypoints):
-        """DenseMotion for a SourceImage and both Keypoints; a source of batch 1 serves every driving pose."""
+        """DenseMotion for a SourceImage and both Keypoints (B, K, 2); a source of batch 1 serves every driving pose."""
         batch = driving_keypoints.value.shape[0]
         with torch.autocast(source.image.device.type, enabled=False):
             motions = self.sparse_motions(source_keypoints, driving_keypoints, source.image)   # (B, K+1, h, w, 2)

@@ -26,7 +26,7 @@ class DepthParams:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a skip."""
+    """Two 3x3 convolutions with a skip (He et al., CVPR 2016): (B, C, H, W) -> (B, C', H / stride, W / stride)."""
 
     expansion = 1
 
@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1, with a skip."""
+    """A 3x3 convolution between two 1x1, with a skip: (B, C, H, W) -> (B, 4 channels, H / stride, W / stride)."""
 
     expansion = 4
 

@@ -124,7 +124,7 @@ def length(feature):
 
 
 @contextmanager
-def watched(module):
+def calls_of(module):
     """Yields a list to which every call of `module` in the body adds its positional arguments."""
     calls = []
     handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))

@@ -97,7 +97,7 @@ def dense(x):
 # ---------------------------------------------------------------------------- FOMM's blocks
 
 class SameBlock2d(nn.Module):
-    """Convolution, batch norm, ReLU at one resolution."""
+    """Convolution, batch norm, ReLU at one resolution: (B, C, H, W) -> (B, C', H, W)."""
 
     def __init__(self, in_channels, out_channels, kernel_size=3):
         super().__init__()
@@ -265,10 +265,10 @@ def untokens(x, size):
 # ---------------------------------------------------------------------------- image ranges
 
 def to_unit(image):
-    """Image in [-1, 1], our interface's range -> [0, 1], the range that FOMM's networks and discriminators see."""
+    """Image (B, C, H, W) in [-1, 1], our interface's range -> [0, 1], that of FOMM's networks and discriminators."""
     return (image + 1) / 2
 
 
 def from_unit(image):
-    """Image in [0, 1] -> [-1, 1]."""
+    """Image (B, C, H, W) in [0, 1] -> [-1, 1]."""
     return 2 * image - 1

@@ -27,7 +27,7 @@ class RandomTransform:
 
     @classmethod
     def draw(cls, batch, generator, sigma_affine=0.05, sigma_tps=0.005, points=5):
-        """Draw from a CPU torch.Generator; FOMM's sigmas and control points."""
+        """Draw `batch` warps from a CPU torch.Generator: theta (B, 2, 3), control (B, 1, P*P); FOMM's values."""
         theta = torch.eye(2, 3) + sigma_affine * torch.randn(batch, 2, 3, generator=generator)
         return cls(theta, sigma_tps * torch.randn(batch, 1, points ** 2, generator=generator))
 

@@ -55,7 +55,7 @@ class MotionCompensation(nn.Module):
         self.update = FlowUpdate(update_width)                                                 # D_MR
 
     def project_codes(self):
-        """Keys and values of the motion codes: the same for all samples and scales."""
+        """Keys and values of the motion codes (K, d_m), a Projection per layer: alike for all samples and scales."""
         return self.retrieval.project(self.codebook.embedding)
 
     def encode_driving(self, heatmaps):

@@ -59,7 +59,7 @@ def fingerprint(model):
 
 
 def record(renderer, driving, anchor=0):
-    """The MotionTemplate of a clip; `renderer` finds its keypoints, some frames at a time."""
+    """The MotionTemplate of a clip; `renderer` finds its keypoints (T, K, 2), batch by batch. Raises UserError."""
     found, frames = [], driving.frames()
     while batch := list(islice(frames, renderer.batch_size)):
         found.append(renderer.keypoints(batch).map(lambda part: part.float().cpu()))

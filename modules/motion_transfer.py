@@ -45,7 +45,7 @@ def movement_scale(source, initial):
 
 
 def absolute_motion(driving):
-    """The driver's Keypoints as they are: right within one identity, leaks the driver's face shape across two."""
+    """The driver's Keypoints (B, K, 2) as they are: right within one identity, leaks the face shape across two."""
     return driving
 
 

@@ -2,14 +2,14 @@
 
 import torch
 
-from modules.figure import Figure, Panel, Row, pixels, range_note, spread_note, watched
+from modules.figure import Figure, Panel, Row, calls_of, pixels, range_note, spread_note
 
 UNIT = 'correlation'     # of maps: inner products of structure, over the root of their channels
 
 
 def mrfa_figures(model, moment):
     """Figures of MRFA beyond what all methods have."""
-    with watched(model.refinement) as calls:
+    with calls_of(model.refinement) as calls:
         generated = model.render(moment.state, moment.keypoints)
     motions = [motion for _, motion, _, _ in calls]                # before each correction
     figures = [_refinement(moment, motions, generated)]

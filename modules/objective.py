@@ -197,12 +197,12 @@ def adaptive_weight(reconstruction_norm, adversarial_norm):
 
 
 def needs_vgg(params):
-    """Whether an objective with these ObjectiveParams looks at images through VGG19."""
+    """Whether an objective with these ObjectiveParams needs VGG19, for the perceptual loss."""
     return params.loss_weights.get('perceptual', 0) > 0
 
 
 def needs_discriminator(params):
-    """Whether an objective with these ObjectiveParams ever asks a discriminator."""
+    """Whether an objective with these ObjectiveParams ever needs a discriminator."""
     return any(params.loss_weights.get(name, 0) > 0 for name in ('adversarial', 'feature_matching'))
 
 

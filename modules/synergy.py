@@ -152,7 +152,7 @@ class Synergy(TalkingHead):
             self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid,
                                                      params.tied_windows, params.residual_appearance)
         if params.image_skip:
-            nn.init.zeros_(self.decoder.last_weight)     # begin by moving the source, painting nothing
+            nn.init.zeros_(self.decoder.last_weight)     # at first the decoder adds nothing
 
     @property
     def last_weight(self):
@@ -267,8 +267,8 @@ class Synergy(TalkingHead):
         """
         for scale, (fusion, feature) in enumerate(zip(self.fusions, finer), start=1):
             state = self.decoder.up(state, scale, partial(self._fuse, fusion, feature))
-        painted = self.decoder.head(state).float()
-        return painted if moved is None else painted + moved.repeat(len(painted) // len(moved), 1, 1, 1)
+        decoded = self.decoder.head(state).float()
+        return decoded if moved is None else decoded + moved.repeat(len(decoded) // len(moved), 1, 1, 1)
 
     @staticmethod
     def _fuse(fusion, feature, state):

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import torch
 
 from modules.codebook import perplexity
-from modules.figure import READ_CODES, Figure, Panel, Row, coarse_figure, difference, pixels, spread_note, watched
+from modules.figure import READ_CODES, Figure, Panel, Row, calls_of, coarse_figure, difference, pixels, spread_note
 
 
 def synergy_figures(model, moment):
@@ -86,7 +86,7 @@ def _reads(model, moment):
     books = [(name, module) for name, module in (('motion', getattr(model, 'motion', None)),
                                                  ('appearance', getattr(model, 'appearance', None))) if module]
     with ExitStack() as stack:
-        calls = {name: [stack.enter_context(watched(layer.cross_attention)) for layer in module.retrieval.layers]
+        calls = {name: [stack.enter_context(calls_of(layer.cross_attention)) for layer in module.retrieval.layers]
                  for name, module in books}
         model.render(moment.state, moment.keypoints)
 

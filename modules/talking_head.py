@@ -30,7 +30,7 @@ class Keypoints(NamedTuple):
 
 
 def join(keypoints):
-    """Keypoints of several batches -> of one, in their order."""
+    """Keypoints of several batches (B_i, K, 2) -> of one (sum of B_i, K, 2), in their order."""
     return Keypoints(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*keypoints)))
 
 
@@ -95,7 +95,7 @@ class TalkingHead(nn.Module):
         raise NotImplementedError
 
     def encode_source(self, image: Tensor) -> SourceState:
-        """Everything about the source that all driving frames share."""
+        """All that depends on the source image (B, 3, H, W) alone, for all driving frames."""
         raise NotImplementedError
 
     def render(self, source: SourceState, driving: Keypoints) -> Generated:

@@ -114,7 +114,10 @@ class TrainingStep:
                        self.params.objective_params.adversarial_start if self.discriminator is not None else 0)
 
     def gradients(self, parts, number):
-        """Add the gradients of iteration `number` to the networks' own: the means over the micro-batches."""
+        """Add the gradients of iteration `number` to the networks' own, means over the micro-batches; returns Taken.
+
+        parts: list of Pairs, images (B, 3, H, W), alike in size
+        """
         motion_only = number <= self.params.motion_iterations
         adversarial = self.discriminator is not None and number >= self.whole
         found = []
@@ -130,12 +133,12 @@ class TrainingStep:
         return Taken(losses, step, adversarial, motion_only)
 
     def generate(self, part, adversarial, motion_only):
-        """The generator's turn, forward."""
+        """The generator's turn, forward: the objective's Step for one micro-batch of Pairs (B, 3, H, W)."""
         with frozen(self.discriminator) if adversarial else nullcontext(), self._autocast:
             return self._generator(*part, self.discriminator if adversarial else None, motion_only)
 
     def backward(self, total):
-        """The generator's turn, backward."""
+        """The generator's turn, backward, from the scalar `total`."""
         total.backward()
 
     def discriminate(self, driving, generated, parts):

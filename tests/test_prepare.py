@@ -21,10 +21,11 @@ from datasets.constant_rate import frames_at, indices_at
 from datasets.face_tracker import MODEL_URL, FaceDetector, overlap
 from datasets.frames import find_people
 from datasets.manifest import NAME, OK, Record, append, read_manifest, rewrite
-from datasets.prepare import crops
+from datasets.prepare import crops, job
 from datasets.prepare.metadata import in_test, read_celebvhq, read_voxceleb
 from datasets.prepare.run import DATASETS, Wanted, folder_jobs, prepare, summary
 from datasets.prepare.track import SceneCuts
+from datasets.still import cut
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.protocols import draw_celebv_hq
@@ -276,7 +277,7 @@ class Killed(BaseException):
 def test_killed_at_any_frame_or_record(raw, made, tmp_path, monkeypatch):
     out, rng, kills = tmp_path / 'data', np.random.default_rng(), 0
     for _ in range(8):
-        left, cut = int(rng.integers(1, 60)), crops.cut
+        left = int(rng.integers(1, 60))
 
         def countdown(*arguments):
             nonlocal left
@@ -285,7 +286,7 @@ def test_killed_at_any_frame_or_record(raw, made, tmp_path, monkeypatch):
                 raise Killed
             return cut(*arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(crops, 'cut', countdown)
+            patch.setattr(job, 'cut', countdown)
             try:
                 make(raw, out)
             except Killed:
@@ -433,8 +434,8 @@ def test_squares_move_into_the_frame_before_they_leave_it():
     assert crops.square((40, 10, 60, 50), (100, 80)) == (30, 10, 70, 50)
     assert crops.square((0, 10, 100, 50), (100, 80)) == (0, -20, 100, 80)
     frame = np.arange(80 * 100 * 3).reshape(80, 100, 3).astype(np.uint8)
-    cut = crops.cut(frame, (0, -20, 100, 80), 100)
-    assert np.array_equal(cut[20:], frame) and np.array_equal(cut[0], frame[0])
+    part = cut(frame, (0, -20, 100, 80), 100)
+    assert np.array_equal(part[20:], frame) and np.array_equal(part[0], frame[0])
 
 
 # ---------------------------------------------------------------------------- metadata

@@ -5,9 +5,6 @@ Boxes are (x0, y0, x1, y1) in pixels, those that are returned in whole ones; `fr
 
 import math
 
-import numpy as np
-from PIL import Image
-
 
 def square(box, frame_size):
     """The smallest square around a box: moved to lie within the frame where it fits, else centred on the box."""
@@ -37,16 +34,3 @@ def as_listed(box, frame_size):
     https://github.com/AliaksandrSiarohin/video-preprocessing, load_videos.py
     """
     return tuple(math.floor(side) for side in box)
-
-
-def cut(frame, box, size):
-    """The part of a frame, uint8 (H, W, 3), in an integer pixel box, resized to (size, size).
-
-    Outside of the frame its border is repeated. A box that is not square is squeezed.
-    """
-    x0, y0, x1, y1 = box
-    height, width, _ = frame.shape
-    part = frame[max(y0, 0):y1, max(x0, 0):x1]
-    outside = (max(-y0, 0), max(y1 - height, 0)), (max(-x0, 0), max(x1 - width, 0)), (0, 0)
-    part = np.pad(part, outside, mode='edge')
-    return np.array(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))

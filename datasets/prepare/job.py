@@ -11,10 +11,10 @@ from PIL import Image
 
 from datasets.constant_rate import frames_at, indices_at
 from datasets.manifest import CLIP_FPS, FAILED, OK, Record, append
-from datasets.prepare import crops
 from datasets.prepare.download import DownloadFailed, download
 from datasets.prepare.metadata import Clip
 from datasets.prepare.track import NoClip, find_heads
+from datasets.still import cut
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
@@ -114,7 +114,7 @@ def _make(clip, source, video, settings):
             for frame in _readable(frames_at(video, indices, threads=1)):
                 if frame.shape != (height, width, 3):
                     raise _Unreadable(f'{source}: its frames change their size')
-                picture = crops.cut(frame, box, settings.size)
+                picture = cut(frame, box, settings.size)
                 digest.update(picture)
                 write(picture)
     except _Unreadable as error:

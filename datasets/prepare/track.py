@@ -20,8 +20,8 @@ from datasets.manifest import CLIP_FPS
 
 MIN_FRAMES, MAX_FRAMES = 64, 1024    # of a clip, as in VoxCeleb
 STAYS = 0.25                         # least overlap of a face with its first place, as in VoxCeleb
-LOOK_EVERY = 5                       # frames between looks for the face
-MAX_MISSES = 2                       # looks in a row that may miss the face
+SEARCH_EVERY = 5                     # frames between searches for the face
+MAX_MISSES = 2                       # searches in a row that may miss the face
 
 
 class NoClip(Exception):
@@ -44,15 +44,15 @@ def find_heads(video, min_side):
     """
     cuts, track = SceneCuts(), Track(min_side)
     indices = indices_at(video, CLIP_FPS)
-    next_look = 0
+    next_search = 0
     with FaceDetector() as detector:
         for n, frame in enumerate(frames_at(video, indices, threads=1)):
             if cuts.between(frame) or track.is_full(n):
                 track.end(n)
-                next_look = n
-            if n >= next_look:
-                track.look(n, detector.detect(frame), frame.shape)
-                next_look = n + LOOK_EVERY
+                next_search = n
+            if n >= next_search:
+                track.follow(n, detector.detect(frame), frame.shape)
+                next_search = n + SEARCH_EVERY
     track.end(len(indices))
     if not track.heads:
         raise NoClip(track.why_none())
@@ -89,17 +89,17 @@ class Track:
 
     def __post_init__(self):
         self.heads, self.passed_over = [], Counter()
-        self.looks = self.seen = 0
-        self._places = []            # (frame, box) of every look that saw the face
+        self.searched = self.found = 0
+        self._places = []            # (frame, box) of every search that found the face
         self._misses = 0
         self._shape = None
 
     def is_full(self, n):
         return bool(self._places) and n - self._places[0][0] >= MAX_FRAMES
 
-    def look(self, n, faces, shape):
+    def follow(self, n, faces, shape):
         """Go on with the face, or begin with the largest of `faces`."""
-        self.looks, self.seen, self._shape = self.looks + 1, self.seen + bool(faces), shape
+        self.searched, self.found, self._shape = self.searched + 1, self.found + bool(faces), shape
         if self._places:
             first = self._places[0][1]
             nearest = max(faces, key=lambda face: overlap(face.box, first), default=None)
@@ -129,6 +129,6 @@ class Track:
             self.heads.append(Head(start, stop, square, self._shape))
 
     def why_none(self):
-        if not self.seen:
-            return f'no face in the {self.looks} frames looked at'
+        if not self.found:
+            return f'no face in the {self.searched} frames searched'
         return 'heads only ' + ', '.join(f'{what} ({count})' for what, count in sorted(self.passed_over.items()))

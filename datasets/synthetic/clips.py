@@ -91,7 +91,7 @@ class SyntheticClip:
         return self.num_frames
 
     def state(self, index: int) -> HeadState:
-        """Pose and expression of a frame."""
+        """Pose and expression of a frame; IndexError beyond the last."""
         if not 0 <= index < self.num_frames:
             raise IndexError(f'{self.name}: frame {index} of {self.num_frames}')
         return state_at(self.motion_seed, index / float(self.fps))
@@ -107,7 +107,10 @@ class SyntheticClip:
 
 def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, size: int,
                      seed: int) -> dict[str, list[SyntheticClip]]:
-    """Clips of `num_people` by name; another seed gives other people with other names."""
+    """Clips of `num_people` by name; another seed gives other people with other names.
+
+    Raises ValueError for more than MAX_PEOPLE.
+    """
     if not 0 < num_people <= MAX_PEOPLE:
         raise ValueError(f'num_people={num_people} must be in 1..{MAX_PEOPLE}')
     people = {}
