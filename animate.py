@@ -25,6 +25,7 @@ from datasets.still import resized
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case
 from evaluation.protocols import write_list
+from evaluation.videos import pair_name
 from inference import Motion
 from support import distributed
 from support.errors import UserError
@@ -184,11 +185,6 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
         save_png(folder / 'contact_sheet.png', sheet)
         write_list(folder / 'list.csv', [case.item for case in cases])
     return [job.result for job in jobs]
-
-
-def pair_name(case):
-    """What the result of a Case is called, by its source and its driver."""
-    return f'{case.source.name}--{case.driving.name}'
 
 
 def animate_alone(renderer, cases, folder, motion=Motion(), made_by=''):

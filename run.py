@@ -24,6 +24,7 @@ MODES = {
     'reconstruction': ('modes.reconstruction', 'rebuild test clips from their first frames, and score them'),
     'animate': ('modes.animate', 'let a source image follow a driving video, or many pairs'),
     'evaluate': ('modes.evaluate', 'score a model, or videos that were made elsewhere, by a named protocol'),
+    'compare': ('modes.compare', 'methods side by side: a figure for print, and labelled videos'),
     'study': ('modes.study', 'ask people: a blind user study as a web page, and its result'),
     'inspect': ('modes.inspect', 'draw what a model does, scale by scale, and what its codes mean'),
     'curves': ('modes.curves', 'is my loss normal? a run over reference curves, and what is not normal of it'),

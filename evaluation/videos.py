@@ -14,6 +14,11 @@ from support.errors import UserError
 SHORTEST = Fraction(9, 10)       # of the driving video that a generated one must last
 
 
+def pair_name(case):
+    """What results of a Case are called, by its source and its driver."""
+    return f'{case.source.name}--{case.driving.name}'
+
+
 def find_videos(folder, names, method):
     """The clips of a method by the pair's name: NAME.mp4, or 003_NAME.mp4 as `--mode animate` numbers them.
 

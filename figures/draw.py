@@ -234,3 +234,18 @@ def colour_wheel(side):
 def heat_scale(width, height):
     """(height, width, 3) uint8: the colours of a heat from 0 to white."""
     return np.repeat(heat_to_rgb(np.linspace(0, 1, width))[None], height, axis=0)
+
+
+def wrapped(text, font, width):
+    """Lines of `text`, at most `width` pixels wide; words longer than that are broken."""
+    lines = []
+    for word in text.split():
+        if lines and font.getlength(f'{lines[-1]} {word}') <= width:
+            lines[-1] += f' {word}'
+            continue
+        while font.getlength(word) > width and len(word) > 1:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines

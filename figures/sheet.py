@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from figures.draw import FAINT, Scales, colour_wheel, draw_panel, heat_scale
+from figures.draw import FAINT, Scales, colour_wheel, draw_panel, heat_scale, wrapped
 from visualizer import BACKGROUND, CELL, INK
 
 LARGE_CELL = 256             # for models of that size and more
@@ -52,7 +52,8 @@ class Writer:
 
     def row(self, cells, side):
         """Cells (title, picture, note) or None, side by side: titles above, notes below their pictures."""
-        texts = [cell and (_wrapped(cell[0], TEXT, side), _wrapped(cell[2], TEXT, side)) for cell in cells]
+        font = ImageFont.load_default(TEXT)
+        texts = [cell and (wrapped(cell[0], font, side), wrapped(cell[2], font, side)) for cell in cells]
         above, below = (max(len(text[i]) for text in texts if text) * LINE for i in range(2))
         for i, (cell, text) in enumerate(zip(cells, texts)):
             if cell is None:
@@ -68,7 +69,7 @@ class Writer:
 
     def write(self, text, height, colour, left, top, width):
         """The same at another place; returns where the next line would be."""
-        return self._lines(_wrapped(text, height, width), height, colour, left, top)
+        return self._lines(wrapped(text, ImageFont.load_default(height), width), height, colour, left, top)
 
     def _lines(self, lines, height, colour, left, top):
         for line in lines:
@@ -86,17 +87,6 @@ class Writer:
             else:
                 sheet.paste(part[0], part[1:])
         return np.asarray(sheet)
-
-
-def _wrapped(text, height, width):
-    """Lines of `text` that are at most `width` pixels wide at this height."""
-    font, lines = ImageFont.load_default(height), []
-    for word in text.split():
-        if lines and font.getlength(f'{lines[-1]} {word}') <= width:
-            lines[-1] += f' {word}'
-        else:
-            lines.append(word)
-    return lines
 
 
 def _legend(writer, scales, has_indices):

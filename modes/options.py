@@ -135,6 +135,15 @@ def subject_of(config, model):
             'image size': config.model_params.image_size, 'precision': config.train_params.precision}
 
 
+def check_whole(cases, list_name, what):
+    """The cases, if first frames follow whole clips in all of them; UserError otherwise. what: shows them."""
+    for case in cases:
+        if case.item.source_time or case.item.driving_time is not None:
+            raise UserError(f'{list_name}: {case.item.name} names moments of its clips; {what} shows how the first '
+                            'frame of one follows all of the other')
+    return cases
+
+
 def animation_renderer(model, config, device):
     """The inference.Renderer that animations are made with."""
     from inference import Renderer

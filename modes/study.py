@@ -9,8 +9,8 @@ study/page is for the participants (study.html, from disk or any web host), stud
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, choose_device, find_pairs,
-    load_named, motion, named, refuse)
+    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, check_whole, choose_device,
+    find_pairs, load_named, motion, named, refuse)
 from support.errors import UserError
 
 BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
@@ -75,8 +75,8 @@ def prepare(options, out):
 
     Where the test set is, the first checkpoint says. Videos that an interrupted build has finished are kept.
     """
-    from animate import animate_alone, pair_name
-    from evaluation.videos import find_videos
+    from animate import animate_alone
+    from evaluation.videos import find_videos, pair_name
     checkpoints, generated = named(options)
     folders = {name: out / name for name in checkpoints} | generated
     if not checkpoints:
@@ -97,8 +97,8 @@ def prepare(options, out):
 
 
 def make_job(options, folders, cases):
-    from animate import pair_name
     from evaluation.study.build import StudyJob, StudyPair
+    from evaluation.videos import pair_name
     return StudyJob(Path(options.out), tuple(StudyPair(pair_name(case), case.source, case.driving) for case in cases),
                     folders, options.design, options.comparisons, options.checks, options.seed)
 
@@ -106,8 +106,4 @@ def make_job(options, folders, cases):
 def pairs_of(options, dataset, size):
     """Cases at `size` px of whole clips and first frames, from --list, or random ones of a test set."""
     cases = find_pairs(options.list, dataset, size, options.pairs, options.seed)[:options.pairs]
-    for case in cases:
-        if case.item.source_time or case.item.driving_time is not None:
-            raise UserError(f'{options.list}: {case.item.name} names moments of its clips; a study shows how the first '
-                            'frame of one follows all of the other')
-    return cases
+    return check_whole(cases, options.list, 'a study')

@@ -1,0 +1,193 @@
+"""`--mode compare`: methods side by side, as in the paper's Fig. 6 and 9, and as videos.
+
+    compare/comparison.png  .pdf    rows are pairs, columns source, driving and methods; at print quality
+           /comparison.json         which frames and why, their scores, and where they are in the figure
+           /videos/000_PAIR.mp4     the same columns, moving
+"""
+
+import json
+import logging
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from datasets.video_writer import VideoWriter
+from evaluation.videos import pair_name
+from figures.choice import Extreme, Wanted, as_unit, largest_pose
+from figures.draw import wrapped
+from figures.methods import RenderedMethod, at_size, stream
+from figures.plate import Cell, Paper, Plate, save_for_print
+from figures.rules import BY_SCORE, RULES, rule_text
+from figures.zoom import Zoom
+from metrics.catalogue import build
+from support.errors import UserError
+from support.files import make_folder, written_whole
+from support.streaming import write_behind
+from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb
+
+SCORES = {'psnr.rgb': '{:.2f} dB', 'lpips.vgg': 'LPIPS {:.3f}'}     # below a cell
+VIDEO_CELL = 256          # least height of a frame in a video, pixels
+LABEL = 16                # height of its labels, pixels
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and how to show it.
+
+    out:     folder
+    cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; all cells get their size
+    methods: tuple of RenderedMethod and VideoMethod
+    frames:  one of RULES, or a tuple of indices of driving frames
+    zoom:    Zoom, or None
+    error:   with maps of the error
+    videos:  with videos; else only the frames that are shown are rendered
+    paper:   Paper
+    raises:  UserError where these do not fit together
+    """
+    out: Path
+    cases: tuple
+    methods: tuple
+    frames: str | tuple = 'largest_pose'
+    zoom: Zoom | None = None
+    error: bool = False
+    videos: bool = True
+    paper: Paper = Paper()
+
+    def __post_init__(self):
+        self.paper.check(2 + len(self.methods))
+        for case in self.cases:
+            if (self.error or self.frames in BY_SCORE) and not is_truth(case):
+                what = 'a map of the error' if self.error else f'its {self.frames} frame'
+                raise UserError(f'{pair_name(case)}: {what} needs the truth, and the driver is another video than the '
+                                'source; name the same one twice')
+            outside = [i for i in self.frames if not 0 <= i < len(case.driving)] if self.frames not in RULES else []
+            if outside:
+                raise UserError(f'{case.driving.name}: has no frame {outside[0]}, only 0 to {len(case.driving) - 1}')
+            if self.zoom is not None:
+                self.zoom.check(case.driving.read([0])[0].shape, case.driving.name)
+
+    @property
+    def rendered(self):
+        return [method for method in self.methods if isinstance(method, RenderedMethod)]
+
+    @property
+    def names(self):
+        return [method.name for method in self.methods]
+
+    @property
+    def rule(self):
+        """How frames were chosen, in words."""
+        return rule_text(self.frames, self.names, [method.name for method in self.rendered])
+
+    @property
+    def whole(self):
+        """Whether all frames are made: they are shown, or searched, or depend on those before them."""
+        return self.videos or self.frames in BY_SCORE or any(method.motion.smooth for method in self.rendered)
+
+
+def is_truth(case):
+    """Whether the driving frames show what results should be: the source is the first of them."""
+    return case.item.driver == case.item.source
+
+
+def compare(job):
+    """Write all of a Comparison into its folder; returns what comparison.json holds. Raises UserError."""
+    out = make_folder(job.out)
+    metrics, left_out = build(SCORES, 'cpu') if any(map(is_truth, job.cases)) else ([], {})
+    for name, why in left_out.items():
+        log.warning('%s is left out: %s', name, why)
+    plate, rows = Plate(job.paper, ['source', 'driving', *job.names]), []
+    for number, case in enumerate(job.cases):
+        source = at_size(case.source.read([0])[0], case.driving.read([0])[0].shape)
+        for shot in shots(job, number, source):
+            row = score(metrics, case, shot) | {'zoom': None if job.zoom is None else find_region(job.zoom, case, shot)}
+            plate.row(cells(job, case, source, shot, row))
+            rows.append(row)
+    if job.error:
+        plate.error_scale()
+    plate.caption(job.rule)
+    save_for_print(out / 'comparison', plate.picture())
+    report = {'rule': job.rule, 'methods': job.names, 'left_out': left_out,
+              'rows': [row | {'boxes': boxes} for row, boxes in zip(rows, plate.boxes)]}
+    for row in report['rows']:
+        row['scores'] = dict(zip(job.names, row['scores']))
+    with written_whole(out / 'comparison.json') as path:
+        path.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n', encoding='utf-8')
+    return report
+
+
+# ---------------------------------------------------------------------------- frames
+
+def shots(job, number, source):
+    """The Shots of a case that are shown, in the order of the rule; the case's video is written meanwhile."""
+    case = job.cases[number]
+    wanted = job.frames
+    if job.frames == 'largest_pose':
+        method = next(iter(job.rendered), None)
+        wanted = [largest_pose(method.cases[number].driving, method.renderer) if method else largest_pose(case.driving)]
+    chosen = Extreme(job.frames) if job.frames in BY_SCORE else Wanted(wanted)
+    indices = range(len(case.driving)) if job.whole else sorted(set(wanted))
+    path = make_folder(job.out / 'videos') / f'{number:03d}_{pair_name(case)}.mp4' if job.videos else None
+    with video(path, case.driving.fps, source, job.names) if path else nullcontext() as write:
+        for shot in tqdm(stream(case, number, job.methods, indices), total=len(indices), unit='frame',
+                         dynamic_ncols=True, desc=pair_name(case)[:40]):
+            chosen.offer(shot)
+            if write is not None:
+                write(source, shot.driving, *shot.made)
+    return chosen.shots()
+
+
+@contextmanager
+def video(path, fps, source, names):
+    """Yields a function that writes source, driving frame and what each method made, side by side under their names."""
+    height = max(VIDEO_CELL, source.shape[0])
+    width = enlarge(source, height).shape[1]
+    labels = beside(*(label(name, width) for name in ('source', 'driving', *names)))
+
+    def write(*frames):
+        writer.write(np.concatenate([labels, beside(*(enlarge(frame, height) for frame in frames))]))
+
+    with VideoWriter(path, fps) as writer, write_behind(write) as later:
+        yield later
+
+
+def label(text, width):
+    """A line of text in the middle, (H, width, 3) uint8; what does not fit is cut off."""
+    font, strip = ImageFont.load_default(LABEL), Image.new('RGB', (width, 2 * LABEL), BACKGROUND)
+    line = wrapped(text, font, width)[0]
+    ImageDraw.Draw(strip).text((width / 2, LABEL), line, INK, font, 'mm')
+    return np.asarray(strip)
+
+
+# ---------------------------------------------------------------------------- rows of the figure
+
+def score(metrics, case, shot):
+    """What comparison.json says of a shot; scores is a list of {metric's id: score}, None for equal frames' PSNR."""
+    truth, scores = as_unit(shot.driving), [{} for _ in shot.made]
+    if is_truth(case):
+        scores = [{metric.id: float(metric(made, truth)[0]) for metric in metrics} for made in map(as_unit, shot.made)]
+    finite = [{name: value if np.isfinite(value) else None for name, value in found.items()} for found in scores]
+    return {'source': case.source.name, 'driving': case.driving.name, 'frame': shot.index,
+            'same_identity': is_truth(case), 'scores': finite}
+
+
+def find_region(zoom, case, shot):
+    """One region for the row: in the truth, else in what the methods made, the first first."""
+    return zoom.region([shot.driving] if is_truth(case) else shot.made, f'{pair_name(case)}, frame {shot.index}')
+
+
+def cells(job, case, source, shot, row):
+    """The Cells of a row of the figure."""
+    truth, region = is_truth(case), row['zoom']
+    made = []
+    for frame, scores in zip(shot.made, row['scores']):
+        error = error_to_rgb(frame[None], shot.driving[None])[0] if job.error else None
+        notes = ['equal' if value is None else SCORES[name].format(value) for name, value in scores.items()]
+        made.append(Cell(frame, region, error, notes))
+    return [Cell(source), Cell(shot.driving, region if truth else None, notes=[f'frame {shot.index}']), *made]

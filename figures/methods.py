@@ -1,0 +1,74 @@
+"""Where the frames of a comparison come from: models that render here, and videos that were made elsewhere."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from evaluation.videos import at_rate, check_length, pair_name, shown_at
+from inference import Motion, Renderer
+
+
+@dataclass(frozen=True)
+class RenderedMethod:
+    """A method whose frames are made here.
+
+    cases: those of the comparison, at the model's image size
+    """
+    name: str
+    renderer: Renderer
+    cases: tuple
+    motion: Motion
+
+    def frames(self, number, indices):
+        """Yields its frames (H, W, 3) uint8 of a case, for driving frames: a list, or the range of all, which streams.
+        """
+        case = self.cases[number]
+        driven = self.renderer.follow(case.source.read([0])[0], case.driving, self.motion, case.anchor)
+        for batch in driven.render(case.frames(indices)):
+            yield from batch.frames
+
+
+@dataclass(frozen=True)
+class VideoMethod:
+    """A method whose videos were made elsewhere: a clip for each of the comparison's cases.
+
+    Raises UserError for a clip that is too short to be of its pair.
+    """
+    name: str
+    clips: tuple
+    cases: tuple
+
+    def __post_init__(self):
+        for clip, case in zip(self.clips, self.cases, strict=True):
+            check_length(clip, case.driving, pair_name(case), self.name)
+
+    def frames(self, number, indices):
+        """Yields what is shown while the driving frames are; as of RenderedMethod."""
+        clip, fps = self.clips[number], self.cases[number].driving.fps
+        if isinstance(indices, range):
+            yield from at_rate(clip, fps, len(indices))
+        else:
+            yield from clip.read([shown_at(clip, fps, i) for i in indices])
+
+
+class Shot(NamedTuple):
+    """A moment of a case: index of the driving frame, that frame, and what each method made, all of its size."""
+    index: int
+    driving: np.ndarray
+    made: list
+
+
+def stream(case, number, methods, indices):
+    """Yields a Shot for each driving frame of case `number`; every method holds a batch in memory, no more."""
+    made = (method.frames(number, indices) for method in methods)
+    for index, driving, *frames in zip(indices, case.frames(indices), *made, strict=True):
+        yield Shot(index, driving, [at_size(frame, driving.shape) for frame in frames])
+
+
+def at_size(frame, shape):
+    """The frame at the height and width of `shape` (H, W, 3)."""
+    if frame.shape == shape:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
