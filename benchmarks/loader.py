@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from config import schema
 from datasets.frames import Augmentation, PairDataset, find_people
+from datasets.manifest import CLIP_FPS
 from datasets.prepare.job import StillWriter
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
@@ -39,7 +40,7 @@ WORKERS = (1, 2)
 # ---------------------------------------------------------------------------- clips on disk
 
 def write_mp4(path, frames, gop):
-    with VideoWriter(path, 25, gop=gop) as writer:
+    with VideoWriter(path, CLIP_FPS, gop=gop) as writer:
         for frame in frames:
             writer.write(frame)
 

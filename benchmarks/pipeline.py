@@ -10,7 +10,6 @@ Nothing can be faster than the slowest stage, nor than the work of all of them o
 import argparse
 import os
 import time
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ from PIL import Image
 
 from animate import animate
 from config import schema
+from datasets.manifest import CLIP_FPS
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
@@ -61,7 +61,7 @@ def write_driving(path, num_frames):
     clip, = next(iter(synthetic_people(1, 1, 1, STORED // 2, seed=0).values()))
     head = np.asarray(Image.fromarray(clip.read([0])[0]).resize((STORED, STORED)))
     noise = np.random.default_rng(0).integers(0, 12, head.shape, dtype=np.uint8)
-    with VideoWriter(path, Fraction(25)) as video:
+    with VideoWriter(path, CLIP_FPS) as video:
         for i in range(num_frames):
             video.write(np.roll(head // 2, round(20 * np.sin(i / 5)), 1) + np.roll(noise, 7 * i, 0))
 

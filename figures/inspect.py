@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class InspectCase(NamedTuple):
-    """A source image (H, W, 3) uint8 and frames of a driving clip to look at.
+    """A source image (H, W, 3) uint8 and the frames of a driving clip that are drawn.
 
     relative:      motion since the clip's first frame is added to the source's pose, else the pose is taken as it is
     same_identity: the driving frame shows what the result should be
@@ -46,11 +46,11 @@ class InspectCase(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
-    """What to see beyond the frames themselves.
+class InspectOptions:
+    """What to draw beyond the frames themselves.
 
-    at:          (x, y), a place of the image to look at closely, or None
-    arrows:      draw some over flows
+    at:          (x, y), a pixel of the image whose attention is drawn, or None
+    arrows:      draw arrows over flows
     code_clips:  clips over which codes are counted, each driven by itself from its first frame
     code_frames: how many of their frames, evenly spread; 0 for all
     """
@@ -73,24 +73,25 @@ class Sheet(NamedTuple):
     picture: np.ndarray
 
 
-def inspect(model, cases, folder, *, device, precision='fp32', look=Look(), about=None):
+def inspect(model, cases, folder, *, device, precision='fp32', options=InspectOptions(), about=None):
     """Draw all figures of `cases` into `folder`; returns what inspect.json holds.
 
-    model:  TalkingHead on `device`, in eval mode
-    cases:  InspectCases
-    about:  {what: text} on the head of the page and of the JSON
-    raises: UserError for frames or places that are not there
+    model:   TalkingHead on `device`, in eval mode
+    cases:   InspectCases
+    options: InspectOptions
+    about:   {what: text} on the head of the page and of the JSON
+    raises:  UserError for frames or places that are not there
     """
-    _check(cases, look.at)
+    _check(cases, options.at)
     folder = make_folder(folder)
-    uses = _count(model, look.code_clips, look.code_frames, device, precision)
+    uses = _count(model, options.code_clips, options.code_frames, device, precision)
     windows, report, sections = code_windows(uses), {'about': about or {}, 'moments': []}, []
     moments = [(case, index) for case in cases for index in case.frames]
     for number, (case, index) in enumerate(tqdm(moments, desc='inspect', unit='frame', dynamic_ncols=True), 1):
-        figures, size = _figures(model, case, index, device, precision, look.at)
+        figures, size = _figures(model, case, index, device, precision, options.at)
         sheets, numbers = [], {}
         for figure in figures:
-            picture, scales = draw_sheet(figure, size, look.arrows, windows)
+            picture, scales = draw_sheet(figure, size, options.arrows, windows)
             sheets.append(Sheet(f'{number:02d}-{figure.name}.png', figure.title, figure.text, picture))
             numbers[figure.name] = figure.numbers | {'scales': scales.as_json()}
         _save(folder, sheets)
@@ -98,7 +99,7 @@ def inspect(model, cases, folder, *, device, precision='fp32', look=Look(), abou
         report['moments'].append({'number': number, 'source': case.name, 'driving': case.driving.name, 'frame': index,
                                   'relative': case.relative, 'figures': numbers})
     if uses:
-        sheets = _code_sheets(model, uses, model.params.image_size, look.counted())
+        sheets = _code_sheets(model, uses, model.params.image_size, options.counted())
         _save(folder, sheets)
         sections.append(('Codes', [_for_page(sheet) for sheet in sheets]))
         report['codes'] = {name: use.as_json() for name, use in uses.items()}

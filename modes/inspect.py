@@ -42,7 +42,7 @@ def run(options):
     if options.code_frames < 0:
         raise UserError(f'--code_frames {options.code_frames}: must not be negative')
     with process_group(options.device) as device:
-        from figures.inspect import Look, inspect
+        from figures.inspect import InspectOptions, inspect
         from support import distributed
         from support.weights import weights_hash
         config, model = load_model(options, device)
@@ -51,7 +51,7 @@ def run(options):
         cases, clips = (given_case if options.source_image else test_cases)(options, config)
         folder = Path(options.out or run_path(options) / 'inspect')
         inspect(model, cases, folder, device=device, precision=config.train_params.precision,
-                look=Look(options.at, options.arrows, tuple(clips), options.code_frames),
+                options=InspectOptions(options.at, options.arrows, tuple(clips), options.code_frames),
                 about={'checkpoint': options.checkpoint or str(run_path(options)), 'method': config.method,
                        'image size': config.model_params.image_size, 'weights': weights_hash(model)})
         print(f'inspect.html, inspect.json and the pictures are in {folder}')

@@ -10,10 +10,8 @@ where it comes from. Names are a hash of pair and method with a secret salt, whi
 
 import hashlib
 import json
-import os
 import random
 import secrets
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
@@ -103,16 +101,11 @@ def build(job):
     check_new(out)
     videos = {method: find_videos(folder, [pair.name for pair in job.pairs], method)
               for method, folder in job.methods.items()}
-    unfinished = out / f'.page.{os.getpid()}.partial'
-    try:
-        media = make_folder(unfinished / 'media')
-        key = _write_media(job, videos, media)
+    with written_whole(page, folder=True) as unfinished:
+        key = _write_media(job, videos, make_folder(unfinished / 'media'))
         _write_page(key, unfinished / 'study.html')
         with written_whole(out / 'key.json') as path:
             path.write_text(json.dumps(key, indent=1), encoding='utf-8')
-        unfinished.rename(page)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return page / 'study.html'
 
 
