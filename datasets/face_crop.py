@@ -151,6 +151,8 @@ class CroppedClip:
 class PasteBack:
     """Lays what was made of a crop back into the picture that it was cut from, with a soft edge.
 
+    The operator "over" of Porter and Duff, SIGGRAPH 1984.
+
     image:  (H, W, 3) uint8
     square: where the crop was
     """

@@ -81,7 +81,7 @@ class FaceDetector:
 
 
 def overlap(a, b):
-    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    """Intersection over union of two boxes (x0, y0, x1, y1): https://doi.org/10.1007/s11263-009-0275-4, Sec. 4.2."""
     def area(x0, y0, x1, y1):
         return max(0, x1 - x0) * max(0, y1 - y0)
     shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))

@@ -150,6 +150,7 @@ def folder_jobs(videos):
 
     The first folder below names the person, or the video's name does: the part before '#', or all of it. Folders
     `train` and `test` are a split; else one person in ten, chosen by name, is for testing, at least one of two or more.
+    Raises UserError where there is no video.
     """
     found = []                               # (partition or None, person, video, path)
     for path in _videos_below(videos):

@@ -64,7 +64,10 @@ def _talk(rng, time):
 
 
 def _lids(rng, time, gaze_y):
-    """Lid closure in [0, 1]: a blink of 0.3 s every 1.5 to 4 s; in between, lids follow the gaze down, and tire."""
+    """Lid closure in [0, 1]: a blink of 0.3 s every 1.5 to 4 s; in between, lids follow the gaze down, and tire.
+
+    People who talk blink some 26 times a minute: Bentivoglio et al. 1997, https://doi.org/10.1002/mds.870120629
+    """
     period, phase = rng.uniform(1.5, 4.0), rng.uniform(0, 1)
     since = ((time / period + phase) % 1) * period
     blink = np.exp(-((since - 0.3) / 0.085) ** 4)
