@@ -1,4 +1,4 @@
-"""The house: imports point downwards, every module is on the map, the linter is content."""
+"""Structure: imports point downwards, every module is on the map, code is short and names its sources, ruff is content."""
 
 import ast
 import re
