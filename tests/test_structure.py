@@ -1,4 +1,4 @@
-"""Structure: imports point downwards, every module is on the map, code is short and names its sources, ruff is content."""
+"""Structure: imports point downwards, modules are on the map, code is short and names its sources, ruff is silent."""
 
 import ast
 import re
