@@ -27,6 +27,7 @@ MODES = {
     'compare': ('modes.compare', 'methods side by side: a figure for print, and labelled videos'),
     'study': ('modes.study', 'ask people: a blind user study as a web page, and its result'),
     'inspect': ('modes.inspect', 'draw what a model does, scale by scale, and what its codes mean'),
+    'web': ('modes.web', 'a page in the browser: animate, inspect, compare, live'),
     'curves': ('modes.curves', 'is my loss normal? a run over reference curves, and what is not normal of it'),
     'demo': ('modes.demo', 'train a small model on embedded heads, rebuild and animate unseen ones'),
     'prepare': ('modes.prepare', 'make a data set of raw videos'),

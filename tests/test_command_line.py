@@ -14,16 +14,16 @@ from tests.tiny import ROOT
 MODEL = {'reconstruction', 'animate', 'evaluate', 'inspect', 'export', 'doctor'}      # those that load one
 TRAINING = {'train', 'demo'}
 ANIMATE, EVALUATE, INSPECT, PREPARE, STUDY = {'animate'}, {'evaluate'}, {'inspect'}, {'prepare'}, {'study'}
-COMPARE = {'compare'}
+COMPARE, WEB = {'compare'}, {'web'}
 
 READERS = {
     '--mode': set(run.MODES),
     '--config': MODEL | TRAINING | {'import'},
-    '--set': MODEL | TRAINING | {'import', 'study', 'compare'},
+    '--set': MODEL | TRAINING | STUDY | COMPARE | WEB | {'import'},
     '--log_dir': MODEL | TRAINING,
     '--run_name': MODEL | TRAINING,
-    '--checkpoint': MODEL | {'train'},
-    '--device': MODEL - {'export'} | TRAINING | STUDY | COMPARE,
+    '--checkpoint': MODEL | WEB | {'train'},
+    '--device': MODEL - {'export'} | TRAINING | STUDY | COMPARE | WEB,
     '--resume': {'train'},
     '--source_image': ANIMATE | INSPECT | COMPARE, '--driving_video': ANIMATE | INSPECT | COMPARE,
     '--result_video': ANIMATE,
@@ -47,6 +47,7 @@ READERS = {
     '--out': {'prepare', 'import', 'export', 'inspect', 'study', 'compare', 'curves'},
     '--from': {'import'},
     '--json': {'doctor'},
+    '--port': WEB, '--host': WEB, '--auth': WEB, '--share': WEB,
 }
 
 

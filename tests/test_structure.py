@@ -12,7 +12,7 @@ from tests.tiny import ROOT
 # From the ground up; folders and files of one line do not import each other.
 FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'), ('inference',),
           ('logger', 'evaluation', 'validation'), ('curves',),
-          ('train', 'reconstruction', 'animate', 'tools', 'figures'), ('portrait',), ('modes',), ('run',))
+          ('train', 'reconstruction', 'animate', 'tools', 'figures'), ('portrait',), ('web',), ('modes',), ('run',))
 PLACES = [place for floor in FLOORS for place in floor]
 MODULES = sorted(path.relative_to(ROOT) for place in PLACES
                  for path in ([ROOT / f'{place}.py'] if (ROOT / f'{place}.py').is_file()

@@ -1,0 +1,102 @@
+"""What all tabs of the page share: inputs that hand files on undecoded, progress, and errors as one line."""
+
+import base64
+import html
+from dataclasses import dataclass
+
+import gradio as gr
+
+from support.errors import UserError
+from web.files import Files
+from web.worker import Cancelled, Progress, Worker
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the tabs work with.
+
+    models:   {name: checkpoint}
+    examples: [(path of a portrait, path of a driver)]
+    """
+    worker: Worker
+    files: Files
+    models: dict[str, str]
+    examples: list[tuple[str, str]]
+
+
+# ---------------------------------------------------------------------------- inputs
+
+def picture(label, **how):
+    """An image whose path is handed on."""
+    return _undecoded(gr.Image(label=label, sources=['upload', 'clipboard', 'webcam'], height=300, **how))
+
+
+def clip(label, **how):
+    """A video whose path is handed on."""
+    return _undecoded(gr.Video(label=label, sources=['upload', 'webcam'], height=300, **how))
+
+
+def camera(label, **how):
+    """A camera whose frames are handed on as encoded bytes."""
+    component = gr.Image(label=label, sources=['webcam'], streaming=True, height=300, **how)
+    component.preprocess = lambda payload: payload and base64.b64decode(payload.url.partition(',')[2])
+    return component
+
+
+def _undecoded(component):
+    """The component, whose files Gradio would open here, in the server; a subclass it would not know how to draw."""
+    component.preprocess = lambda payload: payload and payload.path
+    return component
+
+
+def model(desk):
+    names = list(desk.models)
+    return gr.Dropdown(names, value=names[0], label='Model', interactive=len(names) > 1)
+
+
+# ---------------------------------------------------------------------------- jobs
+
+def follow(desk, session, make_job, *paths):
+    """Yields (HTML of how far a job is, None), at last (HTML, what it returned); after an error the HTML is its line.
+
+    make_job: function that returns the job; its UserErrors are shown as the job's are
+    paths:    whose folders messages must not show
+    """
+    try:
+        task = desk.worker.ask(session, make_job())
+        yield bar(task.latest), None
+        for progress in task.progress():
+            yield bar(progress), None
+        yield '', task.result()
+    except UserError as error:
+        yield trouble(desk.files.shown(str(error), *paths)), None
+    except Cancelled:
+        yield note('Cancelled.'), None
+
+
+def cancels(desk, button):
+    """Let a button end whatever its visitor has asked for."""
+    def cancel(request: gr.Request):
+        desk.worker.cancel_all(request.session_hash)
+    button.click(cancel, queue=False, api_name=False, show_progress='hidden')
+
+
+def bar(progress: Progress):
+    """HTML of a progress bar."""
+    if progress.before:
+        jobs = 'one job is' if progress.before == 1 else f'{progress.before} jobs are'
+        return note(f'Waiting: {jobs} before yours.')
+    if not progress.total:
+        return '<div class="status"><progress></progress> Starting: reading the files, looking for faces …</div>'
+    left = (progress.total - progress.done) / progress.rate
+    return (f'<div class="status"><progress max="{progress.total}" value="{progress.done}"></progress> '
+            f'{progress.done} of {progress.total} frames, {progress.rate:.1f} frames/s, {left:.0f} s left</div>')
+
+
+def trouble(text):
+    """HTML of one line that says what is wrong."""
+    return f'<div class="status trouble" role="alert">{html.escape(" ".join(text.split()))}</div>'
+
+
+def note(text):
+    return f'<div class="status">{html.escape(text)}</div>'

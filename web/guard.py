@@ -1,0 +1,67 @@
+"""What of Gradio the page does not need is not there: routes, foreign hosts, calls to the outside.
+
+Gradio can fetch addresses that a request names, keep runs in buckets elsewhere, and write an app by prompt. Requests
+pass only where the page sends them, and the browser is told to load nothing from anywhere else.
+"""
+
+import os
+import re
+
+ROUTES = re.compile(r'''/(
+    |config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login/?|logout/?
+    |(assets|static|svelte)/.*
+    |gradio_api/(
+        info/?|user/?|app_id/?|login_check/?|startup-events|theme\.css|upload(_progress)?|reset/?|cancel
+        |run/\w+|queue/(join|data)|heartbeat/\w+|stream/\w+(/close)?
+        |file=(?![a-zA-Z][a-zA-Z0-9+.-]*:).*
+    )
+)''', re.VERBOSE)
+POLICY = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
+          "base-uri 'self'; object-src 'none'")
+LOCAL_HOSTS = ('127.0.0.1', 'localhost', '[::1]')
+ENVIRONMENT = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF_HUB_OFFLINE': '1',
+               'HF_HUB_DISABLE_TELEMETRY': '1', 'GRADIO_SSR_MODE': 'False'}
+
+
+class Guard:
+    """ASGI middleware around Gradio's app.
+
+    hosts: names under which the page may be asked for, or None for any: a page elsewhere whose name was made to point
+           to this machine is none of them
+    """
+
+    def __init__(self, app, hosts):
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http':
+            if scope['type'] == 'lifespan':
+                await self.app(scope, receive, send)
+            return
+        host = dict(scope['headers']).get(b'host', b'').decode('latin-1')
+        if not ROUTES.fullmatch(scope['path']) or self.hosts and re.sub(r':\d+$', '', host) not in self.hosts:
+            await send({'type': 'http.response.start', 'status': 404, 'headers': [(b'content-type', b'text/plain')]})
+            await send({'type': 'http.response.body', 'body': b'not here'})
+            return
+
+        async def with_policy(message):
+            if message['type'] == 'http.response.start':
+                message['headers'] = [*message.get('headers', []), (b'content-security-policy', POLICY.encode()),
+                                      (b'x-content-type-options', b'nosniff'), (b'referrer-policy', b'same-origin')]
+            await send(message)
+        await self.app(scope, receive, with_policy)
+
+
+def cut_off():
+    """Before Gradio is imported: no analytics; after it: it fetches no address that a request names."""
+    os.environ.update(ENVIRONMENT)
+    from gradio import processing_utils
+
+    def refuse(url, *_, **__):
+        raise ValueError('this page fetches nothing')
+
+    async def refuse_later(url, *_, **__):
+        refuse(url)
+    fetch = re.compile(r'(async_)?(ssrf_protected|unsafe)_(get|download)')
+    for name in filter(fetch.fullmatch, list(vars(processing_utils))):
+        setattr(processing_utils, name, refuse_later if name.startswith('async') else refuse)

@@ -1,0 +1,144 @@
+"""What the worker does for the page: each job is a function of a web.worker.Bench, and picklable with its arguments.
+
+All rendering is that of the command line: portrait.py, figures/, inference.py. Slow imports wait for a job.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from support.errors import UserError
+from web.limits import MOST_FRAMES, check_clip, check_picture
+
+EXAMPLES, EXAMPLE_FRAMES, EXAMPLE_SIZE = 3, 50, 128
+EXAMPLE_SEED = 1_000_000   # of the embedded identities that nothing is trained on
+CODE_FRAMES = 50           # frames of the driver over which Inspect counts codes
+PICTURE = 448              # side of a small model's picture that is to be clicked into, pixels; about
+
+
+class Animated(NamedTuple):
+    """Paths of what was made, or None, and how many frames in how many seconds."""
+    video: str | None
+    motion: str | None
+    frames: int
+
+
+def begin(bench, checkpoints, folder):
+    """Load all models, and draw examples into the folder; returns [(path of a portrait, path of a driver)]."""
+    from datasets.synthetic.clips import synthetic_people
+    from datasets.video_writer import VideoWriter
+    from support.files import make_folder
+    from visualizer import save_png
+    for checkpoint in checkpoints:
+        bench.model(checkpoint)
+    make_folder(folder)
+    heads = [clip for clips in synthetic_people(2 * EXAMPLES, 1, EXAMPLE_FRAMES, EXAMPLE_SIZE, EXAMPLE_SEED).values()
+             for clip in clips]
+    examples = []
+    for number, (source, driving) in enumerate(zip(heads[:EXAMPLES], heads[EXAMPLES:]), 1):
+        portrait, driver = folder / f'portrait-{number}.png', folder / f'driver-{number}.mp4'
+        save_png(portrait, source.read([0])[0])
+        with VideoWriter(driver, driving.fps) as video:
+            for frame in driving.frames():
+                video.write(frame)
+        examples.append((str(portrait), str(driver)))
+    return examples
+
+
+def _check(portrait, bench, checkpoint):
+    """Look at the files of a Portrait before anything decodes them; returns how many frames will be made."""
+    from modules import motion_template
+    if portrait.source_image:
+        check_picture(portrait.source_image)
+    if portrait.source_video:
+        check_clip(portrait.source_video)
+    if portrait.driving_video:
+        return len(check_clip(portrait.driving_video))
+    length = len(motion_template.load(portrait.driving_motion, bench.model(checkpoint).renderer.model))
+    if length > MOST_FRAMES:
+        raise UserError(f'{portrait.driving_motion}: holds {length} frames; this page takes {MOST_FRAMES} at most')
+    return length
+
+
+def animate(bench, checkpoint, portrait):
+    """Animated of a portrait.Portrait whose result lies in a folder that is there."""
+    from portrait import bring_to_life
+    total, model = _check(portrait, bench, checkpoint), bench.model(checkpoint)
+    bring_to_life(portrait, model.renderer, model.size, watch=bench.counter(total))
+    return Animated(portrait.result_video, portrait.save_motion, total)
+
+
+def compare(bench, checkpoints, portrait):
+    """List of Animated, one for each checkpoint: their results lie in folders 0, 1, ... beside the portrait's own."""
+    from portrait import bring_to_life
+    total, made = _check(portrait, bench, checkpoints[0]), []
+    for number, checkpoint in enumerate(checkpoints):
+        result = Path(portrait.result_video)
+        own = replace(portrait, result_video=str(result.parent / str(number) / result.name))
+        model = bench.model(checkpoint)
+        count = bench.counter(total * len(checkpoints), total * number)
+        bring_to_life(own, model.renderer, model.size, watch=count)
+        made.append(Animated(own.result_video, None, total))
+    return made
+
+
+class Faces(NamedTuple):
+    """Path of a picture with numbered faces and crops, and how many faces there are in source and driver."""
+    picture: str
+    source: int
+    driving: int
+
+
+def find_faces(bench, checkpoint, portrait):
+    """Faces of a Portrait with a driving video, before it is animated."""
+    from animate import find_faces, looked_at
+    from datasets.constant_rate import open_constant_rate
+    from datasets.still import Still
+    _check(portrait, bench, checkpoint)
+    source = Still(portrait.source) if portrait.source_image else open_constant_rate(portrait.source)
+    driving = open_constant_rate(portrait.driving)
+    bench.check()
+    crops = find_faces([looked_at(source), looked_at(driving)], (portrait.source, portrait.driving),
+                       (*portrait.face_index, 0), bench.model(checkpoint).size, portrait.preview)
+    return Faces(str(portrait.preview), *(len(crop.boxes) for crop in crops))
+
+
+# ---------------------------------------------------------------------------- Inspect
+
+class Frame(NamedTuple):
+    """Path of a driving frame, as the model sees it, enlarged so many times; and how many frames there are."""
+    picture: str
+    enlarged: int
+    length: int
+
+
+def show_frame(bench, checkpoint, driving, index, folder):
+    """Frame `index` of a driving video, squeezed into the model's size, into the folder."""
+    from datasets.constant_rate import open_constant_rate
+    from visualizer import enlarge, save_png
+    length, size = len(check_clip(driving)), bench.model(checkpoint).size
+    index = min(index, length - 1)
+    times = max(1, round(PICTURE / size))
+    path = Path(folder) / f'frame-{index}.png'
+    save_png(path, enlarge(open_constant_rate(driving, size).read([index])[0], size * times))
+    return Frame(str(path), times, length)
+
+
+def inspect(bench, checkpoint, files, index, relative, look, folder):
+    """Draw the figures of one driving frame into the folder; returns [(path, title)] of the pictures.
+
+    files: (source image, driving video), paths
+    look:  {'at': (x, y) in the model's pixels or None, 'arrows': bool}
+    """
+    from animate import squeeze
+    from datasets.constant_rate import open_constant_rate
+    from datasets.still import read_image
+    from figures.inspect import InspectCase, Look, inspect
+    check_picture(files[0])
+    length, model = len(check_clip(files[1])), bench.model(checkpoint)
+    source, driving = squeeze(read_image(files[0]), open_constant_rate(files[1]), model.size, files)
+    case = InspectCase(Path(files[0]).stem, source, driving, [min(index, length - 1)], relative, same_identity=False)
+    inspect(model.renderer.model, [case], folder, device=model.renderer.device, precision=model.renderer.precision,
+            look=Look(look['at'], look['arrows'], (driving,), CODE_FRAMES),
+            about={'checkpoint': Path(checkpoint).name, 'method': model.config.method})
+    return [(str(path), path.stem.removeprefix('01-')) for path in sorted(Path(folder).glob('*.png'))]
