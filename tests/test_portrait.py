@@ -37,7 +37,8 @@ def files(tmp_path_factory):
         with torch.no_grad():       # fresh Jacobians are the identity, and fresh keypoints hardly move
             for weight in (*model.keypoint_detector.kp.parameters(), *model.keypoint_detector.jacobian.parameters()):
                 weight += torch.randn_like(weight) * 0.1
-        write_checkpoint(folder / f'{name}.pt', {'ema': model.state_dict(), 'config': config.as_dict(), 'step': 1})
+        state = model.state_dict()
+        write_checkpoint(folder / f'{name}.pt', {'model': state, 'ema': state, 'config': config.as_dict(), 'step': 1})
     for name, count, seed, rate in (('driver', 11, 0, RATE), ('source', 4, 3, RATE)):
         with VideoWriter(folder / f'{name}.mp4', rate) as video:
             for frame in ToyClip(num_frames=count, seed=seed).frames():

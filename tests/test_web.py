@@ -181,8 +181,8 @@ def files(tmp_path_factory):
     for seed, name in enumerate(('ours', 'rival')):
         torch.manual_seed(seed)
         config = tiny(f'model_params.image_size={SIZE}')
-        write_checkpoint(folder / f'{name}.pt', {'ema': build_model(config).state_dict(), 'config': config.as_dict(),
-                                                 'step': 1})
+        state = build_model(config).state_dict()
+        write_checkpoint(folder / f'{name}.pt', {'model': state, 'ema': state, 'config': config.as_dict(), 'step': 1})
     write_clip(folder / 'driver.mp4', FRAMES)
     write_clip(folder / 'long.mp4', LONG)
     Image.fromarray(open_clip(folder / 'driver.mp4').read([0])[0]).save(folder / 'face.png')
