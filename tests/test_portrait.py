@@ -63,6 +63,18 @@ def template(files, call):
     return files / 'driver.npz'
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """{file: frames} that were handed to the encoder, which is not the same to the bit each time."""
+    made, write = {}, VideoWriter.write
+
+    def record(self, frame):
+        made.setdefault(self.path.name, []).append(frame)
+        write(self, frame)
+    monkeypatch.setattr(VideoWriter, 'write', record)
+    return made
+
+
 def frames(path):
     return np.stack(list(open_clip(path).frames())).astype(int)
 
@@ -70,7 +82,7 @@ def frames(path):
 # ---------------------------------------------------------------------------- motion templates
 
 @pytest.mark.parametrize('how', [(), ('--absolute',), ('--adapt_scale', '--smooth', '1'), ('--find_best_frame',)])
-def test_a_template_moves_as_its_video_does(files, call, tmp_path, how):
+def test_a_template_moves_as_its_video_does(files, call, written, tmp_path, how):
     """Recorded while animating, it starts from the same frame; each frame is the same to the bit.
 
     To the last bit keypoints depend on how many are found at once, and the initial ones are found alone: so are all.
@@ -82,9 +94,9 @@ def test_a_template_moves_as_its_video_does(files, call, tmp_path, how):
     how = [flag for flag in how if flag != '--find_best_frame']      # the template knows
     assert call('--source_image', 'source.png', '--driving_motion', template, '--result_video', motion, *how) == 0
     assert open_clip(motion).fps == RATE
-    made = frames(motion)
-    assert len(made) == 11 and np.array_equal(made, frames(video))
-    assert np.abs(made - made[0]).max() > 8      # and something moves
+    made, expected = (np.stack(written[name]) for name in ('motion.mp4', 'video.mp4'))
+    assert len(made) == 11 and np.array_equal(made, expected)
+    assert np.abs(made.astype(int) - made[0]).max() > 8      # and something moves
 
 
 def test_a_template_holds_motion_alone(template, files):
@@ -189,12 +201,13 @@ def test_a_moving_source_streams(tmp_path):
     assert max(most[1]) <= max(most[0]) + 4 and max(most[1]) < 40
 
 
-def test_a_source_video_from_the_command_line(files, call, template, tmp_path, capsys):
+def test_a_source_video_from_the_command_line(files, call, template, written, tmp_path, capsys):
     for name, driver in (('video', ('--driving_video', 'driver.mp4')), ('motion', ('--driving_motion', 'driver.npz'))):
         assert call('--source_video', 'source.mp4', *driver, '--source_end', 'hold', '--result_video',
                     tmp_path / f'{name}.mp4') == 0
         assert f'{name}.mp4: 11 frames at 29.97' in capsys.readouterr().out
-    assert np.array_equal(frames(tmp_path / 'video.mp4'), frames(tmp_path / 'motion.mp4'))
+    by_video, by_motion = (np.stack(written[f'{name}.mp4']).astype(int) for name in ('video', 'motion'))
+    assert np.abs(by_video - by_motion).max() <= 1      # the initial keypoints are found alone, or among others
     assert call('--source_video', 'source.mp4', *driver, '--result_video', tmp_path / 'loop.mp4') == 0
     held, looped = frames(tmp_path / 'motion.mp4'), frames(tmp_path / 'loop.mp4')
     assert np.abs(held[:4] - looped[:4]).mean() < np.abs(held[4:] - looped[4:]).mean()
