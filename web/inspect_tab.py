@@ -53,7 +53,7 @@ def add_inspect(desk: Desk):
             if None in files:
                 raise UserError('bring a portrait and a driver first')
             return functools.partial(jobs.inspect, checkpoint=desk.models[which], files=files, index=int(index),
-                                     relative=motion == RELATIVE, look={'at': place, 'arrows': arrows},
+                                     shown={'relative': motion == RELATIVE, 'at': place, 'arrows': arrows},
                                      folder=str(desk.files.new(session)))
         for status, made in follow(desk, session, make_job, source, driver):
             yield (status, gr.skip()) if made is None else (note(f'{len(made)} pictures.'), made)

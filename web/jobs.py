@@ -124,21 +124,22 @@ def show_frame(bench, checkpoint, driving, index, folder):
     return Frame(str(path), times, length)
 
 
-def inspect(bench, checkpoint, files, index, relative, look, folder):
+def inspect(bench, checkpoint, files, index, shown, folder):
     """Draw the figures of one driving frame into the folder; returns [(path, title)] of the pictures.
 
     files: (source image, driving video), paths
-    look:  {'at': (x, y) in the model's pixels or None, 'arrows': bool}
+    shown: {'relative': bool, 'at': (x, y) in the model's pixels or None, 'arrows': bool}
     """
     from animate import squeeze
     from datasets.constant_rate import open_constant_rate
     from datasets.still import read_image
-    from figures.inspect import InspectCase, Look, inspect
+    from figures.inspect import InspectCase, InspectOptions, inspect
     check_picture(files[0])
     length, model = len(check_clip(files[1])), bench.model(checkpoint)
     source, driving = squeeze(read_image(files[0]), open_constant_rate(files[1]), model.size, files)
-    case = InspectCase(Path(files[0]).stem, source, driving, [min(index, length - 1)], relative, same_identity=False)
+    case = InspectCase(Path(files[0]).stem, source, driving, [min(index, length - 1)], shown['relative'],
+                       same_identity=False)
     inspect(model.renderer.model, [case], folder, device=model.renderer.device, precision=model.renderer.precision,
-            look=Look(look['at'], look['arrows'], (driving,), CODE_FRAMES),
+            options=InspectOptions(shown['at'], shown['arrows'], (driving,), CODE_FRAMES),
             about={'checkpoint': Path(checkpoint).name, 'method': model.config.method})
     return [(str(path), path.stem.removeprefix('01-')) for path in sorted(Path(folder).glob('*.png'))]

@@ -52,8 +52,7 @@ def forget(bench, session):
 
 def _follow(model, source, frame):
     """The DrivenSource of a portrait whose motion counts from this frame."""
-    from datasets.face_crop import resized
-    from datasets.still import read_image
+    from datasets.still import read_image, resized
     from inference import DrivenSource
     check_picture(source)
     return DrivenSource(model.renderer, resized(read_image(source), model.size), initial=frame)
@@ -64,7 +63,7 @@ def _square(camera, size):
     import numpy as np
     from PIL import Image
 
-    from datasets.face_crop import resized
+    from datasets.still import resized
     try:
         with Image.open(io.BytesIO(camera)) as image:
             if image.width * image.height > MOST_PIXELS:
