@@ -117,7 +117,7 @@ def _person(name, path, id_sampling):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a pair; the same to both of its frames.
+    """What may be done to a pair; the same to both of its frames. The config holds the ranges.
 
     time_flip:       swap source and driving, probability 1/2
     horizontal_flip: mirror, probability 1/2 where time was not flipped, as FOMM has it
@@ -130,12 +130,6 @@ class Augmentation:
     contrast: float
     saturation: float
     hue: float
-
-    def __post_init__(self):
-        for name in ('brightness', 'contrast', 'saturation', 'hue'):
-            limit = 0.5 if name == 'hue' else float('inf')
-            if not 0 <= getattr(self, name) <= limit:
-                raise UserError(f'augmentation: {name}={getattr(self, name)} must be between 0 and {limit}')
 
     def __call__(self, pair, rng):
         """pair: (2, 3, H, W) float32 in [0, 1], earlier frame first; returns the same shape and range."""

@@ -25,6 +25,8 @@ VOX = ROOT / 'config/vox-256.yaml'
     ('train_params.batch_size=2.5', 'train_params.batch_size=2.5: expected int'),
     ('train_params.batch_size=true', 'expected int'),
     ('train_params.batch_size=0', 'batch_size=0: expected at least 1'),
+    ('dataset_params.augmentation_params.hue=0.6', 'augmentation_params.hue=0.6: expected at least 0 and at most 0.5'),
+    ('dataset_params.augmentation_params.contrast=-0.1', 'contrast=-0.1: expected at least 0'),
     ('train_params.betas=[2,3]', 'train_params.betas[0]=2.0: expected at least 0 and below 1'),
     ('train_params.betas=[0.5]', 'betas=[0.5]: Adam takes two'),
     ('model_params.autoencoder_params.channels=[]', 'channels=[]: expected the width of at least one scale'),
