@@ -30,6 +30,7 @@ from tqdm import tqdm
 from benchmarks.ablation_run import Run, digest, make, pictured
 from benchmarks.ablation_scores import SCORES, Truth, copying, read_truth
 from config import schema
+from config.changes import changes
 from datasets.build import TEST_SEED, TRAIN_SEED
 from datasets.synthetic.clips import render, synthetic_people
 from support.errors import UserError
@@ -86,7 +87,13 @@ def settings(budget, overrides=()):
 def run_name(configs, row, seed):
     """A name that is the same exactly for equal settings: rows that are the same model are trained once."""
     first = next(name for name, config in configs.items() if config == configs[row])
-    return f'{first}-seed{seed}-{digest(configs[row].as_dict())}'
+    return f'{first}-seed{seed}-{fingerprint(configs[row])}'
+
+
+def fingerprint(config):
+    """Hash of all in which a config differs from the defaults: an option that is new, and off, changes no run."""
+    defaults = schema.parse({'model_params': {'method': config.method}}, 'defaults')
+    return digest([config.method, {key: after for key, (_, after) in changes(defaults, config).items()}])
 
 
 # ---------------------------------------------------------------------------- data and its truth

@@ -56,6 +56,14 @@ def test_rows_of_one_model_are_one_run():
     assert names['smc'] != run_name(settings('quick', ['train_params.batch_size=3']), 'smc', 0)
 
 
+def test_a_new_option_that_is_off_changes_no_run(monkeypatch):
+    config = settings('quick')['mmc']
+    before = ablation.fingerprint(config)
+    plain = type(config).as_dict
+    monkeypatch.setattr(type(config), 'as_dict', lambda self: plain(self) | {'new_params': {'option': False}})
+    assert ablation.fingerprint(config) == before
+
+
 # ---------------------------------------------------------------------------- scores
 
 @pytest.fixture(scope='module')
