@@ -13,6 +13,7 @@ import torch
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
+HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'              # PyTorch reads it at its first allocation
 
 
 def flush_denormals():
@@ -39,7 +40,7 @@ def return_freed_memory():
     A step's tensors are of many sizes and lives; memory that is kept for them falls to pieces and grows by a gigabyte.
     Huge pages (where Linux has them) make what is handed out anew cheap. Call it before the first large tensor.
     """
-    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')      # PyTorch reads it at its first allocation
+    os.environ.setdefault(HUGE_PAGES, '1')
     _allocate(mapped=2 ** 21, kept=2 ** 27)
 
 

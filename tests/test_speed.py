@@ -1,22 +1,78 @@
-"""The speed benchmark can switch off what it says it can. (No time is a test.)"""
+"""The speed benchmark can switch off what it says it can, and its yardstick is bare. (No time is a test.)"""
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from benchmarks import speed
-from tests.tiny import tiny
+from benchmarks.speed import turns
+from benchmarks.speed.__main__ import PUBLIC
+from benchmarks.speed.optimisations import ANIMATION_ONLY, OPTIMISATIONS, TRAINING_ONLY, ablation
+from benchmarks.speed.work import Animation, Training
+from modules.build import METHODS
+from support import hardware
+from tests.tiny import ROOT, tiny
 
 CPU = torch.device('cpu')
 
 
 def test_every_optimisation_can_be_switched_off():
-    clock = speed.Clock(CPU)
-    training, animation = speed.Training(tiny(), 1, CPU), speed.Animation(tiny(), 1, CPU)
-    step, frame = (speed.ablation(clock, work, 1, []) for work in (training, animation))
-    assert frame.keys() | step.keys() == speed.OPTIMISATIONS.keys()
-    assert step.keys() - frame.keys() == set(speed.TRAINING_ONLY)
-    assert frame.keys() - step.keys() == set(speed.ANIMATION_ONLY)
+    clock = turns.Clock(CPU)
+    training, animation = Training(tiny(), 1, CPU), Animation(tiny(), 1, CPU)
+    step, frame = (ablation(clock, work, 1, []) for work in (training, animation))
+    assert frame.keys() | step.keys() == OPTIMISATIONS.keys()
+    assert step.keys() - frame.keys() == set(TRAINING_ONLY)
+    assert frame.keys() - step.keys() == set(ANIMATION_ONLY)
+
+
+def test_stages_are_those_of_the_step_that_trains():
+    stages = Training(tiny(), 1, CPU).stages(turns.Clock(CPU))
+    assert {'networks forward', 'backward', 'discriminator step', 'clipping, optimisers, EMA'} <= stages.keys()
 
 
 def test_peak_memory_is_that_of_the_call():
-    large, small = (speed.peak_memory(CPU, lambda: torch.ones(count * 2 ** 20)) for count in (64, 1))
+    large, small = (turns.peak_memory(CPU, lambda: torch.ones(count * 2 ** 20)) for count in (64, 1))
     assert 0.2 < large - small < 0.3, 'GiB of 63 Mi fp32 numbers'
+
+
+@pytest.fixture
+def settings_of_ours(monkeypatch):
+    """Those that training makes for its process."""
+    monkeypatch.setenv(hardware.HUGE_PAGES, '1')
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+def test_the_yardstick_is_bare(settings_of_ours):
+    """No module of ours, so no call of mallopt; denormal numbers and environment as PyTorch finds them."""
+    with turns.Yardstick('frame', CPU, threads=1) as yardstick:
+        found = yardstick.about()
+        work, wall = yardstick()
+    script = ROOT / 'benchmarks' / 'speed' / 'yardstick.py'
+    places = {Path(file).resolve() for file in found['files']}
+    assert script in places
+    ours = {path for path in ROOT.rglob('*.py') if '.venv' not in path.relative_to(ROOT).parts}
+    assert places & ours == {script}
+    assert found['denormals'] and found['threads'] == 1 and hardware.HUGE_PAGES not in found['environment']
+    assert work > 0 and wall > 0
+
+
+def test_turns_alternate_and_each_has_its_ratio():
+    order, times = [], iter((9.0, 2.0, 4.0, 8.0))      # the first is to warm up
+
+    def yardstick():
+        order.append('yardstick')
+        return (next(times),) * 2
+
+    def clock(measured):
+        measured()
+        return 8.0, 16.0
+    found = turns.in_turns(clock, yardstick, lambda: order.append('model'), 3, unit=2)
+    assert order == ['yardstick', 'model'] * 4
+    assert found['ratios'] == [2.0, 1.0, 0.5] and found['ratio'] == 1.0 and found['wall_ratio'] == 2.0
+    assert found['seconds'] == 4.0 and found['turns'] == 3
+
+
+def test_public_figures_are_of_methods():
+    assert PUBLIC.keys() <= METHODS.keys()
