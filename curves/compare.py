@@ -22,7 +22,7 @@ class Band(NamedTuple):
 
     steps:              rising
     low, median, high:  of the seeds
-    floor, ceiling:     between which other seeds of the recipe stay
+    floor, ceiling:     between which other seeds of the recipe stay; infinite where there is one seed alone
     """
     steps: np.ndarray
     low: np.ndarray
@@ -80,8 +80,8 @@ def make_panel(scalar, curve, seeds):
     grid = common_steps(curve.finite(), seeds)
     if not len(grid):
         return None
-    return Panel(scalar, curve, smoothed(averaged(curve, grid), window(grid)), make_band(seeds, grid),
-                 make_band(seeds, common_steps(seeds[0], seeds)))
+    return Panel(scalar, curve, smoothed(averaged(curve, grid), window(seeds, grid)),
+                 make_band(seeds, grid), make_band(seeds, common_steps(seeds[0], seeds)))
 
 
 def common_steps(curve, seeds):
@@ -92,20 +92,26 @@ def common_steps(curve, seeds):
     return min((side.steps[(side.steps >= first) & (side.steps <= last)] for side in (curve, *seeds)), key=len)
 
 
-def window(grid):
-    return max(1, len(grid) // WINDOW)
+def window(seeds, grid):
+    """Width of running means on steps `grid`: over a WINDOW-th of what the reference has, on the grid or beyond it."""
+    steps = seeds[0].steps
+    each = max(1, np.count_nonzero((steps >= grid[0]) & (steps <= grid[-1]))) / len(grid)
+    return max(1, round(len(steps) / WINDOW / each))
 
 
 def make_band(seeds, grid):
     """The Band of several Curves on steps `grid`; widened by ratios where all values are above 0."""
-    values = np.stack([smoothed(averaged(seed, grid), window(grid)) for seed in seeds])
-    whole = np.concatenate([smoothed(seed.values, window(seed.steps)) for seed in seeds])
+    width = window(seeds, grid)
+    values = np.stack([smoothed(averaged(seed, grid), width) for seed in seeds])
+    whole = np.concatenate([smoothed(seed.values, window([seed], seed.steps)) for seed in seeds])
     ratios = (whole > 0).all()
     if ratios:
         values, whole = np.log(values), np.log(whole)
     low, median, high = values.min(0), np.median(values, 0), values.max(0)
-    margin = (WIDENED / max(1, len(seeds) - 1) * smoothed(high - low, 3 * window(grid)) + TOLERANCE * np.ptp(whole)
-              + ROUNDING * (1 if ratios else np.abs(whole).max()))
+    margin = np.full(len(grid), np.inf)      # one seed does not tell how far others lie
+    if len(seeds) > 1:
+        margin = (WIDENED / (len(seeds) - 1) * smoothed(high - low, 3 * width) + TOLERANCE * np.ptp(whole)
+                  + ROUNDING * (1 if ratios else np.abs(whole).max()))
     band = low, median, high, low - margin, high + margin
     return Band(grid, *(map(np.exp, band) if ratios else band))
 

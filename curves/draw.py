@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 COLUMNS, PANEL, HEAD = 6, (2.8, 1.85), 0.75    # of panels; inches
 DECADES = 20                             # ratio of largest to smallest from which an axis is logarithmic
@@ -33,7 +34,7 @@ def draw(panels, findings, title, names):
     for axes in grid[len(panels):]:
         axes.remove()
     figure.text(0.5, 1 - 0.22 / height, title, fontsize=14, ha='center', va='center')
-    figure.legend(handles=legend(*names), loc='center', bbox_to_anchor=(0.5, 1 - 0.55 / height), ncols=5, frameon=False,
+    figure.legend(handles=legend(*names, np.isfinite(panels[0].band.ceiling).all()), loc='center', bbox_to_anchor=(0.5, 1 - 0.55 / height), ncols=5, frameon=False,
                   fontsize=10)
     return figure
 
@@ -46,8 +47,8 @@ def place(scalar):
 
 def draw_panel(axes, panel, finding):
     whole, (steps, values) = panel.reference, panel.curve.finite()
-    axes.fill_between(whole.steps, whole.floor, whole.ceiling, color=NORMAL, linewidth=0)
-    axes.fill_between(whole.steps, whole.low, whole.high, color=SEEDS, linewidth=0)
+    for low, high, colour in ((whole.floor, whole.ceiling, NORMAL), (whole.low, whole.high, SEEDS)):
+        axes.fill_between(whole.steps, low, high, where=np.isfinite(high), color=colour, linewidth=0)
     axes.plot(whole.steps, whole.median, color=MEDIAN, linewidth=1)
     axes.plot(steps, values, color=RUN, linewidth=0.6, alpha=0.35)
     axes.plot(panel.band.steps, panel.calm, color=RUN, linewidth=1.6)
@@ -69,6 +70,7 @@ def scale(axes, values):
     if low > 0 and high / low > DECADES:
         axes.set_yscale('log')
         axes.set_ylim(low / 1.5, high * 1.5)
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         air = 0.12 * (high - low) or 0.1 * abs(high) or 1
         axes.set_ylim(low - air, high + air)
@@ -76,8 +78,9 @@ def scale(axes, values):
         axes.yaxis.offsetText.set_fontsize(7.5)
 
 
-def legend(run, reference):
+def legend(run, reference, banded):
+    """Handles; without those of bands where the reference is one seed."""
+    bands = [Patch(color=SEEDS, label='its range'), Patch(color=NORMAL, label='judged as normal')] if banded else []
     return [Line2D([], [], color=RUN, linewidth=1.6, label=f'{run}, running mean'),
-            Line2D([], [], color=MEDIAN, linewidth=1, label=f'{reference}: median'),
-            Patch(color=SEEDS, label='its range'), Patch(color=NORMAL, label='judged as normal'),
-            Patch(color=OUTSIDE, alpha=0.4, label='not normal: see the printed line')]
+            Line2D([], [], color=MEDIAN, linewidth=1, label=f'{reference}: {"median" if banded else "running mean"}'),
+            *bands, Patch(color=OUTSIDE, alpha=0.4, label='not normal: see the printed line')]

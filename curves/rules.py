@@ -58,7 +58,7 @@ RULES = (
          'the flow moves more than in the reference: it tears, or these clips move more'),
     Rule('codes died', 'perplexity/*', BELOW,
          'codes died: features share a few; set revive_after, and feature_start and whitened for appearance',
-         limit=1.5, steps=500),
+         limit=1.5, steps=300),
     Rule('codes died', 'codes_used/*', BELOW,
          'codes died: few are chosen at all; set revive_after, and feature_start and whitened for appearance'),
     Rule('discriminator won', 'discriminator_*', BELOW,

@@ -33,13 +33,19 @@ def run(options):
     make_folder(out.parent)
     with written_whole(out) as path:
         draw(panels, findings, f'{folder.name} beside {reference.name}',
-             (folder.name, f'{reference.name}, {len(reference.seeds)} seeds')).savefig(path, format='png', dpi=110)
+             (folder.name, f'{reference.name}, {seeds(reference)}')).savefig(path, format='png', dpi=110)
     print(f'the picture: {out}')
+
+
+def seeds(reference):
+    return '1 seed' if len(reference.seeds) == 1 else f'{len(reference.seeds)} seeds'
 
 
 def say(reference, different, curves, panels, findings):
     """Print what the run is compared with, what is not normal, and what could not be compared."""
-    print(f'{len(panels)} scalars beside reference {reference.name} ({len(reference.seeds)} seeds)')
+    print(f'{len(panels)} scalars beside reference {reference.name} ({seeds(reference)})')
+    if len(reference.seeds) == 1:
+        print('one seed does not tell how far others lie: only what no reference is needed for is judged')
     if different:
         named = [f'{key} {ours} (there {theirs})' for key, (ours, theirs) in list(different.items())[:NAMED]]
         more = f', and {len(different) - NAMED} more' if len(different) > NAMED else ''

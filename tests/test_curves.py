@@ -200,6 +200,16 @@ def test_runs_that_are_no_seeds_of_one_recipe_make_no_reference(made, tmp_path, 
     assert message in capsys.readouterr().err and not (shelf / 'x.jsonl').exists()
 
 
+def test_one_seed_alone_judges_by_limits_alone(tmp_path, shelf, capsys):
+    heads = reference.read_reference('heads')
+    reference.write_reference(replace(heads, seeds={0: heads.seeds[0]}), shelf)
+    folder = write_run(tmp_path / 'run', changes={'total': lambda step, v: 9 * v,
+                                                  'diagnostics/keypoint_spread': lambda step, v: 0.001})
+    assert findings(folder).keys() == {'diagnostics/keypoint_spread'}
+    assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
+    assert 'one seed does not tell' in capsys.readouterr().out
+
+
 def test_the_nearest_reference_has_the_method_and_then_the_fewest_differences(tmp_path):
     heads = reference.read_reference('heads')
     far = json.loads(json.dumps(heads.config))
