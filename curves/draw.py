@@ -34,8 +34,9 @@ def draw(panels, findings, title, names):
     for axes in grid[len(panels):]:
         axes.remove()
     figure.text(0.5, 1 - 0.22 / height, title, fontsize=14, ha='center', va='center')
-    figure.legend(handles=legend(*names, np.isfinite(panels[0].band.ceiling).all()), loc='center', bbox_to_anchor=(0.5, 1 - 0.55 / height), ncols=5, frameon=False,
-                  fontsize=10)
+    banded = bool(np.isfinite(panels[0].band.ceiling).all())
+    figure.legend(handles=legend(*names, banded), loc='center', bbox_to_anchor=(0.5, 1 - 0.55 / height), ncols=5,
+                  frameon=False, fontsize=10)
     return figure
 
 
