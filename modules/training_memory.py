@@ -3,12 +3,11 @@
 from contextlib import contextmanager
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from modules import warp
 from modules.build import build_discriminator, build_model
 from modules.objective import needs_discriminator, needs_vgg
 from modules.perceptual import VGG19
+from modules.warp import shapes_alone
 from support.errors import UserError
 from support.hardware import available_memory
 
@@ -52,7 +51,7 @@ def too_large(config, batch, limit):
 def estimate(config, batch):
     """Bytes of one training step, estimated without computing: what autograd keeps, and the weights' copies."""
     size, objective = config.model_params.image_size, config.train_params.objective_params
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with shapes_alone():
         model = build_model(config)
         if config.train_params.checkpointing:
             model.recompute_blocks()
@@ -65,7 +64,6 @@ def estimate(config, batch):
             network, predictions = VGG19(), torch.zeros(2 * batch, 3, size, size, requires_grad=True)
             kept += _kept_bytes(lambda: network(predictions))
             weights += _bytes(network)
-    warp.forget()      # grids that were made here hold no numbers
     return BASE + weights + SCRATCH * kept
 
 

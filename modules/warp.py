@@ -7,9 +7,11 @@ wider; published weights depend on that, so every call says which of the two it 
 """
 
 import functools
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @functools.lru_cache(maxsize=32)
@@ -26,10 +28,15 @@ def _pixels_per_unit(height, width, device):
     return torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
 
 
-def forget():
-    """Drop cached grids; needed once grids were made that hold no numbers (FakeTensorMode)."""
-    for cached in (_identity_grid, _pixels_per_unit):
-        cached.cache_clear()
+@contextmanager
+def shapes_alone():
+    """Within it, networks are built and run without numbers, memory or time; grids made there are not kept."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        for cached in (_identity_grid, _pixels_per_unit):
+            cached.cache_clear()
 
 
 def identity_grid(size, like):

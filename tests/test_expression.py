@@ -48,7 +48,7 @@ def test_one_part_moves_and_the_head_is_still():
 def test_a_run_is_measured_from_the_command_line(tmp_path, capsys):
     config = tiny()
     weights = build_model(config).state_dict()
-    write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 0, 'ema': weights})
+    write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 0, 'model': weights, 'ema': weights})
     arguments = ['--checkpoint', str(tmp_path / 'model.pt'), '--people', '1', '--device', 'cpu', '--picture']
     assert expression.main([*arguments, str(tmp_path / 'sheet.png')]) == 0
     assert '| lids |' in capsys.readouterr().out and (tmp_path / 'sheet.png').is_file()

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import yaml
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.campaign import flags, material, weightfiles
 from benchmarks.campaign.isolated import Isolated
@@ -32,6 +31,7 @@ from datasets.video import open_clip
 from evaluation.cases import ClipFinder, cases_of_list, find_cases
 from evaluation.protocols import load_list
 from modules.build import build_discriminator, build_model
+from modules.warp import shapes_alone
 
 
 class Input(NamedTuple):
@@ -87,7 +87,7 @@ def built(checked):
     """What a config that was accepted leads to: networks that can be made and run, as far as shapes go."""
     if schema.parse(checked.as_dict(), 'itself') != checked:
         raise Failure('the config differs once it is written and read')
-    with FakeTensorMode(allow_non_fake_inputs=True):      # shapes alone: no memory, no time
+    with shapes_alone():
         model, _ = build_model(checked), build_discriminator(checked)
         size = checked.model_params.image_size
         if size <= 1024:
