@@ -18,7 +18,7 @@ from pathlib import Path
 from config import schema
 from config.changes import changes, check_going_on
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, writing, written_whole
 from support.weights import check_file, load_tensors, save_tensors
 from visualizer import save_png
 
@@ -35,7 +35,7 @@ class RunFolder:
         self.checkpoints = self.path / 'checkpoints'
         self.pictures = self.path / 'pictures'
         self.writes = writes
-        self._tensorboard = None
+        self._tensorboard, self._begins = None, None       # the writer, and the first step that it writes
         if writes:
             for folder in (self.path, self.checkpoints, self.pictures):
                 make_folder(folder)
@@ -100,12 +100,11 @@ class RunFolder:
         """One line of figures for `step`: dict of name -> float; 'group/name' groups them."""
         if not self.writes:
             return
-        with open(self.path / 'log.jsonl', 'a') as file:
-            file.write(json.dumps({'step': step} | values) + '\n')
-        with open(self.path / 'log.txt', 'a') as file:
-            file.write(f'{step:8d}  ' + '  '.join(f'{name} {value:.4g}' for name, value in values.items()) + '\n')
-        for name, value in values.items():
-            self._board().add_scalar(name if '/' in name else f'loss/{name}', value, step)
+        self._append('log.jsonl', json.dumps({'step': step} | values))
+        self._append('log.txt', f'{step:8d}  ' + '  '.join(f'{name} {value:.4g}' for name, value in values.items()))
+        with writing(self.path / 'tensorboard'):
+            for name, value in values.items():
+                self._board().add_scalar(name if '/' in name else f'loss/{name}', value, step)
 
     def figures(self):
         """What has been logged so far: {'step': ..., name: value} line by line; a line that is cut is passed over."""
@@ -114,19 +113,20 @@ class RunFolder:
     def alarm(self, step, rule, text):
         """Keep that a rule was found broken at `step`, and what was said of it."""
         if self.writes:
-            with open(self.path / 'alarms.jsonl', 'a') as file:
-                file.write(json.dumps({'step': step, 'rule': rule, 'text': text}) + '\n')
+            self._append('alarms.jsonl', json.dumps({'step': step, 'rule': rule, 'text': text}))
 
     def picture(self, step, image):
         """A picture (H, W, 3) uint8 of `step`."""
         if not self.writes:
             return
         save_png(self.pictures / f'{step:08d}.png', image)
-        self._board().add_image('validation', image, step, dataformats='HWC')
+        with writing(self.path / 'tensorboard'):
+            self._board().add_image('validation', image, step, dataformats='HWC')
 
     def rewind(self, step):
         """Drop figures and alarms of steps after `step`, which a resumed run is about to make again."""
-        for name in ('log.jsonl', 'alarms.jsonl'):
+        self._begins = step + 1
+        for name in ('log.jsonl', 'log.txt', 'alarms.jsonl'):
             lines = self._lines(name)
             if self.writes and lines:
                 with written_whole(self.path / name) as aside:
@@ -136,21 +136,27 @@ class RunFolder:
         path = self.path / name
         return path.read_text().splitlines() if path.is_file() else []
 
+    def _append(self, name, line):
+        with writing(self.path / name), open(self.path / name, 'a') as file:
+            file.write(line + '\n')
+
     def close(self):
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with writing(self.path / 'tensorboard'):
+                self._tensorboard.close()
 
     def _board(self):
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
-            self._tensorboard = SummaryWriter(self.path / 'tensorboard')
+            self._tensorboard = SummaryWriter(self.path / 'tensorboard', purge_step=self._begins)
         return self._tensorboard
 
 
 def _step_of(line):
+    """Of a line of log.jsonl, alarms.jsonl or log.txt; infinity for one that was cut, the last of a killed run."""
     try:
-        return json.loads(line)['step']
-    except (json.JSONDecodeError, KeyError):    # the last line of a killed run may be cut
+        return json.loads(line)['step'] if line.startswith('{') else int(line[:8])
+    except (ValueError, KeyError):
         return float('inf')
 
 

@@ -11,6 +11,7 @@ does not read is refused. Nothing slow is imported before the command line is kn
 import argparse
 import logging
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -115,13 +116,18 @@ def main(arguments=None):
             check_config_path(options.config)
         logging.basicConfig(level=logging.INFO if os.environ.get('RANK', '0') == '0' else logging.ERROR,
                             format='%(message)s', handlers=[AboveProgressBar()])
-        return module.run(options) or 0
+        code = module.run(options) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
+    except BrokenPipeError:                 # whoever read what we print has gone, as `head` does: end as others do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == '__main__':

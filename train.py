@@ -10,6 +10,7 @@ https://docs.pytorch.org/docs/stable/elastic/run.html (torchrun).
 import logging
 import signal
 import time
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def train(config, run, device, checkpoint=None):
     alarms = Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=distributed.rank() > 0)
-    with stopping, progress, training_memory.explained(adapted, micro_batch, device):
+    with stopping, progress, training_memory.explained(adapted, micro_batch, device), loading_explained():
         for seconds, batch in timed(loader):
             step += 1
             taken = training_step(micro_batches(batch, params), step)
@@ -177,6 +178,19 @@ def _quiet_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C reaches the whole group; the main process decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+
+
+@contextmanager
+def loading_explained():
+    """Within it, the end of a data loading process, which PyTorch may report at any line, is a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise UserError('a data loading process was ended from outside, most often for want of memory or of shared '
+                        'memory (/dev/shm); the same command goes on, with fewer train_params.num_workers if it '
+                        'happens again') from None
 
 
 def timed(loader):

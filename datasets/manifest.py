@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from support.errors import UserError
-from support.files import written_whole
+from support.files import writing, written_whole
 
 NAME = 'manifest.jsonl'
 CLIP_FPS = Fraction(25)      # of the clips of data sets, and what the numbers in their names count: VoxCeleb's rate
@@ -119,15 +119,13 @@ def read_manifest(root):
 def append(root, records):
     """Add records at the end of the manifest, at once: processes may do so at the same time. UserError."""
     path, lines = Path(root) / NAME, _lines(records)
-    try:
+    with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if os.write(descriptor, lines) < len(lines):      # the disk is full: the rest would not fit either
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror}); the same command goes on') from error
 
 
 def rewrite(root, records):

@@ -219,7 +219,8 @@ def process_group(name):
     from support import distributed
     device = distributed.start(choose_device(name))
     try:
-        yield device
+        with distributed.explained():
+            yield device
     finally:
         distributed.stop()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from config.path import check_config_path
 from modes.options import (
     DEFAULT_CONFIG, add_config, add_device, add_run_folder, process_group, refuse, training_config, training_path)
+from support.files import writing
 
 
 def add_arguments(parser):
@@ -55,6 +56,8 @@ def train_in(folder, config_path, overrides, device, checkpoint=None):
 
 def log_to(path):
     """Also keep the log in a file."""
-    handler = logging.FileHandler(path)
+    with writing(path):
+        handler = logging.FileHandler(path)
+    handler.handleError = lambda record: None       # a full disk: the same lines are on the terminal, errors too
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logging.getLogger().addHandler(handler)

@@ -1,10 +1,13 @@
 """One process or many: what `torchrun` says about this process, with answers for a single one."""
 
 import os
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from support.errors import UserError
 
 
 def start(device):
@@ -16,6 +19,18 @@ def start(device):
         torch.cuda.set_device(device)
     dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     return device
+
+
+@contextmanager
+def explained():
+    """Within it, the loss of another process of the group becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not (isinstance(error, dist.DistError) or 'gloo' in str(error)):
+            raise
+        raise UserError('another process of this run has ended, which its own message or the system explains; '
+                        'the same command goes on') from error
 
 
 def stop():

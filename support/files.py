@@ -50,6 +50,16 @@ def remove(path):
 
 
 @contextmanager
+def writing(path):
+    """Within it, what the system has against writing becomes a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); correct that, or '
+                        'choose another place') from error
+
+
+@contextmanager
 def written_whole(path, aside=None, folder=False):
     """Yields another name of a file, or of an empty folder, to fill; afterwards that becomes `path`.
 
@@ -63,13 +73,11 @@ def written_whole(path, aside=None, folder=False):
     unfinished = Path(aside or path.parent) / f'.{path.name}.{os.getpid()}{UNFINISHED}'
     old = unfinished.with_suffix(f'.old{UNFINISHED}')
     try:
-        with _held(unfinished, folder):
+        with writing(path), _held(unfinished, folder):
             yield unfinished
             if folder and path.exists():      # other than a file, a folder does not replace what is there
                 path.replace(old)
             unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror})') from error
     finally:
         remove(unfinished)
         remove(old)

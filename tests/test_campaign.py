@@ -1,14 +1,23 @@
 """The campaigns of benchmarks/campaign, seconds of each; and every input that ever failed, small ones, in corpus/."""
 
+import errno
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.campaign import fuzz, material, runner, weightfiles
+from benchmarks.campaign.__main__ import CAMPAIGNS
+from benchmarks.campaign.kill import steps_of
 from benchmarks.campaign.runner import Failure, Kind, run_campaign
 from logger import RunFolder, read_checkpoint
 from support.errors import LONGEST, UserError, one_line
+from support.files import UNFINISHED, make_folder, written_whole
+from tests.tiny import ROOT
 
 CORPUS = sorted(path for path in (Path(__file__).parent / 'corpus').rglob('*') if path.is_file())
 
@@ -38,6 +47,17 @@ def test_a_campaign_goes_on_and_names_the_command_that_repeats_a_failure(tmp_pat
 def test_a_budget_that_is_spent_begins_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.time, 'monotonic', iter(range(0, 1000, 61)).__next__)
     assert run_campaign('x', {'a': Kind(3, lambda *_: None)}, tmp_path, minutes=1)['kinds']['a']['tried'] == 0
+
+
+def test_killed_disturbed_and_long_runs_from_the_command_line(tmp_path):
+    """One trial of a few kinds of kill, faults and soak; they fork, so in a process of their own."""
+    done = subprocess.run([sys.executable, '-m', 'benchmarks.campaign', 'all', '--out', str(tmp_path), '--trials', '1',
+                           '--scale', '0.04', '--only', 'import', 'broken-pipe', 'prepare'], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    reports = {name: json.loads((tmp_path / f'{name}-0' / 'report.json').read_text()) for name in CAMPAIGNS}
+    tried = {name: {kind for kind, row in report['kinds'].items() if row['tried']} for name, report in reports.items()}
+    assert tried == {'kill': {'import', 'prepare'}, 'faults': {'broken-pipe'}, 'soak': {'prepare'}, 'fuzz': set()}
 
 
 # ---------------------------------------------------------------------------- fuzz
@@ -105,3 +125,53 @@ def test_messages_are_one_line_whatever_they_quote():
     assert one_line(UserError('a\x0bb\u2028c\x1b[2J')) == 'a\\x0bb\\u2028c\\x1b[2J'
     assert len(one_line(UserError('x' * 10_000))) <= LONGEST
     assert one_line(UserError('Traceback ...\nsupport.errors.UserError: no clip\n')) == 'no clip'
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    left, left_folder = (tmp_path / f'.{name}.1{UNFINISHED}' for name in ('a.pt', 'export'))
+    left.write_text('half')
+    left_folder.mkdir()
+    (left_folder / 'x').touch()
+    with written_whole(tmp_path / 'b.pt') as mine, written_whole(tmp_path / 'folder', folder=True) as folder:
+        mine.write_text('whole')
+        (folder / 'y').touch()
+        make_folder(tmp_path)
+        assert not left.exists() and not left_folder.exists() and mine.exists() and folder.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['b.pt', 'folder']
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for name in 'xy':
+        with written_whole(tmp_path / 'export', folder=True) as folder:
+            (folder / name).touch()
+    assert [path.name for path in (tmp_path / 'export').iterdir()] == ['y']
+    with pytest.raises(ValueError), written_whole(tmp_path / 'export', folder=True) as folder:
+        raise ValueError
+    assert [path.name for path in tmp_path.rglob('*')] == ['export', 'y']
+
+
+def test_a_run_that_goes_on_drops_what_it_is_about_to_log_again(tmp_path):
+    for last in (3, 5):
+        run = RunFolder(tmp_path)
+        run.rewind(last - 3)
+        for step in range(last - 2, last + 1):
+            run.scalars(step, {'total': float(step)})
+        run.close()
+    with open(tmp_path / 'log.jsonl', 'a') as file:
+        file.write('{"step": 6, "tot')             # killed in the middle
+    run.rewind(5)
+    assert [json.loads(line)['step'] for line in (tmp_path / 'log.jsonl').read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert [int(line.split()[0]) for line in (tmp_path / 'log.txt').read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert steps_of(tmp_path / 'tensorboard') == {'loss/total': [1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize('call', [lambda run: run.scalars(1, {'total': 1.0}), lambda run: run.alarm(1, 'rule', 'text'),
+                                  lambda run: run.save({'step': 1}, 1, keep=1)], ids=['scalars', 'alarm', 'save'])
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, monkeypatch, call):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    run = RunFolder(tmp_path)
+    for target in ('builtins.open', 'os.open', 'torch.save'):
+        monkeypatch.setattr(target, full)
+    with pytest.raises(UserError, match='cannot be written .No space left on device'):
+        call(run)

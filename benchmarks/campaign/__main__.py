@@ -10,9 +10,10 @@ import argparse
 import sys
 from importlib import import_module
 
+from benchmarks.campaign import soak
 from benchmarks.campaign.runner import as_markdown, run_campaign
 
-CAMPAIGNS = ('kill', 'fuzz')
+CAMPAIGNS = ('kill', 'faults', 'fuzz', 'soak')
 
 
 def main():
@@ -24,12 +25,18 @@ def main():
     parser.add_argument('--out', default='log/campaign', help='default log/campaign')
     parser.add_argument('--only', nargs='+', default=[], metavar='KIND[/NUMBER]', help='these kinds or trials alone')
     parser.add_argument('--trials', type=int, help='at most so many of each kind')
+    parser.add_argument('--scale', type=float, default=1.0, help='of the lengths of soak; default 1')
     options = parser.parse_args()
-    failures = 0
-    for name in CAMPAIGNS if options.campaign == 'all' else [options.campaign]:
-        kinds = import_module(f'benchmarks.campaign.{name}').KINDS
-        report = run_campaign(name, kinds, options.out, seed=options.seed, minutes=options.budget, only=options.only,
-                              trials=options.trials)
+    soak.SCALE = options.scale
+    names, failures = CAMPAIGNS if options.campaign == 'all' else [options.campaign], 0
+    kinds = {name: import_module(f'benchmarks.campaign.{name}').KINDS for name in names}
+    known = [kind for name in names for kind in kinds[name]]
+    for chosen in options.only:
+        if chosen.partition('/')[0] not in known:
+            parser.error(f'--only {chosen}: the kinds are {", ".join(known)}')
+    for name in names:
+        report = run_campaign(name, kinds[name], options.out, seed=options.seed, minutes=options.budget,
+                              only=options.only, trials=options.trials)
         print(as_markdown(report))
         failures += len(report['failures'])
     return int(failures > 0)

@@ -13,6 +13,8 @@ import run
 from benchmarks.campaign import material
 from benchmarks.campaign.promises import right_or_refused
 from benchmarks.campaign.runner import Failure
+from modules import motion_template
+from modules.build import build_model
 
 # (mode, flags that it cannot do without in this use of it); names in braces are `places`.
 USES = (
@@ -38,6 +40,8 @@ VALUES = {
     '--driving': '{videos}', '--source': '{videos}', '--resize': '16', '--dataset': 'voxceleb1',
     '--videos': '{videos}', '--metadata': '{metadata}', '--download': 'true', '--out': '{out}/out', '--size': '16',
     '--format': 'png', '--workers': '1', '--frames': '1', '--at': ('3', '4'), '--code_frames': '2', '--from': 'smac',
+    '--source_video': '{driving}', '--source_end': 'hold', '--driving_motion': '{motion}',
+    '--save_motion': '{out}/motion.npz',
 }
 BARE = ('--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--paste_back', '--side_by_side',
         '--keep_shared_people', '--arrows', '--json')
@@ -104,7 +108,8 @@ def _places(folder):
     (home / 'videos').mkdir(parents=True)
     config = material.smallest('train_params.num_iterations=2', 'train_params.log_every=1')
     files = {'config': home / 'config.yaml', 'checkpoint': home / 'model.pt', 'source': home / 'source.png',
-             'driving': home / 'driving.mp4', 'metadata': home / 'metadata.csv', 'list': home / 'list.csv'}
+             'driving': home / 'driving.mp4', 'metadata': home / 'metadata.csv', 'list': home / 'list.csv',
+             'motion': home / 'motion.npz'}
     files['config'].write_text(yaml.safe_dump(config.as_dict()))
     files['checkpoint'].write_bytes(material.checkpoint())
     files['source'].write_bytes(material.pictures()['.png'][0])
@@ -113,6 +118,9 @@ def _places(folder):
     files['metadata'].write_text('video_id,start,end,bbox,fps,width,height,partition,person_id\n'
                                  'aaaaaaaaaaa,0,8,4-2-28-22,25,32,24,train,id1\n')
     files['list'].write_text('source\naaaaaaaaaaa\n')
+    model = build_model(config)
+    model.load_state_dict(torch.load(files['checkpoint'], weights_only=True)['ema'])
+    motion_template.save(material.template(model), files['motion'])
     (home / 'run' / 'checkpoints').mkdir(parents=True)
     shutil.copy(files['config'], home / 'run')
     for n, contents in enumerate(material.published('smac')[0]):

@@ -3,12 +3,13 @@
 A case begins with a valid input and breaks it, by a seeded generator; it runs in a process with 4 GiB and a minute.
 """
 
+import io
 import json
 import shutil
 import struct
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from datasets.still import read_image
 from datasets.video import open_clip
 from evaluation.cases import ClipFinder, cases_of_list, find_cases
 from evaluation.protocols import load_list
+from modules import motion_template
 from modules.build import build_discriminator, build_model
 from modules.warp import shapes_alone
 
@@ -306,6 +308,49 @@ def read_video(path, folder):
     return right_or_refused(read, path)
 
 
+# ---------------------------------------------------------------------------- motion templates
+
+@cache
+def _model():
+    return build_model(material.smallest())
+
+
+def make_template(rng, tripwire):
+    """A motion template: its bytes, the zip around it, its arrays, pickled objects among them."""
+    file, template = io.BytesIO(), material.template(_model())
+    arrays = dict(value=template.keypoints.value.numpy(), jacobian=template.keypoints.jacobian.numpy(), fps=(25, 1),
+                  format=motion_template.FORMAT, anchor=1, method=template.fingerprint[0],
+                  keypoint_detector=template.fingerprint[1])
+    if rng.random() < 0.5:
+        name = rng.choice(list(arrays))
+        arrays[name] = rng.choice((value(rng), np.asarray(arrays[name])[None], np.asarray([]),
+                                   np.array([weightfiles.Code(tripwire, 0)], object), float('nan')))
+        if rng.random() < 0.2:
+            del arrays[name]
+        arrays = {name: array if _savable(array) else str(array) for name, array in arrays.items()}
+    np.savez_compressed(file, allow_pickle=True, **arrays)
+    data = file.getvalue()
+    return '.npz', rng.choice((lambda: data, lambda: damaged_bytes(rng, data),
+                               lambda: weightfiles.rezipped(rng, data)))()
+
+
+def _savable(array):
+    try:
+        np.asarray(array)
+        return True
+    except (ValueError, OverflowError):
+        return False
+
+
+def read_template(path, folder):
+    def read():
+        template = motion_template.load(path, _model())
+        for frame in template.frames():
+            if frame.value.shape != (1, 4, 2) or not frame.value.isfinite().all():
+                raise Failure(f'keypoints {tuple(frame.value.shape)}')
+    return right_or_refused(read, path)
+
+
 # ---------------------------------------------------------------------------- campaign
 
 INPUTS = {'config': Input(make_config, read_config), 'eval-list': Input(make_eval_list, read_eval_list),
@@ -313,7 +358,7 @@ INPUTS = {'config': Input(make_config, read_config), 'eval-list': Input(make_eva
           'vox-metadata': Input(make_vox_metadata, partial(read_metadata, 'voxceleb1')),
           'celebvhq-metadata': Input(make_celebvhq_metadata, partial(read_metadata, 'celebvhq')),
           'manifest': Input(make_manifest, read_manifest_file), 'image': Input(make_image, read_still),
-          'video': Input(make_video, read_video)}
+          'video': Input(make_video, read_video), 'template': Input(make_template, read_template)}
 
 CASES = {kind: case(kind) for kind in INPUTS} | {
     'set': override, 'checkpoint': weightfiles.checkpoint, 'resume': weightfiles.resume,

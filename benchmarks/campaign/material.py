@@ -11,9 +11,11 @@ from PIL import Image
 
 from benchmarks.parity import weights
 from modules.build import build_discriminator, build_model
+from modules.motion_template import MotionTemplate, fingerprint
+from modules.talking_head import Keypoints
+from modules.training_step import State
 from tests.test_fomm_mcnet import SMALL_METHOD
 from tests.tiny import ROOT, SIZES, tiny
-from modules.training_step import State
 
 CONFIGS = sorted((ROOT / 'config').rglob('*.yaml'))
 
@@ -68,6 +70,12 @@ def published(source):
         return [{'params': tensors} | ({'params_ema': tensors} if network == 'net_g' else {})
                 for network, tensors in networks.items()], config
     return [networks], config
+
+
+def template(model):
+    """A MotionTemplate of the model, of 4 frames that stand still."""
+    keypoints = Keypoints(torch.zeros(4, 4, 2), torch.eye(2).expand(4, 4, 2, 2).contiguous())
+    return MotionTemplate(keypoints, Fraction(25), 1, fingerprint(model), 'still')
 
 
 # ---------------------------------------------------------------------------- pictures and videos

@@ -48,6 +48,7 @@ class Run:
     ranks: int = 1
     threads: int = 1
     stop: Stop = field(default_factory=Stop)
+    seconds: float = SECONDS        # after which it counts as hung
     said: Path | None = None
     prepare: Callable | None = None
     meanwhile: Callable | None = None
@@ -68,7 +69,7 @@ class Run:
 
     def wait(self):
         """Kill it when Stop says so; the exit code of its first process, negative for a signal."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + self.seconds
         while True:
             pid, status, usage = os.wait4(self.pids[0], os.WNOHANG)
             if pid:
@@ -79,7 +80,7 @@ class Run:
                 self.kill()
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f'no end in {SECONDS} s: {self.output()[-300:]}')
+                raise TimeoutError(f'no end in {self.seconds} s: {self.output()[-300:]}')
             time.sleep(0.002)
         self.code, self.cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         if self.code < 0:
@@ -126,7 +127,7 @@ class Run:
                 self.prepare(rank)
             code = run.main([str(argument) for argument in self.arguments])
             sys.stdout.flush()
-            if self.stop.operation == COUNT:
+            if rank == 0 and self.stop.operation == COUNT:
                 Path('operations.txt').write_text(str(operations.count))
         except SystemExit as end:
             code = end.code

@@ -39,7 +39,7 @@ def run_campaign(name, kinds, out, *, seed=0, minutes=None, only=(), trials=None
     only:    'KIND' or 'KIND/NUMBER': these alone; numbered ones are made even if they were made before
     trials:  at most so many of each kind
     """
-    folder = make_folder(Path(out) / f'{name}-{seed}')
+    folder = make_folder(Path(out).resolve() / f'{name}-{seed}')
     tried = _read(folder / 'tried.jsonl')
     end = time.monotonic() + 60 * minutes if minutes else float('inf')
     for kind, number in _turns(kinds, only, trials, tried):
@@ -62,7 +62,7 @@ def _turns(kinds, only, trials, tried):
     """(kind, number) of what is to be tried, in order."""
     numbered = [tuple(name.split('/')) for name in only if '/' in name]
     if numbered:
-        yield from ((kind, int(number)) for kind, number in numbered)
+        yield from ((kind, int(number)) for kind, number in numbered if kind in kinds)
         return
     chosen = [kind for kind in kinds if not only or kind in only]
     counts = {kind: min(kinds[kind].count, trials or kinds[kind].count) for kind in chosen}

@@ -1,0 +1,156 @@
+"""Nothing reaches for the network but --download, nothing leaves its folder, and permissions are the user's choice."""
+
+import argparse
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.campaign import kill, material
+from datasets.manifest import NAME, Record, read_manifest
+from datasets.prepare.download import download
+from datasets.prepare.metadata import read_celebvhq, read_voxceleb
+from datasets.video import open_clip
+from evaluation.cases import ClipFinder
+from support.errors import UserError
+from tests.tiny import ROOT
+
+AWAY = ('../x', '/etc/passwd', '..', 'a/b', 'a\0b', '.hidden', 'x' * 300, 'a\nb', '')
+
+# Runs modes one after the other, in one process, in which sockets to other machines cannot be made.
+WITHOUT_NETWORK = '''
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import run
+reached = []
+def watch(event, arguments):
+    if event in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'socket.gethostbyname'):
+        if not isinstance(arguments[1] if event == 'socket.connect' else None, (str, bytes)):       # a Unix socket
+            reached.append((event, repr(arguments[1:])))
+            raise OSError(f'no network: {event} {arguments[1:]}')
+sys.addaudithook(watch)
+for arguments in json.load(sys.stdin):
+    code = run.main(arguments)
+    assert code == 0, (arguments, code)
+assert not reached, reached
+print('all ended well')
+'''
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+    """(folder, {name: file}) of what the campaigns run on."""
+    folder = tmp_path_factory.mktemp('trust')
+    return folder, kill.inputs(folder)
+
+
+def commands(places):
+    folder, files = places
+    model = ['--checkpoint', files['checkpoint'], '--device', 'cpu', '--log_dir', folder / 'log']
+    pair = ['--source_image', files['source'], '--driving_video', files['driving']]
+    short = ['train_params.num_iterations=2', 'train_params.save_every=1']
+    return [[str(part) for part in command] for command in (
+        ['--mode', 'train', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--set',
+         *short, 'train_params.num_workers=1'],
+        ['--mode', 'reconstruction', *model],
+        ['--mode', 'animate', *model, *pair, '--result_video', folder / 'made.mp4', '--find_best_frame'],
+        ['--mode', 'evaluate', *model, '--metrics', 'psnr.rgb', 'l1.mean_abs'],
+        ['--mode', 'inspect', *model, '--code_frames', '1'],
+        ['--mode', 'study', '--checkpoints', f'a={files["checkpoint"]}', f'b={files["checkpoint"]}', '--pairs', '1',
+         '--device', 'cpu', '--out', folder / 'study'],
+        ['--mode', 'import', '--from', 'smac', *(files[f'published{n}'] for n in range(3)), '--config',
+         files['published'], '--out', folder / 'imported.pt'],
+        ['--mode', 'prepare', '--dataset', 'voxceleb1', '--videos', files['videos'], '--metadata', files['metadata'],
+         '--out', folder / 'set', '--size', '16'])]
+
+
+def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
+    """Of what the modes write, too: a group may write, others may read nothing, as umask 007 says."""
+    import json
+    done = subprocess.run([sys.executable, '-c', WITHOUT_NETWORK, str(ROOT)], cwd=places[0], umask=0o007, text=True,
+                          input=json.dumps(commands(places)), capture_output=True, env=os.environ | {
+                              'OMP_NUM_THREADS': '1', 'NUMBA_DISABLE_JIT': '1', 'TORCH_HOME': str(places[0] / 'torch')})
+    assert done.returncode == 0 and 'all ended well' in done.stdout, done.stderr[-2000:]
+    written = [path for path in places[0].rglob('*') if 'inputs' not in path.relative_to(places[0]).parts]
+    assert len(written) > 30
+    wrong = {str(path): oct(stat.S_IMODE(path.stat().st_mode)) for path in written
+             if stat.S_IMODE(path.stat().st_mode) != (0o770 if path.is_dir() else 0o660)}
+    assert not wrong
+
+
+def test_a_playlist_in_the_clothes_of_a_video_opens_no_address(tmp_path):
+    """FFmpeg looks at what is in a file, not at its name; a playlist names other files and addresses."""
+    import socket
+    with socket.socket() as listening:
+        listening.bind(('127.0.0.1', 0))
+        listening.listen()
+        listening.settimeout(0.2)
+        address = f'http://127.0.0.1:{listening.getsockname()[1]}/x.ts'
+        for suffix in ('.mp4', '.mkv', '.avi'):
+            path = tmp_path / f'x{suffix}'
+            for text in (f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n',
+                         f"ffconcat version 1.0\nfile '{address}'\n"):
+                path.write_text(text)
+                with pytest.raises(UserError, match=path.name):
+                    len(open_clip(path))
+        with pytest.raises(TimeoutError):
+            listening.accept()
+
+
+# ---------------------------------------------------------------------------- names
+
+@pytest.mark.parametrize('name', AWAY)
+def test_names_of_metadata_stay_in_their_folder(tmp_path, name):
+    import csv
+    import json
+    row = dict(zip(kill.VOX.strip().split(','), ['aaaaaaaaaaa', 0, 8, '4-2-28-22', 25, 32, 24, 'train', 'id1']))
+    for column in ('video_id', 'person_id'):
+        with open(tmp_path / 'x.csv', 'w', newline='') as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerow(row | {column: name})
+        if column == 'person_id' and name in ('', '..'):
+            continue        # '#video#0#8' and '..#video#0#8'
+        with pytest.raises(UserError, match='x.csv'):
+            read_voxceleb(tmp_path / 'x.csv')
+    entry = {'ytb_id': name, 'duration': {'start_sec': 0, 'end_sec': 1},
+             'bbox': {'top': 0, 'bottom': 1, 'left': 0, 'right': 1}}
+    (tmp_path / 'x.json').write_text(json.dumps({'clips': {'a_0': entry}}))
+    with pytest.raises(UserError, match='x.json'):
+        read_celebvhq(tmp_path / 'x.json')
+
+
+@pytest.mark.parametrize('name', AWAY)
+def test_names_of_manifests_stay_in_their_folder(tmp_path, name):
+    import json
+    (tmp_path / NAME).write_text(json.dumps({'id': name, 'person': 'p', 'partition': 'train', 'status': 'ok'}) + '\n')
+    with pytest.raises(UserError, match='line 1 is no record of a clip'):
+        read_manifest(tmp_path)
+
+
+def test_names_that_look_alike_are_names_of_their_own():
+    """A Cyrillic a is no Latin one, and no path: the name is taken as it is."""
+    assert Record('p\u0430#v', 'p\u0430', 'train', 'ok').file != Record('pa#v', 'pa', 'train', 'ok').file
+
+
+def test_lists_stay_in_the_folders_of_the_path_map(tmp_path):
+    (tmp_path / 'clips').mkdir()
+    (tmp_path / 'x.mp4').write_bytes(material.videos()[0][1])
+    find = ClipFinder({}, [str(tmp_path / 'clips')], 16)
+    with pytest.raises(UserError, match='leads out of it'):
+        find('../x')
+    for name in (str(tmp_path / 'x'), 'x' * 300, 'a\0b'):
+        assert find(name) is None
+
+
+def test_yt_dlp_gets_an_id_and_no_shell(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(subprocess, 'run', lambda command, **options: called.append((command, options)) or
+                        argparse.Namespace(returncode=1, stderr='ERROR: no', stdout=''))
+    with pytest.raises(Exception, match='no'):
+        download(['yt-dlp'], '--exec=id', Path(tmp_path))
+    (command, options), = called
+    assert command[-2:] == ['--', 'https://www.youtube.com/watch?v=--exec=id'] and not options.get('shell')
