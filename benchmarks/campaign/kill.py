@@ -6,6 +6,7 @@ final name, and lets the same command end.
 
 import json
 import shutil
+import subprocess
 from dataclasses import dataclass
 from functools import partial
 
@@ -149,6 +150,8 @@ def go_on(name, work, folder, when):
 def fresh(work):
     """An empty folder for a trial."""
     folder = work / 'trial'
+    if folder.is_mount():           # a campaign that was killed left a small disk there
+        subprocess.run(['umount', '-l', str(folder)], check=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
