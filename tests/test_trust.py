@@ -61,7 +61,7 @@ def commands(places):
         ['--mode', 'evaluate', *model, '--metrics', 'psnr.rgb', 'l1.mean_abs'],
         ['--mode', 'inspect', *model, '--code_frames', '1'],
         ['--mode', 'study', '--checkpoints', f'a={files["checkpoint"]}', f'b={files["checkpoint"]}', '--pairs', '1',
-         '--device', 'cpu', '--out', folder / 'study'],
+         '--checks', '0', '--device', 'cpu', '--out', folder / 'study'],
         ['--mode', 'import', '--from', 'smac', *(files[f'published{n}'] for n in range(3)), '--config',
          files['published'], '--out', folder / 'imported.pt'],
         ['--mode', 'prepare', '--dataset', 'voxceleb1', '--videos', files['videos'], '--metadata', files['metadata'],

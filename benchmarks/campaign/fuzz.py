@@ -149,7 +149,7 @@ def read_eval_list(path, folder):
             inside(places, found.source.path, found.driving.path)
             if '/' in found.item.name or '\0' in found.item.name or found.item.name in ('', '.', '..'):
                 raise Failure(f'{found.item.name!r} becomes a file name')
-    return right_or_refused(read, path)
+    return right_or_refused(read, path, places)
 
 
 def make_pairs(rng, tripwire):
