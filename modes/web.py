@@ -35,7 +35,6 @@ def run(options):
     if not 0 < options.port < 65536:
         raise UserError(f'--port {options.port}: must be 1 to 65535')
     address = address_of(options)
-    choose_device(options.device)
     checkpoints, _ = named(Namespace(checkpoints=options.checkpoint or [newest_run()], generated=[]))
     models = {name: str(newest_of(path)) for name, path in checkpoints.items()}
     from web.page import Address, serve

@@ -287,7 +287,7 @@ def test_a_portrait_follows_a_clip(visit, files, tmp_path):
     page.click('#animate')
     status(page, f'Done: {FRAMES} frames')
     assert len(result_of(page, tmp_path)) == FRAMES
-    assert any('Starting' in text or f'of {FRAMES} frames' in text for text in page.evaluate('seen'))
+    assert any('At work' in text or f'of {FRAMES} frames' in text for text in page.evaluate('seen'))
     words = page.inner_text('#command .cm-content').split()
     assert words[:4] == ['python', 'run.py', '--mode', 'animate'] and str(files / 'ours.pt') in words
     options, _ = run.parse(words[2:])

@@ -79,14 +79,15 @@ def _layout(desk):
             page['driving_motion'] = gr.File(label='Motion template', file_types=['.npz'], visible=False)
         with gr.Column(min_width=280):
             page['model'] = model(desk)
-            page['result'] = gr.Video(label='Result', interactive=False, height=300, elem_id='result', autoplay=True)
+            page['result'] = gr.Video(label='Result', interactive=False, height=300, autoplay=True, loop=True,
+                                      buttons=['download'], elem_id='result')
     with gr.Row():
         page['animate'] = gr.Button('Animate', variant='primary', elem_id='animate')
         page['look'] = gr.Button('Look for faces first')
         page['cancel'] = gr.Button('Cancel', variant='stop', elem_id='cancel')
     page['status'] = gr.HTML(elem_id='status')
     page['faces'] = gr.Image(label='Faces by number, and what will be cut out: source, driver', visible=False,
-                             interactive=False)
+                             interactive=False, buttons=['fullscreen'])
     page['saved'] = gr.File(label='Download', visible=False, interactive=False, file_count='multiple', elem_id='saved')
     page['command'] = gr.Code(label='The same from the command line', language='shell', interactive=False,
                               visible=False, wrap_lines=True, lines=1, elem_id='command')
@@ -104,17 +105,18 @@ def _options(page):
             page['driving_face'] = gr.Dropdown([0], value=0, label='Face of the driver', info='0 is the largest')
             page['show'] = gr.Radio([ALONE, BESIDE, PASTED], value=ALONE, label='Show')
         with gr.Row():
-            page['motion'] = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion',
+            page['motion'] = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion', min_width=200,
                                       info='Absolute leaks the shape of the driver\'s face')
-            page['adapt_scale'] = gr.Checkbox(label='Adapt scale', info='Scale relative motion to the source\'s face')
-            page['find_best_frame'] = gr.Checkbox(label='Find the best frame', info='Start from the driving frame '
-                                                  'that is nearest to the source')
+            page['adapt_scale'] = gr.Checkbox(label='Adapt scale', min_width=200,
+                                              info='Scale relative motion to the source\'s face')
+            page['find_best_frame'] = gr.Checkbox(label='Find the best frame', min_width=200,
+                                                  info='Start from the driving frame that is nearest to the source')
             page['smooth'] = gr.Slider(0, 2, 0, step=0.1, label='Smooth', info='Calms a jittery driver; 1 is much')
         with gr.Row():
-            page['source_end'] = gr.Radio(['loop', 'hold'], value='loop', label='End of a source video',
+            page['source_end'] = gr.Radio(['loop', 'hold'], value='loop', label='End of a source video', min_width=200,
                                           info='Where it is shorter than the motion')
-            page['save_motion'] = gr.Checkbox(label='Save the motion', info='A template of the driver\'s motion to '
-                                              'download, without its face')
+            page['save_motion'] = gr.Checkbox(label='Save the motion', min_width=200,
+                                              info='A template of the driver\'s motion to download, without its face')
 
 
 def _switch(radio, parts):

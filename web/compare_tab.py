@@ -23,7 +23,7 @@ def add_compare(desk: Desk):
     for start in range(0, len(names), 3):
         with gr.Row():
             videos += [gr.Video(label=name, interactive=False, height=300, autoplay=True, loop=True,
-                                elem_classes='compared')
+                                buttons=['download'], elem_classes='compared')
                        for name in names[start:start + 3]]
 
     def compare(source, driver, motion, request: gr.Request):

@@ -87,7 +87,7 @@ def bar(progress: Progress):
         jobs = 'one job is' if progress.before == 1 else f'{progress.before} jobs are'
         return note(f'Waiting: {jobs} before yours.')
     if not progress.total:
-        return '<div class="status"><progress></progress> Starting: reading the files, looking for faces …</div>'
+        return '<div class="status"><progress></progress> At work: reading, looking for faces, drawing …</div>'
     left = (progress.total - progress.done) / progress.rate
     return (f'<div class="status"><progress max="{progress.total}" value="{progress.done}"></progress> '
             f'{progress.done} of {progress.total} frames, {progress.rate:.1f} frames/s, {left:.0f} s left</div>')

@@ -20,8 +20,8 @@ def add_inspect(desk: Desk):
             driver = clip('Driving video', elem_id='inspect-driver')
         with gr.Column(min_width=280):
             which = model(desk)
-            frame = gr.Image(label='The frame: click a place to see which codes it reads', interactive=False,
-                             height=300, elem_id='frame')
+            frame = gr.Image(label='Click: which codes are read there?', interactive=False, height=300,
+                             buttons=['fullscreen'], elem_id='frame')
     slider = gr.Slider(0, 1, 0, step=1, label='Frame of the driver')
     with gr.Row():
         motion = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion')
@@ -29,7 +29,8 @@ def add_inspect(desk: Desk):
     with gr.Row():
         run, cancel = gr.Button('Draw', variant='primary', elem_id='draw'), gr.Button('Cancel', variant='stop')
     status = gr.HTML(elem_id='inspect-status')
-    gallery = gr.Gallery(label='Figures', columns=2, object_fit='contain', interactive=False, elem_id='figures')
+    gallery = gr.Gallery(label='Figures', columns=2, object_fit='contain', interactive=False,
+                         buttons=['download', 'fullscreen'], elem_id='figures')
 
     def show(driver, which, index, request: gr.Request):
         session = request.session_hash

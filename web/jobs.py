@@ -10,7 +10,8 @@ from typing import NamedTuple
 from support.errors import UserError
 from web.limits import MOST_FRAMES, check_clip, check_picture
 
-EXAMPLES, EXAMPLE_FRAMES, EXAMPLE_SIZE = 3, 50, 128
+EXAMPLES, EXAMPLE_FRAMES = 3, 50
+PORTRAIT_SIZE, DRIVER_SIZE = 256, 128
 EXAMPLE_SEED = 1_000_000   # of the embedded identities that nothing is trained on
 CODE_FRAMES = 50           # frames of the driver over which Inspect counts codes
 PICTURE = 448              # side of a small model's picture that is to be clicked into, pixels; about
@@ -32,10 +33,11 @@ def begin(bench, checkpoints, folder):
     for checkpoint in checkpoints:
         bench.model(checkpoint)
     make_folder(folder)
-    heads = [clip for clips in synthetic_people(2 * EXAMPLES, 1, EXAMPLE_FRAMES, EXAMPLE_SIZE, EXAMPLE_SEED).values()
-             for clip in clips]
+    people = (synthetic_people(2 * EXAMPLES, 1, EXAMPLE_FRAMES, size, EXAMPLE_SEED)
+              for size in (PORTRAIT_SIZE, DRIVER_SIZE))
+    portraits, drivers = ([clip for clip, in clips.values()] for clips in people)
     examples = []
-    for number, (source, driving) in enumerate(zip(heads[:EXAMPLES], heads[EXAMPLES:]), 1):
+    for number, (source, driving) in enumerate(zip(portraits[:EXAMPLES], drivers[EXAMPLES:]), 1):
         portrait, driver = folder / f'portrait-{number}.png', folder / f'driver-{number}.mp4'
         save_png(portrait, source.read([0])[0])
         with VideoWriter(driver, driving.fps) as video:
