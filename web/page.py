@@ -84,8 +84,8 @@ def _show(worker, files, models, examples, address):
     except OSError as error:
         raise UserError(f'--port {address.port}: cannot listen there ({error}); choose another') from error
     except ValueError as error:      # Gradio calls its own page before it goes on, and gives up after some seconds
-        raise UserError(f'the page does not answer on {address.host}: this machine is too busy, or a proxy stands between '
-                        '(no_proxy=localhost,127.0.0.1 goes around it); try again') from error
+        raise UserError(f'the page does not answer on {address.host}: this machine is too busy, or a proxy stands '
+                        'between (no_proxy=localhost,127.0.0.1 goes around it); try again') from error
     print(f'The page is at {url} (Ctrl-C ends it)', flush=True)
     try:
         page.block_thread()
