@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.parity.forward import dagan_forward, fomm_forward, mcnet_forward, mrfa_forward, openface, smac_forward
 from benchmarks.parity.step import first_order_step, smac_step
+from benchmarks.parity.trajectory import smac_trajectory
 from config import schema
 from modules.build import METHODS
 from support.errors import UserError
@@ -33,6 +34,7 @@ class Kind(NamedTuple):
 
 
 KINDS = [
+    Kind(smac_trajectory, 'vox-256', {'iterations', 'step0/perceptual_raw', 'final/param_delta_norm'}),
     Kind(smac_forward, 'vox-256', {'vq_index_motion_0'}, threads=2),
     Kind(smac_step, 'vox-256', {'perceptual_raw'}, threads=2),
     Kind(dagan_forward, 'dagan-vox-256', {'prediction', 'depth_source'}),
