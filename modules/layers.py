@@ -46,8 +46,9 @@ def group_norm(channels, groups=32):
 def norm_silu_conv(x, norm, conv):
     """conv(silu(norm(x))) for a GroupNorm, a 3x3 convolution with padding, and x (B, C, H, W).
 
-    Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved:
-    half of all that a training step remembers. Both are cheap to have again.
+    Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved. Both
+    are cheap to have again (as in Chen et al., arXiv 1604.06174). A training step of the paper's model (batch of 2 at
+    256 px, one CPU thread) peaks at 5.9 GiB with it and 8.0 GiB without, in no more CPU time: benchmarks/README.md.
     """
     if torch.is_grad_enabled():
         return NormSiluConv.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)
