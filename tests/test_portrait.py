@@ -198,7 +198,7 @@ def test_a_moving_source_streams(tmp_path):
         source, driving = ToyClip(num_frames=7, seed=3), ToyClip(num_frames=length)
         assert animate(Renderer(ToyHead(), 'cpu', 4), EndlessClip(source), driving, tmp_path / 'r.mp4') == length
         most.append((source.most_alive, driving.most_alive))
-    assert max(most[1]) <= max(most[0]) + 4 and max(most[1]) < 40
+    assert max(most[0]) < 40 and max(most[1]) < 40      # as many as the threads happen to hold, not as there are
 
 
 def test_a_source_video_from_the_command_line(files, call, template, written, tmp_path, capsys):

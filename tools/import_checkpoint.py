@@ -6,6 +6,7 @@ from logger import write_checkpoint
 from modules.build import build_discriminator, build_model
 from modules.published.formats import FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors
 from support.errors import UserError
+from support.files import make_folder
 from support.weights import load_tensors
 
 
@@ -33,8 +34,6 @@ def import_published(source, files, config, out):
     state = {'config': config.as_dict(), 'step': 0, 'model': model.state_dict(), 'ema': ema.state_dict()}
     if discriminator is not None:
         state['discriminator'] = discriminator.state_dict()
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise UserError(f'--out {out}: there is no folder {out.parent}')
+    make_folder(Path(out).parent)
     write_checkpoint(out, state)
     return len(published)
