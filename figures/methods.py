@@ -27,7 +27,9 @@ class RenderedMethod:
         case = self.cases[number]
         driven = self.renderer.follow(case.source.read([0])[0], case.driving, self.motion, case.anchor)
         for batch in driven.render(case.frames(indices)):
-            yield from batch.frames
+            frames = batch.frames
+            del batch              # what the model made beside them is large, and would wait for the other methods
+            yield from frames
 
 
 @dataclass(frozen=True)

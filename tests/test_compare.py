@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 import zlib
 from fractions import Fraction
 
@@ -19,7 +20,7 @@ from figures import compare as figure
 from figures import zoom as zooming
 from figures.choice import largest_pose
 from figures.compare import Comparison, compare
-from figures.methods import VideoMethod
+from figures.methods import RenderedMethod, VideoMethod
 from figures.pdf import as_pdf
 from figures.plate import BOX, DPI, Paper
 from figures.zoom import Zoom
@@ -269,6 +270,18 @@ def test_a_video_of_another_rate_shows_what_is_on_display_then(tmp_path):
     assert all((a == b).all() for a, b in zip(method.frames(0, [4, 0]), (expected[4], expected[0]), strict=True))
     with pytest.raises(UserError, match='anna--anna: lasts 0.12 s by elsewhere but 0.24 s'):
         VideoMethod('elsewhere', (Clip('short', 3), fast), cases)
+
+
+def test_while_others_render_a_method_keeps_its_frames_alone(tmp_path):
+    """Beside the frames of a batch a model makes features that are hundreds of MB at 256 px."""
+    torch.manual_seed(0)
+    cases, made = job_of(tmp_path).cases, []
+    renderer = Renderer(build_model(tiny()), 'cpu', batch_size=3)
+    render = renderer.model.render
+    renderer.model.render = lambda *given: made.append(weakref.ref(generated := render(*given))) or generated
+    for frame in RenderedMethod('Okapi', renderer, cases, Motion()).frames(0, range(6)):
+        assert frame.shape == (32, 32, 3) and made[0]() is None
+    assert len(made) == 2
 
 
 # ---------------------------------------------------------------------------- regions by landmarks
