@@ -195,6 +195,8 @@ def check_same_model(config, state, path):
     """UserError naming what differs if `config` describes another model than the checkpoint's."""
     found = {key: values for key, values in changes(checkpoint_config(state, path), config).items()
              if key.startswith('model_params.')}
+    if method := found.get('model_params.method'):      # all other keys differ with it
+        found = {'model_params.method': method}
     if found:
         named = [f'{key} is {theirs!r} there and {ours!r} in the config' for key, (theirs, ours) in found.items()]
         more = f', and {len(named) - 3} more keys differ' if len(named) > 3 else ''

@@ -56,11 +56,11 @@ def iteration(training, weights, config, given, number):
     with outputs_of({'discriminated': training.discriminator}) as seen:
         taken = training([pairs(given)], number)
     hook.remove()
-    change = torch.cat([(now - old).abs().flatten() for now, old in zip(weights.generator(), before)])
+    changes = [np.abs(now - old).mean() for now, old in zip(weights.generator(), before, strict=True)]
     found = scalars(config, taken, seen['discriminated']) | forward(taken.step)
     found |= {f'delta_norm/{network}': size for network, size in weights.moved_networks().items()}
     return found | {'gradients': gradients, 'learning_rates': learning_rates(state),
-                    'mean_abs_param_delta_net_g': float(change.double().mean())}
+                    'mean_abs_param_delta_net_g': float(np.mean(changes))}
 
 
 def predict(model, seeds):
@@ -130,9 +130,9 @@ class Weights:
                 yield name, torch.cat([part.detach().flatten() for part in found]).double().numpy()
 
     def generator(self):
-        """The published generator's weights, copied."""
-        return [self.parameters['model'][ours].detach().clone() for name, parts in self.origins['model'].items()
-                if name.startswith('net_g/') for ours in parts.values()]
+        """The published generator's weights, tensor by tensor, copied."""
+        return [array for name, array in self._tensors('model', self.parameters['model'].get)
+                if name.startswith('net_g/')]
 
     def gradient_norms(self):
         return {name: float(np.linalg.norm(array)) for prefix in ('model', 'discriminator')
