@@ -26,7 +26,7 @@ CLIP_FPS = Fraction(25)      # of the clips of data sets, and what the numbers i
 OK = 'ok'                    # the clip is there
 FAILED = 'failed'            # could not be made
 DUPLICATE = 'duplicate'      # has the same frames as another clip, which is kept
-LEFT_OUT = 'left_out'        # of a person who is in the other partition too
+LEFT_OUT = 'left_out'        # of a person who is in the other partition too, or cut from too few pixels
 STATUSES = (OK, FAILED, DUPLICATE, LEFT_OUT)
 PARTITIONS = ('train', 'test')
 LONGEST_NAME = 240           # bytes of a clip's name: file systems take 255, and a suffix follows
@@ -78,6 +78,11 @@ class Record:
         check_clip_name(self.id)
         if self.status not in STATUSES or self.partition not in PARTITIONS:
             raise ValueError(f'status {self.status!r}, partition {self.partition!r}')
+
+    @property
+    def crop_side(self):
+        """Shorter side of `box`: of a clip whose `size` is more, that much was enlarged."""
+        return min(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
     @property
     def file(self):

@@ -21,6 +21,8 @@ def add_arguments(parser):
                              'such as "yt-dlp --cookies FILE --limit-rate 5M"')
     parser.add_argument('--out', help='where the data set goes; default data/<dataset>')
     parser.add_argument('--size', type=int, default=256, help='side of the clips, pixels; default 256')
+    parser.add_argument('--min_face', type=int, default=0, metavar='PIXELS',
+                        help="leave out clips whose crop is smaller in the video; with --size's value none is enlarged")
     parser.add_argument('--format', default='mp4', help='mp4 (a key frame every ten frames) | png | jpeg')
     parser.add_argument('--crop', choices=('square', 'legacy'), default='square',
                         help='square (default) keeps the aspect, legacy crops as the published sets did')
@@ -39,6 +41,7 @@ def run(options):
     records = prepare(Wanted(
         dataset=options.dataset, root=root, videos=Path(options.videos), metadata=options.metadata, crop=options.crop,
         size=options.size, format=options.format, keep_shared_people=options.keep_shared_people,
+        min_face=options.min_face,
         command=tuple(shlex.split(options.download)) if options.download is not None else None), options.workers)
     print(summary(records))
     print(f'every clip and what became of it: {root}/manifest.jsonl')

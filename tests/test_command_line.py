@@ -36,7 +36,7 @@ READERS = {
     '--protocol': EVALUATE, '--metrics': EVALUATE, '--list': EVALUATE | STUDY | COMPARE, '--path_map': EVALUATE,
     '--generated': EVALUATE | STUDY | COMPARE, '--driving': EVALUATE, '--source': EVALUATE, '--resize': EVALUATE,
     '--dataset': PREPARE, '--videos': PREPARE, '--metadata': PREPARE, '--download': PREPARE, '--size': PREPARE,
-    '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE,
+    '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE, '--min_face': PREPARE,
     '--checkpoints': STUDY | COMPARE, '--pairs': STUDY | COMPARE,
     '--design': STUDY, '--comparisons': STUDY, '--checks': STUDY,
     '--seed': STUDY, '--collect': STUDY,

@@ -10,7 +10,7 @@ from typing import Callable
 from PIL import Image
 
 from datasets.constant_rate import frames_at, indices_at
-from datasets.manifest import CLIP_FPS, FAILED, OK, Record, append
+from datasets.manifest import CLIP_FPS, FAILED, LEFT_OUT, OK, Record, append
 from datasets.prepare.download import DownloadFailed, download
 from datasets.prepare.metadata import Clip
 from datasets.prepare.track import NoClip, find_heads
@@ -31,6 +31,7 @@ class Settings:
     crop:     'square', 'legacy' or 'face'; its `rule` is (box, frame size) in pixels -> integer box
     format:   one of FORMATS
     command:  yt-dlp and its options, to download into `videos` what is not there; None does not
+    min_face: clips whose crop has a shorter side are left out, pixels of the video
     """
     root: Path
     videos: Path
@@ -39,6 +40,7 @@ class Settings:
     size: int
     format: str
     command: tuple | None = None
+    min_face: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ def _make(clip, source, video, settings):
             indices = indices_at(video, CLIP_FPS, clip.start, clip.frames)
             height, width, _ = video.read([int(indices[0])])[0].shape
         box = _pixels(clip, (width, height), settings.rule)
+        cropped = replace(record, crop=settings.crop, box=box)
+        if cropped.crop_side < settings.min_face:
+            return too_small(cropped, settings.min_face)
         digest = hashlib.sha256()
         with _written(record, settings) as write:
             for frame in _readable(frames_at(video, indices, threads=1)):
@@ -119,8 +124,14 @@ def _make(clip, source, video, settings):
                 write(picture)
     except _Unreadable as error:
         return replace(record, error=str(error))
-    return replace(record, status=OK, frames=clip.frames, fps=int(CLIP_FPS), crop=settings.crop, box=box,
-                   size=settings.size, format=settings.format, hash=digest.hexdigest())
+    return replace(cropped, status=OK, frames=clip.frames, fps=int(CLIP_FPS), size=settings.size,
+                   format=settings.format, hash=digest.hexdigest())
+
+
+def too_small(record, min_face):
+    """The Record of a clip that is left out as its crop has too few pixels; the box stays, which proves it."""
+    return replace(record, status=LEFT_OUT, frames=None, fps=None, size=None, format=None, hash=None,
+                   error=f'its crop is {record.crop_side} px large, less than --min_face {min_face}')
 
 
 def _pixels(clip, frame_size, rule):

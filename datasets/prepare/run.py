@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from statistics import median
 
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ from datasets.manifest import (
     CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, PARTITIONS, Record, check_clip_name, read_manifest, rewrite)
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
-from datasets.prepare.job import Job, Settings, do_job, unfinished
+from datasets.prepare.job import Job, Settings, do_job, too_small, unfinished
 from datasets.prepare.metadata import SOURCES, in_test
 from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError
@@ -58,6 +59,7 @@ class Wanted:
     format:             one of FORMATS
     command:            yt-dlp and its options, to download what is missing in `videos`; None for no downloads
     keep_shared_people: keep people in the test set who are in training too
+    min_face:           leave out clips whose crop has a shorter side, pixels of the video: enlarged, it stays blurred
     """
     dataset: str
     root: Path
@@ -68,6 +70,7 @@ class Wanted:
     format: str = 'mp4'
     command: tuple[str, ...] | None = None
     keep_shared_people: bool = False
+    min_face: int = 0
 
     def check(self):
         """UserError for what cannot be had."""
@@ -76,6 +79,8 @@ class Wanted:
                 raise UserError(f'--{name} {getattr(self, name)}: expected one of {", ".join(known)}')
         if self.size < 8:
             raise UserError(f'--size {self.size} must be at least 8')
+        if self.min_face < 0:
+            raise UserError(f'--min_face {self.min_face} must not be negative')
         if self.dataset == 'folder':
             if self.crop == 'legacy' or self.command or self.metadata:
                 raise UserError('--dataset folder finds its crops itself: no --metadata, --download or --crop legacy')
@@ -104,11 +109,12 @@ def prepare(wanted, workers=1):
             make_folder(wanted.videos)
         crop, rule = wanted.crop, source.legacy if wanted.crop == 'legacy' else crops.square
         jobs, left_out = metadata_jobs(source.read(wanted.metadata), wanted.videos, wanted.keep_shared_people)
-    settings = Settings(wanted.root, wanted.videos, crop, rule, wanted.size, wanted.format, wanted.command)
+    settings = Settings(wanted.root, wanted.videos, crop, rule, wanted.size, wanted.format, wanted.command,
+                        wanted.min_face)
 
     with _root(settings) as records:
-        records |= {record.id: record for record in left_out}
-        done = _done(records, settings.root)
+        records |= _too_small(records, settings.min_face) | {record.id: record for record in left_out}
+        done = _done(records, settings.root, settings.min_face)
         jobs = [job for job in (_undone(job, *done) for job in jobs) if job is not None]
         for job in jobs:
             if job.failure:
@@ -211,15 +217,22 @@ def _by_video_id(folder):
     return present
 
 
-def _done(records, root):
+def _done(records, root, min_face):
     """What need not be done again, as sets: (partition, clip id) of clips, (partition, name) of videos."""
     there = [record for record in records.values() if record.status == OK and (root / record.file).exists()]
     kept = {record.hash for record in there}
     there += [record for record in records.values() if record.status == DUPLICATE and record.hash in kept]
+    there += _too_small(records, min_face).values()
     clips = {(record.partition, record.id) for record in there}
     videos = {(record.partition, record.source) for record in there}
     return clips, videos - {(record.partition, record.source) for record in records.values()
                             if (record.partition, record.id) not in clips}
+
+
+def _too_small(records, min_face):
+    """id -> Record of the clips whose crops are known to have too few pixels, whatever an earlier run asked for."""
+    return {record.id: too_small(record, min_face) for record in records.values()
+            if record.box is not None and record.crop_side < min_face}
 
 
 def _undone(job, done_clips, done_videos):
@@ -320,9 +333,21 @@ def summary(records):
         frames = sum(record.frames for record in clips)
         lines.append(f'{partition:5}  {len(clips):,} clips of {len({record.person for record in clips}):,} people, '
                      f'{frames:,} frames, {frames / float(CLIP_FPS) / 3600:.2f} h')
+    lines += _enlarged([record for record in records.values() if record.status == OK])
     for status in (DUPLICATE, LEFT_OUT, FAILED):
         missing = sorted(record.id for record in records.values() if record.status == status)
         if missing:
             why = records[missing[0]].error
             lines.append(f'{status.replace("_", " ")}: {len(missing):,}, such as {missing[0]}: {why}')
     return '\n'.join(lines)
+
+
+def _enlarged(clips):
+    """How large the crops were before they were scaled, and how many had to be enlarged: one line, none of no clips."""
+    if not clips:
+        return []
+    sides, size = sorted(record.crop_side for record in clips), clips[0].size
+    enlarged = sum(side < size for side in sides)
+    advice = f'; --min_face {size} leaves them out' if enlarged else ''
+    return [f'crops are {sides[0]:,} to {sides[-1]:,} px large in the videos, median {median(sides):,.0f}: '
+            f'{enlarged:,} of {len(clips):,} clips are enlarged to {size} px{advice}']
