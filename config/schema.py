@@ -70,7 +70,7 @@ class TrainParams:
     num_iterations: AtLeastOne = 250_000
     batch_size: AtLeastOne = 16         # over all processes and accumulation steps together
     accumulate: AtLeastOne = 1          # micro-batches per optimiser step
-    motion_iterations: AtLeastZero = 0  # the first of them, which train keypoints and coarse flow alone (see README.md)
+    motion_iterations: AtLeastZero = 0  # the first of them, which train keypoints and coarse flow alone
     learning_rate: Positive = 8e-5      # generator and motion estimator
     discriminator_learning_rate: Positive = 8e-5
     betas: tuple[Decay, ...] = (0.9, 0.99)

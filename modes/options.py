@@ -37,7 +37,8 @@ def add_device(parser):
 def add_model(parser):
     """What `load_model` reads."""
     add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
-    parser.add_argument('--checkpoint', help='weights to use; default: the newest of the run folder')
+    parser.add_argument('--checkpoint', type=checkpoint, metavar='FILE',
+                        help='weights to use, or the run folder that has them; default: the newest of --run_name')
     add_run_folder(parser)
 
 
@@ -79,9 +80,23 @@ def refuse(options, flags, why):
 
 # ---------------------------------------------------------------------------- what they lead to
 
+def checkpoint(text):
+    """Path of a checkpoint as a string: of a run folder its newest one, of anything else itself; UserError."""
+    path = Path(text)
+    if not path.is_dir():
+        return text
+    found = sorted(file for file in path.glob('checkpoints/*.pt') if file.stem.isdigit())
+    if not found:
+        raise UserError(f'{path}: holds no checkpoint; of a run folder they lie in {path / "checkpoints"}')
+    return str(found[-1])
+
+
 def run_path(options):
-    """The run's folder: named after the config, so that the same command finds it again."""
-    default = Path(options.config or getattr(options, 'checkpoint', None) or DEFAULT_CONFIG).stem
+    """The run's folder: named after the config or the checkpoint's run, so that the same command finds it again."""
+    if options.config or not getattr(options, 'checkpoint', None):
+        default = Path(options.config or DEFAULT_CONFIG).stem
+    else:
+        default = _name_of(Path(options.checkpoint))
     return Path(options.log_dir) / (options.run_name or default)
 
 
@@ -157,6 +172,7 @@ def named(options):
     for name, path in folders:
         if name is None or not path.is_dir():
             raise UserError(f'--generated {path}: expected NAME=FOLDER, a folder that is there')
+    checkpoints = [(name, Path(checkpoint(path))) for name, path in checkpoints]
     checkpoints = [(name or _name_of(path), path) for name, path in checkpoints]
     names = [name for name, _ in checkpoints + folders]
     for name in names:

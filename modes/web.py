@@ -36,7 +36,7 @@ def run(options):
         raise UserError(f'--port {options.port}: must be 1 to 65535')
     address = address_of(options)
     checkpoints, _ = named(Namespace(checkpoints=options.checkpoint or [newest_run()], generated=[]))
-    models = {name: str(newest_of(path)) for name, path in checkpoints.items()}
+    models = {name: str(path) for name, path in checkpoints.items()}
     from web.page import Address, serve
     serve(models, functools.partial(load, options=Namespace(set=options.set), device=options.device),
           Address(*address, share=options.share != 'never'))
@@ -64,16 +64,6 @@ def newest_run():
                         'python run.py --mode demo')
     log.info('showing the newest run, %s', found[-1].parents[1])
     return str(found[-1].parents[1])
-
-
-def newest_of(path):
-    """A checkpoint, or the newest of a run folder; UserError where there is none."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob('checkpoints/*.pt'))
-    if not found:
-        raise UserError(f'{path}: no checkpoint in {path / "checkpoints"}')
-    return found[-1]
 
 
 def load(checkpoint, options, device):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import yaml
 from config import schema
 from config.changes import MAY_CHANGE, changes, check_going_on, may_change
 from logger import RunFolder, beginning, read_checkpoint, write_checkpoint
-from modes.options import training_config, training_path
+from modes.options import named, run_path, training_config, training_path
 from modules.training_step import build_training_step
+from run import parse
 from support.errors import UserError
 from tests.test_train import assert_bit_equal
 from tests.tiny import tiny
@@ -123,6 +125,28 @@ def test_the_run_is_named_after_config_or_weights():
     assert path('published.pt', 'config/vox-256.yaml') == ('log/vox-256-tuned', 'config/vox-256.yaml')
     assert path('published.pt', run_name='ann') == ('log/ann', None)
     assert path(None) == ('log/vox-256', 'config/vox-256.yaml')
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
+    run = tmp_path / 'log' / 'ann'
+    (run / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(UserError, match=f'{run}: holds no checkpoint'):
+        parse(['--mode', 'evaluate', '--checkpoint', str(run)])
+    for name in '00000200.pt', '00000100.pt', 'best.pt':
+        (run / 'checkpoints' / name).touch()
+    newest = run / 'checkpoints' / '00000200.pt'
+    for mode in 'train', 'evaluate', 'animate', 'doctor', 'export', 'inspect':
+        options, _ = parse(['--mode', mode, '--checkpoint', str(run)])
+        assert options.checkpoint == str(newest)
+    options, _ = parse(['--mode', 'compare', '--checkpoints', str(run), f'Ours={run}'])
+    assert named(options)[0] == {'ann': newest, 'Ours': newest}
+
+
+def test_results_of_different_runs_lie_apart():
+    paths = [run_path(parse(['--mode', 'evaluate', '--checkpoint', f'log/{run}/checkpoints/00000100.pt'])[0])
+             for run in ('ann', 'bob')]
+    assert paths == [Path('log/ann'), Path('log/bob')]
+    assert run_path(parse(['--mode', 'evaluate', '--checkpoint', 'weights/model.pt'])[0]) == Path('log/model')
 
 
 # ---------------------------------------------------------------------------- a config that has changed
