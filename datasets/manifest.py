@@ -2,8 +2,9 @@
 
     <root>/manifest.jsonl
 
-It says which clips a data set has, who is in them and why others are missing. Preparation adds a line when a clip
-is done, so a run that is killed loses at most the clip at hand; of lines with the same id the last one counts.
+It says which clips a data set has, who is in them and why others are missing. While it is prepared, each part of it
+(datasets/prepare/parts.py) has such a file of its own, with a line more when a clip is done, so a run that is killed
+loses at most the clip at hand; of lines with the same id the last one counts.
 
 Clips are named and timed as those of VoxCeleb (Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612) in FOMM's
 preparation of them: https://github.com/AliaksandrSiarohin/video-preprocessing

@@ -2,6 +2,8 @@
 
     python run.py --mode prepare --dataset voxceleb1 --metadata vox-metadata.csv --videos raw --out data/vox
     python run.py --mode prepare --dataset folder --videos my_videos --out data/mine
+    python run.py --mode prepare ... --part 3/16          # one of sixteen jobs; torchrun shares the videos out itself
+    python run.py --mode prepare --status --out data/vox  # how far they all are
 """
 
 import shlex
@@ -27,23 +29,46 @@ def add_arguments(parser):
     parser.add_argument('--crop', choices=('square', 'legacy'), default='square',
                         help='square (default) keeps the aspect, legacy crops as the published sets did')
     parser.add_argument('--workers', type=int, default=1, help='processes; one video each')
+    parser.add_argument('--part', default='1/1', metavar='NUMBER/COUNT',
+                        help='do this share of the videos; the last part to end makes one data set of all')
+    parser.add_argument('--status', action='store_true', help='only say how far all parts are')
     parser.add_argument('--keep_shared_people', action='store_true',
                         help='keep people in the test set who are in training too')
 
 
 def run(options):
+    if options.status:
+        return show_status(options)
     if not options.dataset or not options.videos:
         raise UserError('--mode prepare needs --dataset voxceleb1|celebvhq|folder and --videos, a folder of videos')
     if options.dataset == 'folder':
         refuse(options, ('--keep_shared_people',), 'with --dataset folder, where nobody is in both parts')
+    from datasets.prepare.parts import Part
     from datasets.prepare.run import Wanted, prepare, summary
-    root = Path(options.out or f'data/{options.dataset}')
+    from support import distributed
+    root, part = root_of(options), Part.parse(options.part).divided(*distributed.announced())
     records = prepare(Wanted(
         dataset=options.dataset, root=root, videos=Path(options.videos), metadata=options.metadata, crop=options.crop,
         size=options.size, format=options.format, keep_shared_people=options.keep_shared_people,
         min_face=options.min_face,
-        command=tuple(shlex.split(options.download)) if options.download is not None else None), options.workers)
+        command=tuple(shlex.split(options.download)) if options.download is not None else None), options.workers, part)
+    if records is None:
+        print(f'part {part} has ended; the last part to end makes one data set of all: --status shows how far they are')
+        return
     print(summary(records))
     print(f'every clip and what became of it: {root}/manifest.jsonl')
     if not any(record.status == 'ok' for record in records.values()):
         raise UserError(f'{root}: not one clip could be made; the reasons are in its manifest.jsonl')
+
+
+def root_of(options):
+    return Path(options.out or f'data/{options.dataset}')
+
+
+def show_status(options):
+    refuse(options, sorted(options.given - {'--mode', '--status', '--out', '--dataset'}),
+           'with --status, which makes nothing')
+    if not options.out and not options.dataset:
+        raise UserError('--status needs --out, the folder of the data set')
+    from datasets.prepare.status import status
+    print(status(root_of(options)))

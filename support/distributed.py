@@ -42,6 +42,11 @@ def _joined():
     return dist.is_available() and dist.is_initialized()
 
 
+def announced():
+    """(rank, world) of this process as torchrun says, joined or not: for work that needs no word from the others."""
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+
 def rank():
     return dist.get_rank() if _joined() else 0
 

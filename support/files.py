@@ -1,5 +1,6 @@
 """Files and folders that a user asked for: written whole or not at all, refused in one line."""
 
+import errno
 import os
 import shutil
 from contextlib import contextmanager
@@ -84,6 +85,41 @@ def written_whole(path, aside=None, folder=False):
 
 
 @contextmanager
+def locked(path, wait=True):
+    """Within it, no other process is within that of the same `path`, a file that is there only meanwhile.
+
+    On network disks, on no other machine either. File systems without locks have none to give: nobody waits there.
+    wait:   for a process that is; otherwise BlockingIOError
+    raises: OSError where the file cannot be made
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if _lock(descriptor, wait) is False:
+            os.close(descriptor)
+            raise BlockingIOError(errno.EAGAIN, 'another process has it', str(path))
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)        # who had it before has removed it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_locked(path):
+    """Whether a process is within `locked(path)`; False, too, where the file system has no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor, wait=False) is False
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _held(unfinished, folder):
     """Within it, a file or folder of this name is there, and locked: a sign that its process is alive."""
     while True:
@@ -106,17 +142,20 @@ def _remove_if_left(unfinished):
     except OSError:
         return
     try:
-        if fcntl and _lock(descriptor, wait=False):
+        if _lock(descriptor, wait=False):
             remove(unfinished)
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor, wait=True):
-    """Whether the lock was had; file systems without locks have none to give."""
+    """True if the lock was had, False if another process has it, None if the file system has no locks to give."""
+    if fcntl is None:
+        return None
     try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         return True
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None

@@ -37,6 +37,7 @@ READERS = {
     '--generated': EVALUATE | STUDY | COMPARE, '--driving': EVALUATE, '--source': EVALUATE, '--resize': EVALUATE,
     '--dataset': PREPARE, '--videos': PREPARE, '--metadata': PREPARE, '--download': PREPARE, '--size': PREPARE,
     '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE, '--min_face': PREPARE,
+    '--part': PREPARE, '--status': PREPARE,
     '--checkpoints': STUDY | COMPARE, '--pairs': STUDY | COMPARE,
     '--design': STUDY, '--comparisons': STUDY, '--checks': STUDY,
     '--seed': STUDY, '--collect': STUDY,
@@ -106,6 +107,7 @@ def test_a_flag_that_the_mode_does_not_read_is_refused_with_those_that_do(capsys
     (['--mode', 'study', '--generated', 'A=a', 'B=b', '--absolute'], '--absolute is not read without --checkpoints'),
     (['--mode', 'prepare', '--dataset', 'folder', '--videos', 'x', '--keep_shared_people'],
      '--keep_shared_people is not read with --dataset folder'),
+    (['--mode', 'prepare', '--status', '--out', 'x', '--part', '1/2'], '--part is not read with --status'),
 ])
 def test_flags_that_another_one_makes_useless_are_refused(capsys, arguments, message):
     assert message in refused(capsys, *arguments)

@@ -24,7 +24,11 @@ from datasets.frames import find_people
 from datasets.manifest import NAME, OK, Record, append, read_manifest, rewrite
 from datasets.prepare import crops, job
 from datasets.prepare.metadata import in_test, read_celebvhq, read_voxceleb
+from datasets.prepare.parts import Part, gather, parts_of
+from datasets.prepare.progress import Progress
 from datasets.prepare.run import DATASETS, Wanted, folder_jobs, prepare, summary
+from datasets.prepare.status import spelled, time_left
+from datasets.prepare.status import status as status_of
 from datasets.prepare.track import SceneCuts
 from datasets.still import cut
 from datasets.video import open_clip
@@ -320,9 +324,8 @@ def test_killed_at_any_frame_or_record(raw, made, tmp_path, monkeypatch):
                 make(raw, out)
             except Killed:
                 kills += 1
-        text = (out / NAME).read_bytes()
-        if rng.random() < 0.5:
-            (out / NAME).write_bytes(text + b'{"id": "id9#torn')     # a line that was not finished
+        if rng.random() < 0.5 and (manifest := Part().folder(out) / NAME).exists():
+            manifest.write_bytes(manifest.read_bytes() + b'{"id": "id9#torn')     # a line that was not finished
     assert make(raw, out) == made[1] and tree(out) == tree(made[0]) and kills
 
 
@@ -346,8 +349,145 @@ def test_a_disk_that_is_full_ends_the_run_and_not_the_clips(raw, tmp_path, monke
     monkeypatch.setattr(Image.Image, 'save', full)
     with pytest.raises(UserError, match='No space left on device'):
         make(raw, tmp_path / 'data', format='png')
-    records = read_manifest(tmp_path / 'data').values()
+    records = gather(tmp_path / 'data').values()
     assert not any('space' in record.error for record in records if record.error)
+
+
+# ---------------------------------------------------------------------------- parts
+
+def make_part(raw, out, index, count, **options):
+    return prepare(Wanted('voxceleb1', out, *raw, size=SIZE, **options), part=Part(index, count))
+
+
+@pytest.mark.parametrize('order', [(0, 1, 2), (2, 0, 1)])
+def test_parts_make_what_one_process_does(raw, made, tmp_path, order):
+    out = tmp_path / 'data'
+    *early, last = (make_part(raw, out, index, 3) for index in order)
+    assert early == [None, None] and last == made[1] and tree(out) == tree(made[0])
+    assert list(last) == list(made[1])
+
+
+def test_more_parts_than_videos(raw, made, tmp_path):
+    out, count = tmp_path / 'data', 12
+    results = [make_part(raw, out, index, count) for index in range(count)]
+    # The ninth has the last of the videos; those after it find everything made.
+    assert results[:8] == [None] * 8 and results[8:] == [made[1]] * 4 and tree(out) == tree(made[0])
+
+
+def stamps(root):
+    return {path.name: path.stat().st_mtime_ns for path in root.rglob('id*.mp4')}
+
+
+def test_a_killed_part_does_only_what_is_missing(raw, made, tmp_path, monkeypatch):
+    out, left = tmp_path / 'data', 60          # frames until it is killed, in its second clip or later
+
+    def countdown(*arguments):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Killed
+        return cut(*arguments)
+    make_part(raw, out, 1, 2)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(job, 'cut', countdown)
+        make_part(raw, out, 0, 2)
+    before = stamps(out)
+    assert {record.source for record in gather(out).values()} >= {'aaaaaaaaaaa', 'bbbbbbbbbbb'}
+    assert make_part(raw, out, 0, 2) == made[1] and tree(out) == tree(made[0])
+    after = stamps(out)
+    assert before and all(after.get(name, stamp) == stamp for name, stamp in before.items())
+    assert make_part(raw, out, 1, 2) == made[1] and stamps(out) == after and tree(out) == tree(made[0])
+
+
+def test_videos_may_be_divided_anew(raw, made, tmp_path):
+    out = tmp_path / 'data'
+    make_part(raw, out, 0, 2)
+    before = stamps(out)
+    assert [make_part(raw, out, index, 3) for index in range(3)][-1] == made[1] and tree(out) == tree(made[0])
+    after = stamps(out)
+    assert before and all(after.get(name, stamp) == stamp for name, stamp in before.items())
+
+
+def test_the_same_part_twice_and_another_division_at_the_same_time_are_refused(raw, tmp_path, monkeypatch):
+    refused = []
+
+    def meanwhile(*arguments):
+        if not refused:
+            for part in ((0, 2), (0, 3)):
+                with pytest.raises(UserError) as error:
+                    make_part(raw, tmp_path / 'data', *part)
+                refused.append(str(error.value))
+            assert '1 of 2 parts at work' in status_of(tmp_path / 'data')
+        return cut(*arguments)
+    monkeypatch.setattr(job, 'cut', meanwhile)
+    assert make_part(raw, tmp_path / 'data', 0, 2) is None
+    assert 'another process is at work on part 1/2' in refused[0]
+    assert 'part 1/2 of it is at work, so part 1/3 would be another division' in refused[1]
+
+
+def test_parts_under_way_do_not_remove_what_others_have_in_hand(raw, made, tmp_path, monkeypatch):
+    """One part begins, ends and looks for others while another has half a clip written."""
+    out, results = tmp_path / 'data', []
+
+    def meanwhile(*arguments):
+        if not results:
+            results.append(None)
+            results.append(make_part(raw, out, 1, 2))
+        return cut(*arguments)
+    monkeypatch.setattr(job, 'cut', meanwhile)
+    assert make_part(raw, out, 0, 2) == made[1] and results == [None, None] and tree(out) == tree(made[0])
+
+
+def test_processes_of_torchrun_share_the_videos(raw, made, tmp_path):
+    command = ['run.py', '--mode', 'prepare', '--dataset', 'voxceleb1', '--size', SIZE, '--out', tmp_path / 'data',
+               '--videos', raw[0], '--metadata', raw[1]]
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    done = subprocess.run(list(map(str, launch + command)), cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / 'data') == tree(made[0]) and done.stdout.count('train  ') == 1
+
+
+@pytest.mark.parametrize('text', ['0/4', '5/4', '3', '1/0', '-1/3', 'a/b', '1/2/3'])
+def test_parts_that_are_none(text):
+    with pytest.raises(UserError, match='--part .*expected NUMBER/COUNT, such as 3/16'):
+        Part.parse(text)
+
+
+def test_every_video_is_in_exactly_one_part():
+    jobs = list(range(103))
+    parts = [Part.parse(f'{task}/4').divided(rank, 2) for task in range(1, 5) for rank in range(2)]
+    assert sorted(sum((part.of(jobs) for part in parts), [])) == jobs
+    assert {part.count for part in parts} == {8} and [part.index for part in parts] == list(range(8))
+
+
+def test_status(raw, made, tmp_path, capsys):
+    out = tmp_path / 'data'
+    assert run.main(['--mode', 'prepare', '--status', '--out', str(out)]) == 2
+    make_part(raw, out, 1, 3)
+    assert list(parts_of(out)) == [Part(1, 3)]
+    capsys.readouterr()
+    assert run.main(['--mode', 'prepare', '--status', '--out', str(out)]) == 0
+    head, clips, *parts = capsys.readouterr().out.splitlines()
+    assert head == f'{out}: 3 of 9 videos done; 0 of 3 parts at work, time left not known yet'
+    assert clips.startswith('clips: ') and ' ok' in clips
+    assert [' '.join(line.split()) for line in parts] == ['1/3 has not begun', '2/3 3 of 3 videos, ended',
+                                                          '3/3 has not begun']
+    make_part(raw, out, 0, 3), make_part(raw, out, 2, 3)
+    assert status_of(out) == f'{out}: done\n{summary(made[1])}'
+    assert run.main(['--mode', 'prepare', '--status', '--out', str(out), '--size', '64']) == 2
+
+
+def test_time_left():
+    def at(done, todo, seconds, videos=100):
+        return Progress(None, 400, videos, todo, 1000, 1000 + seconds, 'here', done)
+    assert at(10, 50, 20).complete == 60
+    assert time_left([at(10, 50, 20)], 40) == pytest.approx(80)                     # 40 left, one in two seconds
+    assert time_left([at(10, 50, 20), at(40, 50, 20)], 50) == pytest.approx(80)     # the slower of two
+    assert time_left([at(10, 50, 20), at(40, 50, 20)], 250) == pytest.approx(100)   # 200 that nobody has begun
+    assert time_left([at(0, 50, 0)], 50) is None and time_left([], 50) is None
+    assert time_left([at(50, 50, 20)], 0) == 0 and time_left([at(50, 50, 20)], 9) is None
+    assert [spelled(seconds) for seconds in (5, 65, 7384)] == ['5 s', '1 min 05 s', '2 h 03 min']
 
 
 # ---------------------------------------------------------------------------- folder

@@ -28,12 +28,14 @@ class Settings:
     """What is to be made, alike for all clips.
 
     root:     folder of the data set
+    work:     folder of the manifest that records are added to, and of clips that are not whole yet
     crop:     'square', 'legacy' or 'face'; its `rule` is (box, frame size) in pixels -> integer box
     format:   one of FORMATS
     command:  yt-dlp and its options, to download into `videos` what is not there; None does not
     min_face: clips whose crop has a shorter side are left out, pixels of the video
     """
     root: Path
+    work: Path
     videos: Path
     crop: str
     rule: Callable
@@ -64,15 +66,15 @@ def do_job(job, settings):
     except (_Unreadable, DownloadFailed, NoClip) as error:
         blank = [job.failure] if job.clips is None else [_blank(clip, job.name) for clip in job.clips]
         records = [replace(record, status=FAILED, error=str(error)) for record in blank]
-        append(settings.root, records)
+        append(settings.work, records)
         return records
     records = []
     for clip in clips:
         records.append(_make(clip, job.name, video, settings))
         if job.clips is not None:
-            append(settings.root, records[-1:])
+            append(settings.work, records[-1:])
     if job.clips is None:
-        append(settings.root, records)       # all at once: a video that has records is done
+        append(settings.work, records)       # all at once: a video that has records is done
     return records
 
 
@@ -168,7 +170,7 @@ def _readable(frames):
 @contextmanager
 def _written(record, settings):
     """Yields a function that takes the frames; they become the clip when the body is done. Raises UserError."""
-    path, aside = settings.root / record.file, unfinished(settings.root)
+    path, aside = settings.root / record.file, unfinished(settings.work)
     if settings.format == 'mp4':
         with VideoWriter(path, CLIP_FPS, gop=GOP, threads=1, aside=aside) as writer:
             yield writer.write
@@ -191,6 +193,6 @@ class StillWriter:
         self.count += 1
 
 
-def unfinished(root):
+def unfinished(work):
     """Where clips are written before they are whole."""
-    return root / '.unfinished'
+    return work / 'unfinished'

@@ -4,22 +4,20 @@
       -> root/train, root/test: person#video#start#end.mp4, a video or a folder of stills
       -> root/manifest.jsonl  (datasets/manifest.py)
 
-One video is one job of one process. A clip appears whole or not at all, and what is done is not done again, so a run
-that was killed goes on with the same command and ends with the same files.
+One video is one job of one process; datasets/prepare/parts.py shares them out. A clip appears whole or not at all, and
+what is done is not done again, so a run that was killed goes on with the same command and ends with the same files.
 
 VoxCeleb: Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612. CelebV-HQ: Zhu et al., ECCV 2022, arXiv 2207.12393.
 """
 
 import logging
 import os
-import shutil
 import signal
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import median
@@ -29,14 +27,16 @@ from tqdm import tqdm
 from datasets.face_tracker import FaceDetector
 from datasets.frame_folder import has_stills
 from datasets.manifest import (
-    CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, PARTITIONS, Record, check_clip_name, read_manifest, rewrite)
+    CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, PARTITIONS, Record, check_clip_name)
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
-from datasets.prepare.job import Job, Settings, do_job, too_small, unfinished
+from datasets.prepare.job import Job, Settings, do_job
 from datasets.prepare.metadata import SOURCES, in_test
+from datasets.prepare.parts import Part, merge, taking_part
 from datasets.video import VIDEO_SUFFIXES
+from support import distributed
 from support.errors import UserError
-from support.files import make_folder, remove
+from support.files import make_folder
 
 DATASETS = (*SOURCES, 'folder')
 FORMATS = ('mp4', 'png', 'jpeg')
@@ -90,10 +90,11 @@ class Wanted:
             check_command(self.command)
 
 
-def prepare(wanted, workers=1):
-    """Make the data set that is Wanted, or go on making it; returns all its records by id.
+def prepare(wanted, workers=1, part=Part()):
+    """Make the data set that is Wanted, or a part of it, or go on making it.
 
     workers: processes, one video each
+    returns: all its records by id; None as long as other parts have not ended
     raises:  UserError where nothing can be made, or the data set in `root` was made otherwise
     """
     if workers < 1:
@@ -109,19 +110,12 @@ def prepare(wanted, workers=1):
             make_folder(wanted.videos)
         crop, rule = wanted.crop, source.legacy if wanted.crop == 'legacy' else crops.square
         jobs, left_out = metadata_jobs(source.read(wanted.metadata), wanted.videos, wanted.keep_shared_people)
-    settings = Settings(wanted.root, wanted.videos, crop, rule, wanted.size, wanted.format, wanted.command,
-                        wanted.min_face)
+    settings = Settings(wanted.root, part.folder(wanted.root), wanted.videos, crop, rule, wanted.size, wanted.format,
+                        wanted.command, wanted.min_face)
 
-    with _root(settings) as records:
-        records |= _too_small(records, settings.min_face) | {record.id: record for record in left_out}
-        done = _done(records, settings.root, settings.min_face)
-        jobs = [job for job in (_undone(job, *done) for job in jobs) if job is not None]
-        for job in jobs:
-            if job.failure:
-                records.pop(job.failure.id, None)
-        rewrite(settings.root, records.values())
-        _run(jobs, settings, workers)
-        return _finish(settings.root)
+    with taking_part(part, jobs, left_out, settings) as (todo, progress):
+        _run(todo, settings, workers, progress)
+    return merge(part, jobs, left_out, settings)
 
 
 # ---------------------------------------------------------------------------- what is to be done
@@ -217,90 +211,19 @@ def _by_video_id(folder):
     return present
 
 
-def _done(records, root, min_face):
-    """What need not be done again, as sets: (partition, clip id) of clips, (partition, name) of videos."""
-    there = [record for record in records.values() if record.status == OK and (root / record.file).exists()]
-    kept = {record.hash for record in there}
-    there += [record for record in records.values() if record.status == DUPLICATE and record.hash in kept]
-    there += _too_small(records, min_face).values()
-    clips = {(record.partition, record.id) for record in there}
-    videos = {(record.partition, record.source) for record in there}
-    return clips, videos - {(record.partition, record.source) for record in records.values()
-                            if (record.partition, record.id) not in clips}
-
-
-def _too_small(records, min_face):
-    """id -> Record of the clips whose crops are known to have too few pixels, whatever an earlier run asked for."""
-    return {record.id: too_small(record, min_face) for record in records.values()
-            if record.box is not None and record.crop_side < min_face}
-
-
-def _undone(job, done_clips, done_videos):
-    """The part of a job that is not done yet; None if all is."""
-    if job.clips is None:
-        return None if (job.failure.partition, job.name) in done_videos else job
-    clips = tuple(clip for clip in job.clips if (clip.partition, clip.id) not in done_clips)
-    return replace(job, clips=clips) if clips else None
-
-
-# ---------------------------------------------------------------------------- the folder of the data set
-
-@contextmanager
-def _root(settings):
-    """Sets up the folders; the body gets the records of an earlier run. What such a run left unfinished is removed."""
-    root = settings.root
-    try:
-        for partition in PARTITIONS:
-            (root / partition).mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished(root), ignore_errors=True)
-        unfinished(root).mkdir()
-    except OSError as error:
-        raise UserError(f'{root}: cannot be written ({error.strerror})') from error
-    records = read_manifest(root) or {}
-    wanted = dict(crop=settings.crop, size=settings.size, format=settings.format)
-    for record in records.values():
-        made = {name: getattr(record, name) for name in wanted}
-        if record.status == OK and made != wanted:
-            raise UserError(f'{root}: its clips were made with {_spelled(made)}, not {_spelled(wanted)}; '
-                            'give another --out, or remove the folder')
-    try:
-        yield records
-    finally:
-        shutil.rmtree(unfinished(root), ignore_errors=True)
-
-
-def _spelled(values):
-    return ' '.join(f'{name}={value}' for name, value in values.items())
-
-
-def _finish(root):
-    """Takes duplicates out, removes the files of clips that are none, sorts the manifest; returns its records."""
-    records, first = dict(sorted(read_manifest(root).items())), {}
-    # What is in train and in test under different names stays in test: it must not have been trained on.
-    for record in sorted(records.values(), key=lambda record: (record.partition == 'train', record.id)):
-        if record.status in (OK, DUPLICATE):
-            original = first.setdefault(record.hash, record.id)
-            records[record.id] = replace(record, status=OK if original == record.id else DUPLICATE,
-                                         error=None if original == record.id else f'same frames as {original}')
-    rewrite(root, records.values())
-    for record in records.values():
-        for partition in PARTITIONS:
-            if record.status != OK or partition != record.partition:
-                remove(root / replace(record, partition=partition).file)
-    return records
-
-
 # ---------------------------------------------------------------------------- doing it
 
-def _run(jobs, settings, workers):
-    """Does the jobs in `workers` processes; in this one if that is 1."""
-    with tqdm(total=len(jobs), unit='video', desc=str(settings.root), dynamic_ncols=True) as progress:
+def _run(jobs, settings, workers, progress):
+    """Does the jobs in `workers` processes; in this one if that is 1. Progress counts them."""
+    with tqdm(total=len(jobs), unit='video', desc=str(settings.root), dynamic_ncols=True,
+              disable=distributed.announced()[0] > 0) as bar:
         counts = Counter()
 
         def count(records):
             counts.update(record.status for record in records)
-            progress.set_postfix(counts)
-            progress.update()
+            bar.set_postfix(counts)
+            bar.update()
+            progress.count()
 
         if workers == 1:
             for job in jobs:
