@@ -29,6 +29,7 @@ from tests.tiny import ROOT, tiny
 from tests.web_jobs import ask_for, count, die, fail, hang, loads
 from web.files import Files
 from web.guard import ROUTES
+from web.jobs import EXAMPLE_FRAMES
 from web.limits import MOST_FRAMES, check_clip, check_picture
 from web.worker import MOST_WAITING, Cancelled, Worker
 
@@ -295,6 +296,18 @@ def test_a_portrait_follows_a_clip(visit, files, tmp_path):
     with page.expect_download() as download:
         page.locator('#saved a[download]').first.click()
     assert len(open_clip(shutil.copy(download.value.path(), tmp_path / 'saved.mp4'))) == FRAMES
+
+
+def test_an_example_follows_its_driver(visit, tmp_path):
+    """Examples change components, for which Gradio makes new ones: they must hand files on as those before did."""
+    page = visit()
+    page.locator('[role=tabpanel]:visible tbody tr').nth(1).click()
+    page.wait_for_function("document.querySelector('#source img')?.src && document.querySelector('#driver video')?.src")
+    page.click('#animate')
+    status(page, f'Done: {EXAMPLE_FRAMES} frames')
+    assert len(result_of(page, tmp_path)) == EXAMPLE_FRAMES
+    block, buttons = (page.locator(f'#driver{part}').bounding_box() for part in ('', ' .source-selection'))
+    assert buttons['y'] + buttons['height'] <= block['y'] + block['height']       # not cut off
 
 
 def test_a_cancelled_animation_makes_room(visit, files, tmp_path):

@@ -1,6 +1,5 @@
-"""What all tabs of the page share: inputs that hand files on undecoded, progress, and errors as one line."""
+"""What all tabs of the page share: inputs, progress, and errors as one line."""
 
-import base64
 import html
 from dataclasses import dataclass
 
@@ -27,26 +26,18 @@ class Desk:
 # ---------------------------------------------------------------------------- inputs
 
 def picture(label, **how):
-    """An image whose path is handed on."""
-    return _undecoded(gr.Image(label=label, sources=['upload', 'clipboard', 'webcam'], height=300, **how))
+    """A picture, handed on as a path."""
+    return gr.Image(label=label, sources=['upload', 'clipboard', 'webcam'], height=300, **how)
 
 
 def clip(label, **how):
-    """A video whose path is handed on."""
-    return _undecoded(gr.Video(label=label, sources=['upload', 'webcam'], height=300, **how))
+    """A video, handed on as a path."""
+    return gr.Video(label=label, sources=['upload', 'webcam'], height=300, elem_classes='clip', **how)
 
 
 def camera(label, **how):
-    """A camera whose frames are handed on as encoded bytes."""
-    component = gr.Image(label=label, sources=['webcam'], streaming=True, height=300, **how)
-    component.preprocess = lambda payload: payload and base64.b64decode(payload.url.partition(',')[2])
-    return component
-
-
-def _undecoded(component):
-    """The component, whose files Gradio would open here, in the server; a subclass it would not know how to draw."""
-    component.preprocess = lambda payload: payload and payload.path
-    return component
+    """A camera, whose frames are handed on as encoded bytes."""
+    return gr.Image(label=label, sources=['webcam'], streaming=True, height=300, **how)
 
 
 def model(desk):

@@ -1,9 +1,11 @@
-"""What of Gradio the page does not need is not there: routes, foreign hosts, calls to the outside.
+"""What of Gradio the page does not need is not there: routes, foreign hosts, calls to the outside, decoders.
 
 Gradio can fetch addresses that a request names, keep runs in buckets elsewhere, and write an app by prompt. Requests
-pass only where the page sends them, and the browser is told to load nothing from anywhere else.
+pass only where the page sends them, and the browser is told to load nothing from anywhere else. What visitors bring is
+handed on as it is: Gradio would open pictures in the server.
 """
 
+import base64
 import os
 import re
 
@@ -52,10 +54,20 @@ class Guard:
         await self.app(scope, receive, with_policy)
 
 
+def undecoded(component, payload):
+    """Path of the file that a picture or video component holds, encoded bytes of a camera's frame, or None."""
+    if payload is None:
+        return None
+    return payload.path or base64.b64decode(payload.url.partition(',')[2])
+
+
 def cut_off():
-    """Before Gradio is imported: no analytics; after it: it fetches no address that a request names."""
+    """Before Gradio is imported: no analytics; after it: it fetches no address that a request names, and opens no file.
+    """
     os.environ.update(ENVIRONMENT)
-    from gradio import processing_utils
+    from gradio import Image, Video, processing_utils
+    # In the classes: of a component that an event has changed, Gradio makes a new one.
+    Image.preprocess = Video.preprocess = undecoded
 
     def refuse(url, *_, **__):
         raise ValueError('this page fetches nothing')
