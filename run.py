@@ -32,6 +32,7 @@ MODES = {
     'curves': ('modes.curves', 'is my loss normal? a run over reference curves, and what is not normal of it'),
     'demo': ('modes.demo', 'train a small model on embedded heads, rebuild and animate unseen ones'),
     'prepare': ('modes.prepare', 'make a data set of raw videos'),
+    'pack': ('modes.pack', 'put its clips into a few tar files, for network disks'),
     'import': ('modes.import_published', 'turn published weights into a checkpoint'),
     'export': ('modes.export', 'write ONNX graphs that animate without PyTorch'),
     'doctor': ('modes.doctor', 'find what stands between this machine and a training run'),

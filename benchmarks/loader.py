@@ -26,6 +26,7 @@ from config import schema
 from datasets.frames import Augmentation, PairDataset, find_people
 from datasets.manifest import CLIP_FPS
 from datasets.prepare.job import StillWriter
+from datasets.prepare.pack import pack
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
@@ -58,6 +59,7 @@ STORED = {
     'PNG': (write_stills, 'png'),
     'JPEG': (write_stills, 'jpeg'),
 }
+SHARDS = 'mp4, GOP 10, in a tar shard'
 MIMREAD = 'mimread, GOP 250'
 
 
@@ -78,6 +80,7 @@ def store(clips, root):
         frames = clip.read(range(FRAMES))
         for way, (write, option) in STORED.items():
             write(root / way / 'train' / f'{clip.name.replace("#", "_")}#0.mp4', frames, option)
+    pack(root / 'mp4, GOP 10', root / SHARDS, megabytes=1000)
 
 
 # ---------------------------------------------------------------------------- loaders
@@ -134,7 +137,7 @@ def measure(loader, seconds):
 def table(results, megabytes):
     headings = ' | '.join(f'{workers} worker(s): pairs/s | wait s | ratio' for workers in WORKERS)
     lines = [f'| clips as | MB | {headings} |', '|---' * (2 + 3 * len(WORKERS)) + '|']
-    for way in (*STORED, MIMREAD):
+    for way in (*STORED, SHARDS, MIMREAD):
         cells = []
         for workers in WORKERS:
             rate, wait = results[way, workers]
@@ -154,9 +157,9 @@ def main():
         root, clips = Path(folder), clips_to_store(options.videos, options.size)
         store(clips, root)
         megabytes = {way: sum(path.stat().st_size for path in (root / way).rglob('*') if path.is_file()) / 2 ** 20
-                     for way in STORED}
+                     for way in (*STORED, SHARDS)}
         megabytes[MIMREAD] = megabytes['mp4, GOP 250']
-        cases = [(way, workers) for workers in WORKERS for way in (*STORED, MIMREAD)]
+        cases = [(way, workers) for workers in WORKERS for way in (*STORED, SHARDS, MIMREAD)]
         results = {case: measure(loader_of(case[0], root, options.size, case[1]), options.seconds)
                    for case in tqdm(cases, desc='reading pairs', unit='case')}
     print(f'{len(clips)} clips of {FRAMES} frames at {options.size} px; batches of {BATCH}, steps of {STEP} s; '

@@ -2,6 +2,7 @@
 
     root/train/person#video#start#end.mp4    a video file, or a folder of PNG or JPEG frames,
     root/test/...                            whose name may or may not end in .mp4
+    root/train/00000.tar                     a tar file of such video files (datasets/shards.py)
     root/manifest.jsonl                      of prepared data: which clips count, and who is in them
 """
 
@@ -17,6 +18,8 @@ from torch.utils.data import Dataset, Sampler
 from datasets.frame_folder import has_stills
 from datasets.manifest import NAME as MANIFEST
 from datasets.manifest import OK, read_manifest
+from datasets.shards import SUFFIX as SHARD_SUFFIX
+from datasets.shards import members
 from datasets.video import VIDEO_SUFFIXES, open_clip
 from support.errors import UserError
 
@@ -39,8 +42,8 @@ def find_people(root, partition, id_sampling, size):
     not list. Clips are not opened: damage shows at their first use. Raises UserError if folder or
     clips are missing or names do not fit.
     """
-    folder = _partition_folder(Path(root), partition)
-    paths, records, people = _clip_paths(folder), read_manifest(root), {}
+    folder, paths = Path(root, partition), clip_paths(root, partition)
+    records, people = read_manifest(root), {}
     if records is not None:
         paths = _listed(paths, folder, {name for name, record in records.items()
                                         if record.status == OK and record.partition == partition})
@@ -71,13 +74,14 @@ def _partition_folder(root, partition):
     return folder
 
 
-def _clip_paths(folder):
-    """Clip name -> path, for all that can be a clip; UserError where there is none."""
+def clip_paths(root, partition):
+    """Clip name -> Path, or Member of a shard, for all that can be a clip; UserError where there is none."""
+    folder = _partition_folder(Path(root), partition)
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
     if not visible:
         raise UserError(f'{folder}: is empty; expected {_LAYOUT}')
     paths, passed_over = {}, []
-    for path in visible:
+    for path in _unpacked(visible):
         if path.is_dir():
             _require_stills(path)
             name = path.name.removesuffix('.mp4')
@@ -90,11 +94,21 @@ def _clip_paths(folder):
             raise UserError(f'{folder}: {paths[name].name} and {path.name} are both clip {name}; remove or rename one')
         paths[name] = path
     if not paths:
-        raise UserError(f'{folder}: no clips, only {len(passed_over)} file(s) of other kinds such as {passed_over[0]}; '
-                        f'expected folders of frames or files ending in {", ".join(VIDEO_SUFFIXES)}')
+        others = f', only {len(passed_over)} file(s) of other kinds such as {passed_over[0]}' if passed_over else ''
+        raise UserError(f'{folder}: no clips{others}; expected folders of frames, or files ending in '
+                        f'{", ".join((*VIDEO_SUFFIXES, SHARD_SUFFIX))}')
     if passed_over:
         log.info('%s: passed over %d file(s) that are no video, such as %s', folder, len(passed_over), passed_over[0])
     return paths
+
+
+def _unpacked(paths):
+    """The paths, in place of a shard its members."""
+    for path in paths:
+        if path.suffix == SHARD_SUFFIX and path.is_file():
+            yield from (member for member in members(path) if not member.name.startswith('.'))
+        else:
+            yield path
 
 
 def _require_stills(path):

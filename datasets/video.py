@@ -13,7 +13,6 @@ and read([i]) is bit-identical to the i-th of frames(). A clip that cannot give 
 raises `UserError`; it never gives fewer.
 """
 
-import os
 from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import numpy as np
 
 from datasets.frame_folder import FrameFolder, check_indices
 from datasets.manifest import CLIP_FPS
+from datasets.shards import Member, address, read_bytes, stored_size
 from datasets.still import STILL_SUFFIXES, Still, resized
 from support.errors import UserError
 
@@ -67,7 +67,7 @@ class VideoClip:
     """
 
     def __init__(self, path, size=None):
-        self.path = Path(path)
+        self.path = path if isinstance(path, Member) else Path(path)
         self.size = size
         self.name = self.path.stem
 
@@ -145,8 +145,7 @@ class VideoClip:
 def _opened(path):
     """(container, its video stream); what FFmpeg cannot read, here or in the body, becomes a UserError."""
     try:
-        # An absolute path, lest a colon in the name be taken for a protocol.
-        with av.open(os.path.abspath(path), metadata_errors='ignore') as container:
+        with av.open(address(path), metadata_errors='ignore') as container:
             stream = container.streams.best('video')
             if stream is None:
                 raise UserError(f'{path}: has no video track')
@@ -238,17 +237,16 @@ def _is_cut(path, container, stream):
     mp4: places and sizes of the samples (ISO/IEC 14496-12, Sec. 8.7); avi: the size of its RIFF chunk; gif: its trailer
     (GIF89a, Sec. 27); Matroska: the size of its Segment
     """
-    stored = os.path.getsize(path)
+    stored = stored_size(path)
     if 'mp4' in container.format.name:
         return any(entry.pos + entry.size > stored for entry in stream.index_entries)
-    with open(path, 'rb') as file:
-        if 'matroska' in container.format.name:
-            return _matroska_size(file.read(4096)) > stored
-        if container.format.name == 'avi':
-            return int.from_bytes(file.read(8)[4:], 'little') + 8 > stored
-        if container.format.name == 'gif':
-            file.seek(-min(stored, 64), os.SEEK_END)
-            return not file.read().rstrip(b'\0').endswith(b';')  # the trailer that ends every gif
+    if 'matroska' in container.format.name:
+        return _matroska_size(read_bytes(path, 0, 4096)) > stored
+    if container.format.name == 'avi':
+        return int.from_bytes(read_bytes(path, 4, 4), 'little') + 8 > stored
+    if container.format.name == 'gif':
+        end = read_bytes(path, max(0, stored - 64), 64)
+        return not end.rstrip(b'\0').endswith(b';')  # the trailer that ends every gif
     return False
 
 
@@ -269,10 +267,12 @@ def _matroska_size(head):
 # ---------------------------------------------------------------------------- by path
 
 def open_clip(path, size=None):
-    """The clip at `path`: a video file or a folder of stills; frames resized to (size, size) if given.
+    """The clip at `path`: a video file, also of a shard, or a folder of stills; frames of (size, size) if given.
 
     Raises UserError if nothing is there or the suffix is unknown; damage shows at first use.
     """
+    if isinstance(path, Member):
+        return VideoClip(path, size)
     path = Path(path)
     if path.is_dir():
         return FrameFolder(path, size)

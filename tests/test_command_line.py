@@ -45,8 +45,9 @@ READERS = {
     '--pictures_only': COMPARE,
     '--frames': INSPECT | COMPARE, '--at': INSPECT, '--arrows': INSPECT, '--code_frames': INSPECT,
     '--run': {'curves'}, '--reference': {'curves'},
-    '--out': {'prepare', 'import', 'export', 'inspect', 'study', 'compare', 'curves'},
+    '--out': {'prepare', 'import', 'export', 'inspect', 'study', 'compare', 'curves', 'pack'},
     '--from': {'import'},
+    '--clips': {'pack'}, '--shard_mb': {'pack'},
     '--json': {'doctor'},
     '--port': WEB, '--host': WEB, '--auth': WEB, '--share': WEB,
 }
