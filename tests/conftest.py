@@ -21,3 +21,37 @@ def browser():
             pytest.skip(f'no Chromium: {str(error).splitlines()[0]}')
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def model():
+    """A toy that is quick; modules that need another one have a fixture of this name."""
+    import torch
+
+    from tests.toys import ToyHead
+    torch.manual_seed(0)
+    return ToyHead()
+
+
+@pytest.fixture
+def no_weights(tmp_path_factory, monkeypatch):
+    """No metric or detector finds weights, whatever the machine has."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))
+
+
+@pytest.fixture(scope='session')
+def make(tmp_path_factory):
+    """Path of a video of one of tests.video_files.KINDS; each is encoded once."""
+    import av
+
+    from tests.video_files import KINDS, encode
+    folder, made = tmp_path_factory.mktemp('kinds'), {}
+
+    def path_of(kind):
+        options = dict(KINDS[kind])
+        if options.get('codec', 'libx264') not in av.codecs_available:
+            pytest.skip(f'no encoder {options["codec"]}')
+        if kind not in made:
+            made[kind] = encode(folder / kind, **options)
+        return made[kind]
+    return path_of

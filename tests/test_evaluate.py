@@ -30,7 +30,7 @@ from metrics.catalogue import CATALOGUE, SetMetric
 from modules.build import build_model
 from support import streaming
 from support.errors import UserError
-from tests.test_reconstruction_animate import SIZE, ToyClip, ToyHead
+from tests.toys import SIZE, ToyClip, ToyHead
 from tests.tiny import ROOT, tiny
 from visualizer import save_png
 

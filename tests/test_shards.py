@@ -16,7 +16,7 @@ from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
-from tests.test_video import KINDS, make  # noqa: F401
+from tests.video_files import KINDS
 
 FRAMES, SIZE = 6, 32
 FULL = Augmentation(time_flip=True, horizontal_flip=True, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
@@ -53,7 +53,7 @@ def test_training_sees_the_same_samples(loose, packed):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_member_decodes_as_the_file_does(make, tmp_path, kind):  # noqa: F811
+def test_a_member_decodes_as_the_file_does(make, tmp_path, kind):
     path = make(kind)
     with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
         tar.add(__file__, arcname='before.txt')

@@ -1,0 +1,99 @@
+"""Small videos of many kinds, each frame of which shows its number."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[2] / 'shared'
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
+BITS = 8
+
+
+def numbered(number, height=48, width=64):
+    """A frame that shows its number as BITS black or white columns, and moves a little."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    for bit in range(BITS):
+        frame[:, width * bit // BITS:width * (bit + 1) // BITS] = 235 if number >> bit & 1 else 20
+    frame[number % (height - 8):][:8, ::2] //= 2
+    return frame
+
+
+def number_in(frame):
+    width = frame.shape[1]
+    return sum((frame[:, width * bit // BITS:width * (bit + 1) // BITS].mean() > 110) << bit for bit in range(BITS))
+
+
+def encode(path, codec='libx264', count=50, size=(48, 64), pix_fmt='yuv420p', times=None, muxer=None, **options):
+    height, width = size
+    with av.open(str(path), 'w', options=muxer or {}) as container:
+        stream = container.add_stream(codec, rate=25, options={name: str(value) for name, value in options.items()})
+        stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        for number in range(count):
+            picture = av.VideoFrame.from_ndarray(numbered(number, height, width), format='rgb24')
+            picture.pts, picture.time_base = (times[number] if times else number), Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
+    """A file with `seconds` of noise, and a few frames starting at video_offset seconds if that is given."""
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(codec, rate=rate, layout='mono')
+        frames = None
+        if video_offset is not None:
+            frames = container.add_stream('libx264', rate=25)
+            frames.height, frames.width, frames.pix_fmt = 48, 64, 'yuv420p'
+        noise = np.random.default_rng(0).uniform(-0.3, 0.3, (1, int(seconds * rate))).astype(np.float32)
+        sound = av.AudioFrame.from_ndarray(noise, format='fltp', layout='mono')
+        sound.sample_rate, sound.pts, sound.time_base = rate, 0, Fraction(1, rate)
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+        if frames is not None:
+            for number in range(5):
+                picture = av.VideoFrame.from_ndarray(numbered(number), format='rgb24')
+                picture.pts, picture.time_base = number + round(25 * video_offset), Fraction(1, 25)
+                container.mux(frames.encode(picture))
+            container.mux(frames.encode(None))
+    return path
+
+
+def plain_decode(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+
+
+KINDS = {
+    'long_gop.mp4': dict(g=250, bf=3),
+    'gop10.mp4': dict(g=10, bf=3),
+    'gop2.mp4': dict(g=2, bf=3),
+    'intra.mp4': dict(g=1),
+    'open_gop.mp4': {'x264-params': 'open-gop=1:keyint=12:bframes=3'},
+    'vfr.mp4': dict(g=10, times=[n + n // 3 * 4 for n in range(50)]),
+    'odd.mp4': dict(size=(49, 65), pix_fmt='yuv444p'),
+    'one.mp4': dict(count=1),
+    'fragmented.mp4': dict(g=12, muxer={'movflags': 'frag_keyframe+empty_moov'}),
+    'mpeg4.mov': dict(codec='mpeg4', g=12, bf=2),
+    'hevc.mp4': dict(codec='libx265', g=12, **{'x265-params': 'log-level=none'}),
+    'h264.mkv': dict(g=10, bf=3),
+    'vp9.webm': dict(codec='libvpx-vp9', g=20, cpu_used=8, deadline='realtime'),
+    'mpeg4.avi': dict(codec='mpeg4', g=12, bf=2),
+    'h264.avi': dict(g=250, bf=3),
+    'moving.gif': dict(codec='gif', pix_fmt='rgb8'),
+    'one.gif': dict(codec='gif', pix_fmt='rgb8', count=1),
+}
+
+
+def assert_exact(clip, picks=12):
+    """Sequential reading gives what the decoder gives; random reading gives the same, bit by bit."""
+    frames = list(clip.frames())
+    assert len(frames) == len(clip)
+    order = np.random.default_rng(0).permutation(len(clip)).tolist()
+    for i in order[:picks]:
+        assert np.array_equal(clip.read([i])[0], frames[i]), f'frame {i} read alone'
+    mixed = order[:picks] + order[:2]
+    assert all(np.array_equal(a, frames[i]) for a, i in zip(clip.read(mixed), mixed, strict=True))
+    return frames
