@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config import schema
 from config.changes import changes, check_going_on
+from modules import ladder
 from support.errors import UserError
 from support.files import make_folder, writing, written_whole
 from support.weights import check_file, load_tensors, save_tensors
@@ -191,10 +192,13 @@ def load_config(path, overrides, checkpoint=None):
     return schema.override(checkpoint_config(read_checkpoint(checkpoint), checkpoint), overrides)
 
 
-def check_same_model(config, state, path):
-    """UserError naming what differs if `config` describes another model than the checkpoint's."""
+def check_same_model(config, state, path, but=()):
+    """UserError naming what differs if `config` describes another model than the checkpoint's.
+
+    but: keys of model_params that may differ
+    """
     found = {key: values for key, values in changes(checkpoint_config(state, path), config).items()
-             if key.startswith('model_params.')}
+             if key.startswith('model_params.') and key.removeprefix('model_params.') not in but}
     if method := found.get('model_params.method'):      # all other keys differ with it
         found = {'model_params.method': method}
     if found:
@@ -215,12 +219,14 @@ class Beginning:
     origin:      of a run that began with weights of another one, which: its file `checkpoint` (absolute), `step` and
                  `sha256`; None for others
     changed:     what the config changed since the checkpoint, in one line; '' if nothing
+    image_size:  of a checkpoint that is of another image size than the run's model, which; None for others
     """
     path: Path | None = None
     state: dict | None = None
     step: int = 0
     origin: dict | None = None
     changed: str = ''
+    image_size: int | None = None
 
     @property
     def borrowed(self):
@@ -231,7 +237,8 @@ class Beginning:
 def beginning(run, config, checkpoint=None):
     """Where training by `config` in the RunFolder begins: at its newest whole checkpoint if there is one.
 
-    checkpoint: otherwise, begin with the weights of this one; without it, with those that the run began with before
+    checkpoint: otherwise, begin with the weights of this one; without it, with those that the run began with before;
+                they may be of another image size (modules/ladder.py)
     Raises UserError for a checkpoint of another model, a run that began with other weights, a config that has changed
     more than a run's may.
     """
@@ -256,8 +263,22 @@ def beginning(run, config, checkpoint=None):
         return Beginning()
     path = Path(given['checkpoint'])
     state = read_checkpoint(path)
-    check_same_model(config, state, path)
-    return Beginning(path, state, 0, given | {'step': state['step']})
+    size = checkpoint_config(state, path).model_params.image_size
+    if size == config.model_params.image_size:
+        check_same_model(config, state, path)
+        size = None
+    else:
+        check_ladder(config, state, path)
+    return Beginning(path, state, 0, given | {'step': state['step']}, image_size=size)
+
+
+def check_ladder(config, state, path):
+    """UserError if a model of `config` cannot begin with the weights of the checkpoint, of another image size."""
+    check_same_model(config, state, path, ladder.MAY_DIFFER)
+    try:
+        ladder.check_scales(checkpoint_config(state, path).model_params, config.model_params)
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def _origin_of(run, checkpoint):

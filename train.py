@@ -21,7 +21,7 @@ from curves.alarms import Alarms
 from datasets.build import training_people
 from datasets.frames import Augmentation, PairDataset, Stream
 from logger import beginning
-from modules import training_memory
+from modules import ladder, training_memory
 from modules.objective import needs_vgg
 from modules.published.formats import ImportFault, flatten_checkpoint, import_tensors
 from modules.training_step import build_training_step, micro_batches
@@ -122,7 +122,7 @@ def begin(run, config, state, checkpoint=None):
         for model in (state.model, state.ema):
             load_pretrained(model)
     elif start.borrowed:
-        state.adopt(start.state, start.path)
+        state.adopt(start.state if start.image_size is None else climbed(start, config, state), start.path)
         log.info('beginning with the weights of %s, step %d', start.path, start.origin['step'])
         if state.discriminator is not None and 'discriminator' not in start.state:
             log.info('it has no discriminator: that one begins untrained')
@@ -134,6 +134,18 @@ def begin(run, config, state, checkpoint=None):
     run.begin(config, start.origin)
     run.rewind(start.step)
     return start.step
+
+
+def climbed(start, config, state):
+    """The Beginning's checkpoint as one of this image size: modules/ladder.py. Says what of it was taken."""
+    networks = {'ema': state.model}
+    if state.discriminator is not None and 'discriminator' in start.state:
+        networks['discriminator'] = state.discriminator
+    carried = {name: ladder.carry(start.state[name], network) for name, network in networks.items()}
+    for name, found in carried.items():
+        log.info('from %d to %d px, %s: %s', start.image_size, config.model_params.image_size,
+                 'model' if name == 'ema' else name, found)
+    return start.state | {name: found.tensors for name, found in carried.items()}
 
 
 def load_pretrained(model):

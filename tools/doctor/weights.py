@@ -5,7 +5,8 @@ import re
 
 import torch
 
-from logger import RunFolder, beginning, read_checkpoint
+from logger import RunFolder, beginning, checkpoint_config, read_checkpoint
+from modules import ladder
 from modules.build import build_model
 from modules.objective import needs_vgg
 from support import weights
@@ -64,13 +65,20 @@ def check_checkpoint(case):
     if start.state is None:
         yield Finding(OK, f'no checkpoint in {case.run_folder} yet: training starts at step 0')
         return
-    wanted = _meta_state(case.config)
+    with torch.device('meta'):
+        model = build_model(case.config)
+        if start.image_size is not None:
+            theirs = build_model(checkpoint_config(start.state, start.path))
+    wanted = _shapes(model if start.image_size is None else theirs)
     for part in ('ema',) if start.borrowed else ('model', 'ema'):
         if {name: tensor.shape for name, tensor in start.state[part].items()} != wanted:
             yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(start.path),
                           'use another checkpoint')
             return
     yield Finding(OK, f'checkpoint of step {start.state["step"]}, whole', str(start.path))
+    if start.image_size is not None:
+        yield Finding(NOTE, f'from {start.image_size} to {case.size} px: {ladder.carry(theirs.state_dict(), model)}',
+                      str(start.path))
     if start.borrowed:
         yield Finding(OK, f'training begins a new run with its weights, at step 0 of {case.run_folder}')
     elif start.step >= case.config.train_params.num_iterations:
@@ -81,6 +89,5 @@ def check_checkpoint(case):
         yield Finding(NOTE, f'changed since then: {start.changed}', str(start.path))
 
 
-def _meta_state(config):
-    with torch.device('meta'):
-        return {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
+def _shapes(model):
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
