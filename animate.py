@@ -108,12 +108,13 @@ def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0,
     returns:      source (size, size, 3) uint8, CroppedClip, PasteBack
     raises:       UserError that names the file without such a face, or what the detector is missing
     """
-    source, driver = find_faces([[source_image], looked_at(driving)], names, face_index, size, preview)
+    source, driver = (crop.square for crop in find_faces([[source_image], looked_at(driving)], names, face_index, size,
+                                                         preview))
     return source.cut(source_image, size), CroppedClip(driving, driver, size), PasteBack(source_image, source)
 
 
 def find_faces(looks, names, face_index, size, preview):
-    """Where to cut, of each file: list of Squares.
+    """Where to cut, of each file: list of FaceCrops.
 
     looks: of each file some frames (H, W, 3) uint8, uncropped
     The other arguments, and what is raised, as in `crop_to_faces`.
@@ -124,7 +125,7 @@ def find_faces(looks, names, face_index, size, preview):
     for crop, name in zip(crops, names):
         warn_of_small_faces(crop, name, size)
     save_png(preview, beside(*(enlarge(draw_crop(crop.frame, crop.boxes, crop.square), PREVIEW) for crop in crops)))
-    return [crop.square for crop in crops]
+    return crops
 
 
 def looked_at(clip):

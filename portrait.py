@@ -145,9 +145,9 @@ def _cropped(portrait, files, size):
     from datasets.face_crop import CroppedClip
     which = dict(zip(('source', 'driving'), (*portrait.face_index, 0)))
     clips = {role: opener(path) for role, (opener, path) in files.items()}
-    squares = find_faces([looked_at(clip) for clip in clips.values()], [path for _, path in files.values()],
-                         [which[role] for role in files], size, portrait.preview)
-    squares = dict(zip(files, squares))
+    crops = find_faces([looked_at(clip) for clip in clips.values()], [path for _, path in files.values()],
+                       [which[role] for role in files], size, portrait.preview)
+    squares = {role: crop.square for role, crop in zip(files, crops)}
     paste = _paste_back(portrait, clips['source'], squares['source']) if portrait.paste_back else None
     return {role: CroppedClip(clip, squares[role], size) for role, clip in clips.items()}, paste
 

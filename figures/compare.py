@@ -21,7 +21,7 @@ from figures.choice import Extreme, Wanted, as_unit, largest_pose
 from figures.draw import wrapped
 from figures.methods import RenderedMethod, at_size, stream
 from figures.plate import Cell, Paper, Plate, save_for_print
-from figures.rules import BY_SCORE, RULES, rule_text
+from figures.rules import BY_SCORE, RULES, indices_of, rule_text
 from figures.zoom import Zoom
 from metrics.catalogue import build
 from support.errors import UserError
@@ -43,7 +43,7 @@ class Comparison:
     out:     folder
     cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; all cells get their size
     methods: tuple of RenderedMethod and VideoMethod
-    frames:  one of RULES, or a tuple of indices of driving frames
+    frames:  one of RULES, or a tuple of driving frames by number or rules.Time
     zoom:    Zoom, or None
     error:   with maps of the error
     videos:  with videos; else only the frames that are shown are rendered
@@ -66,7 +66,8 @@ class Comparison:
                 what = 'a map of the error' if self.error else f'its {self.frames} frame'
                 raise UserError(f'{pair_name(case)}: {what} needs the truth, and the driver is another video than the '
                                 'source; name the same one twice')
-            outside = [i for i in self.frames if not 0 <= i < len(case.driving)] if self.frames not in RULES else []
+            named = [] if self.frames in RULES else indices_of(self.frames, case.driving.fps)
+            outside = [index for index in named if not 0 <= index < len(case.driving)]
             if outside:
                 raise UserError(f'{case.driving.name}: has no frame {outside[0]}, only 0 to {len(case.driving) - 1}')
             if self.zoom is not None:
@@ -127,7 +128,7 @@ def compare(job):
 def shots(job, number, source):
     """The Shots of a case that are shown, in the order of the rule; the case's video is written meanwhile."""
     case = job.cases[number]
-    wanted = job.frames
+    wanted = [] if job.frames in RULES else indices_of(job.frames, case.driving.fps)
     if job.frames == 'largest_pose':
         method = next(iter(job.rendered), None)
         wanted = [largest_pose(method.cases[number].driving, method.renderer) if method else largest_pose(case.driving)]

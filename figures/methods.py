@@ -1,13 +1,34 @@
 """Where the frames of a comparison come from: models that render here, and videos that were made elsewhere."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from datasets.constant_rate import open_constant_rate
+from datasets.video import open_any
+from evaluation.cases import Case
+from evaluation.protocols import Item
 from evaluation.videos import at_rate, check_length, pair_name, shown_at
 from inference import Motion, Renderer
+
+
+def case_of_files(source, driving, size):
+    """The Case of two files at `size` px: an image, or the first frame of a video, follows a video; UserError.
+
+    The same file twice is its own truth.
+    """
+    same = Path(source).resolve() == Path(driving).resolve()
+    return Case(Item(source, driving=None if same else driving), open_any(source, size, open_constant_rate),
+                open_constant_rate(driving, size))
+
+
+def largest_cases(methods):
+    """The cases of the RenderedMethod with the largest images, at whose size all are shown; the first of equals."""
+    return max(methods, key=lambda method: method.renderer.model.params.image_size).cases
 
 
 @dataclass(frozen=True)
@@ -15,11 +36,13 @@ class RenderedMethod:
     """A method whose frames are made here.
 
     cases: those of the comparison, at the model's image size
+    watch: function of nothing, called before each frame is given; what it raises ends the comparison
     """
     name: str
     renderer: Renderer
     cases: tuple
     motion: Motion
+    watch: Callable[[], None] | None = None
 
     def frames(self, number, indices):
         """Yields its frames (H, W, 3) uint8 of a case, for driving frames: a list, or the range of all, which streams.
@@ -29,7 +52,10 @@ class RenderedMethod:
         for batch in driven.render(case.frames(indices)):
             frames = batch.frames
             del batch              # what the model made beside them is large, and would wait for the other methods
-            yield from frames
+            for frame in frames:
+                if self.watch is not None:
+                    self.watch()
+                yield frame
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,21 @@
 
 from pathlib import Path
 
-from figures.rules import PARTS, RULES
-from modes.options import (
-    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, check_whole, choose_device,
-    find_pairs, load_named, motion, named, refuse)
+from figures.rules import parse_frames, parse_zoom
+from modes.options import add_methods, check_methods, check_whole, find_pairs, motion, named, refuse, renderers
 from support.errors import UserError
-
-MODEL = ('--set', '--device', '--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--smooth')
 
 
 def add_arguments(parser):
     add_methods(parser)
-    add_set(parser)
-    add_device(parser)
-    add_motion(parser)
     parser.add_argument('--list', help='CSV file of pairs, with columns source, driving and, if wanted, anchor; a row '
                                        'of one video is rebuilt from its first frame, and scored')
     parser.add_argument('--pairs', type=int, help='how many, the first of --list; default: all')
     parser.add_argument('--source_image', help='image, or a video whose first frame is the source')
     parser.add_argument('--driving_video', help='video file or folder of frames; the same as --source_image: its truth')
-    parser.add_argument('--frames', nargs='+', default=['largest_pose'], metavar='RULE|N',
+    parser.add_argument('--frames', nargs='+', default=['largest_pose'], metavar='RULE|N|Ts',
                         help='which to show of each pair: largest_pose (default) | worst | best, by PSNR of the first '
-                             'method | frames by number, from 0')
+                             'method | frames by number, from 0, or by time, as 1.5s')
     parser.add_argument('--zoom', nargs='+', default=[], metavar='X Y W H|PART',
                         help='a region to enlarge, in pixels of the frames, or mouth | eyes, by landmarks')
     parser.add_argument('--error', action='store_true', help='show where results differ from the truth')
@@ -61,29 +54,8 @@ def check(options):
             refuse(options, ('--pairs',), 'without --list')
         if options.pairs < 1:
             raise UserError(f'--pairs {options.pairs}: must be at least 1')
-    check_motion(options)
-    if not options.checkpoints:
-        refuse(options, MODEL, 'without --checkpoints: no model makes frames')
-    frames_of(options), zoom_of(options)
-
-
-def frames_of(options):
-    """A rule, or indices of frames. UserError."""
-    if len(options.frames) == 1 and options.frames[0] in RULES:
-        return options.frames[0]
-    if not all(text.isdecimal() for text in options.frames):
-        raise UserError(f'--frames {" ".join(options.frames)}: expected {", ".join(RULES)}, or numbers of frames, '
-                        'counted from 0')
-    return tuple(dict.fromkeys(map(int, options.frames)))
-
-
-def zoom_of(options):
-    """A region, the name of a part, or None. UserError."""
-    if len(options.zoom) == 4 and all(text.isdecimal() for text in options.zoom):
-        return tuple(map(int, options.zoom))
-    if not options.zoom or len(options.zoom) == 1 and options.zoom[0] in PARTS:
-        return options.zoom[0] if options.zoom else None
-    raise UserError(f'--zoom {" ".join(options.zoom)}: expected x y w h in pixels, mouth, or eyes')
+    check_methods(options)
+    parse_frames(options.frames), parse_zoom(options.zoom)
 
 
 def prepare(options):
@@ -93,28 +65,23 @@ def prepare(options):
     """
     from evaluation.videos import find_videos, pair_name
     from figures.compare import Comparison
-    from figures.methods import RenderedMethod, VideoMethod
+    from figures.methods import RenderedMethod, VideoMethod, largest_cases
     from figures.plate import Paper
     from figures.zoom import Zoom
-    zoom, paper = zoom_of(options), Paper(options.width_cm, options.background)
+    zoom, paper = parse_zoom(options.zoom), Paper(options.width_cm, options.background)
     zoom = None if zoom is None else Zoom(zoom)
     checkpoints, generated = named(options)
-    methods, cases, size, dataset = [], None, 0, None
+    methods, dataset = [], None
     warn_of_proportions(options)
-    if not checkpoints:
-        cases = cases_of(options, None, None)
-    device = choose_device(options.device)
-    for name, checkpoint in checkpoints.items():
-        config, model = load_named(checkpoint, options, device)
-        dataset, own_size = dataset or config.dataset_params, config.model_params.image_size
-        own = cases_of(options, dataset, own_size)
-        if own_size > size:
-            cases, size = own, own_size
-        methods.append(RenderedMethod(name, animation_renderer(model, config, device), own, motion(options)))
+    for name, config, renderer in renderers(checkpoints, options):
+        dataset = dataset or config.dataset_params
+        cases = cases_of(options, dataset, config.model_params.image_size)
+        methods.append(RenderedMethod(name, renderer, cases, motion(options)))
+    cases = largest_cases(methods) if methods else cases_of(options, None, None)
     for name, folder in generated.items():
         videos = find_videos(folder, [pair_name(case) for case in cases], name)
         methods.append(VideoMethod(name, tuple(videos.values()), cases))
-    return Comparison(Path(options.out), cases, tuple(methods), frames_of(options), zoom, options.error,
+    return Comparison(Path(options.out), cases, tuple(methods), parse_frames(options.frames), zoom, options.error,
                       not options.pictures_only, paper)
 
 
@@ -132,11 +99,5 @@ def cases_of(options, dataset, size):
     if options.list:
         cases = find_pairs(options.list, dataset, size, options.pairs, seed=0)[:options.pairs]
         return tuple(check_whole(cases, options.list, 'a comparison'))
-    from datasets.constant_rate import open_constant_rate
-    from datasets.video import open_any
-    from evaluation.cases import Case
-    from evaluation.protocols import Item
-    source, driving = options.source_image, options.driving_video
-    same = Path(source).resolve() == Path(driving).resolve()
-    return (Case(Item(source, driving=None if same else driving), open_any(source, size, open_constant_rate),
-                 open_constant_rate(driving, size)),)
+    from figures.methods import case_of_files
+    return (case_of_files(options.source_image, options.driving_video, size),)

@@ -28,9 +28,9 @@ def add_arguments(parser):
     parser.add_argument('--at', type=int, nargs=2, metavar=('X', 'Y'),
                         help='a pixel of the picture to look at closely: what attention reads for it')
     parser.add_argument('--arrows', action='store_true', help='draw arrows over flows')
-    parser.add_argument('--code_frames', type=int, default=200, metavar='N',
+    parser.add_argument('--code_frames', type=int, default=100, metavar='N',
                         help='frames of the test set that codes are '
-                        'counted over, evenly spread; default 200, 0 for all')
+                        'counted over, evenly spread; default 100, 0 for all')
     parser.add_argument('--out', help='folder of the pictures; default: inspect in the run folder')
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from support.errors import UserError
 
 DEFAULT_CONFIG = 'config/vox-256.yaml'
+RENDERING = ('--set', '--device', '--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--smooth')
 
 log = logging.getLogger('run')
 
@@ -43,11 +44,15 @@ def add_model(parser):
 
 
 def add_methods(parser):
-    """Several methods, side by side: `named` reads both flags, `load_named` loads a checkpoint."""
+    """Several methods, side by side, and how the models among them make frames: `check_methods`, `named`, `renderers`.
+    """
     parser.add_argument('--checkpoints', nargs='+', default=[], metavar='[NAME=]FILE',
                         help='models; NAME is what the result calls them, by default the run folder or the file')
     parser.add_argument('--generated', nargs='+', default=[], metavar='NAME=FOLDER',
                         help='videos that were made elsewhere, named SOURCE--DRIVING.mp4')
+    add_set(parser)
+    add_device(parser)
+    add_motion(parser)
 
 
 def add_motion(parser):
@@ -69,6 +74,13 @@ def check_motion(options):
         raise UserError(f'--smooth {options.smooth:g}: must not be negative')
     if not options.relative:
         refuse(options, ('--adapt_scale', '--find_best_frame'), 'with --absolute, which needs no frame to start from')
+
+
+def check_methods(options):
+    """UserError for flags of `add_methods` that do not fit together."""
+    check_motion(options)
+    if not options.checkpoints:
+        refuse(options, RENDERING, 'without --checkpoints: no model makes frames')
 
 
 def refuse(options, flags, why):
@@ -196,6 +208,14 @@ def _name_of(checkpoint):
 def load_named(checkpoint, options, device):
     """As `load_model`, of one of several checkpoints; --set holds for each."""
     return load_model(argparse.Namespace(checkpoint=str(checkpoint), config=None, set=options.set), device)
+
+
+def renderers(checkpoints, options):
+    """Yields (name, config, inference.Renderer) of the checkpoints that `named` gives, one after the other."""
+    device = choose_device(options.device)
+    for name, path in checkpoints.items():
+        config, model = load_named(path, options, device)
+        yield name, config, animation_renderer(model, config, device)
 
 
 def load_model(options, device):

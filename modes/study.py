@@ -9,19 +9,14 @@ study/page is for the participants (study.html, from disk or any web host), stud
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_methods, add_motion, add_set, animation_renderer, check_motion, check_whole, choose_device,
-    find_pairs, load_named, motion, named, refuse)
+    RENDERING, add_methods, check_methods, check_whole, find_pairs, motion, named, refuse, renderers)
 from support.errors import UserError
 
 BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
-MODEL = ('--set', '--device', '--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--smooth')
 
 
 def add_arguments(parser):
     add_methods(parser)
-    add_set(parser)
-    add_device(parser)
-    add_motion(parser)
     parser.add_argument('--list', help='pairs, a list as of --mode evaluate; default: random pairs of the test set')
     parser.add_argument('--pairs', type=int, default=10, help='how many, the first of --list; default 10')
     parser.add_argument('--design', default='ranking', help='ranking (default): all methods of a pair at once, from '
@@ -36,7 +31,7 @@ def add_arguments(parser):
 
 def run(options):
     if options.collect:
-        refuse(options, BUILDING + MODEL, 'with --collect, which counts the answers to a study that is built')
+        refuse(options, BUILDING + RENDERING, 'with --collect, which counts the answers to a study that is built')
         return run_collect(options)
     check(options)
     return run_build(options)
@@ -48,11 +43,9 @@ def check(options):
         raise UserError('a study compares at least 2 methods: give them by --checkpoints and --generated')
     if options.pairs < 1:
         raise UserError(f'--pairs {options.pairs}: must be at least 1')
-    check_motion(options)
-    if not options.checkpoints:
-        refuse(options, MODEL, 'without --checkpoints: no model makes frames')
-        if not options.list:
-            raise UserError('--list is needed without --checkpoints: it names the pairs that the videos are of')
+    check_methods(options)
+    if not options.checkpoints and not options.list:
+        raise UserError('--list is needed without --checkpoints: it names the pairs that the videos are of')
 
 
 def run_collect(options):
@@ -81,9 +74,8 @@ def prepare(options, out):
     folders = {name: out / name for name in checkpoints} | generated
     if not checkpoints:
         return make_job(options, folders, pairs_of(options, None, None))
-    device, job, size, dataset = choose_device(options.device), None, 0, None
-    for name, checkpoint in checkpoints.items():
-        config, model = load_named(checkpoint, options, device)
+    job, size, dataset = None, 0, None
+    for name, config, renderer in renderers(checkpoints, options):
         dataset, own_size = dataset or config.dataset_params, config.model_params.image_size
         cases = pairs_of(options, dataset, own_size)
         if job is None:      # what is wrong or missing shows before the work, not after it
@@ -91,7 +83,7 @@ def prepare(options, out):
                 find_videos(folder, [pair_name(case) for case in cases], other)
         if own_size > size:
             job, size = make_job(options, folders, cases), own_size
-        animate_alone(animation_renderer(model, config, device), cases, folders[name], motion(options),
+        animate_alone(renderer, cases, folders[name], motion(options),
                       made_by=repr((config.model_params, config.dataset_params)))
     return job
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import run
@@ -18,18 +19,22 @@ from evaluation.cases import Case
 from evaluation.protocols import Item
 from figures import compare as figure
 from figures import zoom as zooming
-from figures.choice import largest_pose
+from figures.choice import as_unit, largest_pose
 from figures.compare import Comparison, compare
 from figures.methods import RenderedMethod, VideoMethod
 from figures.pdf import as_pdf
 from figures.plate import BOX, DPI, Paper
+from figures.rules import Time
 from figures.zoom import Zoom
 from inference import Motion, Renderer
 from logger import write_checkpoint
 from metrics.base import Unavailable
 from metrics.face import Faces
+from metrics.perceptual import BACKBONES, LpipsVgg
 from modules.build import build_model
 from support.errors import UserError
+from support.weights import checkpoint_path
+from tests.random_weights import save_random_weights
 from tests.tiny import tiny
 from visualizer import error_to_rgb
 
@@ -189,6 +194,27 @@ def test_scores_below_a_cell_are_those_of_its_frame(tmp_path, monkeypatch):
     assert json.loads((tmp_path / 'out' / 'comparison.json').read_text())['rows'][0]['frame'] == 3
 
 
+def test_lpips_stands_below_psnr_where_its_weights_are(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    shown, cells = [], figure.cells
+    monkeypatch.setattr(figure, 'cells', lambda *given: shown.append(cells(*given)) or shown[-1])
+    without = compare(job_of(tmp_path, frames=(3,)))
+    assert [len(cell.notes) for cell in shown[0][2:]] == [1, 1] and 'vgg16' in without['left_out']['lpips.vgg']
+    weights = checkpoint_path(BACKBONES['vgg'])
+    weights.parent.mkdir(parents=True)
+    with torch.device('meta'):
+        network = torchvision.models.vgg16()
+    save_random_weights(network, weights)
+    job = job_of(tmp_path, frames=(3,))
+    report = compare(job)
+    lpips, driving = LpipsVgg('cpu'), job.cases[0].driving.pictures[3]
+    for method, cell in zip(job.methods, shown[2][2:], strict=True):
+        expected = float(lpips(as_unit(method.make(3, driving)), as_unit(driving))[0])
+        assert expected > 0 and cell.notes[1] == f'LPIPS {expected:.3f}' and cell.notes[0].endswith(' dB')
+        assert report['rows'][0]['scores'][method.name]['lpips.vgg'] == pytest.approx(expected)
+    assert report['left_out'] == {} and len(report['rows'][0]['scores']) == 2
+
+
 @pytest.mark.parametrize('background, corner', [('white', 255), ('dark', 24)])
 def test_the_pdf_shows_the_same_picture_at_its_size(tmp_path, background, corner):
     compare(job_of(tmp_path, paper=Paper(9, background), frames=(0,)))
@@ -232,6 +258,15 @@ def test_the_rule_is_printed_under_the_figure(tmp_path, monkeypatch):
     assert texts == [report['rule']] == ['Frames 3, 0 of each driving video, counted from 0.']
     bottom = max(box[3] for row in report['rows'] for boxes in row['boxes'] for box in boxes.values())
     assert (printed(tmp_path)[bottom + 40:] < 128).any()
+
+
+def test_at_a_time_the_frame_on_display_is_shown(tmp_path):
+    job = job_of(tmp_path, frames=(Time(Fraction('0.1')), 1, Time(Fraction('0.16'))))       # 40 ms each
+    report = compare(job)
+    assert [row['frame'] for row in report['rows']] == [2, 1, 4] * 2
+    assert report['rule'] == 'Frames 1, at 0.1 s, at 0.16 s of each driving video, counted from 0.'
+    with pytest.raises(UserError, match='anna: has no frame 6, only 0 to 5'):
+        job_of(tmp_path, frames=(Time(Fraction('0.24')),))
 
 
 def test_only_what_is_shown_is_rendered_without_videos(tmp_path):
@@ -421,6 +456,8 @@ def test_mistakes_are_one_line_and_come_before_the_work(models, tmp_path, capsys
     assert '--pairs is not read without --list' in refused(*model, '--source_image', 'x', '--driving_video', 'y',
                                                            '--pairs', 1)
     assert 'expected largest_pose, worst, best, or numbers' in refused(*model, *pairs, '--frames', 'worst', '3')
+    assert '--frames 1.5: expected' in refused(*model, *pairs, '--frames', '1.5')
+    assert 'bert: has no frame 3, only 0 to 2' in refused(*model, *pairs, '--frames', '0.12s')
     assert 'bert: has no frame 3, only 0 to 2' in refused(*model, *pairs, '--frames', 0, 3)
     assert 'anna--bert: its worst frame needs the truth' in refused(*model, *pairs, '--frames', 'worst')
     assert 'anna--bert: a map of the error needs the truth' in refused(*model, *pairs, '--error')

@@ -10,12 +10,12 @@ import gradio as gr
 from portrait import Portrait
 from support.errors import UserError
 from web import jobs
-from web.controls import Desk, cancels, clip, follow, model, note, picture
+from web.controls import (
+    Desk, cancels, clip, command, follow, model, motion, motion_of, named, note, picture)
 
 STILL, VIDEO, TEMPLATE = 'a picture', 'a video', 'a motion template'
 ALONE, BESIDE, PASTED = 'result alone', 'source, driver and result', 'pasted back into the whole source'
 WHOLE, CUT = 'squeeze the whole picture', 'cut around the face'
-RELATIVE, ABSOLUTE = 'relative to the first frame', 'absolute: as the driver is'
 
 
 def add_animate(desk: Desk):
@@ -25,7 +25,7 @@ def add_animate(desk: Desk):
     inputs = {part for name, part in page.items() if name not in shown}
 
     def animate(given, request: gr.Request):
-        chosen, session, portrait = _named(page, given), request.session_hash, None
+        chosen, session, portrait = named(page, given), request.session_hash, None
 
         def make_job():
             nonlocal portrait
@@ -37,12 +37,11 @@ def add_animate(desk: Desk):
                 yield status, gr.skip(), gr.skip(), gr.skip()
             else:
                 saved = [path for path in (made.video, made.motion) if path]
-                command = command_line(desk.models[chosen['model']], portrait)
                 yield (note(f'Done: {made.frames} frames.'), made.video, gr.update(value=saved, visible=True),
-                       gr.update(value=command, visible=True))
+                       gr.update(value=command_line(desk.models[chosen['model']], portrait), visible=True))
 
     def look(given, request: gr.Request):
-        chosen, session = _named(page, given), request.session_hash
+        chosen, session = named(page, given), request.session_hash
 
         def make_job():
             if chosen['driver_kind'] == TEMPLATE:
@@ -72,11 +71,12 @@ def _layout(desk):
         with gr.Column(min_width=280):
             page['source_kind'] = gr.Radio([STILL, VIDEO], value=STILL, label='Source: who is to move')
             page['source_image'] = picture('Portrait', elem_id='source')
-            page['source_video'] = clip('Source video', visible=False)
+            page['source_video'] = clip('Source video', visible=False, elem_id='source-video')
         with gr.Column(min_width=280):
             page['driver_kind'] = gr.Radio([VIDEO, TEMPLATE], value=VIDEO, label='Driver: how to move')
             page['driving_video'] = clip('Driving video', elem_id='driver')
-            page['driving_motion'] = gr.File(label='Motion template', file_types=['.npz'], visible=False)
+            page['driving_motion'] = gr.File(label='Motion template', file_types=['.npz'], visible=False,
+                                             elem_id='template')
         with gr.Column(min_width=280):
             page['model'] = model(desk)
             page['result'] = gr.Video(label='Result', interactive=False, height=300, autoplay=True, loop=True,
@@ -87,10 +87,9 @@ def _layout(desk):
         page['cancel'] = gr.Button('Cancel', variant='stop', elem_id='cancel')
     page['status'] = gr.HTML(elem_id='status')
     page['faces'] = gr.Image(label='Faces by number, and what will be cut out: source, driver', visible=False,
-                             interactive=False, buttons=['fullscreen'])
+                             interactive=False, buttons=['fullscreen'], elem_id='faces')
     page['saved'] = gr.File(label='Download', visible=False, interactive=False, file_count='multiple', elem_id='saved')
-    page['command'] = gr.Code(label='The same from the command line', language='shell', interactive=False,
-                              visible=False, wrap_lines=True, lines=1, elem_id='command')
+    page['command'] = command()
     _options(page)
     _switch(page['source_kind'], {STILL: page['source_image'], VIDEO: page['source_video']})
     _switch(page['driver_kind'], {VIDEO: page['driving_video'], TEMPLATE: page['driving_motion']})
@@ -105,13 +104,7 @@ def _options(page):
             page['driving_face'] = gr.Dropdown([0], value=0, label='Face of the driver', info='0 is the largest')
             page['show'] = gr.Radio([ALONE, BESIDE, PASTED], value=ALONE, label='Show')
         with gr.Row():
-            page['motion'] = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion', min_width=200,
-                                      info='Absolute leaks the shape of the driver\'s face')
-            page['adapt_scale'] = gr.Checkbox(label='Adapt scale', min_width=200,
-                                              info='Scale relative motion to the source\'s face')
-            page['find_best_frame'] = gr.Checkbox(label='Find the best frame', min_width=200,
-                                                  info='Start from the driving frame that is nearest to the source')
-            page['smooth'] = gr.Slider(0, 2, 0, step=0.1, label='Smooth', info='Calms a jittery driver; 1 is much')
+            motion(page)
         with gr.Row():
             page['source_end'] = gr.Radio(['loop', 'hold'], value='loop', label='End of a source video', min_width=200,
                                           info='Where it is shorter than the motion')
@@ -122,11 +115,6 @@ def _options(page):
 def _switch(radio, parts):
     radio.change(lambda kind: [gr.update(visible=name == kind) for name in parts], radio, list(parts.values()),
                  queue=False, api_name=False, show_progress='hidden')
-
-
-def _named(page, given):
-    """{name: value} of {component: value}."""
-    return {name: given[part] for name, part in page.items() if part in given}
 
 
 def _files(chosen):
@@ -142,13 +130,10 @@ def portrait_of(desk, session, chosen):
         if path is None:
             raise UserError(f'bring {"a portrait" if name == source else "a driver"} first')
     folder, cut = desk.files.new(session), chosen['crop'] == CUT
-    relative = chosen['motion'] == RELATIVE
     return Portrait(
         **files, source_end=chosen['source_end'] if source == 'source_video' else 'loop',
         save_motion=str(folder / 'motion.npz') if chosen['save_motion'] else None,
-        result_video=str(folder / 'animation.mp4'), relative=relative,
-        adapt_scale=relative and chosen['adapt_scale'], find_best_frame=relative and chosen['find_best_frame'],
-        smooth=chosen['smooth'], crop='auto' if cut else 'none',
+        result_video=str(folder / 'animation.mp4'), **motion_of(chosen), crop='auto' if cut else 'none',
         face_index=(chosen['source_face'], chosen['driving_face']) if cut else (0,),
         paste_back=chosen['show'] == PASTED, side_by_side=chosen['show'] == BESIDE)
 

@@ -1,50 +1,89 @@
-"""The tab Compare: one pair through all checkpoints that the page was started with."""
+"""The tab Compare: one pair through all checkpoints that the page was started with, as `--mode compare` shows it."""
 
 import functools
+import shlex
+from pathlib import Path
 
 import gradio as gr
 
+from figures.rules import parse_frames, parse_zoom
+from support.errors import UserError
 from web import jobs
-from web.animate_tab import ABSOLUTE, RELATIVE, STILL, VIDEO, WHOLE, portrait_of
-from web.controls import Desk, cancels, clip, follow, note, picture
+from web.controls import Desk, cancels, clip, command, follow, motion, motion_of, named, note, picture
 
 
 def add_compare(desk: Desk):
     """Lay out the tab; returns (source picture, driving video)."""
-    names = list(desk.models)
-    with gr.Row():
-        source, driver = picture('Portrait', elem_id='compare-source'), clip('Driving video', elem_id='compare-driver')
-    motion = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion')
+    inputs, made = _inputs(), {}
     with gr.Row():
         run, cancel = gr.Button('Compare', variant='primary', elem_id='compare'), gr.Button('Cancel', variant='stop')
-    status = gr.HTML('' if len(names) > 1 else note('One model is loaded; --checkpoint takes several.'),
-                     elem_id='compare-status')
-    videos = []
-    for start in range(0, len(names), 3):
-        with gr.Row():
-            videos += [gr.Video(label=name, interactive=False, height=300, autoplay=True, loop=True,
-                                buttons=['download'], elem_classes='compared')
-                       for name in names[start:start + 3]]
+    made['status'] = gr.HTML('' if len(desk.models) > 1 else note('One model is loaded; --checkpoint takes several.'),
+                             elem_id='compare-status')
+    made['video'] = gr.Video(label='Source, driver and models', interactive=False, height=360, autoplay=True, loop=True,
+                             buttons=['download'], elem_id='compared')
+    made['figure'] = gr.Image(label='For print', interactive=False, buttons=['fullscreen'], elem_id='plate')
+    made['saved'] = gr.File(label='Download', visible=False, interactive=False, file_count='multiple')
+    made['command'] = command()
 
-    def compare(source, driver, motion, request: gr.Request):
-        session = request.session_hash
+    def compare(given, request: gr.Request):
+        chosen, session = named(inputs, given), request.session_hash
+        words = {'frames': chosen['frames'].split(), 'zoom': chosen['zoom'].split()}
 
         def make_job():
-            portrait = portrait_of(desk, session, PLAIN | {'source_image': source, 'driving_video': driver,
-                                                           'motion': motion})
-            return functools.partial(jobs.compare, checkpoints=list(desk.models.values()), portrait=portrait)
-        yield note('…'), *[None for _ in videos]
-        for status, made in follow(desk, session, make_job, source, driver):
-            if made is None:
-                yield status, *[gr.skip() for _ in videos]
+            files = tuple(desk.files.take(session, chosen[name]) for name in ('source_image', 'driving_video'))
+            if None in files:
+                raise UserError('bring a portrait and a driver first')
+            shown = {'frames': parse_frames(words['frames']), 'zoom': parse_zoom(words['zoom']),
+                     'background': chosen['background']}
+            return functools.partial(jobs.compare, models=desk.models, files=files, motion=motion_of(chosen),
+                                     shown=shown, folder=str(desk.files.new(session)))
+        yield {made['status']: note('…'), made['video']: None, made['figure']: None,
+               made['saved']: gr.update(value=None, visible=False), made['command']: gr.update(visible=False)}
+        for status, found in follow(desk, session, make_job, chosen['source_image'], chosen['driving_video']):
+            if found is None:
+                yield {made['status']: status}
             else:
-                yield note(f'Done: {made[0].frames} frames each.'), *[one.video for one in made]
+                yield {made['status']: note(f'Done: {found.frames} frames each. {found.rule}'),
+                       made['video']: found.video, made['figure']: found.figure,
+                       made['saved']: gr.update(value=[found.video, found.figure, found.pdf], visible=True),
+                       made['command']: gr.update(value=command_line(desk.models, chosen, words), visible=True)}
 
-    run.click(compare, [source, driver, motion], [status, *videos], concurrency_limit=None, show_progress='hidden',
+    run.click(compare, set(inputs.values()), list(made.values()), concurrency_limit=None, show_progress='hidden',
               api_name=False)
     cancels(desk, cancel)
-    return source, driver
+    return inputs['source_image'], inputs['driving_video']
 
 
-PLAIN = {'source_kind': STILL, 'driver_kind': VIDEO, 'crop': WHOLE, 'source_end': 'loop', 'save_motion': False,
-         'adapt_scale': False, 'find_best_frame': False, 'smooth': 0, 'show': ''}
+def _inputs():
+    """{name: component}."""
+    page = {}
+    with gr.Row():
+        page['source_image'] = picture('Portrait', elem_id='compare-source')
+        page['driving_video'] = clip('Driving video', elem_id='compare-driver')
+    with gr.Accordion('Options', open=False):
+        with gr.Row():
+            motion(page)
+        with gr.Row():
+            page['frames'] = gr.Textbox('largest_pose', label='Frames for print',
+                                        info='largest_pose, or numbers, from 0, or times, as 0.5s 1.2s')
+            page['zoom'] = gr.Textbox('', label='Enlarge',
+                                      info='mouth, eyes, or x y w h in pixels; nothing enlarges nothing')
+            page['background'] = gr.Radio(['white', 'dark'], value='white', label='Background', min_width=200)
+    return page
+
+
+def command_line(models, chosen, words):
+    """What makes the same of files of the same names in the folder where it is called.
+
+    models: {name: checkpoint}
+    chosen: {name: value} of the tab; words: {'frames' and 'zoom': words}
+    """
+    flags = motion_of(chosen)
+    motion = ['--absolute'] * (not flags['relative']) + [
+        f'--{name}' for name in ('adapt_scale', 'find_best_frame') if flags[name]]
+    motion += ['--smooth', str(flags['smooth'])] if flags['smooth'] else []
+    files = [word for name in ('source_image', 'driving_video') for word in (f'--{name}', Path(chosen[name]).name)]
+    zoom = ['--zoom', *words['zoom']] if words['zoom'] else []
+    return shlex.join(['python', 'run.py', '--mode', 'compare', '--checkpoints',
+                       *(f'{name}={path}' for name, path in models.items()), *files, *motion, '--frames',
+                       *words['frames'], *zoom, '--background', chosen['background']])

@@ -9,6 +9,8 @@ from support.errors import UserError
 from web.files import Files
 from web.worker import Cancelled, Progress, Worker
 
+RELATIVE, ABSOLUTE = 'relative to the first frame', 'absolute: as the driver is'
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -38,6 +40,35 @@ def clip(label, **how):
 def camera(label, **how):
     """A camera, whose frames are handed on as encoded bytes."""
     return gr.Image(label=label, sources=['webcam'], streaming=True, height=300, **how)
+
+
+def motion(page):
+    """Adds the options of `--mode animate` and `compare` for how motion is transferred to page, {name: component}."""
+    page['motion'] = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion', min_width=200,
+                              info='Absolute leaks the shape of the driver\'s face')
+    page['adapt_scale'] = gr.Checkbox(label='Adapt scale', min_width=200,
+                                      info='Scale relative motion to the source\'s face')
+    page['find_best_frame'] = gr.Checkbox(label='Find the best frame', min_width=200,
+                                          info='Start from the driving frame that is nearest to the source')
+    page['smooth'] = gr.Slider(0, 2, 0, step=0.1, label='Smooth', info='Calms a jittery driver; 1 is much')
+
+
+def motion_of(chosen):
+    """The flags of what was chosen in `motion`, by name."""
+    relative = chosen['motion'] == RELATIVE
+    return {'relative': relative, 'adapt_scale': relative and chosen['adapt_scale'],
+            'find_best_frame': relative and chosen['find_best_frame'], 'smooth': chosen['smooth']}
+
+
+def named(page, given):
+    """{name: value} of {component: value}."""
+    return {name: given[part] for name, part in page.items() if part in given}
+
+
+def command():
+    """A command line to copy, hidden until there is one."""
+    return gr.Code(label='The same from the command line', language='shell', interactive=False, visible=False,
+                   wrap_lines=True, lines=1, elem_classes='command')
 
 
 def model(desk):

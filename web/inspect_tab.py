@@ -6,8 +6,7 @@ import gradio as gr
 
 from support.errors import UserError
 from web import jobs
-from web.animate_tab import ABSOLUTE, RELATIVE
-from web.controls import Desk, cancels, clip, follow, model, note, picture
+from web.controls import ABSOLUTE, RELATIVE, Desk, cancels, clip, follow, model, note, picture
 
 
 def add_inspect(desk: Desk):

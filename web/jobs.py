@@ -3,7 +3,6 @@
 All rendering is that of the command line: portrait.py, figures/, inference.py. Slow imports wait for a job.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,18 +69,40 @@ def animate(bench, checkpoint, portrait):
     return Animated(portrait.result_video, portrait.save_motion, total)
 
 
-def compare(bench, checkpoints, portrait):
-    """List of Animated, one for each checkpoint: their results lie in folders 0, 1, ... beside the portrait's own."""
-    from portrait import bring_to_life
-    total, made = _check(portrait, bench, checkpoints[0]), []
-    for number, checkpoint in enumerate(checkpoints):
-        result = Path(portrait.result_video)
-        own = replace(portrait, result_video=str(result.parent / str(number) / result.name))
+class Compared(NamedTuple):
+    """Paths of what `--mode compare` made, how many frames, and by which rule some were chosen for print."""
+    video: str
+    figure: str
+    pdf: str
+    frames: int
+    rule: str
+
+
+def compare(bench, models, files, motion, shown, folder):
+    """Compared: a pair through all models, into the folder.
+
+    models: {name: checkpoint}
+    files:  (source image, driving video), paths
+    motion: flags of inference.Motion.of_flags, by name
+    shown:  {'frames': figures.rules.parse_frames, 'zoom': parse_zoom, 'background': of figures.plate.PAPERS}
+    """
+    from figures import compare as side_by_side
+    from figures.methods import RenderedMethod, case_of_files, largest_cases
+    from figures.plate import Paper
+    from figures.zoom import Zoom
+    from inference import Motion
+    check_picture(files[0])
+    total, zoom, folder = len(check_clip(files[1])), shown['zoom'] and Zoom(shown['zoom']), Path(folder)
+    count, methods = bench.counter(total * len(models)), []
+    for name, checkpoint in models.items():
         model = bench.model(checkpoint)
-        count = bench.counter(total * len(checkpoints), total * number)
-        bring_to_life(own, model.renderer, model.size, watch=count)
-        made.append(Animated(own.result_video, None, total))
-    return made
+        methods.append(RenderedMethod(name, model.renderer, (case_of_files(*files, model.size),),
+                                      Motion.of_flags(**motion), count))
+    report = side_by_side.compare(side_by_side.Comparison(
+        folder, largest_cases(methods), tuple(methods), shown['frames'], zoom,
+        paper=Paper(background=shown['background'])))
+    video, = (folder / 'videos').iterdir()
+    return Compared(str(video), str(folder / 'comparison.png'), str(folder / 'comparison.pdf'), total, report['rule'])
 
 
 class Faces(NamedTuple):

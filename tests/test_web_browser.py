@@ -1,0 +1,393 @@
+"""All four tabs of the page of `--mode web`, in a real browser where there is one."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
+from figures.rules import Time, parse_frames
+from logger import write_checkpoint
+from modules.build import build_model
+from tests.tiny import ROOT, SHARED, tiny
+from tests.web_jobs import SIZE, write_clip
+from web.jobs import EXAMPLE_FRAMES
+from web.limits import MOST_BYTES
+
+FRAMES, LONG = 12, 300
+PATIENCE = 120_000         # milliseconds; the machine may be busy
+LANDMARKER = SHARED / 'weights' / 'face_landmarker.task'
+PORTRAITS = [SHARED / 'real' / 'source' / name for name in ('src04_man_smile.png', 'src02_glasses.png')]
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Two untrained models of 64 px, a portrait, clips, a text, and what the fake camera films."""
+    folder = tmp_path_factory.mktemp('web')
+    for seed, name in enumerate(('ours', 'rival')):
+        torch.manual_seed(seed)
+        config = tiny(f'model_params.image_size={SIZE}')
+        state = build_model(config).state_dict()
+        write_checkpoint(folder / f'{name}.pt', {'model': state, 'ema': state, 'config': config.as_dict(), 'step': 1})
+    write_clip(folder / 'driver.mp4', FRAMES)
+    write_clip(folder / 'long.mp4', LONG)
+    write_clip(folder / 'short.mp4', FRAMES // 2)
+    Image.fromarray(open_clip(folder / 'driver.mp4').read([0])[0]).save(folder / 'face.png')
+    (folder / 'notes.mp4').write_text('not a video')
+    with open(folder / 'camera.mjpeg', 'wb') as film:
+        for frame in open_clip(folder / 'driver.mp4').frames():
+            jpeg = io.BytesIO()
+            Image.fromarray(frame).resize((320, 240)).save(jpeg, format='JPEG')
+            film.write(jpeg.getvalue())
+    return folder
+
+
+@pytest.fixture(scope='module')
+def server(files):
+    """The address of a page with both models."""
+    pytest.importorskip('gradio')
+    pytest.importorskip('playwright.sync_api')
+    (files / 'tmp').mkdir()
+    if LANDMARKER.is_file():
+        (files / 'torch' / 'hub' / 'checkpoints').mkdir(parents=True)
+        (files / 'torch' / 'hub' / 'checkpoints' / LANDMARKER.name).symlink_to(LANDMARKER)
+    port = 7800 + os.getpid() % 100
+    with open(files / 'log.txt', 'w') as log:
+        process = subprocess.Popen(
+            [sys.executable, 'run.py', '--mode', 'web', '--device', 'cpu', '--port', str(port), '--checkpoint',
+             str(files / 'ours.pt'), str(files / 'rival.pt')], cwd=ROOT, stdout=log, stderr=log,
+            env=os.environ | {'TMPDIR': str(files / 'tmp'), 'TORCH_HOME': str(files / 'torch')})
+    while 'The page is at' not in (files / 'log.txt').read_text():
+        assert process.poll() is None, (files / 'log.txt').read_text()
+        time.sleep(0.2)
+    yield f'http://127.0.0.1:{port}'
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    assert not list((files / 'tmp').glob('talking-heads-*'))      # uploads and results went with it
+    assert 'a job has failed' not in (files / 'log.txt').read_text()
+
+
+@pytest.fixture(scope='module')
+def browser(files):
+    """Headless Chromium with a fake camera: the system's, or Playwright's."""
+    playwright = pytest.importorskip('playwright.sync_api')
+    path = shutil.which('chromium') or shutil.which('google-chrome')
+    with playwright.sync_playwright() as started:
+        try:
+            browser = started.chromium.launch(executable_path=path, args=[
+                '--no-sandbox', '--use-fake-ui-for-media-stream', '--use-fake-device-for-media-stream',
+                f'--use-file-for-fake-video-capture={files / "camera.mjpeg"}'])
+        except playwright.Error as error:
+            pytest.skip(f'no Chromium: {str(error).splitlines()[0]}')
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """A function that opens the page anew; at the end nothing was asked of any other address."""
+    pages = []
+
+    def visited(tab='Animate'):
+        context = browser.new_context(viewport={'width': 1400, 'height': 1000}, permissions=['camera'])
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.asked, page.troubles = [], []
+        page.on('request', lambda request: page.asked.append(request.url))
+        page.on('pageerror', lambda error: page.troubles.append(str(error)))
+        page.goto(server)
+        page.get_by_role('tab', name=tab).click()
+        pages.append(page)
+        return page
+    yield visited
+    for page in pages:
+        assert {urlsplit(url).netloc for url in page.asked if url.startswith('http')} == {urlsplit(server).netloc}
+        assert not page.troubles
+        page.context.close()
+
+
+def bring(page, selector, path):
+    page.set_input_files(f'{selector} input[type=file]', path)
+    arrived(page, selector)
+
+
+def arrived(page, *selectors):
+    """Waits for pictures and videos that the page has got."""
+    for selector in selectors:
+        page.wait_for_function("selector => document.querySelector(selector + ' :is(img, video)')?.src", arg=selector)
+
+
+def bring_both(page, files, driver='driver.mp4'):
+    bring(page, '#source', files / 'face.png')
+    bring(page, '#driver', files / driver)
+
+
+def status(page, text):
+    """Waits for a status with this text."""
+    return page.locator('#status .status', has_text=re.compile(text)).wait_for()
+
+
+def option(page, label, choice):
+    """Choose in the tab that is seen."""
+    if not page.get_by_label('Smooth').locator('visible=true').count():
+        page.locator('[role=tabpanel]:visible button', has_text='Options').click()
+    page.locator(f'[role=tabpanel]:visible fieldset:has-text("{label}")').get_by_label(choice).check()
+
+
+def command_of(page):
+    """The options that the shown command line stands for."""
+    words = page.locator('.command:visible .cm-content').inner_text().split()
+    assert words[:2] == ['python', 'run.py']
+    return run.parse(words[2:])[0]
+
+
+def result_of(page, folder, selector='#result'):
+    """The clip that the page shows as its result."""
+    arrived(page, selector)
+    reply = page.request.get(page.locator(f'{selector} video').get_attribute('src'))
+    (folder / 'shown.mp4').write_bytes(reply.body())
+    return open_clip(folder / 'shown.mp4')
+
+
+def test_a_portrait_follows_a_clip(visit, files, tmp_path):
+    page = visit()
+    bring_both(page, files)
+    page.evaluate("""() => { window.seen = []; new MutationObserver(() => seen.push(
+        document.querySelector('#status').innerText)).observe(document.body, {subtree: true, childList: true}); }""")
+    page.click('#animate')
+    status(page, f'Done: {FRAMES} frames')
+    assert len(result_of(page, tmp_path)) == FRAMES
+    assert any('At work' in text or f'of {FRAMES} frames' in text for text in page.evaluate('seen'))
+    options = command_of(page)
+    assert (options.mode, options.checkpoint) == ('animate', str(files / 'ours.pt'))
+    assert (options.source_image, options.driving_video) == ('face.png', 'driver.mp4')
+    with page.expect_download() as download:
+        page.locator('#saved a[download]').first.click()
+    assert len(open_clip(shutil.copy(download.value.path(), tmp_path / 'saved.mp4'))) == FRAMES
+
+
+def test_an_example_follows_its_driver(visit, tmp_path):
+    """Examples change components, for which Gradio makes new ones: they must hand files on as those before did."""
+    page = visit()
+    page.locator('[role=tabpanel]:visible tbody tr').nth(1).click()
+    arrived(page, '#source', '#driver')
+    page.click('#animate')
+    status(page, f'Done: {EXAMPLE_FRAMES} frames')
+    assert len(result_of(page, tmp_path)) == EXAMPLE_FRAMES
+    block, buttons = (page.locator(f'#driver{part}').bounding_box() for part in ('', ' .source-selection'))
+    assert buttons['y'] + buttons['height'] <= block['y'] + block['height']       # not cut off
+
+
+def test_a_cancelled_animation_makes_room(visit, files, tmp_path):
+    page = visit()
+    bring_both(page, files, 'long.mp4')
+    page.click('#animate')
+    status(page, f'of {LONG} frames, .* frames/s, .* s left')
+    page.click('#cancel')
+    status(page, 'Cancelled')
+    page.reload()
+    bring_both(page, files)
+    page.click('#animate')
+    status(page, 'Done')
+    assert len(result_of(page, tmp_path)) == FRAMES
+
+
+def test_a_text_as_a_driver_is_one_line(visit, files):
+    page = visit()
+    bring(page, '#source', files / 'face.png')
+    page.click('#animate')
+    status(page, '^bring a driver first$')
+    bring(page, '#driver', files / 'notes.mp4')
+    page.click('#animate')
+    status(page, r'^notes\.mp4: is no video that can be read \(.*\)$')
+    assert 'trouble' in page.get_attribute('#status .status', 'class')
+
+
+def test_motion_is_saved_and_moves_a_video(visit, files, tmp_path):
+    page = visit()
+    bring_both(page, files)
+    option(page, 'Motion', 'relative')      # opens the options
+    page.get_by_label('Save the motion').check()
+    page.click('#animate')
+    status(page, 'Done')
+    with page.expect_download() as download:
+        page.locator('#saved a[download$=".npz"]').click()
+    template = shutil.copy(download.value.path(), tmp_path / 'motion.npz')
+    assert command_of(page).save_motion == 'motion.npz'
+    page.get_by_label('Save the motion').uncheck()
+    page.get_by_label('a motion template').check()
+    page.locator('#template input[type=file]').set_input_files(template)
+    page.locator('#template', has_text='.npz').wait_for()
+    page.get_by_label('a video').first.check()
+    bring(page, '#source-video', files / 'short.mp4')
+    option(page, 'End of a source video', 'hold')
+    page.click('#animate')
+    status(page, f'Done: {FRAMES} frames')
+    assert len(result_of(page, tmp_path)) == FRAMES
+    options = command_of(page)
+    assert (options.source_video, options.source_end, options.driving_motion) == ('short.mp4', 'hold', 'motion.npz')
+    page.get_by_label('Model').locator('visible=true').first.click()
+    page.get_by_role('option', name='rival').click()
+    page.click('#animate')
+    status(page, r'^motion\.npz: .*another')
+
+
+def test_a_recording_of_the_camera_drives_a_portrait(visit, files, tmp_path):
+    page = visit()
+    bring(page, '#source', files / 'face.png')
+    page.locator('#driver .source-selection button').nth(1).click()
+    page.locator('#driver button', has_text=re.compile('access|Click')).first.click()
+    page.locator('#driver button', has_text='Record').first.click()
+    page.wait_for_timeout(2000)
+    page.locator('#driver button', has_text='Stop').first.click()
+    arrived(page, '#driver')
+    page.click('#animate')
+    status(page, 'Done')
+    assert len(result_of(page, tmp_path)) > 5
+
+
+@pytest.mark.skipif(not (LANDMARKER.is_file() and PORTRAITS[0].is_file()), reason='no landmarker or no faces')
+def test_one_face_of_several_is_cut_out_and_pasted_back(visit, files, tmp_path):
+    pytest.importorskip('mediapipe')
+    group = np.concatenate([np.asarray(Image.open(path).convert('RGB').resize((256, 256))) for path in PORTRAITS], 1)
+    Image.fromarray(group).save(tmp_path / 'group.png')
+    with VideoWriter(tmp_path / 'face.mp4', 25) as video:
+        for _ in range(FRAMES):
+            video.write(group[:, :256])
+    page = visit()
+    bring(page, '#source', tmp_path / 'group.png')
+    bring(page, '#driver', tmp_path / 'face.mp4')
+    page.get_by_role('button', name='Look for faces').click()
+    status(page, r'2 face\(s\) in the source, 1 in the driver')
+    arrived(page, '#faces')
+    option(page, 'Crop', 'cut around')
+    option(page, 'Show', 'pasted back')
+    page.get_by_label('Face of the source').locator('visible=true').click()
+    page.get_by_role('option', name='1').click()
+    page.click('#animate')
+    status(page, 'Done')
+    frame = result_of(page, tmp_path).read([FRAMES - 1])[0].astype(int)
+    changed = np.abs(frame - group).max(-1) > 60        # an untrained model paints noise
+    halves = changed[:, :240].mean(), changed[:, 270:].mean()
+    assert frame.shape == group.shape and max(halves) > 0.2 and min(halves) < 0.02
+    options = command_of(page)
+    assert options.face_index == [1, 0] and options.paste_back and options.crop == 'auto'
+
+
+def test_two_visitors_at_once(visit, files, tmp_path):
+    pages = [visit(), visit()]
+    for page in pages:
+        bring_both(page, files)
+    for page in pages:
+        page.click('#animate')
+    for page in pages:
+        status(page, 'Done')
+        assert len(result_of(page, tmp_path)) == FRAMES
+
+
+def test_figures_and_all_models(visit, files):
+    page = visit('Inspect')
+    bring(page, '#inspect-source', files / 'face.png')
+    bring(page, '#inspect-driver', files / 'driver.mp4')
+    page.locator('#frame img').click(position={'x': 40, 'y': 40})
+    page.locator('#inspect-status', has_text='Place').wait_for()
+    page.click('#draw')
+    page.locator('#inspect-status', has_text='pictures').wait_for()
+    assert page.locator('#figures img').count() > 3
+
+
+def test_all_models_side_by_side(visit, files, tmp_path):
+    page = visit('Compare')
+    bring(page, '#compare-source', files / 'face.png')
+    bring(page, '#compare-driver', files / 'driver.mp4')
+    option(page, 'Motion', 'absolute')
+    page.get_by_label('Frames for print').fill('3 0.2s')
+    page.get_by_label('Enlarge').fill('8 8 70 16')
+    page.click('#compare')
+    page.locator('#compare-status', has_text=r'--zoom 8 8 70 16: must lie within 64x64').wait_for()
+    page.get_by_label('Enlarge').fill('8 8 32 16')
+    page.click('#compare')
+    page.locator('#compare-status', has_text=f'Done: {FRAMES} frames each. Frames 3, at 0.2 s of each').wait_for()
+    clip = result_of(page, tmp_path, '#compared')
+    assert len(clip) == FRAMES and clip.read([0])[0].shape[1] == 4 * 256
+    arrived(page, '#plate')
+    options = command_of(page)
+    assert (options.mode, options.relative, options.zoom) == ('compare', False, ['8', '8', '32', '16'])
+    assert parse_frames(options.frames) == (3, Time(Fraction(1, 5)))
+    assert options.checkpoints == [f'{name}={files / name}.pt' for name in ('ours', 'rival')]
+
+
+def test_the_camera_drives_a_portrait(visit, files):
+    page = visit('Live')
+    bring(page, '#live-source', files / 'face.png')
+    page.locator('#camera button', has_text=re.compile('access|Click')).first.click()
+    page.locator('#camera button', has_text='Record').first.click()
+    page.locator('#live-status', has_text=re.compile(r'frames/s, \d+ ms')).wait_for()
+    first = page.get_attribute('#live img', 'src')
+    page.click('#reference')
+    page.wait_for_function("first => document.querySelector('#live img').src != first", arg=first)
+    assert first.startswith('data:image/jpeg;base64,')
+
+
+def as_it_is(server, path):
+    """Status of a request whose path nobody has tidied."""
+    connection = HTTPConnection(urlsplit(server).netloc)
+    connection.request('GET', f'/{path}')
+    return connection.getresponse().status
+
+
+def test_what_is_too_large_is_not_taken(server, files):
+    root, = (files / 'tmp').glob('talking-heads-*')
+    connection, before = HTTPConnection(urlsplit(server).netloc), set(root.rglob('*'))
+    head, tail = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="x.mp4"\r\n\r\n', b'\r\n--x--\r\n')
+    connection.request('POST', '/gradio_api/upload', head + bytes(MOST_BYTES + 1) + tail,
+                       {'Content-Type': 'multipart/form-data; boundary=x'})
+    assert connection.getresponse().status == 413
+    assert set(root.rglob('*')) <= before
+
+
+def test_no_file_of_the_machine_can_be_read(visit, server, files):
+    page = visit()
+    outside = files / 'ours.pt'
+    for path in ('/etc/passwd', outside, '/gradio_api/../../../etc/passwd', 'http://127.0.0.1:9/x', 'file:///etc/passwd'):
+        assert page.request.get(f'{server}/gradio_api/file={path}').status in (403, 404)
+    for path in ('static/../../../etc/passwd', 'assets/%2e%2e/%2e%2e/%2e%2e/etc/passwd',
+                 'svelte/..%2f..%2f..%2fetc/passwd', f'gradio_api/file=x/../../../../../..{outside}'):
+        assert as_it_is(server, path) in (403, 404)
+    assert page.request.get(server, headers={'Host': 'evil.example'}).status == 404
+    config = page.request.get(f'{server}/config').json()
+    fn = next(entry for entry in config['dependencies'] if entry['targets'] and entry['targets'][0][1] == 'click')
+    meta = {'_type': 'gradio.FileData'}
+    sent = {'session_hash': 'thief', 'fn_index': fn['id'], 'data': [
+        {'path': str(outside), 'meta': meta} for _ in fn['inputs']]}
+    assert page.request.post(f'{server}/gradio_api/queue/join', data=sent).ok
+    told = page.request.get(f'{server}/gradio_api/queue/data?session_hash=thief').text()
+    assert '"success":false' in told.replace(' ', '') and 'gradio_api/file=' not in told
+
+
+def test_a_visitors_files_are_deleted_when_they_leave(visit, files):
+    page = visit()
+    bring_both(page, files)
+    page.click('#animate')
+    status(page, 'Done')
+    page.context.close()
+    root, = (files / 'tmp').glob('talking-heads-*')
+    kept = lambda: [path for path in root.rglob('*') if path.name in ('face.png', 'animation.mp4', 'driver.mp4')]
+    ends = time.monotonic() + PATIENCE / 1000
+    while kept() and time.monotonic() < ends:
+        time.sleep(0.2)
+    assert not kept()
