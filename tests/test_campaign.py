@@ -14,6 +14,7 @@ from benchmarks.campaign import fuzz, material, runner, weightfiles
 from benchmarks.campaign.__main__ import CAMPAIGNS
 from benchmarks.campaign.kill import steps_of
 from benchmarks.campaign.runner import Failure, Kind, run_campaign
+from datasets.still import read_image
 from logger import RunFolder, read_checkpoint
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, written_whole
@@ -78,9 +79,9 @@ def test_inputs_that_once_failed(tmp_path, path):
 
 
 def test_a_failure_of_a_child_process_is_a_failure(tmp_path):
-    isolated = fuzz.Isolated('tests.test_campaign')
+    isolated = fuzz.Isolated('tests.test_campaign', memory=2 ** 30)
     assert isolated('number', 7, random.Random(0), tmp_path) == 7
-    for kind, why in (('memory', 'MemoryError'), ('end', 'ended with code 3'), ('bug', 'KeyError at ')):
+    for kind, why in (('memory', 'more than 1 GiB of memory'), ('end', 'ended with code 3'), ('bug', 'KeyError at ')):
         with pytest.raises(Failure, match=why):
             isolated(kind, 0, random.Random(0), tmp_path)
     isolated.close()
@@ -91,11 +92,19 @@ def _end(*_):
     os._exit(3)
 
 
-CASES = {'number': lambda number, rng, folder: number, 'memory': lambda *_: bytearray(5 * 2 ** 30),
+CASES = {'number': lambda number, rng, folder: number, 'memory': lambda *_: b'x' * 2 ** 31,
          'end': _end, 'bug': lambda *_: {}['x']}          # of the test above, in its child process
 
 
 # ---------------------------------------------------------------------------- what the campaigns found
+
+def test_a_jpeg_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
+    """torchvision would allot, and fill with grey, 10.8 GB."""
+    path = tmp_path / 'x.jpg'
+    path.write_bytes(fuzz.with_size(material.pictures()['.jpg'][0], 60_000, 60_000))
+    with pytest.raises(UserError, match='x.jpg.*exceeds limit'):
+        read_image(path)
+
 
 def test_one_flipped_byte_of_a_checkpoint_is_noticed(tmp_path):
     """PyTorch itself reads it without a word."""

@@ -252,11 +252,11 @@ def make_image(rng, tripwire):
     suffix = rng.choice(list(material.pictures()))
     data = damaged_bytes(rng, rng.choice(material.pictures()[suffix]))
     if rng.random() < 0.2:
-        data = _with_size(data, rng.choice((60_000, 1_000_000, 2 ** 31 - 1, 0, 1)), rng.choice((60_000, 1, 0, 10_000)))
+        data = with_size(data, rng.choice((60_000, 1_000_000, 2 ** 31 - 1, 0, 1)), rng.choice((60_000, 1, 0, 10_000)))
     return suffix, data
 
 
-def _with_size(data, width, height):
+def with_size(data, width, height):
     """The picture with another size in its header; checksums are right, so that the header is believed."""
     if data[:4] == b'\x89PNG' and len(data) > 33:
         head = b'IHDR' + struct.pack('>II', width, height) + data[24:29]

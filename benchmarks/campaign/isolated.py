@@ -13,15 +13,20 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.campaign.runner import Failure
+from benchmarks.campaign.runner import Failure, resident
 
 ROOT = Path(__file__).parents[2]
-MEMORY = 4 * 2 ** 30           # bytes of data that a case may have
+MEMORY = 4 * 2 ** 30           # bytes that a case may have in memory
 SECONDS = 60                   # that a case may take
+POLL = 0.02                    # seconds between looks at its memory
+# Not to take the machine along. Well above MEMORY: what asks for more and is refused by the system may ask again for
+# less, and answer well, where a machine with more memory would have given it.
+RESERVED = 12 * 2 ** 30
 
 
 class Isolated:
@@ -30,8 +35,8 @@ class Isolated:
     What the case returns comes back; what it raises, and its process's end or silence, becomes a Failure.
     """
 
-    def __init__(self, module):
-        self.module, self.process = module, None
+    def __init__(self, module, memory=MEMORY):
+        self.module, self.memory, self.process = module, memory, None
         atexit.register(self.close)
 
     def __call__(self, kind, number, rng, folder):
@@ -39,10 +44,7 @@ class Isolated:
             self._start(folder)
         self.process.stdin.write(f'{kind} {number} {rng.getrandbits(64)}\n')
         self.process.stdin.flush()
-        readable, _, _ = select.select([self.process.stdout], [], [], SECONDS)
-        if not readable:
-            self.close()
-            raise Failure(f'no answer in {SECONDS} s')
+        self._await_answer()
         line = self.process.stdout.readline()
         if not line:
             said = ' '.join(Path(folder, 'stderr.txt').read_text(errors='replace').split())
@@ -51,6 +53,16 @@ class Isolated:
         if 'failed' in answer:
             raise Failure(answer['failed'])
         return answer['outcome']
+
+    def _await_answer(self):
+        end = time.monotonic() + SECONDS
+        while not select.select([self.process.stdout], [], [], POLL)[0]:
+            if resident(self.process.pid) > self.memory:
+                self.close()
+                raise Failure(f'more than {self.memory / 2 ** 30:g} GiB of memory')
+            if time.monotonic() > end:
+                self.close()
+                raise Failure(f'no answer in {SECONDS} s')
 
     def _start(self, folder):
         with open(Path(folder, 'stderr.txt'), 'w') as stderr:
@@ -72,7 +84,7 @@ def serve(module, folder):
     os.dup2(2, 1)
     logging.disable(logging.CRITICAL)
     cases = import_module(module).CASES
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (RESERVED, RESERVED))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print('ready', file=answers, flush=True)
     for line in sys.stdin:

@@ -14,9 +14,19 @@ from typing import NamedTuple
 
 from support.files import make_folder, written_whole
 
+PAGE = os.sysconf('SC_PAGE_SIZE')
+
 
 class Failure(Exception):
     """The project did not keep a promise; the message is one line and says which."""
+
+
+def resident(pid='self'):
+    """Bytes of a process that are in memory; 0 if there is none."""
+    try:
+        return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * PAGE
+    except (OSError, IndexError):
+        return 0
 
 
 class Kind(NamedTuple):

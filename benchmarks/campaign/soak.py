@@ -12,13 +12,12 @@ from benchmarks.campaign import material
 from benchmarks.campaign.fuzz import VOX
 from benchmarks.campaign.kill import fresh, inputs
 from benchmarks.campaign.processes import Run
-from benchmarks.campaign.runner import Failure, Kind
+from benchmarks.campaign.runner import Failure, Kind, resident
 from datasets.video_writer import VideoWriter
 from support.files import UNFINISHED
 
 SCALE = 1.0                    # of all lengths
 GROWTH = 1.02                  # of resident memory, at most
-PAGE = os.sysconf('SC_PAGE_SIZE')
 
 
 class Gauge:
@@ -48,11 +47,6 @@ class Gauge:
                    'shm': (shared.f_blocks - shared.f_bfree) * shared.f_frsize}
         with open(self.folder / 'gauge.jsonl', 'a') as file:
             file.write(json.dumps(figures) + '\n')
-
-
-def resident():
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * PAGE
 
 
 def check_flat(folder, length):
