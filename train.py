@@ -28,6 +28,7 @@ from modules.training_step import build_training_step, micro_batches
 from modules.warp import to_displacement
 from support import distributed, hardware, weights
 from support.errors import UserError
+from support.files import make_folder
 from validation import Validation
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class SkippedSteps:
         self.count += 1
         log.warning('step %d: loss or gradient is not finite, skipped (%d so far)', step, self.count)
         if self.count > self.limit:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save({'step': step} | batch, self.folder / f'step_{step:08d}_rank_{distributed.rank()}.pt')
+            name = f'step_{step:08d}_rank_{distributed.rank()}.pt'
+            weights.save_tensors(make_folder(self.folder) / name, {'step': step} | batch)
             raise UserError(f'{self.count} steps were not finite; the last batch is in {self.folder}; '
                             'lower the learning rate, or set train_params.precision=fp32')

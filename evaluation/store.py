@@ -6,12 +6,10 @@ import re
 from contextlib import suppress
 from dataclasses import astuple
 
-import torch
-
 from evaluation.scores import ClipScores, add_states
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from support.weights import load_tensors
+from support.weights import load_tensors, save_tensors
 
 SUFFIXES = '.json', '.jpg', '.png'     # scores of a clip, and pictures
 SAVE_EVERY = 64        # frames between two savings of the set metrics' sums, which are some 100 MB
@@ -64,8 +62,7 @@ class Store:
 
     def save(self):
         if self.unsaved:
-            with written_whole(self.own_sums) as path:
-                torch.save({'keys': self.keys, 'states': self.states}, path)
+            save_tensors(self.own_sums, {'keys': self.keys, 'states': self.states})
             self.unsaved = 0
 
     def gather(self, cases):
@@ -81,8 +78,7 @@ class Store:
                     add_states(states, found['states'])
         merged = self.folder / 'sums.pt'
         if keys:
-            with written_whole(merged) as path:
-                torch.save({'keys': keys, 'states': states}, path)
+            save_tensors(merged, {'keys': keys, 'states': states})
         for path in files:
             if path != merged or not keys:
                 path.unlink()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from support.errors import UserError
 from support.weights import checkpoint_path
 
 
@@ -35,6 +36,8 @@ def optional(package, urls):
         raise Unavailable(f'{error}: pip install {package}') from error
     except torch.OutOfMemoryError:
         raise     # a RuntimeError too, but no fault of the weights
+    except UserError as error:                 # of support.weights, which says what is wrong
+        raise Unavailable(f'damaged weights: {error}') from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         files = ' or '.join(str(checkpoint_path(url)) for url in urls)
         raise Unavailable(f'damaged weights {files} ({type(error).__name__}): download again') from error

@@ -8,7 +8,7 @@ import torch
 
 from metrics.base import Recognition, Remembered, Unavailable, optional, shared
 from metrics.openface import SIZE, OpenFace
-from support.weights import checkpoint_path
+from support.weights import checkpoint_path, load_tensors, load_weights
 
 OPENFACE_URL = 'https://github.com/harlanhong/ICCV2023-MCNET/raw/HEAD/evaluation/OpenFacePytorch/openface.pth'
 ANTELOPE_URL = 'https://github.com/deepinsight/insightface/releases/download/model-zoo/antelopev2.zip'
@@ -27,7 +27,7 @@ def openface_embeddings(device):
 @shared
 def _openface(device, path):
     network = OpenFace().eval()
-    network.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
+    load_weights(network, load_tensors(path), path)
     network.to(device)
 
     def embeddings(frames):

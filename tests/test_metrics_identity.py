@@ -97,8 +97,17 @@ def test_openface_missing_or_of_other_shapes_is_skipped(torch_home):  # noqa: F8
     path = checkpoint_path(identity.OPENFACE_URL)
     assert identity.OPENFACE_URL in skipped['aed.openface_sq'] and str(path) in skipped['aed.openface_sq']
     save_random_weights(torch.nn.Linear(2, 2), path)
-    with pytest.raises(Unavailable, match='damaged weights .*openface.pth'):
+    with pytest.raises(Unavailable, match='damaged weights: .*openface.pth: does not fit'):
         Aed('cpu')
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2], lambda data: b'\x80\x02}q' + data[:64],
+                                    lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]])
+def test_openface_damaged_is_skipped_and_named(openface, damage):
+    path = checkpoint_path(identity.OPENFACE_URL)
+    path.write_bytes(damage(path.read_bytes()))
+    _, skipped = build(['aed.openface_sq'], 'cpu')
+    assert 'damaged weights: ' in skipped['aed.openface_sq'] and str(path) in skipped['aed.openface_sq']
 
 
 # insightface

@@ -226,6 +226,16 @@ def test_published_weights_come_in_whole(capsys, published, tmp_path):
                 'cpu')[0] == 0
 
 
+def test_imported_codes_are_in_use_whatever_the_config_starts_with(capsys, published, tmp_path):
+    out = tmp_path / 'model.pt'
+    starts = [f'model_params.{name}_codebook_params.{key}' for name in ('motion', 'appearance')
+              for key in ('feature_start=true', 'revive_after=5')]
+    assert call(capsys, *import_arguments(published.values(), out), *starts)[0] == 0
+    state = torch.load(out, weights_only=True)
+    idle = [value for part in ('model', 'ema') for name, value in state[part].items() if name.endswith('codebook.idle')]
+    assert len(idle) == 4 and not any(value.any() for value in idle)
+
+
 @pytest.mark.parametrize('damage, message', [
     (lambda tensors: tensors.pop('encoder.blocks.0.bias'), 'encoder.blocks.0.bias'),
     (lambda tensors: tensors.update({'surplus.weight': torch.zeros(3)}), 'surplus.weight'),

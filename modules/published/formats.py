@@ -238,3 +238,6 @@ def import_tensors(source, published, model, discriminator=None):
         if origin.parts > 1:
             value = value.chunk(origin.parts)[origin.part]
         tensor.copy_(value.reshape(tensor.shape))
+    for name, tensor in model.state_dict().items():
+        if name.endswith('.codebook.idle'):
+            tensor.zero_()      # feature_start begins with idle codes, and would replace these at the first step
