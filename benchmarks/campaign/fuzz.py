@@ -85,15 +85,22 @@ def read_config(path, folder):
     return right_or_refused(lambda: built(schema.load(path)), path)
 
 
+_RUN = set()         # descriptions of networks that have been run: seconds each
+
+
 def built(checked):
     """What a config that was accepted leads to: networks that can be made and run, as far as shapes go."""
     if schema.parse(checked.as_dict(), 'itself') != checked:
         raise Failure('the config differs once it is written and read')
+    networks = checked.method, repr(checked.model_params)
+    if networks in _RUN:
+        return
     with shapes_alone():
         model, _ = build_model(checked), build_discriminator(checked)
         size = checked.model_params.image_size
         if size <= 1024:
             model.eval()(*(torch.zeros(1, 3, size, size) for _ in range(2)))
+    _RUN.add(networks)
 
 
 def override(number, rng, folder):

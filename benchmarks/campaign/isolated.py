@@ -18,11 +18,12 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.campaign.runner import Failure, resident
+from benchmarks.campaign.runner import Failure, cpu_time, resident
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 4 * 2 ** 30           # bytes that a case may have in memory
-SECONDS = 60                   # that a case may take
+SECONDS = 60                   # that a case may compute; other programs do not count
+WAITING = 600                  # seconds after which it counts as hung though it computes nothing
 POLL = 0.02                    # seconds between looks at its memory
 # Not to take the machine along. Well above MEMORY: what asks for more and is refused by the system may ask again for
 # less, and answer well, where a machine with more memory would have given it.
@@ -55,14 +56,14 @@ class Isolated:
         return answer['outcome']
 
     def _await_answer(self):
-        end = time.monotonic() + SECONDS
+        pid, begun, end = self.process.pid, cpu_time(self.process.pid), time.monotonic() + WAITING
         while not select.select([self.process.stdout], [], [], POLL)[0]:
-            if resident(self.process.pid) > self.memory:
+            if resident(pid) > self.memory:
                 self.close()
                 raise Failure(f'more than {self.memory / 2 ** 30:g} GiB of memory')
-            if time.monotonic() > end:
+            if cpu_time(pid) > begun + SECONDS or time.monotonic() > end:
                 self.close()
-                raise Failure(f'no answer in {SECONDS} s')
+                raise Failure(f'no answer in {SECONDS} s of computing or {WAITING} s')
 
     def _start(self, folder):
         with open(Path(folder, 'stderr.txt'), 'w') as stderr:

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import run
+from benchmarks.campaign.runner import cpu_time
 
-TICKS = os.sysconf('SC_CLK_TCK')
-SECONDS = 600                   # after which a run counts as hung
+SECONDS = 1800                  # after which a run counts as hung
 COUNT = -1
 CHANGES = ('open', 'os.rename', 'os.remove', 'os.rmdir', 'os.mkdir')
 
@@ -98,11 +98,7 @@ class Run:
 
     def cpu_time(self):
         """Seconds that the first process has computed so far."""
-        try:
-            fields = Path(f'/proc/{self.pids[0]}/stat').read_text().rpartition(')')[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_time(self.pids[0])
 
     def output(self):
         return (self.said or self.folder / 'output.txt').read_text(errors='replace')

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from support.files import make_folder, written_whole
 
-PAGE = os.sysconf('SC_PAGE_SIZE')
+PAGE, TICKS = (os.sysconf(name) for name in ('SC_PAGE_SIZE', 'SC_CLK_TCK'))
 
 
 class Failure(Exception):
@@ -27,6 +27,15 @@ def resident(pid='self'):
         return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * PAGE
     except (OSError, IndexError):
         return 0
+
+
+def cpu_time(pid):
+    """Seconds that a process has computed so far; 0 if there is none."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+    except (OSError, IndexError):
+        return 0.0
 
 
 class Kind(NamedTuple):
