@@ -168,11 +168,13 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
     if not cases:
         raise UserError('no pairs to animate')
     folder = make_folder(folder)
+    distributed.check_shared(folder)
     moments = make_folder(folder / 'moments')
     made_by = [made_by, weights_hash(renderer.model), asdict(motion), crop_size, renderer.precision]
     names = [f'{i:03d}_{pair_name(case)}' for i, case in enumerate(cases)]
     jobs = [_Job(name, case, folder / f'{name}.mp4', moments / f'{name}.png', _stamp(made_by, case))
             for name, case in zip(names, cases)]
+    distributed.agree({'weights and pairs to animate': distributed.digest([job.stamp for job in jobs])})
     todo = [job for job in jobs[distributed.rank()::distributed.world()] if not job.finished()]
     with tqdm(total=sum(len(job.case.moments()[1]) for job in todo), unit='frame', desc='animation', dynamic_ncols=True,
               disable=distributed.rank() > 0) as progress:

@@ -12,6 +12,7 @@
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +44,14 @@ class RunFolder:
 
     # What the run is
 
-    def begin(self, config, origin):
-        """Keep by what config the run goes on, and with whose weights it began (Beginning.origin, or None)."""
+    def begin(self, config, start):
+        """Keep by what config the run goes on from its Beginning, and with whose weights it began."""
         if self.writes:
             schema.save(config, self.path / 'config.yaml')
-            if origin is not None:
+            if start.origin is not None:
                 with written_whole(self.path / 'origin.json') as aside:
-                    aside.write_text(json.dumps(origin, indent=1))
+                    aside.write_text(json.dumps(start.origin, indent=1))
+        self.rewind(start.step)
 
     def origin(self):
         """Beginning.origin of the run, as it was kept; UserError if the file is damaged."""
@@ -142,9 +144,16 @@ class RunFolder:
             file.write(line + '\n')
 
     def close(self):
+        """Finish; of a run that never began, nothing is left."""
         if self._tensorboard is not None:
             with writing(self.path / 'tensorboard'):
                 self._tensorboard.close()
+        if self.writes and not (self.path / 'config.yaml').exists():
+            with suppress(OSError):         # something else is in there
+                self.checkpoints.rmdir()
+                self.pictures.rmdir()
+                (self.path / 'run.log').unlink(missing_ok=True)
+                self.path.rmdir()
 
     def _board(self):
         if self._tensorboard is None:

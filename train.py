@@ -39,13 +39,15 @@ def train(config, run, device, checkpoint=None):
 
     checkpoint: where it has none, begin with the weights of this file (fine-tuning)
     Raises UserError for data or weights that are missing, a checkpoint of another model, a batch too large
-    for the memory, too many non-finite steps. SIGTERM and Ctrl-C finish the step, save, and return.
+    for the memory, too many non-finite steps, processes that have not the same data, config or checkpoint.
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and return.
     """
     adapted, micro_batch = prepare(config, device)
     params = config.train_params
     training_step = build_training_step(adapted, device, _vgg_state(params))
     state = training_step.state
-    step = begin(run, config, state, checkpoint)
+    start = begin(run, config, state, checkpoint)
+    step = start.step
     if step >= params.num_iterations:
         log.info('already trained: %d of %d iterations in %s', step, params.num_iterations, run.path)
         return
@@ -53,8 +55,9 @@ def train(config, run, device, checkpoint=None):
         check_coarse_flow(config, state.model)
 
     # The position in the stream of samples is the step.
-    loader = training_loader(config, step)
+    loader = training_loader(config, training_set(config), step)
     validation = Validation(config, run, device) if distributed.rank() == 0 else None
+    run.begin(config, start)
     means, skipped, stopping = Means(), SkippedSteps(run, params.max_nonfinite), StopSignal()
     alarms = Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
@@ -62,7 +65,7 @@ def train(config, run, device, checkpoint=None):
     with stopping, progress, training_memory.explained(adapted, micro_batch, device), loading_explained():
         for seconds, batch in timed(loader):
             step += 1
-            taken = training_step(micro_batches(batch, params), step)
+            taken = training_step(micro_batches(batch, params), step, stopping.requested)
 
             # Figures: kept on the device, read once per log_every steps.
             if taken.finite:
@@ -81,16 +84,15 @@ def train(config, run, device, checkpoint=None):
                                       if name in figures})
             progress.update()
 
-            [stop] = distributed.any_rank(stopping.requested, device=device)
             finished = step == params.num_iterations
             if validation is not None and not taken.motion_only and (finished or step % params.val_every == 0):
                 validation(state.ema, step)
-            if finished or stop or step % params.save_every == 0:
+            if finished or taken.stop or step % params.save_every == 0:
                 run.save(state.checkpoint(config, step), step, params.keep_checkpoints)
-            if finished or stop:
+            if finished or taken.stop:
                 break
     distributed.wait()
-    if stop:
+    if taken.stop:
         log.info('stopped at step %d; the same command goes on from here', step)
 
 
@@ -114,11 +116,12 @@ def prepare(config, device):
 # ---------------------------------------------------------------------------- where it begins
 
 def begin(run, config, state, checkpoint=None):
-    """Fill the State with what training in the run folder begins with; returns the step, 0 for a run that is new.
+    """Fill the State with what training in the run folder begins with; returns the logger.Beginning.
 
-    Raises UserError as logger.beginning does; the run folder is as it was then.
+    Raises UserError as logger.beginning does. The run folder stays as it is.
     """
     start = beginning(run, config, checkpoint)
+    distributed.agree({'newest checkpoint': f'that of step {start.step}'})
     if start.state is None:
         for model in (state.model, state.ema):
             load_pretrained(model)
@@ -132,9 +135,7 @@ def begin(run, config, state, checkpoint=None):
         log.info('resuming from %s', start.path)
         if start.changed:
             log.info('changed since then: %s', start.changed)
-    run.begin(config, start.origin)
-    run.rewind(start.step)
-    return start.step
+    return start
 
 
 def climbed(start, config, state):
@@ -173,12 +174,20 @@ def _vgg_state(params):
 
 # ---------------------------------------------------------------------------- data
 
-def training_loader(config, step):
-    """Batches from step `step` on: dict(source, driving (B, 3, H, W) in [-1, 1], index (B,), skipped (B,))."""
-    params, data = config.train_params, config.dataset_params
-    size = config.model_params.image_size
+def training_set(config):
+    """The PairDataset of a config; UserError where there is none, or where processes differ in config or clips."""
+    data = config.dataset_params
     augmentation = Augmentation(**vars(data.augmentation_params))
-    dataset = PairDataset(training_people(data, size), params.seed, augmentation, data.max_broken)
+    people = training_people(data, config.model_params.image_size)
+    dataset = PairDataset(people, config.train_params.seed, augmentation, data.max_broken)
+    distributed.agree({'config': distributed.digest([str(config)]),
+                       'training clips': distributed.digest(dataset.names())})
+    return dataset
+
+
+def training_loader(config, dataset, step):
+    """Batches from step `step` on: dict(source, driving (B, 3, H, W) in [-1, 1], index (B,), skipped (B,))."""
+    params = config.train_params
     stream = Stream(params.batch_size // distributed.world(), distributed.rank(), distributed.world(), step,
                     params.num_iterations)
     return DataLoader(dataset, batch_sampler=stream, num_workers=params.num_workers,
@@ -188,8 +197,8 @@ def training_loader(config, step):
 
 
 def _quiet_worker(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C reaches the whole group; the main process decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in StopSignal.NUMBERS:               # they reach the whole group; the main process decides
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -218,13 +227,20 @@ def timed(loader):
 # ---------------------------------------------------------------------------- the loop's helpers
 
 class StopSignal:
-    """Within it, SIGTERM and the first Ctrl-C only set `requested`."""
+    """Within it, the signals of those who want a process to end only set `requested`; a second Ctrl-C ends it.
+
+    Clusters send SIGTERM or SIGUSR1 before they take a machine back, to launchers and processes alike, and launchers
+    send it on: the same signal may come several times.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    AT_ONCE = 1                      # seconds within which a second Ctrl-C is the first one, sent on
 
     def __init__(self):
-        self.requested = False
+        self.requested, self._since = False, None
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._request) for number in self.NUMBERS}
         return self
 
     def __exit__(self, *error):
@@ -232,9 +248,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _request(self, number, frame):
-        if self.requested:
+        now = time.monotonic()
+        if number == signal.SIGINT and self.requested and now - self._since > self.AT_ONCE:
             raise KeyboardInterrupt
-        self.requested = True
+        if not self.requested:
+            self.requested, self._since = True, now
 
 
 class Means:

@@ -30,7 +30,7 @@ from datasets.prepare.pack import pack
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from train import training_loader
+from train import training_loader, training_set
 
 CLIPS, FRAMES = 4, 160     # of VoxCeleb's median length; how long a clip is decides what a whole one costs
 BATCH, STEP = 4, 0.125     # pairs and seconds of a step: 32 pairs/s, as two steps a second of batch 16
@@ -104,7 +104,7 @@ def loader_of(way, root, size, workers):
     config = schema.load('config/vox-256.yaml', [
         f'dataset_params.root_dir={folder}', f'model_params.image_size={size}',
         f'train_params.batch_size={BATCH}', f'train_params.num_workers={workers}'])
-    loader = training_loader(config, 0)
+    loader = training_loader(config, training_set(config), 0)
     if way != MIMREAD:
         return loader
     people = {person: [MimreadClip(clip) for clip in clips]

@@ -205,6 +205,10 @@ class PairDataset(Dataset):
         self._noting = multiprocessing.Lock()       # two workers may meet the same clip at once
         self._epoch, self._order = None, None
 
+    def names(self):
+        """'person/clip' of all clips, in order."""
+        return [f'{person}/{name}' for person, name in self._numbers]
+
     def __getitem__(self, i):
         """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn before)."""
         rng = np.random.default_rng((self._seed, i))

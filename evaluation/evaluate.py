@@ -140,7 +140,10 @@ def evaluate(job, folder, device, renderer=None):
     if not scorer.metrics:
         raise UserError('none of the metrics can be computed here: ' + '; '.join(scorer.skipped.values()))
     folder = make_folder(folder)
+    distributed.check_shared(folder)
     store = Store(folder / 'clips', job.settings(scorer), distributed.rank())
+    # Keys hold size and time of the files, so copies of them need both (rsync -a, cp -p).
+    distributed.agree({'weights and clips to score': distributed.digest([store.key(case) for case in cases])})
     _score_all(job, scorer, renderer, store)
     if distributed.rank() > 0:
         return None
@@ -169,6 +172,7 @@ def _score_all(job, scorer, renderer, store):
     for case in tqdm(pending[rank::distributed.world()], unit='clip', desc='evaluation', disable=rank > 0,
                      dynamic_ncols=True):
         _score(case, job, scorer, renderer, store)
+        distributed.beat()
     store.save()
     distributed.wait_long()
 

@@ -9,7 +9,7 @@
 import shlex
 from pathlib import Path
 
-from modes.options import refuse
+from modes.options import process_group, refuse
 from support.errors import UserError
 
 
@@ -45,15 +45,16 @@ def run(options):
         refuse(options, ('--keep_shared_people',), 'with --dataset folder, where nobody is in both parts')
     from datasets.prepare.parts import Part
     from datasets.prepare.run import Wanted, prepare, summary
-    from support import distributed
-    root, part = root_of(options), Part.parse(options.part).divided(*distributed.announced())
-    records = prepare(Wanted(
+    root = root_of(options)
+    wanted = Wanted(
         dataset=options.dataset, root=root, videos=Path(options.videos), metadata=options.metadata, crop=options.crop,
         size=options.size, format=options.format, keep_shared_people=options.keep_shared_people,
         min_face=options.min_face,
-        command=tuple(shlex.split(options.download)) if options.download is not None else None), options.workers, part)
+        command=tuple(shlex.split(options.download)) if options.download is not None else None)
+    with process_group('cpu'):
+        records = prepare(wanted, options.workers, Part.parse(options.part))
     if records is None:
-        print(f'part {part} has ended; the last part to end makes one data set of all: --status shows how far they are')
+        print('this part has ended; the last one to end makes one data set of all: --status shows how far they are')
         return
     print(summary(records))
     print(f'every clip and what became of it: {root}/manifest.jsonl')

@@ -6,6 +6,7 @@
 """
 
 import logging
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from config.path import check_config_path
@@ -48,18 +49,24 @@ def train_in(folder, config_path, overrides, device, checkpoint=None):
     from train import train
     config = load_config(config_path, overrides, checkpoint)
     run = RunFolder(folder, writes=distributed.rank() == 0)
-    if run.writes:
-        log_to(folder / 'run.log')
     try:
-        train(config, run, device, checkpoint)
+        distributed.check_shared(folder)
+        with logged_to(folder / 'run.log') if run.writes else nullcontext():
+            train(config, run, device, checkpoint)
     finally:
         run.close()
 
 
-def log_to(path):
-    """Also keep the log in a file."""
+@contextmanager
+def logged_to(path):
+    """Within it, the log is also kept in a file."""
     with writing(path):
         handler = logging.FileHandler(path)
     handler.handleError = lambda record: None       # a full disk: the same lines are on the terminal, errors too
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

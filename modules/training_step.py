@@ -49,6 +49,7 @@ class Taken:
     motion_only:   whether keypoints and coarse flow were trained alone
     gradient_norm: L2 norm of the model's gradient before clipping, a scalar
     finite:        whether weights were updated; losses and gradient of all processes were finite then
+    stop:          whether any process is asked to stop
     """
     losses: dict[str, Tensor]
     step: Step
@@ -56,6 +57,7 @@ class Taken:
     motion_only: bool
     gradient_norm: Tensor | None = None
     finite: bool = True
+    stop: bool = False
 
 
 class TrainingStep:
@@ -87,8 +89,10 @@ class TrainingStep:
         if discriminator is not None:
             self._discriminator = self._shared(DiscriminatorObjective(discriminator, params.objective_params))
 
-    def __call__(self, parts, number):
+    def __call__(self, parts, number, stop=False):
         """Take iteration `number`, counted from 1, on a list of equal micro-batches (Pairs); returns Taken.
+
+        stop: whether this process is asked to stop, for all to know
 
         All processes skip an iteration that is not finite in any of them: nothing is changed then.
         """
@@ -98,7 +102,7 @@ class TrainingStep:
         taken = self.gradients(parts, number)
         taken.gradient_norm = self.state.clip_gradients()
         wrong = ~torch.isfinite(taken.gradient_norm + taken.losses['total'])
-        [broken] = distributed.any_rank(wrong, device=self.device)
+        broken, taken.stop = distributed.any_rank(wrong, stop, device=self.device)
         taken.finite = not broken
         if taken.finite:
             self.update(taken)

@@ -1,50 +1,121 @@
-"""One process or many: what `torchrun` says about this process, with answers for a single one."""
+"""One process or many, on one machine or several: what `torchrun` says of this one, with answers for a single one.
 
+https://docs.pytorch.org/docs/stable/elastic/run.html
+"""
+
+import hashlib
+import json
 import os
+import secrets
+import socket
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from support.errors import UserError
+from support.files import UNFINISHED, writing
+
+PATIENCE = 'COLLECTIVE_TIMEOUT'      # environment variable: seconds that processes wait for one another at most
+DEFAULT_PATIENCE = 600
+ROLL_CALL = 5                        # seconds in which those that are left answer, once one is lost
+SEEN_WITHIN = 60                     # seconds in which a network disk shows a new file to all machines
+WEEK = timedelta(days=7)
+SILENCE = 3600                       # seconds without `beat` after which a process is taken for lost
+
+
+@dataclass
+class _Ties:
+    """What ties the processes besides their group: a store, which outlives lost ones, and patience for long waits."""
+    store: dist.Store
+    hosts: list
+    patient: dist.ProcessGroup
+
+
+_ties = None                         # while the group is joined
 
 
 def start(device):
-    """Join the process group that torchrun announces, if any; returns this process's torch.device."""
+    """Join the process group that torchrun announces, if any; returns this process's torch.device.
+
+    Where a machine has more processes than GPUs, they share them, and gloo connects them: NCCL wants a GPU for each.
+    Raises UserError where not all processes come.
+    """
+    global _ties
     if 'RANK' not in os.environ:
         return device
+    patience = timedelta(seconds=float(os.environ.get(PATIENCE, DEFAULT_PATIENCE)))
+    backend = 'gloo'
     if device.type == 'cuda':
-        device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
+        local, gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
+        device = torch.device('cuda', local % gpus)
         torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        if int(os.environ['LOCAL_WORLD_SIZE']) <= gpus:
+            backend = 'cpu:gloo,cuda:nccl'
+    try:
+        store, rank, world = next(dist.rendezvous('env://', timeout=patience))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
+        hosts, tokens = zip(*gather((socket.gethostname(), secrets.token_hex(8))))
+        _ties = _Ties(dist.PrefixStore(tokens[0], store), hosts, dist.new_group(backend='gloo', timeout=WEEK))
+    except RuntimeError as error:
+        raise UserError(f'rank {os.environ["RANK"]} on {socket.gethostname()}: not all of '
+                        f'{os.environ["WORLD_SIZE"]} processes came together ({_first_line(error)}); can the machines '
+                        f'reach {os.environ.get("MASTER_ADDR")}? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the '
+                        'network to use') from error
     return device
 
 
 @contextmanager
 def explained():
-    """Within it, the loss of another process of the group becomes a UserError."""
+    """Within it, the loss of another process of the group becomes a UserError that names it."""
     try:
         yield
     except RuntimeError as error:
         if world() == 1 or not (isinstance(error, dist.DistError) or 'gloo' in str(error)):
             raise
-        raise UserError('another process of this run has ended, which its own message or the system explains; '
-                        'the same command goes on') from error
+        raise UserError(f'{_lost()}, which its own message or the system explains; the same command goes on') from error
+
+
+def _first_line(error):
+    return str(error).strip().partition('\n')[0]
+
+
+def _lost():
+    """Which processes have ended or hang, in words: those that do not answer a roll call of all that notice a loss."""
+    me, all_ranks, store = rank(), range(world()), _ties.store
+    dist.destroy_process_group()       # whoever waits for this process notices, too
+    try:
+        store.set(f'left/{me}', '')
+        end = time.monotonic() + ROLL_CALL
+        while (silent := [other for other in all_ranks if not store.check([f'left/{other}'])]):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+    except RuntimeError:               # the store is on the first machine
+        return f'the machine of {_named([0])} cannot be reached any more'
+    if not silent:
+        return 'the connection between the processes of this run was lost'
+    return f'{_named(silent)} {"has ended or hangs" if len(silent) == 1 else "have ended or hang"}'
+
+
+def _named(ranks):
+    """'rank 3 on node2, rank 5 on node3'"""
+    return ', '.join(f'rank {rank} on {_ties.hosts[rank]}' for rank in ranks)
 
 
 def stop():
+    global _ties
     if _joined():
         dist.destroy_process_group()
+    _ties = None
 
 
 def _joined():
     return dist.is_available() and dist.is_initialized()
-
-
-def announced():
-    """(rank, world) of this process as torchrun says, joined or not: for work that needs no word from the others."""
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
 def rank():
@@ -95,7 +166,87 @@ def wait():
         dist.barrier()
 
 
-def wait_long():
-    """As `wait`, where processes may arrive hours apart."""
+def gather(value):
+    """The values, of any kind that can be pickled, of all processes by rank: a list, alike everywhere."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+# ---------------------------------------------------------------------------- what must be alike
+
+def agree(facts):
+    """UserError on all processes unless every one of them has the same facts; it names those that differ from rank 0.
+
+    facts: {what: value}, short words
+    """
+    found = gather(facts)
+    for what, wanted in found[0].items():
+        others = [rank for rank, theirs in enumerate(found) if theirs[what] != wanted]
+        if others:
+            raise UserError(f'{what}: {_named(others)} has {found[others[0]][what]}, but {_named([0])} has {wanted}; '
+                            'make them alike on all machines')
+
+
+def digest(words):
+    """What tells a list of words from others, for `agree`: how many, and a hash."""
+    return f'{len(words):,} (SHA-256 {hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]})'
+
+
+def check_shared(folder):
+    """UserError on all processes unless every one of them sees what rank 0 writes into `folder`, which is there."""
+    if world() == 1:
+        return
+    token = Path(folder, f'.{gather(secrets.token_hex(8))[0]}{UNFINISHED}')
+    if rank() == 0:
+        with writing(token):
+            token.touch()
+    wait()
+    end = time.monotonic() + SEEN_WITHIN
+    while not (seen := token.exists()) and token.parent.is_dir() and time.monotonic() < end:
+        time.sleep(0.5)
+    blind = [rank for rank, seen in enumerate(gather(seen)) if not seen]
+    if rank() == 0:
+        token.unlink()
+    if blind:
+        raise UserError(f'{folder}: {_named(blind)} does not see what {_named([0])} writes there; '
+                        'choose a folder that all machines share')
+
+
+# ---------------------------------------------------------------------------- long waits
+
+def beat():
+    """A sign of life, due at least every SILENCE seconds from a process for which others `wait_long`."""
     if world() > 1:
-        dist.barrier(dist.new_group(backend='gloo', timeout=timedelta(days=7)))
+        _ties.store.add(f'beats/{rank()}', 1)
+
+
+def wait_long():
+    """As `wait`, where processes may arrive hours apart. Raises UserError that names one without a sign of life."""
+    if world() == 1:
+        return
+    arrived, silence = dist.barrier(_ties.patient, async_op=True), Silence()
+    while not arrived.is_completed():
+        time.sleep(min(1, SILENCE / 100))
+        beat()
+        silent = silence.longer_than(SILENCE, [_ties.store.add(f'beats/{other}', 0) for other in range(world())])
+        if silent:
+            raise UserError(f'{_named(silent)} gave no sign of life for {SILENCE} s; the same command goes on')
+    arrived.wait()
+
+
+class Silence:
+    """Since when counters have not changed."""
+
+    def __init__(self):
+        self._heard = {}               # number of the counter: (its value, since when)
+
+    def longer_than(self, seconds, counters):
+        """Numbers of those that have not changed for so long."""
+        now = time.monotonic()
+        for number, value in enumerate(counters):
+            if number not in self._heard or self._heard[number][0] != value:
+                self._heard[number] = value, now
+        return [number for number, (_, since) in self._heard.items() if now - since > seconds]

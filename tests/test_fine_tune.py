@@ -51,7 +51,7 @@ def tuned(base, tmp_path_factory):
 
 def test_it_begins_with_the_average_and_nothing_else(base, tmp_path):
     state, theirs = build_training_step(tiny(OTHER_DATA), CPU).state, read_checkpoint(base)
-    assert begin(RunFolder(tmp_path), tiny(OTHER_DATA), state, base) == 0
+    assert begin(RunFolder(tmp_path), tiny(OTHER_DATA), state, base).step == 0
     assert any(not torch.equal(theirs['model'][name], value) for name, value in theirs['ema'].items())
     for network in (state.model, state.ema):
         assert_bit_equal(network.state_dict(), theirs['ema'])
@@ -100,7 +100,7 @@ def test_folders_of_other_runs_are_left_alone(base, tuned, tmp_path):
 
 def test_weights_that_were_replaced_before_the_first_checkpoint_are_noticed(base, tmp_path):
     copy, run = shutil.copy(base, tmp_path / 'model.pt'), RunFolder(tmp_path / 'run')
-    run.begin(tiny(), beginning(run, tiny(), copy).origin)
+    run.begin(tiny(), beginning(run, tiny(), copy))
     assert beginning(run, tiny()).borrowed
     shutil.copy(base.with_name('00000002.pt'), copy)
     with pytest.raises(UserError, match='is not the file any more that'):

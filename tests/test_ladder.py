@@ -160,7 +160,7 @@ def test_the_first_step_runs_and_the_message_names_what_is_new(small, tmp_path, 
 def test_it_begins_with_the_average_and_without_the_optimiser(small, tmp_path):
     config, theirs = tiny(*FIVE), read_checkpoint(small)
     state = build_training_step(config, CPU).state
-    assert begin(RunFolder(tmp_path), config, state, small) == 0
+    assert begin(RunFolder(tmp_path), config, state, small).step == 0
     for network in (state.model, state.ema):
         assert torch.equal(network.state_dict()['decoder.head.1.weight'], theirs['ema']['decoder.head.1.weight'])
     assert_bit_equal(state.model.state_dict(), state.ema.state_dict())

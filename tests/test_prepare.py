@@ -35,6 +35,7 @@ from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.protocols import draw_celebv_hq
 from support.errors import UserError
+from tests.agents import Agents
 from tests.tiny import ROOT, SHARED
 
 SIZE, BITS = 128, 8
@@ -438,14 +439,12 @@ def test_parts_under_way_do_not_remove_what_others_have_in_hand(raw, made, tmp_p
     assert make_part(raw, out, 0, 2) == made[1] and results == [None, None] and tree(out) == tree(made[0])
 
 
-def test_processes_of_torchrun_share_the_videos(raw, made, tmp_path):
-    command = ['run.py', '--mode', 'prepare', '--dataset', 'voxceleb1', '--size', SIZE, '--out', tmp_path / 'data',
-               '--videos', raw[0], '--metadata', raw[1]]
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    done = subprocess.run(list(map(str, launch + command)), cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / 'data') == tree(made[0]) and done.stdout.count('train  ') == 1
+def test_two_machines_share_the_videos(raw, made, tmp_path):
+    with Agents(tmp_path, '--mode', 'prepare', '--dataset', 'voxceleb1', '--size', SIZE, '--out', tmp_path / 'data',
+                '--videos', raw[0], '--metadata', raw[1]) as agents:
+        assert agents.end() == [0, 0], agents.said(0)
+    assert tree(tmp_path / 'data') == tree(made[0])
+    assert sum(agents.said(number).count('train  ') for number in (0, 1)) == 1
 
 
 @pytest.mark.parametrize('text', ['0/4', '5/4', '3', '1/0', '-1/3', 'a/b', '1/2/3'])

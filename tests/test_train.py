@@ -18,9 +18,10 @@ from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
 from modules.training_step import State, build_training_step, draw_transform, micro_batches
 from support.errors import UserError
+from tests.agents import Agents
 from tests.test_fomm_mcnet import SMALL_METHOD
 from tests.tiny import ROOT, SIZES, tiny
-from train import train
+from train import StopSignal, train
 
 CPU = torch.device('cpu')
 
@@ -101,6 +102,25 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, tmp_path, number,
     assert steps.count(str(STEPS)) == 2 and steps.count('5') == 1    # figures and validation; none twice
 
 
+def test_signals_that_come_twice_are_one_request(monkeypatch):
+    with StopSignal() as stopping:
+        assert not stopping.requested
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stopping.requested
+        monkeypatch.setattr(StopSignal, 'AT_ONCE', -1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    result = subprocess.run(command(tmp_path, 'dataset_params.root_dir=nowhere'), cwd=ROOT, env=environment(),
+                            capture_output=True, text=True)
+    assert result.returncode == 2 and 'nowhere: no such data folder' in result.stderr
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path):
     folder = tmp_path / 'run' / 'checkpoints'
     folder.mkdir(parents=True)
@@ -112,7 +132,7 @@ def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path
     assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_machines_equal_one_process(tmp_path):
     """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
     options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4',
                'train_params.log_every=1',
@@ -120,8 +140,8 @@ def test_two_processes_equal_one(tmp_path):
                'model_params.appearance_codebook_params.revive_after=3',
                'model_params.appearance_codebook_params.feature_start=true',
                'model_params.appearance_codebook_params.whitened=true']
-    torchrun = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517')
-    run(tmp_path / 'two', *options, launcher=torchrun)
+    with Agents(tmp_path, *command(tmp_path / 'two', *options)[2:]) as agents:
+        assert agents.end() == [0, 0], agents.said(0)
     run(tmp_path / 'one', *options)
     one, two = (final(tmp_path / name, 4) for name in ('one', 'two'))
     for part in ('model', 'ema', 'discriminator'):

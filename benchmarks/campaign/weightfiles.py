@@ -171,7 +171,7 @@ def resume(number, rng, folder, tripwire):
         config = material.smallest()
         model, discriminator = build_model(config), build_discriminator(config)
         state = State(config.train_params, model, discriminator)
-        step = begin(RunFolder(run), config, state)
+        step = begin(RunFolder(run), config, state).step
         if step == 2 and same and not equal(state.ema.state_dict(), contents['ema']):
             raise Failure('other weights than were saved, without a word')
         for network in (model, discriminator):

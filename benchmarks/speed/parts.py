@@ -15,7 +15,7 @@ from benchmarks.speed.turns import Clock, Yardstick, in_turns, peak_memory
 from benchmarks.speed.work import Animation, Training
 from config import schema
 from support import hardware
-from train import training_loader
+from train import training_loader, training_set
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def loader(job):
     count = 10
     sets = [f'train_params.batch_size={job.batch}', 'dataset_params.root_dir=null', 'train_params.num_workers=1',
             f'train_params.num_iterations={1 + count}', 'train_params.motion_iterations=0']
-    batches = iter(training_loader(schema.override(job.config, sets), 0))
+    config = schema.override(job.config, sets)
+    batches = iter(training_loader(config, training_set(config), 0))
     next(batches)
     begin = time.perf_counter()
     for _ in range(count):

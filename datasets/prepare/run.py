@@ -91,9 +91,9 @@ class Wanted:
 
 
 def prepare(wanted, workers=1, part=Part()):
-    """Make the data set that is Wanted, or a part of it, or go on making it.
+    """Make the data set that is Wanted, or a part of it, or go on making it; processes of torchrun share that.
 
-    workers: processes, one video each
+    workers: processes of this one, one video each
     returns: all its records by id; None as long as other parts have not ended
     raises:  UserError where nothing can be made, or the data set in `root` was made otherwise
     """
@@ -110,6 +110,9 @@ def prepare(wanted, workers=1, part=Part()):
             make_folder(wanted.videos)
         crop, rule = wanted.crop, source.legacy if wanted.crop == 'legacy' else crops.square
         jobs, left_out = metadata_jobs(source.read(wanted.metadata), wanted.videos, wanted.keep_shared_people)
+    distributed.check_shared(make_folder(wanted.root))
+    distributed.agree({'videos to prepare': distributed.digest([job.name for job in jobs])})
+    part = part.divided(distributed.rank(), distributed.world())
     settings = Settings(wanted.root, part.folder(wanted.root), wanted.videos, crop, rule, wanted.size, wanted.format,
                         wanted.command, wanted.min_face)
 
@@ -216,7 +219,7 @@ def _by_video_id(folder):
 def _run(jobs, settings, workers, progress):
     """Does the jobs in `workers` processes; in this one if that is 1. Progress counts them."""
     with tqdm(total=len(jobs), unit='video', desc=str(settings.root), dynamic_ncols=True,
-              disable=distributed.announced()[0] > 0) as bar:
+              disable=distributed.rank() > 0) as bar:
         counts = Counter()
 
         def count(records):

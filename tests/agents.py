@@ -1,0 +1,82 @@
+"""torchrun's agents as two machines would run them: here on one, over the loopback, with one process each."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.tiny import ROOT
+
+
+# Of PyTorch 2.14: otherwise an agent that comes back looks for an address that only the first rendezvous announces.
+RETURNING = 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'
+VARIABLES = {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), RETURNING: '1'}
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def children(process):
+    return [int(child) for child in Path(f'/proc/{process}/task/{process}/children').read_text().split()]
+
+
+def descendants(process):
+    return [one for child in children(process) for one in (child, *descendants(child))]
+
+
+class Agents:
+    """Two agents of one run; what is left of them ends with the `with` block.
+
+    folder:    for what they say
+    arguments: of run.py
+    options:   of torchrun
+    """
+
+    def __init__(self, folder, *arguments, options=()):
+        self._folder, self._arguments = folder, list(map(str, arguments))
+        self._environment = os.environ | VARIABLES
+        self._torchrun = [
+            sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1', '--rdzv-backend=c10d',
+            f'--rdzv-endpoint=127.0.0.1:{free_port()}', '--rdzv-id=test', '--local-addr=127.0.0.1',
+            '--monitor-interval=0.1', *options]
+        self.processes = {}
+
+    def start(self, number):
+        """Starts agent 0, which holds the rendezvous, or agent 1."""
+        with open(self._folder / f'agent{number}.txt', 'a') as said:
+            self.processes[number] = subprocess.Popen(
+                [*self._torchrun, f'--rdzv-conf=is_host={int(number == 0)}', 'run.py', *self._arguments], cwd=ROOT,
+                env=self._environment, stdout=said, stderr=subprocess.STDOUT)
+
+    def workers(self, number):
+        """Process ids of those that an agent has started."""
+        return children(self.processes[number].pid)
+
+    def lose(self, number):
+        """The machine of an agent is gone: the agent, what it has started, and what that has started."""
+        for process in [self.processes[number].pid, *descendants(self.processes[number].pid)]:
+            os.kill(process, signal.SIGKILL)
+        self.processes[number].wait()
+
+    def said(self, number):
+        return (self._folder / f'agent{number}.txt').read_text()
+
+    def end(self, seconds=120):
+        """Waits for both; returns their exit codes."""
+        return [self.processes[number].wait(seconds) for number in (0, 1)]
+
+    def __enter__(self):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in (0, 1):
+            self.start(number)
+        return self
+
+    def __exit__(self, *error):
+        for number, process in self.processes.items():
+            if process.poll() is None:
+                self.lose(number)

@@ -1,0 +1,117 @@
+"""Many machines: one that is lost comes back to the same weights, none waits for ever, and what differs has a name."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.agents import Agents, free_port
+from tests.test_train import assert_bit_equal, command, environment, final, wait_for
+from tests.tiny import ROOT
+
+STEPS = 6
+OPTIONS = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
+           'train_params.num_workers=1', 'train_params.keep_checkpoints=20', 'train_params.motion_iterations=2',
+           'model_params.appearance_codebook_params.revive_after=2']
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """A run of two processes of one machine."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    done = subprocess.run(command(folder, *OPTIONS, launcher=launcher), cwd=ROOT, env=environment(),
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def training(folder, **options):
+    return Agents(folder, *command(folder, *OPTIONS)[2:], **options)
+
+
+def test_a_machine_that_is_lost_and_comes_back_changes_nothing(undisturbed, tmp_path):
+    with training(tmp_path, options=['--max-restarts=3']) as agents:
+        wait_for(tmp_path / 'run' / 'checkpoints' / '00000002.pt', agents.processes[0])
+        agents.lose(1)
+        agents.start(1)
+        assert agents.end() == [0, 0], agents.said(0)
+    assert 'resuming from' in agents.said(0), 'it had finished already'
+    assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
+    assert 'rank 1 on ' in agents.said(0) and 'has ended or hangs' in agents.said(0)
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(undisturbed, tmp_path):
+    with training(tmp_path) as agents:
+        wait_for(tmp_path / 'run' / 'checkpoints' / '00000002.pt', agents.processes[0])
+        worker, = agents.workers(1)
+        os.kill(worker, signal.SIGUSR1)
+        assert agents.end() == [0, 0], agents.said(0)
+    assert not (tmp_path / 'run' / 'checkpoints' / f'{STEPS:08d}.pt').exists(), 'it had finished already'
+    assert 'the same command goes on from here' in agents.said(0)
+    for step in (2, 4):
+        if (tmp_path / 'run' / 'checkpoints' / f'{step:08d}.pt').exists():
+            assert_bit_equal(final(tmp_path, step), final(undisturbed, step))
+
+
+SCENES = """
+import os, signal, sys, tempfile, time
+import torch
+from support import distributed
+from support.errors import UserError
+
+def refused(function, *arguments):
+    try:
+        function(*arguments)
+    except UserError as error:
+        print(error, flush=True)
+
+distributed.start(torch.device('cpu'))
+rank = distributed.rank()
+distributed.agree({'training clips': 'the same'})
+refused(distributed.agree, {'config': 'alike', 'training clips': f'those of {rank}'})
+distributed.check_shared(sys.argv[1])
+distributed.SEEN_WITHIN = 0
+os.chdir(tempfile.mkdtemp())
+if rank == 0:
+    os.mkdir('log')
+refused(distributed.check_shared, 'log')
+os.makedirs('log', exist_ok=True)
+refused(distributed.check_shared, 'log')
+
+distributed.SILENCE = 3
+for _ in range(10 * rank):
+    time.sleep(0.5)
+    distributed.beat()
+refused(distributed.wait_long)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+refused(distributed.wait_long)
+try:
+    with distributed.explained():
+        distributed.add_up(torch.ones(3))
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+def test_what_differs_between_machines_is_named_and_nobody_waits_for_ever(tmp_path):
+    port = free_port()
+    processes = [subprocess.Popen(
+        [sys.executable, '-c', SCENES, str(tmp_path)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        env=environment() | {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+                             'MASTER_PORT': str(port), 'COLLECTIVE_TIMEOUT': '15'}) for rank in (0, 1)]
+    said = processes[0].communicate(timeout=120)[0].splitlines()
+    processes[1].kill()
+    assert processes[1].communicate()[0].splitlines() == said[:3]
+    host = os.uname().nodename
+    assert said[0] == (f'training clips: rank 1 on {host} has those of 1, but rank 0 on {host} has those of 0; '
+                       'make them alike on all machines')
+    assert said[1] == said[2] == (f'log: rank 1 on {host} does not see what rank 0 on {host} writes there; '
+                                  'choose a folder that all machines share')
+    assert said[3:] == [f'rank 1 on {host} gave no sign of life for 3 s; the same command goes on',
+                        f'rank 1 on {host} has ended or hangs, which its own message or the system explains; '
+                        'the same command goes on']
+    assert not list(tmp_path.iterdir())
