@@ -16,8 +16,9 @@ A model at {folder}, trained on heads that this project draws itself. Look at
   {folder}/animation/contact_sheet.png        unseen heads that follow another one; videos beside it
   {folder}/pictures/                          how it learned: flows and occlusion per scale
   tensorboard --logdir {folder}/tensorboard    curves, codes in use, pictures
-  python run.py --mode curves --run {folder}   whether it learned as it should
-  python run.py --mode web --checkpoint {folder}   a page to try it in: your pictures, your camera
+Whether it learned as it should, and a page to try it in:
+  python run.py --mode curves --run {folder}
+  python run.py --mode web --checkpoint {folder}
 Real data next: README.md, "Train on VoxCeleb1"."""
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from modes.web import newest_run
 from support.errors import UserError
 from tests.test_command_line import refused
-from tests.web_jobs import ask_for, count, die, fail, hang, loads, write_clip
+from tests.web_jobs import ask_for, count, die, fail, hang, loads, variable, write_clip
 from web.files import Files
 from web.guard import ROUTES
 from web.limits import MOST_FRAMES, check_clip, check_picture
@@ -64,6 +64,11 @@ def test_what_waits_is_cancelled_too_and_the_line_is_not_endless(worker):
     for task in (running, *waiting):
         with pytest.raises(Cancelled):
             task.result()
+
+
+def test_threads_of_the_worker_wait_without_turning(worker):
+    """OpenMP's default, in which waiting threads keep their cores, makes Live fifty times slower on a busy machine."""
+    assert worker.ask('a', functools.partial(variable, name='OMP_WAIT_POLICY')).result().lower() == 'passive'
 
 
 def test_a_worker_that_dies_is_replaced(worker):

@@ -30,6 +30,10 @@ def count(bench, total):
     return total
 
 
+def variable(bench, name):
+    return os.environ.get(name)
+
+
 def hang(bench):
     time.sleep(1000)
 

@@ -19,9 +19,9 @@ def add_compare(desk: Desk):
         run, cancel = gr.Button('Compare', variant='primary', elem_id='compare'), gr.Button('Cancel', variant='stop')
     made['status'] = gr.HTML('' if len(desk.models) > 1 else note('One model is loaded; --checkpoint takes several.'),
                              elem_id='compare-status')
-    made['video'] = gr.Video(label='Source, driver and models', interactive=False, height=360, autoplay=True, loop=True,
+    made['video'] = gr.Video(show_label=False, interactive=False, autoplay=True, loop=True,
                              buttons=['download'], elem_id='compared')
-    made['figure'] = gr.Image(label='For print', interactive=False, buttons=['fullscreen'], elem_id='plate')
+    made['figure'] = gr.Image(show_label=False, interactive=False, buttons=['fullscreen'], elem_id='plate')
     made['saved'] = gr.File(label='Download', visible=False, interactive=False, file_count='multiple')
     made['command'] = command()
 

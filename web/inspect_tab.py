@@ -28,7 +28,7 @@ def add_inspect(desk: Desk):
     with gr.Row():
         run, cancel = gr.Button('Draw', variant='primary', elem_id='draw'), gr.Button('Cancel', variant='stop')
     status = gr.HTML(elem_id='inspect-status')
-    gallery = gr.Gallery(label='Figures', columns=2, object_fit='contain', interactive=False,
+    gallery = gr.Gallery(label='Figures', columns=3, height='auto', object_fit='contain', interactive=False,
                          buttons=['download', 'fullscreen'], elem_id='figures')
 
     def show(driver, which, index, request: gr.Request):
