@@ -79,8 +79,8 @@ def test_every_mode_runs(raw, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, data, folder = ROOT / 'config' / PLAIN, tmp_path / 'data', tmp_path / 'run'
     sets = ['--set', *(part.format(root=data) if part.endswith('{root}') else part for part in NARROW)]
-    model, named = ['--checkpoint', folder / 'checkpoints' / '00000001.pt'], ['--log_dir', tmp_path, '--run_name', 'run']
-    here = [*named, '--device', 'cpu']
+    model = ['--checkpoint', folder / 'checkpoints' / '00000001.pt']
+    here = ['--log_dir', tmp_path, '--run_name', 'run', '--device', 'cpu']
     clip = data / 'test' / 'id2#bbbbbbbbbbb#000000#000002.mp4'
 
     def does(mode, *arguments):
