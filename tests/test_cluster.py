@@ -1,9 +1,11 @@
 """Many machines: one that is lost comes back to the same weights, none waits for ever, and what differs has a name."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -115,3 +117,31 @@ def test_what_differs_between_machines_is_named_and_nobody_waits_for_ever(tmp_pa
                         f'rank 1 on {host} has ended or hangs, which its own message or the system explains; '
                         'the same command goes on']
     assert not list(tmp_path.iterdir())
+
+
+STAND_INS = {
+    'srun': r'trap "kill \$!; echo saved >> said; exit 0" USR1; echo "$@" >> said; sleep 60 & wait',
+    'scontrol': 'echo scontrol "$@" >> said\n[ "$1" = show ] && echo node1 && echo node2',
+}
+
+
+@pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGTERM])
+def test_the_batch_file_saves_and_requeues(tmp_path, number):
+    script, array = re.findall('```bash\n(.*?)```', (ROOT / 'docs' / 'cluster.md').read_text(), re.S)
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    variables = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'node[1-2]', 'SLURM_JOB_ID': '17',
+                 'SLURM_JOB_NUM_NODES': '2', 'SLURM_GPUS_ON_NODE': '4'}
+    process = subprocess.Popen(['bash', '-c', script], cwd=tmp_path, env=os.environ | variables)
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not (
+            (tmp_path / 'said').exists() and 'torchrun' in (tmp_path / 'said').read_text()):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    shown, command, saved, requeued = (tmp_path / 'said').read_text().splitlines()
+    assert '--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=node1:29500 --rdzv-id=17' in command
+    assert (saved, requeued) == ('saved', 'scontrol requeue 17')
+    subprocess.run(['bash', '-n'], input=array, text=True, check=True)
