@@ -13,6 +13,7 @@ Frames stream: the driver is read ahead in a thread of its own, and memory does 
 import functools
 import logging
 import warnings
+from collections import deque
 from dataclasses import dataclass
 from itertools import islice, repeat
 
@@ -31,7 +32,8 @@ from modules.motion_transfer import (
 from modules.talking_head import Generated, Keypoints, join
 from support.errors import UserError
 from support.streaming import read_ahead
-from visualizer import to_tensor, to_uint8
+from support.transfer import Transfer
+from visualizer import from_bytes, to_bytes, to_tensor
 
 STARTS = ('first', 'nearest', 'nearest-keypoints')
 MOST_CANDIDATES = 128      # frames that landmarks are looked for in: about a second each on a CPU
@@ -81,6 +83,7 @@ class Renderer:
         assert precision in PRECISIONS, f'precision is {precision!r}, must be one of {PRECISIONS}'
         self.model, self.device = model.eval(), torch.device(device)
         self.batch_size, self.precision = batch_size, precision
+        self.transfer = Transfer(self.device)
 
     def autocast(self):
         """The context in which the networks run."""
@@ -106,7 +109,7 @@ class Renderer:
 
     def images(self, frames):
         """Frames (H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]; None for Keypoints, which a template has instead."""
-        return None if isinstance(frames[0], Keypoints) else to_tensor(frames, self.device)
+        return None if isinstance(frames[0], Keypoints) else from_bytes(self.transfer.up(np.stack(frames)))
 
     @torch.inference_mode()
     def keypoints(self, frames, images=None):
@@ -139,6 +142,7 @@ class Rendered:
     found:     Keypoints of the driving frames
     pose:      the Keypoints that were rendered, after smoothing and transfer
     generated: Generated
+    coming:    gives the prediction, (B, H, W, 3) uint8, and whether it is finite, once they are in main memory
     """
     source: list
     driving: list
@@ -146,11 +150,17 @@ class Rendered:
     found: Keypoints
     pose: Keypoints
     generated: Generated
+    coming: tuple
 
     @functools.cached_property
     def frames(self):
         """The prediction, (B, H, W, 3) uint8."""
-        return to_uint8(self.generated.prediction)
+        return self.coming[0]()
+
+    def checked(self):
+        """Itself; UserError where pixels are not finite."""
+        check_finite(self.coming[1]())
+        return self
 
 
 class DrivenSource:
@@ -179,8 +189,16 @@ class DrivenSource:
         pixels are not finite: such a model has diverged, or its weights are damaged.
         """
         sources = repeat(self.source) if self.clip is None else self.clip.frames()
+        transfer, made = self.renderer.transfer, deque()
         for batch in read_ahead(self._batches(zip(driving, sources))):
-            yield Rendered(*batch[:3], *self(*batch[1:]))
+            found, pose, generated = self._make(*batch[1:])
+            prediction = generated.prediction
+            coming = transfer.down(to_bytes(prediction)), transfer.down(prediction.isfinite().all())
+            made.append(Rendered(*batch[:3], found, pose, generated, coming))
+            if len(made) > transfer.behind:
+                yield made.popleft().checked()
+        while made:
+            yield made.popleft().checked()
 
     def _batches(self, pairs):
         """Yields (source, driving, images) of a Rendered, and the source's images where it moves, else None."""
@@ -189,14 +207,19 @@ class DrivenSource:
             yield (sources, driving, self.renderer.images(driving),
                    None if self.clip is None else self.renderer.images(sources))
 
-    @torch.inference_mode()
     def __call__(self, driving, images=None, source_images=None):
-        """(found, pose, generated) of a Rendered.
+        """(found, pose, generated) of a Rendered; UserError where pixels are not finite.
 
         driving:       B frames (H, W, 3) uint8, or Keypoints
         images:        of the frames, (B, 3, H, W) in [-1, 1], if they are there
         source_images: (B, 3, H, W), of a source that moves
         """
+        made = self._make(driving, images, source_images)
+        check_finite(made[-1].prediction.isfinite().all())
+        return made
+
+    @torch.inference_mode()
+    def _make(self, driving, images, source_images):
         state, transfer = self.state, self.transfer
         if source_images is not None:
             with self.renderer.autocast():
@@ -206,10 +229,14 @@ class DrivenSource:
         pose = transfer(found if self.smooth is None else self.smooth(found))
         with self.renderer.autocast():
             generated = self.model.render(state, pose)
-        if not generated.prediction.isfinite().all():
-            raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
-                            'use an earlier one, or fp32 if this was bf16')
         return found, pose, generated
+
+
+def check_finite(finite):
+    """UserError unless it is true."""
+    if not finite:
+        raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
+                        'use an earlier one, or fp32 if this was bf16')
 
 
 # ---------------------------------------------------------------------------- the best initial frame

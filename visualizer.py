@@ -39,14 +39,23 @@ def save_png(path, image, **texts):
 
 def to_tensor(frames, device='cpu'):
     """Frames of one size -> (B, 3, H, W) float32 in [-1, 1] on `device`."""
-    frames = torch.from_numpy(np.stack(frames)).to(device)       # bytes travel, floats are made there
+    return from_bytes(torch.from_numpy(np.stack(frames)).to(device))       # bytes travel, floats are made there
+
+
+def from_bytes(frames):
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], where it is."""
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_uint8(images):
     """(B, 3, H, W) nominally in [-1, 1] -> (B, H, W, 3) uint8: clamped and rounded, on the CPU."""
+    return to_bytes(images).cpu().numpy()
+
+
+def to_bytes(images):
+    """As `to_uint8`, a tensor, where it is."""
     images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
-    return images.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return images.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def beside(*frames):
