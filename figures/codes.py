@@ -90,8 +90,8 @@ def draw_usage(uses, about):
     about: over which frames, in words
     """
     writer = Writer(CHART[0] + 2 * EDGE, 'Code usage',
-                    f'How often each code was chosen {about}. Red marks codes that were '
-                    'never chosen; lines divide the groups of codes that scales add.')
+                    f'How often each code was chosen {about}. Red marks codes that were never chosen; lines divide '
+                    'the groups of codes that scales add.')
     for name, use in uses.items():
         numbers = use.as_json()
         most = 100 * use.counts.max() / use.counts.sum()
@@ -114,8 +114,8 @@ def draw_all_codes(book, uses, size, flows=None):
     live = sorted({code + use.first for use in uses.values() for code in np.flatnonzero(use.counts).tolist()})
     what = 'the image window that is nearest to it' if flows is None else 'the flow that it decodes to'
     writer = Writer(COLUMNS * (TILE + 2) + 2 * EDGE, f'{book.capitalize()} codes',
-                    f'All {stops[-1]} codes by their index, '
-                    f'{COLUMNS} to a row; each shows {what}. Grey: the {stops[-1] - len(live)} codes never chosen.')
+                    f'All {stops[-1]} codes by their index, {COLUMNS} to a row; each shows {what}. '
+                    f'Grey: the {stops[-1] - len(live)} codes never chosen.')
     if flows is None:
         windows = code_windows(uses)
         tiles = {code: _enlarged(_middle(windows[book, code]), TILE) for code in live}
@@ -133,8 +133,7 @@ def draw_all_codes(book, uses, size, flows=None):
     if flows is not None:
         writer.picture(colour_wheel(WHEEL), EDGE, writer.y)
         writer.text(f'Direction as seen from the middle of the wheel; full colour is {scales.motion["residual"]:g} px '
-                    'of the '
-                    'image or more.', TEXT, FAINT, EDGE + WHEEL + GAP)
+                    'of the image or more.', TEXT, FAINT, EDGE + WHEEL + GAP)
         writer.y += WHEEL
     return writer.sheet()
 
@@ -143,10 +142,8 @@ def draw_atlas(name, use):
     """The codes of a scale that are used most, in two columns: number and share beside the windows nearest to it."""
     side = BESIDE + WINDOWS * (LARGE + 4)
     writer = Writer(2 * (side + EDGE) + GAP, f'What codes stand for: {_readable(name)}',
-                    f'The {SHOWN} codes used most, with '
-                    'the share of places that choose them, and the image windows nearest to them, each of another '
-                    'frame. '
-                    'The line is the window; around it is as much again.')
+                    f'The {SHOWN} codes used most, with the share of places that choose them, and the image windows '
+                    'nearest to them, each of another frame. The line is the window; around it is as much again.')
     codes = [code for code in np.argsort(-use.counts, kind='stable')[:SHOWN].tolist() if use.counts[code]]
     rows, top = -(-len(codes) // 2), writer.y
     for i, code in enumerate(codes):

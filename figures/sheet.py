@@ -112,8 +112,7 @@ def _legend(writer, scales, has_indices):
         writer.text(f'{unit}: black is {low:.3g}, white {high:.3g}', TEXT, FAINT, left)
     if scales.bases:
         writer.text('Features: red, green and blue are their three main directions, found once for all that are side '
-                    'by '
-                    'side at a scale.', TEXT, FAINT, left)
+                    'by side at a scale.', TEXT, FAINT, left)
     if has_indices:
         writer.text('Indices: one colour per number; equal colours are equal numbers.', TEXT, FAINT, left)
     writer.y = max(*ends, writer.y)

@@ -22,15 +22,15 @@ def add_arguments(parser):
     parser.add_argument('--source_image', help="image; without it, the test set's first clips are looked at")
     parser.add_argument('--driving_video', help='video file or folder of frames')
     parser.add_argument('--frames', type=int, nargs='+', metavar='N',
-                        help='frames of the driving video to look at, from '
-                        f'0; default: {MOMENTS} spread over it, one of each test clip')
+                        help=f'frames of the driving video to look at, from 0; default: {MOMENTS} spread over it, one '
+                        'of each test clip')
     parser.add_argument('--absolute', action='store_true', help="take the driver's pose as it is; test clips always do")
     parser.add_argument('--at', type=int, nargs=2, metavar=('X', 'Y'),
                         help='a pixel of the picture to look at closely: what attention reads for it')
     parser.add_argument('--arrows', action='store_true', help='draw arrows over flows')
     parser.add_argument('--code_frames', type=int, default=100, metavar='N',
-                        help='frames of the test set that codes are '
-                        'counted over, evenly spread; default 100, 0 for all')
+                        help='frames of the test set that codes are counted over, evenly spread; default 100, 0 for '
+                        'all')
     parser.add_argument('--out', help='folder of the pictures; default: inspect in the run folder')
 
 

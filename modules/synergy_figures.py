@@ -76,9 +76,8 @@ def _appearance(model, moment):
             Panel('image', 'frame without it', made),
             Panel('heat', 'what it changes', effect, spread_note(effect, '%'), unit='% of range')]))
     return Figure('appearance', 'Appearance',
-                  'Warped features before and after compensation (Fig. 11), drawn in the same '
-                  'colours, and what the frame loses when the compensation of that scale is switched off.', rows,
-                  numbers)
+                  'Warped features before and after compensation (Fig. 11), drawn in the same colours, and what the '
+                  'frame loses when the compensation of that scale is switched off.', rows, numbers)
 
 
 def _reads(model, moment):
@@ -105,11 +104,9 @@ def _reads(model, moment):
             rows.append(Row('', panels))
     x, y = moment.at
     return Figure('reads', f'Codes read for x {x}, y {y}',
-                  'Share of the cross-attention that each code gets, mean over '
-                  'heads and layers, and the codes that get most: the flow that a motion code decodes to, an '
-                  'image window '
-                  'that '
-                  'is nearest to an appearance code, its number where no window chose it.', rows,
+                  'Share of the cross-attention that each code gets, mean over heads and layers, and the codes that '
+                  'get most: the flow that a motion code decodes to, an image window that is nearest to an appearance '
+                  'code, its number where no window chose it.', rows,
                   {'at': [x, y], 'codes': numbers})
 
 
