@@ -61,8 +61,8 @@ def curve(run):
 
 
 def compare(seeds, out, device, overrides=()):
-    """({arm: {seed: curve}}, scores of copying the source): trains what is not trained yet, seed by seed."""
-    curves = {arm: {} for arm in ARMS}
+    """({arm: {seed: curve}}, mean scores of copying the source): trains what is not trained yet, seed by seed."""
+    curves, copied = {arm: {} for arm in ARMS}, []
     for seed in seeds:
         sets = [f'train_params.seed={seed}', 'train_params.num_workers=0', *overrides]
         small, large = (schema.load(path, sets) for path in (SMALL, LARGE))
@@ -70,8 +70,8 @@ def compare(seeds, out, device, overrides=()):
         for arm, checkpoint in (('carried', weights), ('scratch', None)):
             run = trained(out / f'{arm}-seed{seed}', large, device, checkpoint, from_the_start=True)
             curves[arm][seed] = curve(run)
-        copied = next(line for line in run.figures() if 'validation/psnr' in line)
-    return curves, {name: copied[f'copying_source/{name}'] for name in SCORES}
+        copied.append(next(line for line in run.figures() if 'validation/psnr' in line))     # the pairs are the seed's
+    return curves, {name: statistics.fmean(line[f'copying_source/{name}'] for line in copied) for name in SCORES}
 
 
 def table(curves, copied):
@@ -107,7 +107,7 @@ def draw(curves, copied):
         axes.set_xlabel('steps at 128 px', fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[['top', 'right']].set_visible(False)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.axes[-1].legend(fontsize=8, frameon=False)
     return figure
 
 
