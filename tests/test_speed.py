@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import turns
+from benchmarks.speed import gpu, turns
 from benchmarks.speed.__main__ import PUBLIC
 from benchmarks.speed.optimisations import ANIMATION_ONLY, OPTIMISATIONS, TRAINING_ONLY, ablation
+from benchmarks.speed.parts import Job
 from benchmarks.speed.work import Animation, Training
 from modules.build import METHODS
 from support import hardware
@@ -76,3 +77,32 @@ def test_turns_alternate_and_each_has_its_ratio():
 
 def test_public_figures_are_of_methods():
     assert PUBLIC.keys() <= METHODS.keys()
+
+
+def test_what_a_gpu_is_asked_runs_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(gpu, 'peak_flops', lambda clock, dtype: 1e12)
+    job = Job(tiny(), CPU, 2, threads=1, turns=1)
+    found = gpu.scaling(job, 'fp32')
+    assert [row['batch'] for row in found['batches']] == [1, 2] and found['ended'] == 'asked for no more'
+    one, two = found['batches']
+    assert two['share_of_peak'] == pytest.approx(2 * found['gflop_per_sample'] / 1e3 / two['seconds'])
+    assert found['mib_per_sample'] == pytest.approx(1024 * (two['peak_gib'] - one['peak_gib']))
+    frames = gpu.video(job)
+    assert len(frames) == 4 and min(frames.values()) > 0
+    assert gpu.graph(job) == {}
+
+
+def test_sweeps_end_with_the_memory_or_the_time(monkeypatch):
+    def full(self, batch):
+        if batch > 1:
+            raise torch.OutOfMemoryError
+    monkeypatch.setattr(gpu, 'peak_flops', lambda clock, dtype: 1e12)
+    monkeypatch.setattr(gpu.Training, 'resize', full, raising=True)
+    monkeypatch.setattr(gpu, 'timed', lambda clock, work: 1.0)
+    monkeypatch.setattr(gpu, 'flops', lambda work: 1e12)
+    monkeypatch.setattr(gpu, 'peak_memory', lambda device, work: 1.0)
+    found = gpu.scaling(Job(tiny(), CPU, 8, threads=1, turns=1), 'fp32')
+    assert found['ended'] == 'memory' and len(found['batches']) == 1
+    monkeypatch.setattr(gpu, 'SECONDS', -1)
+    assert gpu.scaling(Job(tiny(), CPU, 8, threads=1, turns=1), 'fp32')['ended'] == 'time'
+    assert set(gpu.choices(Job(tiny(), CPU, 2, threads=1, turns=1))) == set(gpu.CHOICES)

@@ -45,18 +45,19 @@ def test_norm_silu_conv_is_one_after_the_other(layout):
         assert torch.equal(x, before)
 
 
-def one_step(config, change=lambda model: None, layout=torch.channels_last):
+def one_step(config, change=lambda model: None, layout=torch.channels_last, device=CPU):
     """(prediction, losses, gradient) of one training step with weights and images that depend on names and seeds."""
-    model, discriminator = weights.filled(config, 'smac', with_discriminator=True)
-    size = config.model_params.image_size
-    images = [F.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
-    transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
-    objective = build_objective(config, model).eval().to(memory_format=layout)
+    with weights.on(device):
+        model, discriminator = weights.filled(config, 'smac', with_discriminator=True)
+        size = config.model_params.image_size
+        images = [F.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
+    transform = RandomTransform.draw(2, torch.Generator().manual_seed(0)).to(device)
+    objective = build_objective(config, model).eval().to(device, memory_format=layout)
     change(model)
     step = objective(*images, transform, discriminator.requires_grad_(False))
     step.total.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    return step.generated.prediction.detach(), torch.stack(list(step.losses.values())), gradient
+    return step.generated.prediction.detach().cpu(), torch.stack(list(step.losses.values())).cpu(), gradient.cpu()
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.parity.comparison import FEATURE, FLOW, IMAGE, UNIT, Comparison, numpy, relative_array
-from benchmarks.parity.weights import filled, from_fixture, images, recipe
+from benchmarks.parity.weights import filled, from_fixture, images, place, recipe
 from metrics.openface import OpenFace
 from modules.layers import from_unit, to_unit, tokens
 from modules.warp import identity_grid, resize, warp
@@ -143,7 +143,7 @@ def openface(fixture, config):
     network = OpenFace()
     network.load_state_dict({name: recipe(f'openface/{name}', tensor.shape) if tensor.is_floating_point() else tensor
                              for name, tensor in network.state_dict().items()})
-    network.to(torch.get_default_dtype()).eval()
+    network.to(place(), torch.get_default_dtype()).eval()
     with torch.no_grad(), outputs_of({'last': network.layer25}) as seen:
         embedding = network(from_fixture(fixture['image']))
     (pooled,), _ = seen['last'][0]

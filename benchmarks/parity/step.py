@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.parity.comparison import FLOW, IMAGE, Comparison, numpy, relative, relative_array
 from benchmarks.parity.forward import outputs_of, shared_motion
-from benchmarks.parity.weights import filled, from_fixture, images, vgg_state
+from benchmarks.parity.weights import filled, from_fixture, images, place, vgg_state
 from modules.build import build_objective
 from modules.layers import to_unit
 from modules.losses import RandomTransform
@@ -60,8 +60,8 @@ def filled_training(config, source):
     """
     params = config.train_params
     model, discriminator = filled(config, source, needs_discriminator(params.objective_params))
-    objective = build_objective(config, model, vgg_state()).to(torch.get_default_dtype())
-    return TrainingStep(params, objective, discriminator, torch.device('cpu'))
+    objective = build_objective(config, model, vgg_state()).to(place(), torch.get_default_dtype())
+    return TrainingStep(params, objective, discriminator, place())
 
 
 def pairs(fixture):

@@ -52,8 +52,27 @@ def _gain(key):
 
 
 def from_fixture(array):
-    """A stored float32 array as a tensor of the precision that we compute in."""
-    return torch.from_numpy(array).to(torch.get_default_dtype())
+    """A stored float32 array as a tensor of the precision, and in the place, that we compute in."""
+    return torch.from_numpy(array).to(_place, torch.get_default_dtype())
+
+
+_place = torch.device('cpu')
+
+
+def place():
+    """The torch.device that we compute on."""
+    return _place
+
+
+@contextmanager
+def on(device):
+    """Compute on another device."""
+    global _place
+    before, _place = _place, torch.device(device)
+    try:
+        yield
+    finally:
+        _place = before
 
 
 @contextmanager
@@ -88,7 +107,7 @@ def filled(config, source, with_discriminator=False):
     import_tensors(source, published_state(source, model, discriminator), model, discriminator)
     networks = (model, discriminator) if with_discriminator else (model,)
     for network in networks:
-        network.to(torch.get_default_dtype()).eval()
+        network.to(_place, torch.get_default_dtype()).eval()
     return model, discriminator
 
 

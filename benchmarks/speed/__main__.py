@@ -9,15 +9,18 @@ ours and with as many threads (benchmarks/speed/yardstick.py), in turns with the
 turn, so that what else the machine does cancels. On a CPU, time is the process's CPU time (with one thread,
 `--threads 1`, the time that it would take undisturbed); wall time stands beside it. Each part runs in a process of its
 own, which tells its peak memory. `--ablate` replaces one optimisation at a time by the plain formula; all of them, or
-those that are named.
+those that are named. On a GPU that is asked always, and more (benchmarks/speed/gpu.py): batches to the memory's end,
+precisions, whole videos, a captured frame.
 """
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.speed import gpu
 from benchmarks.speed.optimisations import OPTIMISATIONS
 from benchmarks.speed.parts import Job, animation, in_process, loader, training
 from config import schema
@@ -38,6 +41,8 @@ def main(arguments=None):
     options = parse(arguments)
     device = torch.device(options.device)
     config = hardware.adapted(schema.load(options.config, options.set), device)
+    if device.type == 'cuda' and options.ablate is None:
+        options.ablate = []
     threads = options.threads or torch.get_num_threads()
     frame, step = public_ratios(config.method, threads, options)
 
@@ -47,6 +52,16 @@ def main(arguments=None):
                'precision': config.train_params.precision, 'checkpointing': config.train_params.checkpointing,
                'compile': config.train_params.compile, 'optimisations': list(OPTIMISATIONS),
                'public_ratios': [frame, step]}
+    try:
+        measure(figures, run, options, device, (frame, step))
+    finally:                             # what was measured before something went wrong is kept
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1))
+
+
+def measure(figures, run, options, device, public):
+    """All parts that are asked for, added to the figures and printed."""
+    frame, step = public
     if 'animation' in options.parts:
         for batch in options.frames or ([1, 8, 32] if device.type == 'cuda' else [1, 8]):
             figures[f'animation, batch {batch}'] = found = run(animation, batch)
@@ -61,8 +76,31 @@ def main(arguments=None):
             step = figures[f'training, batch {options.batch}']['wall_seconds']
             found['wait_seconds_per_step'] = max(0.0, found['seconds_per_batch'] - step)
             print(f'  a step waits {found["wait_seconds_per_step"]:.2f} s for data')
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    if device.type == 'cuda' or options.gpu_parts:
+        gpu_only(figures, run, options)
+
+
+def gpu_only(figures, run, options):
+    """The parts of benchmarks/speed/gpu.py, added to the figures and printed."""
+    figures['gpu'] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    for precision in ('fp32', 'bf16'):
+        figures[f'scaling, {precision}'] = found = run(partial(gpu.scaling, precision=precision), options.batch)
+        for row in found['batches']:
+            print(f'training in {precision}, batch {row["batch"]}: {row["samples_per_second"]:.1f} samples/s, '
+                  f'{row["peak_gib"]:.1f} GiB, {100 * row["share_of_peak"]:.0f} % of peak', flush=True)
+        print(f'  {found.get("mib_per_sample", float("nan")):.0f} MiB a sample more; ended: {found["ended"]}')
+    figures['choices'] = found = run(gpu.choices, options.batch)
+    plain = found['fp32'].get('seconds')
+    for name, row in found.items():
+        ratio = f'{plain / row["seconds"]:.2f} x as fast as fp32, {row["peak_gib"]:.1f} GiB' if row else 'no time left'
+        print(f'  {name}: {ratio}', flush=True)
+    for batch in options.frames or [1, 32]:
+        figures[f'video, batch {batch}'] = found = run(gpu.video, batch)
+        print(f'animation, batch {batch}, frames/s: '
+              + ', '.join(f'{name} {rate:.1f}' for name, rate in found.items()), flush=True)
+    figures['one frame'] = found = run(gpu.graph, 1)
+    for name, value in found.items():
+        print(f'  {name}: {value:.3g}')
 
 
 def public_ratios(method, threads, options):
@@ -86,6 +124,8 @@ def parse(arguments):
     parser.add_argument('--threads', type=int, default=0, help='of a CPU; default: as many as PyTorch takes')
     parser.add_argument('--ablate', nargs='*', choices=OPTIMISATIONS, metavar='NAME',
                         help='what each optimisation is worth')
+    parser.add_argument('--gpu_parts', action='store_true',
+                        help='also on a CPU: the parts that only a GPU is asked (benchmarks/speed/gpu.py)')
     parser.add_argument('--json', type=Path, help='also write the figures there')
     return parser.parse_args(arguments)
 

@@ -39,8 +39,9 @@ def flops(function):
 def peak_flops(clock, dtype):
     """Operations per second of a large matrix product and a large convolution, whichever is faster."""
     device = clock.device
-    a = torch.randn(2048, 2048, device=device, dtype=dtype)
-    x = torch.randn(4, 128, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    side, images = (8192, 64) if device.type == 'cuda' else (2048, 4)      # less does not fill a GPU
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    x = torch.randn(images, 128, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     w = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     works = [lambda: a @ a, lambda: F.conv2d(x, w, padding=1)]
     return max(flops(work) / min(clock(work)[0] for _ in range(4)) for work in works)

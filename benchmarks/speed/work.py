@@ -18,8 +18,12 @@ class Training:
     def __init__(self, config, batch, device):
         vgg = VGG19().state_dict() if needs_vgg(config.train_params.objective_params) else None
         self.step = build_training_step(config, device, vgg)
-        size = config.model_params.image_size
-        images = [torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2)]
+        self.size, self.device = config.model_params.image_size, device
+        self.resize(batch)
+
+    def resize(self, batch):
+        """Take another number of samples from now on."""
+        images = [torch.rand(batch, 3, self.size, self.size, device=self.device) * 2 - 1 for _ in range(2)]
         self.pairs = Pairs(*images, RandomTransform.draw(batch, torch.Generator().manual_seed(0)))
 
     def __call__(self):
