@@ -18,7 +18,8 @@ MAY_CHANGE = (
     # that is endless and random.
     'train_params.batch_size', 'train_params.accumulate',
     # What the machine is asked to do, to the same end.
-    'train_params.precision', 'train_params.checkpointing', 'train_params.compile', 'train_params.num_workers',
+    'train_params.precision', 'train_params.checkpointing', 'train_params.keep_freed', 'train_params.compile',
+    'train_params.num_workers',
     # What is written down and looked at, and when to give up.
     'train_params.log_every', 'train_params.val_every', 'train_params.val_pairs', 'train_params.save_every',
     'train_params.keep_checkpoints', 'train_params.max_nonfinite', 'dataset_params.max_broken',

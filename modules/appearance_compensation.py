@@ -3,7 +3,7 @@
 from torch import nn
 
 from modules.codebook import Codebook
-from modules.layers import tokens, untokens
+from modules.layers import TokenLinear, tokens, untokens
 from modules.retrieval import Retrieval
 from modules.warp import resize_flow
 
@@ -14,13 +14,13 @@ def partition_windows(x, grid):
 
 
 def reverse_windows(x, grid, channels):
-    """(B, grid*grid, p*p*C) -> (B, C, H, W); the inverse of `partition_windows`."""
+    """(B, grid*grid, p*p*C) -> (B, C, H, W), channels last in memory; the inverse of `partition_windows`."""
     patch = round((x.shape[-1] // channels) ** 0.5)
     x = x.unflatten(2, (patch, patch, channels)).unflatten(1, (grid, grid))          # (B, g, g, p, p, C)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-class WindowEmbedding(nn.Linear):
+class WindowEmbedding(TokenLinear):
     """Cuts a feature into windows, each of which becomes one token."""
 
     def forward(self, feature, grid):
@@ -46,7 +46,7 @@ class AppearanceCompensation(nn.Module):
         widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.num_scales])]
         self.embed = nn.ModuleList(WindowEmbedding(width, params.code_dim) for width in widths)
         # A residual of 0 must come out as 0: no bias there.
-        self.unembed = nn.ModuleList(nn.Linear(params.code_dim, width, bias=not residual) for width in widths)
+        self.unembed = nn.ModuleList(TokenLinear(params.code_dim, width, bias=not residual) for width in widths)
         if tied_windows:
             for embed, unembed in zip(self.embed, self.unembed):
                 nn.init.orthogonal_(embed.weight)

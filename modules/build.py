@@ -52,4 +52,4 @@ def build_discriminator(config):
 
 def build_objective(config, model, vgg_state=None):
     """Losses around `model`; `vgg_state` as in Objective."""
-    return Objective(model, config.train_params.objective_params, vgg_state, config.train_params.checkpointing)
+    return Objective(model, config.train_params.objective_params, vgg_state)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.warp import resize
+from modules.layers import Conv1x1
+from modules.warp import resize_read
 
 
 class MotionEncoder(nn.Module):
@@ -13,7 +14,7 @@ class MotionEncoder(nn.Module):
     def __init__(self, channels, width):
         """channels: of what was retrieved; width: of the result."""
         super().__init__()
-        self.retrieved1 = nn.Conv2d(channels, width, 1)
+        self.retrieved1 = Conv1x1(channels, width)
         self.retrieved2 = nn.Conv2d(width, width * 3 // 4, 3, padding=1)
         self.motion1 = nn.Conv2d(2, width, 7, padding=3)
         self.motion2 = nn.Conv2d(width, width // 2, 3, padding=1)
@@ -26,12 +27,12 @@ class MotionEncoder(nn.Module):
         return torch.cat([F.relu(self.join(torch.cat([r, m], dim=1))), displacement], dim=1)
 
 
-class SourceContext(nn.Conv2d):
+class SourceContext(Conv1x1):
     """What the warped source holds at each place of the flow; wide, at the feature's full resolution."""
 
-    def forward(self, warped, size):
-        """F_w (B, C, H, W) -> (B, C', h, w) for size (h, w)."""
-        return resize(F.relu(super().forward(warped), inplace=True), size)
+    def forward(self, pixels, full, size):
+        """What resizing F_w of size `full` to `size` (h, w) reads of it, (B, C, ., .) -> (B, C', h, w)."""
+        return resize_read(F.relu(super().forward(pixels), inplace=True), full, size)
 
 
 class FlowUpdate(nn.Module):

@@ -10,6 +10,41 @@ from torch import nn
 
 from support import distributed
 
+# ---------------------------------------------------------------------------- matrix products
+
+class Conv1x1(nn.Conv2d):
+    """1x1 convolution: (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x):
+        return pointwise(x, self.weight, self.bias)
+
+
+class TokenLinear(nn.Linear):
+    """The same for tokens: (B, M, C) -> (B, M, C').
+
+    As a convolution: oneDNN uses AVX-512 on all processors, MKL, which nn.Linear asks, not on AMD's.
+    """
+
+    def forward(self, x):
+        if x.device.type != 'cpu':
+            return super().forward(x)
+        row = x.unflatten(1, (1, -1)).permute(0, 3, 1, 2)
+        return pointwise(row, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def pointwise(x, weight, bias):
+    """1x1 convolution of x (B, C, H, W) by oneDNN.
+
+    On one thread of a CPU, PyTorch would take a kernel of half its speed, unless the kernel is dilated; a dilated pixel
+    is a pixel.
+    """
+    alone = x.device.type == 'cpu' and torch.get_num_threads() == 1
+    return F.conv2d(x, weight, bias, dilation=2 if alone else 1)
+
+
 # ---------------------------------------------------------------------------- normalisation
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -70,10 +105,20 @@ class NormSiluConv(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
         normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
-        gradient, by_kernel, by_offset = torch.ops.aten.convolution_backward(
-            gradient, F.silu(normal).to(ctx.dtype), kernel.to(ctx.dtype), offset.shape, [1, 1], [1, 1], [1, 1],
-            False, [0, 0], 1, [True, True, True])
-        gradient = dense(torch.ops.aten.silu_backward(gradient.to(normal.dtype), normal))
+
+        def convolution(gives_input, gives_kernel, convolved):
+            return torch.ops.aten.convolution_backward(
+                gradient, convolved.to(ctx.dtype), kernel.to(ctx.dtype), offset.shape, [1, 1], [1, 1], [1, 1], False,
+                [0, 0], 1, [gives_input, gives_kernel, False])
+
+        # One gradient at a time, so that there is less memory at once; a sum is, on CPUs, several times as fast as
+        # oneDNN's gradient of the offset.
+        by_offset = gradient.sum((0, 2, 3))
+        _, by_kernel, _ = convolution(False, True, F.silu(normal))
+        gradient, _, _ = convolution(True, False, normal)        # of what was convolved, this reads the shape alone
+        gradient = gradient.to(normal.dtype)
+        gradient = dense(torch.ops.aten.silu_backward.grad_input(gradient, normal, grad_input=gradient))
+        del normal
         by_x, by_weight, by_bias = torch.ops.aten.native_group_norm_backward(
             gradient, dense(x.to(weight.dtype)), mean, rstd, weight, *NormSiluConv.sizes(x), ctx.groups,
             [True, True, True])
@@ -201,7 +246,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
 
     def forward(self, x):
         h = norm_silu_conv(x, self.norm1, self.conv1)
@@ -217,10 +262,10 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels, groups=32):
         super().__init__()
         self.norm = group_norm(channels, groups)
-        self.query = nn.Conv2d(channels, channels, 1)
-        self.key = nn.Conv2d(channels, channels, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.project = nn.Conv2d(channels, channels, 1)
+        self.query = Conv1x1(channels, channels)
+        self.key = Conv1x1(channels, channels)
+        self.value = Conv1x1(channels, channels)
+        self.project = Conv1x1(channels, channels)
 
     def forward(self, x):
         h = self.norm(x)

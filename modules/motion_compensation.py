@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from modules.codebook import Codebook, Quantized
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
-from modules.layers import Downsample, ResBlock, Upsample, group_norm
+from modules.layers import Conv1x1, Downsample, ResBlock, Upsample, group_norm
 from modules.retrieval import Retrieval
-from modules.warp import from_displacement, identity_grid, resize, to_displacement, warp
+from modules.warp import Warped, from_displacement, identity_grid, resize, resize_read, to_displacement
 
 
 class MotionLearning(NamedTuple):
@@ -46,11 +46,11 @@ class MotionCompensation(nn.Module):
         self.retrieval = Retrieval(dim, params.num_heads, params.num_layers, grid, params.identity_start)    # T_M
 
         channels = channels[:params.num_scales]
-        self.embed_driving = nn.Conv2d(num_kp, dim, 1)
-        self.embed_source = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in channels)
-        self.embed_evidence = nn.Conv2d(2 * dim, dim, 1)
-        self.embed_query = nn.Conv2d(2 * dim, dim, 1)
-        self.context = nn.ModuleList(SourceContext(width, update_width * 3 // 2, 1) for width in channels)
+        self.embed_driving = Conv1x1(num_kp, dim)
+        self.embed_source = nn.ModuleList(Conv1x1(width, dim) for width in channels)
+        self.embed_evidence = Conv1x1(2 * dim, dim)
+        self.embed_query = Conv1x1(2 * dim, dim)
+        self.context = nn.ModuleList(SourceContext(width, update_width * 3 // 2) for width in channels)
         self.motion_encoder = MotionEncoder(dim, update_width)
         self.update = FlowUpdate(update_width)                                                 # D_MR
 
@@ -73,18 +73,19 @@ class MotionCompensation(nn.Module):
                          (B, d_m, h_m, w_m) F_m^{i-1}, from which the codebook learns
         """
         displacement = to_displacement(flow)                                         # (B, 2, h, w)
-        warped = warp(source_feature, flow)                                          # (B, C_i, H_i, W_i)
+        warped = Warped(source_feature, flow)                                        # of (B, C_i, H_i, W_i)
+        full, size, grid = source_feature.shape[-2:], flow.shape[1:3], self.retrieval.size
 
         # Query: the motion so far, and the evidence it has to explain. The motion's gradient stops here.
-        source = F.relu(self.embed_source[scale](resize(warped, self.retrieval.size)))
+        source = F.relu(self.embed_source[scale](resize_read(warped.read_for(grid), full, grid)))
         evidence = self.embed_evidence(torch.cat([source, driving_feature], dim=1))
         motion = self.encode(displacement.detach())
         query = self.embed_query(torch.cat([motion, evidence], dim=1))               # (B, D, h_m, w_m)
 
         # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can refine one.
         retrieved = self.retrieval(query, projections, self.codebook.slices[scale])
-        retrieved = resize(retrieved, flow.shape[1:3])
-        context = self.context[scale](warped, flow.shape[1:3])
+        retrieved = resize(retrieved, size)
+        context = self.context[scale](warped.read_for(size), full, size)
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
         return from_displacement(residual.float()), occlusion.float(), motion
 

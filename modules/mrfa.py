@@ -173,14 +173,15 @@ class MotionRefinement(nn.Module):
         super().__init__()
         structure, width = params.structure_params, params.flow_update_width
         correlations = structure.levels * (2 * structure.radius + 1) ** 2
-        self.context = nn.ModuleList(SourceContext(channels, width * 3 // 2, 1) for channels in widths)
+        self.context = nn.ModuleList(SourceContext(channels, width * 3 // 2) for channels in widths)
         self.motion_encoder = MotionEncoder(correlations, width)
         self.update = FlowUpdate(width)
 
     def forward(self, scale, motion, feature, volume):
         """The correction of `motion` (scale 0 is the coarsest), on the grid of the source's feature (B, C, H, W)."""
         encoded = self.motion_encoder(motion.displacement, volume.look_up(motion.displacement))
-        context = self.context[scale](warp(feature, motion.flow), feature.shape[-2:])
+        size = feature.shape[-2:]
+        context = self.context[scale](warp(feature, motion.flow), size, size)
         displacement, occlusion_logit = self.update(encoded, context)
         return Motion(displacement.float(), occlusion_logit.float())
 

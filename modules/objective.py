@@ -52,9 +52,8 @@ class Step:
 class Objective(nn.Module):
     """Eq. 6. Holds the model, so that one forward pass of this module is all that a step needs (and DDP wraps)."""
 
-    def __init__(self, model, params, vgg_state=None, sparing=False):
-        """vgg_state: torchvision's VGG19 state dict; needed exactly if the perceptual weight is not 0;
-        sparing: of memory, at the price of some time."""
+    def __init__(self, model, params, vgg_state=None):
+        """vgg_state: torchvision's VGG19 state dict; needed exactly if the perceptual weight is not 0."""
         super().__init__()
         self.model = model
         self.params = params
@@ -64,8 +63,7 @@ class Objective(nn.Module):
             network = VGG19()
             network.load_state_dict({name: value for name, value in vgg_state.items()
                                      if name in network.state_dict()})
-            self.perceptual = PerceptualLoss(network, params.perceptual_scales, not sparing,
-                                             params.perceptual_imagenet_range)
+            self.perceptual = PerceptualLoss(network, params.perceptual_scales, params.perceptual_imagenet_range)
 
     def forward(self, source, driving, transform, discriminator=None, motion_only=False):
         """Rebuild `driving` from `source`, images (B, 3, H, W) in [-1, 1].

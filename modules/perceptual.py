@@ -42,46 +42,42 @@ class VGG19(nn.Module):
 class PerceptualLoss(nn.Module):
     """Mean absolute difference of VGG19 features, summed over five layers and a pyramid of scales."""
 
-    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125), together=True, imagenet_range=False):
-        """together: show all predictions to the network in one batch; one after the other takes less memory;
-        imagenet_range: map images from [-1, 1] to [0, 1], the range that the network was trained on.
+    def __init__(self, network, scales=(1, 0.5, 0.25, 0.125), imagenet_range=False):
+        """imagenet_range: map images from [-1, 1] to [0, 1], the range that the network was trained on.
 
         This paper's released code does not map them, and its numbers depend on it. FOMM's are in [0, 1] to begin with:
         mapped before they are made smaller, as that pads with 0, black in one range and grey in the other.
         """
         super().__init__()
-        self.together, self.imagenet_range = together, imagenet_range
+        self.imagenet_range = imagenet_range
         self.network = network
         self.pyramid = nn.ModuleList(AntiAlias(3, scale) for scale in scales)
 
     def value_and_gradient(self, predictions, target):
         """Loss and its gradient at each prediction, level by level: each is freed once its gradient is taken.
 
-        The target is seen once, without gradient.
+        The target is seen once, without gradient; predictions one after the other, for the sake of memory.
 
         predictions: list of (B, 3, H, W), as many as are compared with the one target (B, 3, H, W)
         returns:     terms (predictions, levels, layers) of the loss, unweighted; list of gradients (B, 3, H, W)
         """
         leaves = [prediction.detach().requires_grad_() for prediction in predictions]
-        groups = [leaves] if self.together else [[leaf] for leaf in leaves]
         terms, gradients = [], [torch.zeros_like(leaf) for leaf in leaves]
         for down in self.pyramid:
             with torch.no_grad():
                 wanted = self.network(down(self._ranged(target)))
-            found = [self._level(down, group, wanted) for group in groups]
-            terms.append(torch.cat([level for level, _ in found]))
-            for total, part in zip(gradients, (part for _, parts in found for part in parts)):
+            found = [self._level(down, leaf, wanted) for leaf in leaves]
+            terms.append(torch.stack([level for level, _ in found]))
+            for total, (_, part) in zip(gradients, found):
                 total += part
         return torch.stack(terms, dim=1), gradients
 
-    def _level(self, down, leaves, wanted):
-        """Terms (predictions, layers) of one level, detached, and their gradient at each prediction."""
+    def _level(self, down, leaf, wanted):
+        """Terms (layers,) of one level, detached, and their gradient at the prediction."""
         with torch.enable_grad():
-            seen = self.network(down(self._ranged(torch.cat(leaves))))
-            terms = torch.stack([torch.stack([F.l1_loss(part.float(), truth.float())
-                                              for part in feature.chunk(len(leaves))])
-                                 for feature, truth in zip(seen, wanted)], dim=1)
-            return terms.detach(), torch.autograd.grad(terms.sum(), leaves)
+            seen = self.network(down(self._ranged(leaf)))
+            terms = torch.stack([F.l1_loss(feature.float(), truth.float()) for feature, truth in zip(seen, wanted)])
+            return terms.detach(), torch.autograd.grad(terms.sum(), leaf)[0]
 
     def _ranged(self, image):
         return to_unit(image) if self.imagenet_range else image

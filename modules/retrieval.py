@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.layers import tokens, untokens
+from modules.layers import TokenLinear, tokens, untokens
 
 
 class Projection(NamedTuple):
@@ -25,10 +25,10 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, dim, num_heads):
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.project = nn.Linear(dim, dim)
+        self.query = TokenLinear(dim, dim)
+        self.key = TokenLinear(dim, dim)
+        self.value = TokenLinear(dim, dim)
+        self.project = TokenLinear(dim, dim)
         # As torch.nn.MultiheadAttention, the layer of the released code: one Xavier draw for the stacked
         # 3D x D projection, zero biases.
         bound = (6 / (4 * dim)) ** 0.5

@@ -195,7 +195,7 @@ class Synergy(TalkingHead):
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
         decoded = self.decoder.start(generated.compensated[0])
-        both = self._decode(torch.cat([decoded, decoded]), generated.compensated[1:], self._moved(state, generated))
+        both = self._decode(decoded, generated.compensated[1:], self._moved(state, generated), plain=True)
         generated.prediction, generated.first_scale_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
@@ -259,22 +259,25 @@ class Synergy(TalkingHead):
         flow = generated.flows[-1]
         return warp(source.features.picture.expand(len(flow), -1, -1, -1), flow)
 
-    def _decode(self, state, finer, moved=None):
-        """Decoder state of the coarsest scale -> images, added to `moved` if it is given.
+    def _decode(self, state, finer, moved=None, plain=False):
+        """Decoder state of the coarsest scale (B, C_1, h, w) -> images (B, 3, H, W), added to `moved` if it is given.
 
-        The finer features F_c^2.. are fused into as many samples as they have; any further samples of `state` are
-        decoded from the coarsest feature alone.
+        The finer features F_c^2.. are fused into the state. plain: decode it from the coarsest feature alone as well,
+        in the same batch: (2B, 3, H, W).
         """
         for scale, (fusion, feature) in enumerate(zip(self.fusions, finer), start=1):
-            state = self.decoder.up(state, scale, partial(self._fuse, fusion, feature))
+            state = self.decoder.up(state, scale, partial(self._fuse, fusion, feature, plain))
+        if plain and not finer:
+            state = torch.cat([state, state])
         decoded = self.decoder.head(state).float()
         return decoded if moved is None else decoded + moved.repeat(len(decoded) // len(moved), 1, 1, 1)
 
     @staticmethod
-    def _fuse(fusion, feature, state):
-        count = feature.shape[0]
-        fused, plain = state[:count], state[count:]
-        return torch.cat([fusion(fused, feature), plain]) if len(plain) else fusion(fused, feature)
+    def _fuse(fusion, feature, plain, state):
+        """The fused state, and behind it, with `plain`, the one without; until the first fusion both are the same."""
+        count = len(feature)
+        fused = fusion(state[:count], feature)
+        return torch.cat([fused, state[-count:]]) if plain else fused
 
     def _learn_codes(self, generated, targets):
         """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""

@@ -61,8 +61,8 @@ def estimate(config, batch):
         if needs_discriminator(objective):
             weights += (COPIES - 1) * _bytes(build_discriminator(config))
         if needs_vgg(objective):
-            network, predictions = VGG19(), torch.zeros(2 * batch, 3, size, size, requires_grad=True)
-            kept += _kept_bytes(lambda: network(predictions))
+            network, prediction = VGG19(), torch.zeros(batch, 3, size, size, requires_grad=True)
+            kept += _kept_bytes(lambda: network(prediction))
             weights += _bytes(network)
     return BASE + weights + SCRATCH * kept
 

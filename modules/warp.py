@@ -28,6 +28,16 @@ def _pixels_per_unit(height, width, device):
     return torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
 
 
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _corners(many, few, device):
+    """What bilinear resizing (align_corners=True) of `many` pixels to `few` reads: (2 * few,) pixels, their shares."""
+    position = torch.arange(few, dtype=torch.float64, device=device) * ((many - 1) / max(few - 1, 1))
+    low = position.floor().clamp(max=many - 2)
+    upper = position - low
+    return torch.stack([low, low + 1], 1).flatten().long(), torch.stack([1 - upper, upper], 1).flatten().float()
+
+
 @contextmanager
 def shapes_alone():
     """Within it, networks are built and run without numbers, memory or time; grids made there are not kept."""
@@ -35,7 +45,7 @@ def shapes_alone():
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        for cached in (_identity_grid, _pixels_per_unit):
+        for cached in (_identity_grid, _pixels_per_unit, _corners):
             cached.cache_clear()
 
 
@@ -80,6 +90,45 @@ def warp(x, flow, align_corners=True):
 def occlude(x, occlusion, align_corners=True):
     """Fade x (B, C, H, W) by the occlusion map (B, 1, h, w) in [0, 1]; 1 keeps the feature."""
     return x * resize(occlusion, x.shape[-2:], align_corners)
+
+
+class Warped:
+    """x (B, C, H, W) warped by a flow (B, h, w, 2) as `warp` does, where it shall be read."""
+
+    def __init__(self, x, flow):
+        self.x, self.flow = x, resize_flow(flow, x.shape[-2:])
+
+    @functools.cached_property
+    def whole(self):
+        """(B, C, H, W)."""
+        return sample(self.x, self.flow)
+
+    def read_for(self, size):
+        """The pixels that `resize` to `size` (h, w) reads: (B, C, 2h, 2w), or all if those are not fewer.
+
+        What is pointwise may be done to them alone, before `resize_read` does the rest.
+        """
+        full = self.x.shape[-2:]
+        if not _reads_few(full, size):
+            return self.whole
+        (rows, _), (columns, _) = _corners_of(self.x, full, size)
+        return sample(self.x, self.flow[:, rows][:, :, columns])
+
+
+def resize_read(pixels, full, size):
+    """`resize` to `size` (h, w) of an image of size `full`, from what `Warped.read_for` gave of it."""
+    if not _reads_few(full, size):
+        return resize(pixels, size)
+    (_, down), (_, across) = _corners_of(pixels, full, size)
+    return F.avg_pool2d(pixels * (4 * down[:, None] * across).to(pixels.dtype), 2)
+
+
+def _reads_few(full, size):
+    return all(2 * few < many for many, few in zip(full, size))
+
+
+def _corners_of(x, full, size):
+    return [_corners(many, few, x.device) for many, few in zip(full, size)]
 
 
 def to_displacement(flow):

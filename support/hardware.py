@@ -26,19 +26,21 @@ def flush_denormals():
 
 
 def keep_freed_memory():
-    """Have glibc keep the memory of freed tensors for the next ones: for inference, which needs little, and the same.
+    """Have glibc keep the memory of freed tensors for the next ones.
 
-    By default it returns every large one to the kernel, which hands the next one out page by page, zeroed.
-    Elsewhere than on glibc this does nothing.
+    By default it returns every large one to the kernel, which hands the next one out page by page, zeroed: a quarter
+    of the time of a training step. Elsewhere than on glibc this does nothing; an allocator that is preloaded (jemalloc)
+    goes by its own settings.
     """
     _allocate(mapped=2 ** 30, kept=2 ** 31 - 1)
 
 
 def return_freed_memory():
-    """Give every large tensor huge pages of its own, returned when it is freed: for training.
+    """Give every large tensor huge pages of its own, returned when it is freed: where memory is scarcer than time.
 
-    A step's tensors are of many sizes and lives; memory that is kept for them falls to pieces and grows by a gigabyte.
-    Huge pages (where Linux has them) make what is handed out anew cheap. Call it before the first large tensor.
+    A training step's tensors are of many sizes and lives; memory that is kept for them falls to pieces and grows, by up
+    to a gigabyte for the paper's model. Huge pages (where Linux has them) make what is handed out anew cheaper. Call it
+    before the first large tensor. benchmarks/README.md has time and memory of both.
     """
     os.environ.setdefault(HUGE_PAGES, '1')
     _allocate(mapped=2 ** 21, kept=2 ** 27)

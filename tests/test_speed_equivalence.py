@@ -14,7 +14,7 @@ from modules.build import build_model, build_objective
 from modules.layers import norm_silu_conv
 from modules.losses import RandomTransform
 from modules.perceptual import VGG19, PerceptualLoss
-from modules.warp import identity_grid
+from modules.warp import Warped, identity_grid, resize, resize_read, warp
 from support import hardware
 from support.errors import UserError
 from tests.tiny import ROOT, tiny
@@ -43,6 +43,34 @@ def test_norm_silu_conv_is_one_after_the_other(layout):
         before = x.clone()
         torch.testing.assert_close(norm_silu_conv(x, norm, conv), conv(F.silu(norm(x))))
         assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('size, pixels', [((8, 8), (16, 16)), ((12, 17), (24, 34)), ((19, 18), (40, 36)),
+                                          ((20, 18), (40, 36)), ((64, 64), (40, 36))])
+def test_pixels_that_resizing_reads_are_enough(size, pixels):
+    """Less than half, for which few pixels are read, about half, and larger."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 40, 36).to(memory_format=torch.channels_last).requires_grad_()
+    flow = (identity_grid((20, 20), x) + 0.02 * torch.randn(2, 20, 20, 2)).requires_grad_()
+    read = Warped(x, flow).read_for(size)
+    assert read.shape[-2:] == pixels
+    found, wanted = resize_read(read.sin(), (40, 36), size), resize(warp(x, flow).sin(), size)
+    for ours, theirs in zip(gradients(found, x, flow), gradients(wanted, x, flow), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_pointwise_layers_are_those_of_torch(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for ours, theirs, x in ((layers.TokenLinear(8, 5), F.linear, torch.randn(2, 12, 8)),
+                                (layers.Conv1x1(8, 5), F.conv2d, torch.randn(2, 8, 4, 3))):
+            inputs = x.requires_grad_(), ours.weight, ours.bias
+            assert_all_close(gradients(ours(x), *inputs), gradients(theirs(*inputs), *inputs))
+            assert ours(x).stride() == theirs(*inputs).stride()
+    finally:
+        torch.set_num_threads(before)
 
 
 def one_step(config, change=lambda model: None, layout=torch.channels_last, device=CPU):
@@ -75,13 +103,18 @@ def test_channels_last_changes_no_number(plain_step):
     assert_same_step(one_step(tiny()), plain_step)
 
 
-def test_predictions_seen_one_by_one_are_the_same_loss():
+def test_the_perceptual_loss_is_that_of_its_formula():
     torch.manual_seed(0)
     network, (first, second, target) = VGG19(), torch.rand(3, 2, 3, 32, 32) * 2 - 1
-    together, apart = (PerceptualLoss(network, (1, 0.5), alike).value_and_gradient([first, second], target)
-                       for alike in (True, False))
-    torch.testing.assert_close(apart[0], together[0])
-    torch.testing.assert_close(apart[1], together[1])
+    loss = PerceptualLoss(network, (1, 0.5))
+    terms, found = loss.value_and_gradient([first, second], target)
+    for prediction, by_level, gradient in zip((first, second), terms, found, strict=True):
+        prediction.requires_grad_()
+        plain = torch.stack([torch.stack([F.l1_loss(*pair)
+                                          for pair in zip(network(down(prediction)), network(down(target)))])
+                             for down in loss.pyramid])
+        torch.testing.assert_close(by_level, plain.detach())
+        torch.testing.assert_close(gradient, *torch.autograd.grad(plain.sum(), prediction))
 
 
 def test_checkpointing_changes_no_number(plain_step):

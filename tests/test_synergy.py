@@ -61,7 +61,8 @@ def test_windows_reverse():
     windows = partition_windows(feature, 4)
     assert windows.shape == (2, 16, 96)
     assert torch.equal(windows[0, 5].view(4, 4, 6), feature[0, :, 4:8, 4:8].permute(1, 2, 0))
-    assert torch.equal(reverse_windows(windows, 4, 6), feature)
+    back = reverse_windows(windows, 4, 6)
+    assert torch.equal(back, feature) and back.is_contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------------------- starts that pass features on

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.speed.turns import peak_memory
 from benchmarks.speed.work import Animation, Training
-from modules import dense_motion, layers, losses, retrieval
+from modules import dense_motion, layers, losses, retrieval, warp
 from modules.autoencoder import Encoder
 from modules.codebook import Codebook, Quantized, nearest
 from modules.perceptual import PerceptualLoss
@@ -81,7 +81,7 @@ def passes_apart(self, image):
     return [torch.cat(pair) for pair in zip(*(pyramid for pyramid, _ in halves))], torch.cat([tap for _, tap in halves])
 
 
-def predictions_apart(self, predictions, target):
+def target_again(self, predictions, target):
     found = [plain_perceptual(self, [prediction], target) for prediction in predictions]
     return torch.cat([terms for terms, _ in found]), [gradient for _, (gradient,) in found]
 
@@ -98,15 +98,17 @@ OPTIMISATIONS = {
     'codes projected once for all samples': plain(
         (retrieval.Retrieval, 'project', lambda self, codes: [codes] * len(self.layers)),
         (retrieval.Retrieval, 'forward', project_per_sample)),
+    'pointwise layers by oneDNN': plain((layers, 'pointwise', F.conv2d),
+                                        (layers.TokenLinear, 'forward', torch.nn.Linear.forward)),
+    'warped features where they are read': plain((warp, '_reads_few', lambda full, size: False)),
     'closed-form 2x2 inverse': plain((dense_motion, 'invert_2x2', torch.linalg.inv),
                                      (losses, 'invert_2x2', torch.linalg.inv)),
     'look-up quantisation': plain((Codebook, 'quantize', one_hot_quantize)),
     'one encoder pass for source and driving': plain((Encoder, 'tapped', passes_apart)),
-    'target features once, predictions together': plain((PerceptualLoss, 'value_and_gradient', predictions_apart)),
+    'target features once': plain((PerceptualLoss, 'value_and_gradient', target_again)),
     'fused Adam, foreach EMA': one_by_one,
 }
 TRAINING_ONLY = list(OPTIMISATIONS)[-4:]
-ANIMATION_ONLY = ['freed memory kept']
 
 
 def ablation(clock, work, repeats, names):
@@ -118,7 +120,7 @@ def ablation(clock, work, repeats, names):
     memory: GiB by which the peak is higher without it, median of turns
     """
     again = getattr(work, 'encode', lambda: None)      # what an animation has computed of its source
-    unused = TRAINING_ONLY if isinstance(work, Animation) else ANIMATION_ONLY
+    unused = TRAINING_ONLY if isinstance(work, Animation) else []
     work()
     worth = {}
     for name in names or OPTIMISATIONS:

@@ -45,20 +45,23 @@ def animation(job):
 
 def training(job):
     """Of one training step: time, yardsticks, operations, memory, stages."""
-    work = Training(job.config, job.batch, job.device)
-    found = measured(job, work, 'step')
-    stages = [work.stages(Clock(job.device)) for _ in range(job.turns)]
+    work, stages = Training(job.config, job.batch, job.device), []
+    found = measured(job, work, 'step', turn=lambda: stages.append(work.stages(Clock(job.device))))
+    stages = stages[1:]                                                      # the first is to warm up
     found['stages'] = {name: statistics.median(stage[name] for stage in stages) for name in stages[0]}
     return found | worth(job, work)
 
 
-def measured(job, work, yardstick, unit=1):
-    """What all work is asked; unit: of it in one call."""
-    clock = Clock(job.device)
+def measured(job, work, yardstick, unit=1, turn=None):
+    """What all work is asked; unit: of it in one call; turn: the work in a turn, where more is asked of it there.
+
+    Peak memory is that of all turns: memory that is kept from step to step can fall to pieces and grow.
+    """
+    clock, found = Clock(job.device), {}
     operations = flops(work) / unit
-    memory = peak_memory(job.device, work)
     with Yardstick(yardstick, job.device, job.threads) as other:
-        found = in_turns(clock, other, work, job.turns, unit)
+        memory = peak_memory(job.device,
+                             lambda: found.update(in_turns(clock, other, turn or work, job.turns, unit)))
     dtype = torch.bfloat16 if job.config.train_params.precision == 'bf16' else torch.float32
     return found | {'gflop': operations / 1e9, 'gflops_per_second': operations / found['seconds'] / 1e9,
                     'share_of_peak': operations / found['seconds'] / peak_flops(clock, dtype),
@@ -91,12 +94,13 @@ def loader(job):
 def in_process(part, job):
     """What `part` returns for a Job, run in a fresh process with the settings that its mode makes."""
     spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, spawn, _prepare, (job.threads, part)) as pool:      # it may have children
+    with ProcessPoolExecutor(1, spawn, _prepare, (job, part)) as pool:      # it may have children
         return pool.submit(part, job).result()
 
 
-def _prepare(threads, part):
-    if threads:
-        torch.set_num_threads(threads)
-    hardware.return_freed_memory() if part is training else hardware.keep_freed_memory()
+def _prepare(job, part):
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    keep = part is not training or job.config.train_params.keep_freed
+    hardware.keep_freed_memory() if keep else hardware.return_freed_memory()
     hardware.flush_denormals()

@@ -12,6 +12,9 @@ import torch
 
 from support import hardware
 
+# Settings of the allocator that a process inherits.
+ALLOCATORS = hardware.HUGE_PAGES, 'LD_PRELOAD', 'MALLOC_CONF', 'GLIBC_TUNABLES'
+
 
 class Clock:
     """Seconds of work on the device, and of the wall."""
@@ -43,7 +46,7 @@ class Yardstick:
         path = Path(__file__).with_name('yardstick.py')
         # -P: or its folder would come first where it looks for modules.
         command = [sys.executable, '-P', str(path), what, '--device', str(device), '--threads', str(threads)]
-        environment = {name: value for name, value in os.environ.items() if name != hardware.HUGE_PAGES}
+        environment = {name: value for name, value in os.environ.items() if name not in ALLOCATORS}
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          text=True)
 
