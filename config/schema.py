@@ -177,9 +177,9 @@ def parse(raw, where):
     raw = _with_new_names(_mapping(raw, where), where)
     model = dict(_mapping(raw.pop('model_params', {}), f'{where}: model_params'))
     method = model.pop('method', 'synergy')
-    if method not in METHODS:
+    if str(method) not in METHODS:
         raise UserError(f'{where}: model_params.method={method!r}: expected one of {", ".join(METHODS)}'
-                        f'{did_you_mean(method, METHODS)}')
+                        f'{did_you_mean(str(method), METHODS)}')
     sections = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in ('method', 'model_params')}
     _check_names(raw, [*sections, 'model_params'], where, '')
     built = {name: _build(sections[name], value, where, name) for name, value in raw.items()}

@@ -149,6 +149,9 @@ def _opened(path):
             stream = container.streams.best('video')
             if stream is None:
                 raise UserError(f'{path}: has no video track')
+            if stream.codec_context is None:
+                raise UserError(f'{path}: FFmpeg knows no decoder for its video track; re-encode it, or the file is '
+                                'damaged')
             yield container, stream
     except av.error.FileNotFoundError as error:
         raise UserError(f'{path}: no such video') from error

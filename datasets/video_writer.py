@@ -132,7 +132,7 @@ class _AudioCopy:
         if track is None:
             source.close()
             return None
-        codec = track.codec_context.codec.canonical_name
+        codec = track.codec_context.codec.canonical_name if track.codec_context else 'of an unknown kind'
         if codec not in output.supported_codecs:
             source.close()
             raise UserError(f'{path}: its sound ({codec}) cannot be copied into an mp4; convert it to AAC first')

@@ -231,6 +231,9 @@ def _item(row, where):
     source, driving, anchor = ((row.get(column) or '').strip() for column in ('source', 'driving', 'anchor'))
     if not source:
         raise UserError(f'{where}: source is empty')
+    for clip in (source, driving):
+        if clip and clip_name(clip) in ('', '..'):
+            raise UserError(f'{where}: {clip!r} is no name of a clip')
     if anchor and (not anchor.isdecimal() or time('anchor_time') is not None):
         raise UserError(f'{where}: anchor is {anchor!r}, must be the index of a frame, or empty; and so where there is '
                         'an anchor_time')
@@ -294,7 +297,7 @@ def _anchor(text, where):
     text = (text or '').strip()
     try:
         return (None, int(float(text))) if text else (None, None)
-    except ValueError:
+    except (ValueError, OverflowError):      # 'inf'
         return _moment(text, where)
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from modules.layers import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
-from support.ranges import AtLeastOne
+from support.ranges import LayerCount, TensorSize
 
 
 @dataclass(frozen=True)
 class AutoencoderParams:
-    channels: tuple[AtLeastOne, ...] = (256, 128, 128, 64)  # per scale, coarsest first; N scales
-    res_blocks: AtLeastOne = 2                              # per scale
-    norm_groups: AtLeastOne = 32                            # of every group normalisation
+    channels: tuple[TensorSize, ...] = (256, 128, 128, 64)  # per scale, coarsest first; N scales
+    res_blocks: LayerCount = 2                              # per scale
+    norm_groups: TensorSize = 32                            # of every group normalisation
 
     def __post_init__(self):
         if not self.channels:

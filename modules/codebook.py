@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from support import distributed
-from support.ranges import AtLeastOne, AtLeastZero, NotNegative
+from support.ranges import AtLeastZero, LayerCount, NotNegative, TensorSize
 
 ALLOCATIONS = ('progressive', 'shared', 'equal')
 
 
 @dataclass(frozen=True)
 class CodebookParams:
-    num_codes: AtLeastOne = 1024     # K (motion) or T (appearance)
-    code_dim: AtLeastOne = 32        # d_m or d_a
+    num_codes: TensorSize = 1024     # K (motion) or T (appearance)
+    code_dim: TensorSize = 32        # d_m or d_a
     num_scales: AtLeastZero = 4      # the coarsest `num_scales` of the N scales are compensated; 0 builds no codebook
     allocation: str = 'progressive'  # progressive (the paper's) | shared | equal (Table 4)
     commitment: NotNegative = 0.25   # beta of Eq. 3 and 5
     revive_after: AtLeastZero = 0    # steps without use until a code is moved onto a feature; 0 never does
-    num_layers: AtLeastOne = 2       # L_M or L_A, retrieval layers
-    num_heads: AtLeastOne = 8        # attention heads of the retrieval layers
+    num_layers: LayerCount = 2       # L_M or L_A, retrieval layers
+    num_heads: TensorSize = 8        # attention heads of the retrieval layers
     identity_start: bool = False     # retrieval layers begin by passing their query; released: random projections
     whitened: bool = False           # quantise features that are centred and decorrelated, scale by scale
     feature_start: bool = False      # codes begin on features of the first step; released: uniform within 1/K

@@ -18,12 +18,12 @@ from modules.first_order import Encoder, FirstOrderGenerated
 from modules.fomm import Fomm, FommParams
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import tokens, to_unit, untokens
-from support.ranges import AtLeastOne
+from support.ranges import TensorSize
 
 
 @dataclass(frozen=True)
 class DaganParams(FommParams):
-    attention_channels: AtLeastOne = 32  # of queries and keys
+    attention_channels: TensorSize = 32  # of queries and keys
     depth_params: DepthParams = DepthParams()
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=15)
     discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams(use_keypoints=True)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, Hourglass
 from modules.warp import identity_grid, invert_2x2, sample, warp
-from support.ranges import AtLeastOne, Positive, Scale
+from support.ranges import LayerCount, Positive, Scale, TensorSize
 
 
 @dataclass(frozen=True)
 class DenseMotionParams:
-    block_expansion: AtLeastOne = 64
-    num_blocks: AtLeastOne = 5
-    max_features: AtLeastOne = 1024
+    block_expansion: TensorSize = 64
+    num_blocks: LayerCount = 5
+    max_features: TensorSize = 1024
     scale_factor: Scale = 0.25    # flows live at this fraction of the image size
     kp_variance: Positive = 0.01  # of the Gaussian around each keypoint
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.layers import BatchNorm2d
-from support.ranges import AtLeastOne, Range
+from support.ranges import Range
 
 MEAN, STD = 0.45, 0.225           # of images in [0, 1], as the network was trained
 
@@ -18,7 +18,7 @@ class DepthParams:
     pretrained: str | None = None     # folder of encoder.pth and depth.pth, which training starts with
     num_layers: Annotated[int, Range(18, 50)] = 18  # of the ResNet, 18 (the published weights) or 50
     num_stages: Annotated[int, Range(1, 4)] = 4  # of the ResNet; the image is halved num_stages + 1 times
-    block_expansion: AtLeastOne = 64  # channels of the ResNet's first layer
+    block_expansion: Annotated[int, Range(4, 2 ** 16)] = 64  # channels of the ResNet's first layer
 
     def __post_init__(self):
         if self.num_layers not in RESNETS:

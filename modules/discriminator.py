@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, BatchNorm2d, to_unit
-from support.ranges import AtLeastOne, Positive, Scale
+from support.ranges import LayerCount, Positive, Scale, TensorSize
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -31,8 +31,8 @@ class DiscriminatorOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchDiscriminatorParams:
-    channels: AtLeastOne = 64   # width of the first layer
-    num_layers: AtLeastOne = 4  # strided layers; with 4, patches lie 16 px apart: (B, 1, 14, 14) at 256 px
+    channels: TensorSize = 64   # width of the first layer
+    num_layers: LayerCount = 4  # strided layers; with 4, patches lie 16 px apart: (B, 1, 14, 14) at 256 px
 
 
 class PatchDiscriminator(nn.Module):
@@ -74,9 +74,9 @@ class PatchDiscriminator(nn.Module):
 @dataclass(frozen=True)
 class MultiScaleDiscriminatorParams:
     scales: tuple[Scale, ...] = (1,)  # of the image; one network each
-    block_expansion: AtLeastOne = 32  # half the width of the first layer, which is doubled at each layer
-    max_features: AtLeastOne = 512    # widest layer
-    num_blocks: AtLeastOne = 4        # layers; all but the last halve the image
+    block_expansion: TensorSize = 32  # half the width of the first layer, which is doubled at each layer
+    max_features: TensorSize = 512    # widest layer
+    num_blocks: LayerCount = 4        # layers; all but the last halve the image
     spectral_norm: bool = False       # divides kernels by their largest singular value (Miyato, ICLR 2018)
     use_keypoints: bool = False       # heat maps of the driving keypoints are input channels
     kp_variance: Positive = 0.01      # of the Gaussian around each keypoint

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, SourceImage
 from modules.figure import coarse_figure
 from modules.keypoint_detector import KeypointDetector
-from modules.layers import DownBlock2d, SameBlock2d, from_unit, to_unit
+from modules.layers import DownBlock2d, SameBlock2d, check_halvings, check_hourglasses, from_unit, to_unit
 from modules.talking_head import Generated, SourceState, TalkingHead
 
 
@@ -116,11 +116,5 @@ def check_sizes(params, **further):
 
     further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
     """
-    halvings = {'num_down_blocks': (params.image_size, params.num_down_blocks)}
-    scales = {name: getattr(params, name).scale_factor for name in ('kp_detector_params', 'dense_motion_params')}
-    for name, scale in (scales | further).items():
-        halvings[f'{name}.num_blocks'] = (round(params.image_size * scale), getattr(params, name).num_blocks)
-    for name, (size, count) in halvings.items():
-        if size < 1 or size % 2 ** count:
-            raise ValueError(f'image_size={params.image_size} gives {name} inputs of {size} px, '
-                             f'which cannot be halved {count} times')
+    check_halvings(params.image_size, 'num_down_blocks', params.image_size, params.num_down_blocks)
+    check_hourglasses(params, **further)

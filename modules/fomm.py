@@ -11,16 +11,16 @@ from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, chec
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit
 from modules.warp import occlude, warp
-from support.ranges import AtLeastOne, AtLeastZero
+from support.ranges import LayerCount, TensorSize, UpToHundred
 
 
 @dataclass(frozen=True)
 class FommParams:
-    image_size: AtLeastOne = 256            # side of the square image in pixels
-    block_expansion: AtLeastOne = 64        # channels at full resolution; doubled at each halving
-    max_features: AtLeastOne = 512          # widest feature
-    num_down_blocks: AtLeastOne = 2         # halvings before the feature is warped
-    num_bottleneck_blocks: AtLeastZero = 6  # residual blocks on the warped feature
+    image_size: TensorSize = 256            # side of the square image in pixels
+    block_expansion: TensorSize = 64        # channels at full resolution; doubled at each halving
+    max_features: TensorSize = 512          # widest feature
+    num_down_blocks: LayerCount = 2         # halvings before the feature is warped
+    num_bottleneck_blocks: UpToHundred = 6  # residual blocks on the warped feature
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10)
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams()

@@ -9,15 +9,15 @@ from torch import nn
 from modules.layers import AntiAlias, Hourglass
 from modules.talking_head import Keypoints
 from modules.warp import identity_grid
-from support.ranges import AtLeastOne, Positive, Range, Scale
+from support.ranges import LayerCount, Positive, Range, Scale, TensorSize
 
 
 @dataclass(frozen=True)
 class KeypointDetectorParams:
-    num_kp: AtLeastOne = 15                   # keypoints
-    block_expansion: AtLeastOne = 32          # hourglass width at full detector resolution
-    num_blocks: AtLeastOne = 5                # halvings in the hourglass
-    max_features: AtLeastOne = 1024           # widest hourglass layer
+    num_kp: TensorSize = 15                   # keypoints
+    block_expansion: TensorSize = 32          # hourglass width at full detector resolution
+    num_blocks: LayerCount = 5                # halvings in the hourglass
+    max_features: TensorSize = 1024           # widest hourglass layer
     scale_factor: Scale = 0.25                # the detector sees the image at this scale
     temperature: Positive = 0.1               # of the softmax that turns logits into heat maps
     shared_jacobian: bool = False             # one map of Jacobians for all keypoints, as MRFA has it, or one each

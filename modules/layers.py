@@ -187,7 +187,7 @@ class Hourglass(nn.Module):
     """FOMM's U-Net (Ronneberger et al., MICCAI 2015): `num_blocks` halvings, a skip connection at every resolution.
 
     Input (B, in_channels, H, W), output (B, out_channels, H, W) with
-    out_channels = block_expansion + in_channels, as the input itself is the last skip.
+    out_channels = min(max_features, block_expansion) + in_channels, as the input itself is the last skip.
     """
 
     def __init__(self, in_channels, block_expansion, num_blocks, max_features):
@@ -198,7 +198,7 @@ class Hourglass(nn.Module):
         for level in reversed(range(num_blocks)):
             skip = 0 if level == num_blocks - 1 else widths[level + 1]
             self.up_blocks.append(UpBlock2d(widths[level + 1] + skip, min(max_features, block_expansion * 2 ** level)))
-        self.out_channels = block_expansion + in_channels
+        self.out_channels = min(max_features, block_expansion) + in_channels
 
     def forward(self, x):
         skips = [x]
@@ -208,6 +208,30 @@ class Hourglass(nn.Module):
         for block in self.up_blocks:
             x = torch.cat([block(x), skips.pop()], dim=1)
         return x
+
+
+def check_hourglasses(params, **further):
+    """ValueError if keypoint detector or dense motion network cannot halve their inputs as often as their Params say.
+
+    params:  of the whole model
+    further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
+    """
+    scales = {name: getattr(params, name).scale_factor for name in ('kp_detector_params', 'dense_motion_params')}
+    for name, scale in (scales | further).items():
+        size, count = shrunk(params.image_size, scale), getattr(params, name).num_blocks
+        check_halvings(params.image_size, f'{name}.num_blocks', size, count)
+
+
+def check_halvings(image_size, name, size, count):
+    """ValueError if `size` pixels, which an image of `image_size` gives, cannot be halved `count` times."""
+    if size < 1 or count >= size.bit_length() or size % 2 ** count:
+        raise ValueError(f'image_size={image_size} gives {name} inputs of {size} px, '
+                         f'which cannot be halved {count} times')
+
+
+def shrunk(size, scale):
+    """Pixels that AntiAlias makes of `size`."""
+    return -(-size // round(1 / scale))
 
 
 class AntiAlias(nn.Module):

@@ -19,7 +19,7 @@ from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
 from modules.mcnet_figures import mcnet_figures
 from modules.warp import occlude, resize, warp
-from support.ranges import AtLeastOne
+from support.ranges import LayerCount, TensorSize
 
 TEMPERATURE = 34           # of the softmax over dynamic kernels: nearly uniform at first, so that every kernel learns
 ATTENTION_SCALE = 1 / 4    # of query . key; the public code's constant, whatever the width
@@ -27,15 +27,15 @@ ATTENTION_SCALE = 1 / 4    # of query . key; the public code's constant, whateve
 
 @dataclass(frozen=True)
 class MCNetParams:
-    image_size: AtLeastOne = 256       # side of the square image in pixels
-    block_expansion: AtLeastOne = 64   # channels at full resolution; doubled at each halving
-    max_features: AtLeastOne = 512     # widest feature
-    num_down_blocks: AtLeastOne = 3    # halvings; the memory refines features of the coarsest `num_down_blocks` scales
-    memory_channels: AtLeastOne = 512  # of the meta-memory, and of queries, keys and values
-    memory_size: AtLeastOne = 32       # side of the meta-memory
-    style_channels: AtLeastOne = 512   # of the implicit identity code
-    style_hidden: AtLeastOne = 128     # hidden width on the way to it
-    num_kernels: AtLeastOne = 4        # that the dynamic convolution mixes
+    image_size: TensorSize = 256       # side of the square image in pixels
+    block_expansion: TensorSize = 64   # channels at full resolution; doubled at each halving
+    max_features: TensorSize = 512     # widest feature
+    num_down_blocks: LayerCount = 3    # halvings; the memory refines features of the coarsest `num_down_blocks` scales
+    memory_channels: TensorSize = 512  # of the meta-memory, and of queries, keys and values
+    memory_size: TensorSize = 32       # side of the meta-memory
+    style_channels: TensorSize = 512   # of the implicit identity code
+    style_hidden: TensorSize = 128     # hidden width on the way to it
+    num_kernels: TensorSize = 4        # that the dynamic convolution mixes
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=15)
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams(use_keypoints=True)

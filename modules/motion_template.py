@@ -102,13 +102,16 @@ def _arrays(path):
     if unpacked > MOST_BYTES:
         raise ValueError(f'{unpacked:,} bytes unpacked')
     with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+        arrays = dict(archive)
+    if not all(isinstance(part, np.ndarray) for part in arrays.values()):     # NumPy gives other members as bytes
+        raise ValueError('not all of it are arrays')
+    return arrays
 
 
 def _template(arrays, name):
     """MotionTemplate of a file's arrays; ValueError, KeyError for what cannot be one."""
     if arrays['format'] != FORMAT:
-        raise ValueError(f"format {arrays['format']}, expected {FORMAT}")
+        raise ValueError(f"format {str(arrays['format'])[:40]}, expected {FORMAT}")
     value, jacobian = arrays['value'], arrays.get('jacobian')
     num_frames, num_kp = value.shape[:2]
     parts = {(num_frames, num_kp, 2): value} | ({} if jacobian is None else {(num_frames, num_kp, 2, 2): jacobian})
@@ -119,7 +122,7 @@ def _template(arrays, name):
     if not 0 < fps <= 1000 or not 0 <= anchor < num_frames:
         raise ValueError(f'{fps} frames per second, from frame {anchor} of {num_frames}')
     keypoints = Keypoints(torch.from_numpy(value), None if jacobian is None else torch.from_numpy(jacobian))
-    return MotionTemplate(keypoints, fps, anchor, (str(arrays['method']), str(arrays['keypoint_detector'])), name)
+    return MotionTemplate(keypoints, fps, anchor, (str(arrays['method'])[:64], str(arrays['keypoint_detector'])), name)
 
 
 def _brief(error):

@@ -16,30 +16,30 @@ from modules.discriminator import MultiScaleDiscriminatorParams
 from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
-from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, tokens
+from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, shrunk, tokens
 from modules.mrfa_figures import mrfa_figures
 from modules.warp import from_pixels, occlude, pixel_grid, resize, resize_flow, sample, to_displacement, warp
-from support.ranges import AtLeastOne, Positive
+from support.ranges import LayerCount, Positive, TensorSize
 
 
 @dataclass(frozen=True)
 class StructureParams:
-    block_expansion: AtLeastOne = 32  # hourglass width at flow resolution
-    num_blocks: AtLeastOne = 5        # halvings in the hourglass
-    max_features: AtLeastOne = 512    # widest hourglass layer
-    channels: AtLeastOne = 256        # of the structure maps that are correlated
+    block_expansion: TensorSize = 32  # hourglass width at flow resolution
+    num_blocks: LayerCount = 5        # halvings in the hourglass
+    max_features: TensorSize = 512    # widest hourglass layer
+    channels: TensorSize = 256        # of the structure maps that are correlated
     kp_variance: Positive = 0.1       # of the Gaussian around each keypoint; ten times the dense motion's
-    radius: AtLeastOne = 3            # of the look-up, in pixels of each level
-    levels: AtLeastOne = 2            # of the look-up, each half as fine as the one before
+    radius: TensorSize = 3            # of the look-up, in pixels of each level
+    levels: LayerCount = 2            # of the look-up, each half as fine as the one before
 
 
 @dataclass(frozen=True)
 class MrfaParams:
-    image_size: AtLeastOne = 256         # side of the square image in pixels
-    block_expansion: AtLeastOne = 64     # channels at full resolution; doubled at each halving
-    max_features: AtLeastOne = 512       # widest feature
-    num_down_blocks: AtLeastOne = 5      # halvings; the flow is refined at num_down_blocks + 1 scales
-    flow_update_width: AtLeastOne = 128  # hidden width of the flow updater
+    image_size: TensorSize = 256         # side of the square image in pixels
+    block_expansion: TensorSize = 64     # channels at full resolution; doubled at each halving
+    max_features: TensorSize = 512       # widest feature
+    num_down_blocks: LayerCount = 5      # halvings; the flow is refined at num_down_blocks + 1 scales
+    flow_update_width: TensorSize = 128  # hidden width of the flow updater
     structure_params: StructureParams = StructureParams()
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10, shared_jacobian=True)
     dense_motion_params: DenseMotionParams = DenseMotionParams()
@@ -210,7 +210,7 @@ class Mrfa(FirstOrderTalkingHead):
 
     def __init__(self, params):
         super().__init__(params)
-        size = round(params.image_size * params.dense_motion_params.scale_factor)
+        size = shrunk(params.image_size, params.dense_motion_params.scale_factor)
         widths = params.widths[::-1]                                                              # coarsest first
         self.structure = StructureEncoder(params.structure_params, params.kp_detector_params.num_kp, size)
         self.refinement = MotionRefinement(params, widths)

@@ -14,25 +14,25 @@ from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionPar
 from modules.discriminator import PatchDiscriminatorParams
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
-from modules.layers import Downsample, ResBlock, Upsample
+from modules.layers import Downsample, ResBlock, Upsample, check_hourglasses, shrunk
 from modules.motion_compensation import MotionCompensation
 from modules.retrieval import Projection, RetrievalLayer
 from modules.synergy_figures import synergy_figures
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
-from support.ranges import AtLeastOne
+from support.ranges import TensorSize
 
 OCCLUSION_UPDATES = ('probability', 'logit')
 
 
 @dataclass(frozen=True)
 class SynergyParams:
-    image_size: AtLeastOne = 256           # side of the square image in pixels
+    image_size: TensorSize = 256           # side of the square image in pixels
     occlusion_update: str = 'probability'  # residuals are added to the probability (released code) or to the logit
     tied_windows: bool = False             # ACC starts by passing features, not from PyTorch's default start
     residual_appearance: bool = False      # ACC adds to the warped feature, instead of replacing it
     image_skip: bool = False               # the decoder adds to the source image moved by the finest flow
-    flow_update_width: AtLeastOne = 128    # hidden width of D_MR, which turns retrieved codes into a flow residual
+    flow_update_width: TensorSize = 128    # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     autoencoder_params: AutoencoderParams = AutoencoderParams()
@@ -51,6 +51,7 @@ class SynergyParams:
         if self.flow_size < self.grid or self.flow_size % self.grid:
             raise ValueError(f'dense_motion_params.scale_factor={self.dense_motion_params.scale_factor} gives flows of '
                              f'{self.flow_size} px, which is no multiple of the {self.grid} px token grid')
+        check_hourglasses(self)
         for name in ('motion_codebook_params', 'appearance_codebook_params'):
             if not 0 <= getattr(self, name).num_scales <= num_scales:
                 raise ValueError(f'{name}.num_scales={getattr(self, name).num_scales}: '
@@ -63,7 +64,7 @@ class SynergyParams:
 
     @property
     def flow_size(self):
-        return round(self.image_size * self.dense_motion_params.scale_factor)
+        return shrunk(self.image_size, self.dense_motion_params.scale_factor)
 
 
 class SourceFeatures(NamedTuple):

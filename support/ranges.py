@@ -27,8 +27,11 @@ class Range:
 
 AtLeastOne = Annotated[int, Range(1)]
 AtLeastZero = Annotated[int, Range(0)]
+TensorSize = Annotated[int, Range(1, 2 ** 16)]         # of a network: no product of these is beyond an int64
+LayerCount = Annotated[int, Range(1, 100)]
+UpToHundred = Annotated[int, Range(0, 100)]            # layers that a network can do without
 Seed = Annotated[int, Range(0, 2 ** 63 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
-Scale = Annotated[float, Range(0, 1, above=True)]      # of a size that is kept or made smaller
+Scale = Annotated[float, Range(0.001, 1)]              # of a size that is kept or made smaller
 Decay = Annotated[float, Range(0, 1, below=True)]      # of a running average, the share of the old

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from benchmarks.campaign.kill import steps_of
 from benchmarks.campaign.runner import Failure, Kind, run_campaign
 from datasets.still import read_image
 from logger import RunFolder, read_checkpoint
+from modules import motion_template
+from modules.build import build_model
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, written_whole
 from tests.tiny import ROOT
@@ -97,6 +100,16 @@ CASES = {'number': lambda number, rng, folder: number, 'memory': lambda *_: b'x'
 
 
 # ---------------------------------------------------------------------------- what the campaigns found
+
+def test_a_template_with_a_large_member_that_is_no_array_is_refused_in_few_words(tmp_path):
+    """Its bytes were quoted, gigabytes of them."""
+    path = tmp_path / 'x.npz'
+    with zipfile.ZipFile(path, 'w') as file:
+        file.writestr('format.npy', bytes(10 ** 6))
+    with pytest.raises(UserError, match='not all of it are arrays') as refused:
+        motion_template.load(path, build_model(material.smallest()))
+    assert len(str(refused.value)) < 500
+
 
 def test_a_jpeg_of_absurd_size_is_refused_before_it_is_decoded(tmp_path):
     """torchvision would allot, and fill with grey, 10.8 GB."""

@@ -167,3 +167,20 @@ def test_a_number_outside_of_its_range_is_one_line_and_exit_code_2(value, capsys
     assert run.main(['--mode', 'train', '--config', str(VOX), '--set', value]) == 2
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and value.partition('=')[0] in line
+
+
+def test_a_method_that_is_no_word_is_refused():
+    with pytest.raises(UserError, match='method=.*expected one of'):
+        schema.load(VOX, ['model_params.method=[fomm]'])
+
+
+def test_a_depth_decoder_of_no_width_is_refused():
+    with pytest.raises(UserError, match='block_expansion=3: expected at least 4'):
+        schema.load(ROOT / 'config' / 'dagan-vox-256.yaml', ['model_params.depth_params.block_expansion=3'])
+
+
+@pytest.mark.parametrize('override', ['kp_detector_params.num_kp=1000000000000', 'num_down_blocks=2147483648',
+                                      'kp_detector_params.scale_factor=1e-320', 'block_expansion=9223372036854775807'])
+def test_sizes_beyond_every_memory_are_refused(override):
+    with pytest.raises(UserError, match='expected at least'):
+        schema.load(ROOT / 'config' / 'fomm-vox-256.yaml', [f'model_params.{override}'])

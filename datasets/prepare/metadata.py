@@ -72,6 +72,8 @@ def read_voxceleb(path):
 def _voxceleb_clip(row):
     start, end, fps, width, height = (int(row[name]) for name in ('start', 'end', 'fps', 'width', 'height'))
     left, top, right, bottom = box = tuple(int(side) for side in row['bbox'].split('-'))
+    if not row['person_id']:
+        raise ValueError('no person_id')
     if row['partition'] not in ('train', 'test'):
         raise ValueError(f'partition {row["partition"]!r}, expected train or test')
     if not (0 <= start < end and left < right and top < bottom and min(fps, width, height) > 0):
