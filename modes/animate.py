@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modes.options import (
     add_device, add_model, add_motion, animation_renderer, check_motion, find_pairs, load_model, motion, process_group,
-    refuse, run_path)
+    refuse, refuse_run_folder, run_path)
 from portrait import Portrait
 from support.errors import UserError
 
@@ -60,7 +60,9 @@ def check(options):
     if not options.source_video:
         refuse(options, ('--source_end',), 'without --source_video')
     if is_one(options):
-        portrait_of(options)
+        portrait = portrait_of(options)
+        if portrait.result_video or not portrait.source:
+            refuse_run_folder(options, '--result_video' if portrait.source else '--save_motion')
     else:
         refuse(options, ('--result_video', '--side_by_side', '--face_index', '--paste_back'),
                'without --source_image: pairs have their folder, and show source | driving | result')

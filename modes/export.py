@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from modes.options import add_model, load_model, run_path
+from modes.options import add_model, load_model, refuse_run_folder, run_path
 
 
 def add_arguments(parser):
@@ -14,6 +14,8 @@ def add_arguments(parser):
 
 
 def run(options):
+    if options.out:
+        refuse_run_folder(options, '--out')
     import torch
 
     from tools.onnx.export import export

@@ -7,7 +7,7 @@
 import logging
 from pathlib import Path
 
-from modes.options import add_device, add_model, load_model, process_group, refuse, run_path
+from modes.options import add_device, add_model, load_model, process_group, refuse, refuse_run_folder, run_path
 from support.errors import UserError
 
 FIRST_CLIPS = 3           # of the test set, looked at where no images are given
@@ -41,6 +41,8 @@ def run(options):
         refuse(options, ('--absolute',), 'without --source_image: a clip that drives itself always does')
     if options.code_frames < 0:
         raise UserError(f'--code_frames {options.code_frames}: must not be negative')
+    if options.out:
+        refuse_run_folder(options, '--out')
     with process_group(options.device) as device:
         from figures.inspect import InspectOptions, inspect
         from support import distributed

@@ -90,6 +90,12 @@ def refuse(options, flags, why):
             raise UserError(f'{flag} is not read {why}; leave one out')
 
 
+def refuse_run_folder(options, where):
+    """UserError for flags of `add_run_folder`, if weights are --checkpoint's and results go `where` a flag says."""
+    if options.checkpoint:
+        refuse(options, ('--log_dir', '--run_name'), f'with --checkpoint and {where}')
+
+
 # ---------------------------------------------------------------------------- what they lead to
 
 def checkpoint(text):

@@ -50,14 +50,15 @@ def places(tmp_path_factory):
 
 def commands(places):
     folder, files = places
-    model = ['--checkpoint', files['checkpoint'], '--device', 'cpu', '--log_dir', folder / 'log']
+    weights = ['--checkpoint', files['checkpoint'], '--device', 'cpu']
+    model = [*weights, '--log_dir', folder / 'log']
     pair = ['--source_image', files['source'], '--driving_video', files['driving']]
     short = ['train_params.num_iterations=2', 'train_params.save_every=1']
     return [[str(part) for part in command] for command in (
         ['--mode', 'train', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--set',
          *short, 'train_params.num_workers=1'],
         ['--mode', 'reconstruction', *model],
-        ['--mode', 'animate', *model, *pair, '--result_video', folder / 'made.mp4', '--find_best_frame'],
+        ['--mode', 'animate', *weights, *pair, '--result_video', folder / 'made.mp4', '--find_best_frame'],
         ['--mode', 'evaluate', *model, '--metrics', 'psnr.rgb', 'l1.mean_abs'],
         ['--mode', 'inspect', *model, '--code_frames', '1'],
         ['--mode', 'study', '--checkpoints', f'a={files["checkpoint"]}', f'b={files["checkpoint"]}', '--pairs', '1',

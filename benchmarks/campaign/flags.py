@@ -186,7 +186,7 @@ def _results(home, files):
     pairs.write_text('source,driving\nsource.png,driving.mp4\n')
     shutil.copy(files['config'], home / 'logged')
     (home / 'logged' / 'log.jsonl').write_text(''.join(
-        json.dumps({'step': step, 'loss/total': 1 / step}) + '\n' for step in range(50, 1000, 50)))
+        json.dumps({'step': step, 'total': 1 / step}) + '\n' for step in range(50, 1000, 50)))
     study = build_study(StudyJob(home / 'study', (StudyPair('source--driving', open_clip(files['driving']),
                                                             open_clip(files['driving'])),),
                                  {name: home / 'generated' for name in 'ab'}, checks=1)).parents[1]

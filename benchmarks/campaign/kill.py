@@ -42,7 +42,8 @@ def _train(*overrides, ranks=1, threads=1):
                      '--run_name', 'run', '--set', *overrides), ranks, threads)
 
 
-_MODEL = ('--checkpoint', '{checkpoint}', '--device', 'cpu', '--log_dir', '.', '--run_name', 'run')
+_WEIGHTS = ('--checkpoint', '{checkpoint}', '--device', 'cpu')
+_MODEL = (*_WEIGHTS, '--log_dir', '.', '--run_name', 'run')
 
 SCENARIOS = {
     'train-motion': _train('train_params.motion_iterations=5'),
@@ -57,8 +58,8 @@ SCENARIOS = {
     'evaluate': Scenario(('--mode', 'evaluate', *_MODEL, '--metrics', 'psnr.rgb', 'l1.mean_abs')),
     'reconstruction': Scenario(('--mode', 'reconstruction', *_MODEL)),
     'animate': Scenario(('--mode', 'animate', *_MODEL, '--set', 'animate_params.num_pairs=3')),
-    'animate-one': Scenario(('--mode', 'animate', *_MODEL, '--source_image', '{source}', '--driving_video', '{driving}',
-                             '--result_video', 'result.mp4')),
+    'animate-one': Scenario(('--mode', 'animate', *_WEIGHTS, '--source_image', '{source}', '--driving_video',
+                             '{driving}', '--result_video', 'result.mp4')),
     'import': Scenario(('--mode', 'import', '--from', 'smac', '{published0}', '{published1}', '{published2}',
                         '--config', '{published}', '--out', 'model.pt')),
     'export': Scenario(('--mode', 'export', '--checkpoint', '{checkpoint}', '--out', 'onnx')),

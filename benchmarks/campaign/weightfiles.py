@@ -42,7 +42,7 @@ def damaged_file(rng, contents, tripwire):
     if change < 3:
         return damaged_bytes(rng, material.saved(contents)), True
     if change < 5:
-        return rezipped(rng, material.saved(contents)), True
+        return rezipped(rng, material.saved(contents)), False        # with checksums that are right
     if change < 9:
         return material.saved(damaged_contents(rng, contents)), False
     code = Code(tripwire, rng.randrange(5))
