@@ -118,6 +118,8 @@ class Run:
             torch.set_num_threads(self.threads)
             operations = Operations(self.folder, self.stop)
             if rank == 0 and self.stop.operation is not None:
+                if self.stop.byte is not None:
+                    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)       # here: a hook may run in any thread
                 sys.addaudithook(operations)
             if self.prepare:
                 self.prepare(rank)
@@ -148,7 +150,6 @@ class Operations:
         if self.count == self.stop.operation:
             if self.stop.byte is None:
                 os.killpg(0, signal.SIGKILL)
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.stop.byte, resource.RLIM_INFINITY))
         self.count += 1
 
