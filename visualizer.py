@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from modules.warp import to_displacement
-from support.files import written_whole
+from support.files import write_picture, written_whole
 
 CELL = 192             # height of every cell of a sheet, pixels
 MARGIN = 4             # between cells, pixels
@@ -32,7 +32,7 @@ def save_png(path, image, **texts):
     for name, text in texts.items():
         chunks.add_text(name, text)
     with written_whole(path) as unfinished:
-        Image.fromarray(image).save(unfinished, format='PNG', pnginfo=chunks)
+        write_picture(unfinished, Image.fromarray(image).save, format='PNG', pnginfo=chunks)
 
 
 # Between frames and tensors

@@ -20,7 +20,7 @@ from logger import RunFolder
 from modes.options import choose_device
 from modules.training_step import build_training_step
 from support.errors import UserError
-from support.files import written_whole
+from support.files import write_picture, written_whole
 from train import begin, train
 from validation import Validation
 
@@ -130,7 +130,7 @@ def main(arguments=None):
     with written_whole(options.out / 'table.md') as path:
         path.write_text(f'{text}\n')
     with written_whole(options.out / 'curves.png') as path:
-        draw(curves, copied).savefig(path, format='png', dpi=110)
+        write_picture(path, draw(curves, copied).savefig, format='png', dpi=110)
     print(f'{text}\n\ntable.md and curves.png are in {options.out}')
     return 0
 

@@ -26,7 +26,7 @@ from evaluation.tables import as_markdown
 from inference import Motion
 from support import distributed
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_picture, written_whole
 from visualizer import Strip
 
 NAMED = 3              # missing clips named in the log; metrics.json names all
@@ -87,7 +87,7 @@ def _watched(parts, strip):
 
 def _save_strip(strip, path):
     with written_whole(path) as unfinished:
-        Image.fromarray(strip.stacked(STRIP_HEIGHT)).save(unfinished, format='JPEG', quality=88)
+        write_picture(unfinished, Image.fromarray(strip.stacked(STRIP_HEIGHT)).save, format='JPEG', quality=88)
 
 
 # ---------------------------------------------------------------------------- the run

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from figures.draw import heat_scale, wrapped
 from figures.pdf import as_pdf
 from support.errors import UserError
-from support.files import written_whole
+from support.files import write_picture, written_whole
 from visualizer import FULL_ERROR
 
 DPI = 300                        # of print
@@ -137,7 +137,7 @@ class Plate:
 def save_for_print(path, picture):
     """Write PATH.png and PATH.pdf at DPI, each whole or not at all."""
     with written_whole(path.with_name(f'{path.name}.png')) as unfinished:
-        Image.fromarray(picture).save(unfinished, format='PNG', dpi=(DPI, DPI))
+        write_picture(unfinished, Image.fromarray(picture).save, format='PNG', dpi=(DPI, DPI))
     with written_whole(path.with_name(f'{path.name}.pdf')) as unfinished:
         unfinished.write_bytes(as_pdf(picture, DPI))
 

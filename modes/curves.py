@@ -20,7 +20,7 @@ def run(options):
     from curves.compare import compare
     from curves.draw import draw
     from curves.history import read_run
-    from support.files import make_folder, written_whole
+    from support.files import make_folder, write_picture, written_whole
     folder = Path(options.run)
     curves, config = read_run(folder), references.config_of(folder)
     reference = (references.read_reference(options.reference) if options.reference else references.nearest(config))
@@ -32,8 +32,9 @@ def run(options):
     out = Path(options.out or folder / 'curves.png')
     make_folder(out.parent)
     with written_whole(out) as path:
-        draw(panels, findings, f'{folder.name} beside {reference.name}',
-             (folder.name, f'{reference.name}, {seeds(reference)}')).savefig(path, format='png', dpi=110)
+        figure = draw(panels, findings, f'{folder.name} beside {reference.name}',
+                      (folder.name, f'{reference.name}, {seeds(reference)}'))
+        write_picture(path, figure.savefig, format='png', dpi=110)
     print(f'the picture: {out}')
 
 

@@ -1,6 +1,7 @@
 """Files and folders that a user asked for: written whole or not at all, refused in one line."""
 
 import errno
+import io
 import os
 import shutil
 from contextlib import contextmanager
@@ -58,6 +59,17 @@ def writing(path):
     except OSError as error:
         raise UserError(f'{path}: cannot be written ({error.strerror or error}); correct that, or '
                         'choose another place') from error
+
+
+def write_picture(path, save, **options):
+    """Fill the file `path` with what save(file, **options) writes: every byte, or OSError.
+
+    save: of a PIL image or a Matplotlib figure. Left to write to a path, PIL takes no notice where a disk that is full
+          takes only a part.
+    """
+    picture = io.BytesIO()
+    save(picture, **options)
+    Path(path).write_bytes(picture.getvalue())
 
 
 @contextmanager

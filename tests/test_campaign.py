@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.campaign import fuzz, material, runner, weightfiles
@@ -22,6 +24,7 @@ from modules.build import build_model
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, written_whole
 from tests.tiny import ROOT
+from visualizer import save_png
 
 CORPUS = sorted(path for path in (Path(__file__).parent / 'corpus').rglob('*') if path.is_file())
 
@@ -185,6 +188,18 @@ def test_a_run_that_goes_on_drops_what_it_is_about_to_log_again(tmp_path):
     assert [json.loads(line)['step'] for line in (tmp_path / 'log.jsonl').read_text().splitlines()] == [1, 2, 3, 4, 5]
     assert [int(line.split()[0]) for line in (tmp_path / 'log.txt').read_text().splitlines()] == [1, 2, 3, 4, 5]
     assert steps_of(tmp_path / 'tensorboard') == {'loss/total': [1, 2, 3, 4, 5]}
+
+
+def test_a_picture_of_which_the_disk_takes_only_a_part_is_none(tmp_path):
+    """PIL writes to a path without a look at how many bytes were taken."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match='x.png: cannot be written'):
+            save_png(tmp_path / 'x.png', np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('call', [lambda run: run.scalars(1, {'total': 1.0}), lambda run: run.alarm(1, 'rule', 'text'),

@@ -18,7 +18,7 @@ from datasets.still import cut
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
-from support.files import written_whole
+from support.files import write_picture, written_whole
 
 GOP = 10                             # key frame distance of the clips: half as large again, five times faster to sample
 
@@ -189,7 +189,8 @@ class StillWriter:
         self.suffix, self.options = self.OPTIONS[format]
 
     def __call__(self, frame):
-        Image.fromarray(frame).save(self.folder / f'{self.count:07d}{self.suffix}', **self.options)
+        path = self.folder / f'{self.count:07d}{self.suffix}'
+        write_picture(path, Image.fromarray(frame).save, **self.options)
         self.count += 1
 
 

@@ -14,7 +14,7 @@ from evaluation.study.build import QUESTIONS
 from evaluation.study.statistics import (
     RESAMPLES, bradley_terry, interval, krippendorff_alpha, resample, shares, two_methods, weighted_sum)
 from support.errors import UserError
-from support.files import written_whole
+from support.files import write_picture, written_whole
 
 COLOURS = ('#0b6e75', '#e0912f', '#7a8b99', '#a63d57', '#5b7f3a', '#6a5aa8', '#c9b037', '#3f6fb5')
 
@@ -62,7 +62,7 @@ def collect(job):
     with written_whole(folder / 'study.md') as path:
         path.write_text(as_markdown(report), encoding='utf-8')
     with written_whole(folder / 'study.png') as path:
-        draw_chart(report).savefig(path, format='png', dpi=200)
+        write_picture(path, draw_chart(report).savefig, format='png', dpi=200)
     return report
 
 
