@@ -66,7 +66,14 @@ def commands(places):
         ['--mode', 'import', '--from', 'smac', *(files[f'published{n}'] for n in range(3)), '--config',
          files['published'], '--out', folder / 'imported.pt'],
         ['--mode', 'prepare', '--dataset', 'voxceleb1', '--videos', files['videos'], '--metadata', files['metadata'],
-         '--out', folder / 'set', '--size', '16'])]
+         '--out', folder / 'set', '--size', '16'],
+        ['--mode', 'pack', '--clips', folder / 'set', '--out', folder / 'shards'],
+        ['--mode', 'compare', '--checkpoints', files['checkpoint'], *pair, '--device', 'cpu', '--out',
+         folder / 'compare'],
+        ['--mode', 'demo', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--run_name',
+         'demo', '--set', *short],
+        ['--mode', 'curves', '--run', folder / 'log' / 'demo', '--out', folder / 'curves.png'],
+        ['--mode', 'doctor', '--checkpoint', files['checkpoint'], '--device', 'cpu', '--log_dir', folder / 'log'])]
 
 
 def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
