@@ -9,6 +9,7 @@ does not read is refused. Nothing slow is imported before the command line is kn
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -129,6 +130,11 @@ def main(arguments=None):
     except BrokenPipeError:                 # whoever read what we print has gone, as `head` does: end as others do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f'error: {one_line(error)}; give another name', file=sys.stderr)
+        return 2
 
 
 if __name__ == '__main__':

@@ -101,6 +101,8 @@ def test_a_flag_that_the_mode_does_not_read_is_refused_with_those_that_do(capsys
      '--log_dir is not read with --checkpoint and --out'),
     (['--mode', 'export', '--checkpoint', 'x.pt', '--out', 'x', '--run_name', 'ann'],
      '--run_name is not read with --checkpoint and --out'),
+    (['--mode', 'evaluate', '--checkpoint', 'x' * 300 + '.pt'], 'File name too long'),
+    (['--mode', 'prepare', '--dataset', 'folder', '--videos', 'x' * 300], 'x' * 255),
     (['--mode', 'animate', '--side_by_side'], '--side_by_side is not read without --source_image'),
     (['--mode', 'animate', '--result_video', 'x.mp4'], '--result_video is not read without --source_image'),
     (['--mode', 'animate', '--driving_video', 'a', '--save_motion', 'b', '--result_video', 'c'],
