@@ -202,9 +202,11 @@ def _read(path, seen=()):
     if path.resolve() in seen:
         raise UserError(f'config {path} is based on itself')
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:      # of bytes, of numbers and dates, of depth
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
+    if raw is None:         # cut to nothing by a full disk, say: not a wish for two weeks of default training
+        raise UserError(f'config {path} is empty; copy it again, or leave --config out')
     raw = _with_new_names(_mapping(raw, str(path)), path)
     bases, merged = raw.pop('base', []), {}
     bases = [bases] if isinstance(bases, str) else bases

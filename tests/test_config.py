@@ -169,6 +169,13 @@ def test_a_number_outside_of_its_range_is_one_line_and_exit_code_2(value, capsys
     assert line.startswith('error: ') and value.partition('=')[0] in line
 
 
+@pytest.mark.parametrize('text', ['', '# nothing\n'])
+def test_an_empty_config_is_refused(tmp_path, text):
+    (tmp_path / 'x.yaml').write_text(text)
+    with pytest.raises(UserError, match='x.yaml is empty'):
+        schema.load(tmp_path / 'x.yaml')
+
+
 def test_a_method_that_is_no_word_is_refused():
     with pytest.raises(UserError, match='method=.*expected one of'):
         schema.load(VOX, ['model_params.method=[fomm]'])

@@ -196,12 +196,21 @@ def test_what_blocks_comes_before_what_spoils(setup, monkeypatch, capsys):
     assert 'disk is full' in answer['to_do'][0] and 'in both train and test' in answer['to_do'][-1]
 
 
-def test_sizes_that_only_a_forward_pass_can_judge(real_estimate, capsys):
+def test_sizes_that_hourglasses_cannot_halve(real_estimate, capsys):
     """A 48 px image halves well, but not as often as the hourglass of 12 px keypoint images does."""
     code, answer = real_estimate.examine(capsys, '--set', 'model_params.image_size=48',
                                          'model_params.kp_detector_params.num_blocks=4')
-    assert code == 1 and 'cannot take images of 48 px' in blocking(answer)['networks']
-    assert 'image_size=32' in blocking(answer)['networks']
+    found = str(blocking(answer))
+    assert code == 1 and 'cannot be halved 4 times' in found and 'image_size=32' in found
+
+
+def test_sizes_that_only_a_forward_pass_can_judge(real_estimate, capsys):
+    """The 7x7 heads of the keypoint detector, without padding, do not fit on 4 px."""
+    code, answer = real_estimate.examine(capsys, '--set', 'model_params.image_size=8',
+                                         'model_params.kp_detector_params.padding=0',
+                                         'model_params.dense_motion_params.num_blocks=1')
+    assert code == 1 and 'cannot take images of 8 px' in blocking(answer)['networks']
+    assert 'image_size=' in blocking(answer)['networks']
 
 
 def test_a_batch_that_the_memory_cannot_hold_says_how_to_split_it(setup, monkeypatch, capsys):
