@@ -189,13 +189,10 @@ class DrivenSource:
         pixels are not finite: such a model has diverged, or its weights are damaged.
         """
         sources = repeat(self.source) if self.clip is None else self.clip.frames()
-        transfer, made = self.renderer.transfer, deque()
+        made = deque()
         for batch in read_ahead(self._batches(zip(driving, sources))):
-            found, pose, generated = self._make(*batch[1:])
-            prediction = generated.prediction
-            coming = transfer.down(to_bytes(prediction)), transfer.down(prediction.isfinite().all())
-            made.append(Rendered(*batch[:3], found, pose, generated, coming))
-            if len(made) > transfer.behind:
+            made.append(self._rendered(*batch))      # in no variable of this frame: who reads frames need not keep more
+            if len(made) > self.renderer.transfer.behind:
                 yield made.popleft().checked()
         while made:
             yield made.popleft().checked()
@@ -217,6 +214,13 @@ class DrivenSource:
         made = self._make(driving, images, source_images)
         check_finite(made[-1].prediction.isfinite().all())
         return made
+
+    def _rendered(self, sources, driving, images, source_images):
+        """The Rendered of a batch, on its way into main memory."""
+        found, pose, generated = self._make(driving, images, source_images)
+        down, prediction = self.renderer.transfer.down, generated.prediction
+        coming = down(to_bytes(prediction)), down(prediction.isfinite().all())
+        return Rendered(sources, driving, images, found, pose, generated, coming)
 
     @torch.inference_mode()
     def _make(self, driving, images, source_images):
