@@ -268,7 +268,7 @@ def test_every_mode_runs(name, tmp_path, capsys):
            '--result_video', tmp_path / 'result.mp4']
     for mode, arguments in [('train', ['--config', ROOT / 'config' / f'{name}-vox-256.yaml', *sets, *shared]),
                             ('reconstruction', [*model, *shared]), ('animate', [*model, *shared]),
-                            ('animate', [*model, *shared, *one]),
+                            ('animate', [*model, '--device', 'cpu', *one]),
                             ('evaluate', [*model, *shared, '--metrics', 'psnr.rgb']), ('inspect', [*model, *shared])]:
         assert run.main(['--mode', mode, *map(str, arguments)]) == 0, capsys.readouterr().err
     folder = tmp_path / 'run'
