@@ -14,6 +14,7 @@ from support.hardware import available_memory
 COPIES = 5                                       # of the model: weights, gradients, two of Adam, EMA
 BASE = 0.4 * 2 ** 30                             # bytes of Python and PyTorch themselves
 SCRATCH = 1.2                                    # gradients and kernels' scratch beside what autograd keeps, measured
+PIECES = 0.3                                     # of all that a step hands out: what freed memory that is kept loses
 ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
 
 
@@ -50,13 +51,15 @@ def too_large(config, batch, limit):
 
 def estimate(config, batch):
     """Bytes of one training step, estimated without computing: what autograd keeps, and the weights' copies."""
-    size, objective = config.model_params.image_size, config.train_params.objective_params
+    size, params = config.model_params.image_size, config.train_params
+    objective = params.objective_params
     with shapes_alone():
         model = build_model(config)
-        if config.train_params.checkpointing:
-            model.recompute_blocks()
         images = [torch.zeros(batch, 3, size, size) for _ in range(2)]
-        kept = _kept_bytes(lambda: model(*images))
+        kept = handed_out = _kept_bytes(lambda: model(*images))
+        if params.checkpointing:
+            model.recompute_blocks()
+            kept = _kept_bytes(lambda: model(*images))
         weights = COPIES * _bytes(model)
         if needs_discriminator(objective):
             weights += (COPIES - 1) * _bytes(build_discriminator(config))
@@ -64,7 +67,7 @@ def estimate(config, batch):
             network, prediction = VGG19(), torch.zeros(batch, 3, size, size, requires_grad=True)
             kept += _kept_bytes(lambda: network(prediction))
             weights += _bytes(network)
-    return BASE + weights + SCRATCH * kept
+    return BASE + weights + SCRATCH * kept + PIECES * handed_out * params.keep_freed
 
 
 def _bytes(module):
