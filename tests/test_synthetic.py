@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datasets.synthetic import drawn, mesh, paint
 from datasets.synthetic.clips import LANDMARK_NAMES, HeadState, Identity, flow, motion, render, synthetic_people
 
 REST = HeadState()
@@ -78,6 +79,28 @@ def test_clips_survive_pickling_small():
 
 
 # ---- motion
+
+def test_what_is_kept_of_drawn_heads_has_a_bound_in_bytes():
+    """256 heads were kept, whatever their size: 1.6 GiB of each process at 256 px."""
+    keep, calls = drawn.Drawn(limit=250), []
+
+    @keep
+    def draw(name):
+        calls.append(name)
+        return np.zeros(100, np.uint8),
+    for name in ('a', 'b', 'a', 'c', 'a', 'b'):          # c makes room by b, whose last use is the oldest
+        draw(name)
+    assert calls == ['a', 'b', 'c', 'b'] and keep.bytes == 200
+    assert draw('b') is draw('b')
+
+
+def test_bytes_of_what_is_kept_are_those_of_its_arrays():
+    who = Identity.sample(0)
+    head, textures = mesh.build_mesh(who.appearance, 16), paint.atlas(who.appearance, 16)
+    assert drawn.array_bytes(head) == sum(part.nbytes for part in head) > 500_000
+    assert drawn.array_bytes(textures) >= textures.texels.nbytes
+    assert mesh.build_mesh(who.appearance, 16) is head and 0 < drawn.drawn_once.bytes <= drawn.LIMIT
+
 
 def test_motion_does_not_depend_on_the_length():
     assert motion(7, 40)[:10] == motion(7, 10)

@@ -1,6 +1,7 @@
 """Long runs: resident memory, open files, threads, temporary files and shared memory do not grow.
 
-Figures are taken inside of the process as it goes on, and compared between a tenth of the way and its end.
+Figures are taken inside of the process as it goes on, and compared between a tenth of the way (of what
+fills a cache: once that is full) and its end.
 """
 
 import json
@@ -49,16 +50,16 @@ class Gauge:
             file.write(json.dumps(figures) + '\n')
 
 
-def check_flat(folder, length):
-    """Failure where a figure of the last tenth is above that after the first tenth; what was measured, in words."""
+def check_flat(folder, length, begin=0.1):
+    """Failure where the last figure is above that after the share `begin` of the way; what was measured, in words."""
     figures = [json.loads(line) for line in (folder / 'gauge.jsonl').read_text().splitlines()]
-    first = next(row for row in figures if row['done'] >= length / 10)
+    first = next(row for row in figures if row['done'] >= begin * length)
     last = figures[-1]
     if last['done'] < 0.95 * length:
         raise Failure(f'only {last["done"]} of {length} were done')
     # A file is open, or unfinished, at one moment and not at another: the most of the first part is the measure.
     for name in ('files', 'threads', 'unfinished'):
-        most = max(row[name] for row in figures if row['done'] <= max(length / 10, first['done']))
+        most = max(row[name] for row in figures if row['done'] <= first['done'])
         if last[name] > most:
             raise Failure(f'{name}: {most} after {first["done"]}, {last[name]} after {last["done"]}')
     if last['rss'] > GROWTH * first['rss']:
@@ -69,19 +70,19 @@ def check_flat(folder, length):
             f'shm {first["shm"]} -> {last["shm"]} bytes')
 
 
-def soak(arguments, folder, length, gauge, owner_and_name):
+def soak(arguments, folder, length, gauge, owner_and_name, begin=0.1):
     """Run the command with a Gauge on it, and look at what it measured."""
     run = Run(arguments, folder, seconds=float('inf'), prepare=lambda rank: gauge.wrap(*owner_and_name()))
     if run.start().wait():
         raise Failure(f'ended with {run.code}: {run.output()[-300:]}')
-    return check_flat(folder, length)
+    return check_flat(folder, length, begin)
 
 
 def of(length):
     return max(int(length * SCALE), 20)
 
 
-# ---------------------------------------------------------------------------- the four
+# ---------------------------------------------------------------------------- what goes on for long
 
 def animate(number, rng, work, length=10_000):
     """Frames of one long video."""
@@ -112,16 +113,34 @@ def train(number, rng, work, length=20_000):
 
 
 def evaluate(number, rng, work, length=1_000):
-    """Clips of the embedded heads."""
+    """Videos on disk, all in one folder."""
     length, folder = of(length), fresh(work)
+    (folder / 'videos').mkdir()
+    for n in range(length):
+        shutil.copy(inputs(work)['driving'], folder / 'videos' / f'id{n}#video{n:06d}.mp4')
+    return soak([*_evaluate(work, folder), '--path_map', folder / 'videos'], folder, length, Gauge(folder, length),
+                _store)
 
-    def write():
-        from evaluation.store import Store
-        return Store, 'write'
-    arguments = ['--mode', 'evaluate', '--checkpoint', inputs(work)['checkpoint'], '--device', 'cpu',
-                 '--log_dir', folder, '--metrics', 'psnr.rgb', 'l1.mean_abs', 'ssim.gauss11', '--set',
+
+def evaluate_heads(number, rng, work, length=1_500):
+    """Clips of the embedded heads, a person each: measured once what is kept of drawn heads has reached its bound.
+
+    Until then memory grows by what one head takes; `drawn.LIMIT` holds about 400 of 16 px.
+    """
+    length, folder = of(length), fresh(work)
+    arguments = [*_evaluate(work, folder), '--set',
                  f'dataset_params.synthetic_params={{test_people: {length}, frames: 4}}']
-    return soak(arguments, folder, length, Gauge(folder, length), write)
+    return soak(arguments, folder, length, Gauge(folder, length), _store, begin=0.4)
+
+
+def _evaluate(work, folder):
+    return ['--mode', 'evaluate', '--checkpoint', inputs(work)['checkpoint'], '--device', 'cpu', '--log_dir', folder,
+            '--metrics', 'psnr.rgb', 'l1.mean_abs', 'ssim.gauss11']
+
+
+def _store():
+    from evaluation.store import Store
+    return Store, 'write'
 
 
 def prepare(number, rng, work, length=500):
@@ -144,4 +163,4 @@ def prepare(number, rng, work, length=500):
     return soak(arguments, folder, length, Gauge(folder, length), append)
 
 
-KINDS = {function.__name__: Kind(1, function) for function in (animate, train, evaluate, prepare)}
+KINDS = {function.__name__: Kind(1, function) for function in (animate, train, evaluate, evaluate_heads, prepare)}

@@ -3,11 +3,11 @@
 Every part is a grid of vertices; each vertex knows its surface coordinates, where on the part's texture it lies.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from datasets.synthetic.drawn import drawn_once
 from datasets.synthetic.identity import Appearance
 from datasets.synthetic.shape import (JAW_DROP, SLIT, body_loft, bump, curve, head_angle, head_height, head_loft,
                                       head_rows, head_surface, lip_profile, nose_tip, signed_power, slit_position,
@@ -195,7 +195,7 @@ def _rigid_grid(part, point, u, v, rigid, two_sided) -> Grid:
 
 # ---- from grids to one mesh
 
-@lru_cache(maxsize=256)
+@drawn_once
 def build_mesh(a: Appearance, size: int) -> Mesh:
     """The mesh for images of `size` pixels; finer for larger ones."""
     rows = int(np.clip(24 + 0.26 * size, 38, 120))

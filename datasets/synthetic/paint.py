@@ -3,10 +3,9 @@
 Colours are display values in [0, 1]. The fourth channel of a texture is gloss, the strength of the highlight.
 """
 
-from functools import lru_cache
-
 import numpy as np
 
+from datasets.synthetic.drawn import drawn_once
 from datasets.synthetic.identity import Appearance, Backdrop
 from datasets.synthetic.mesh import PARTS
 from datasets.synthetic.shape import (JAW_DROP, body_loft, bump, curve, hairline, head_angle, head_height, head_loft,
@@ -86,7 +85,7 @@ class Atlas:
         return u * (self.texels.shape[1] - 1), self.first[part] + v * self.bottom[part]
 
 
-@lru_cache(maxsize=256)
+@drawn_once
 def atlas(a: Appearance, size: int) -> Atlas:
     """The textures for images of `size` pixels: about two texels to a pixel."""
     return Atlas(a, int(np.clip(2 ** np.ceil(np.log2(2 * size)), 64, 1024)))
@@ -352,7 +351,7 @@ def paint_mouth(a: Appearance, state, x, slit, blur):
 
 # ---- background
 
-@lru_cache(maxsize=256)
+@drawn_once
 def paint_backdrop(backdrop: Backdrop, size: int):
     """(size, size, 3) float32 display values in [0, 1]."""
     rng = np.random.default_rng([backdrop.seed, 4])
