@@ -276,9 +276,10 @@ class Synergy(TalkingHead):
     @staticmethod
     def _fuse(fusion, feature, plain, state):
         """The fused state, and behind it, with `plain`, the one without; until the first fusion both are the same."""
+        if not plain:
+            return fusion(state, feature)
         count = len(feature)
-        fused = fusion(state[:count], feature)
-        return torch.cat([fused, state[-count:]]) if plain else fused
+        return torch.cat([fusion(state[:count], feature), state[-count:]])
 
     def _learn_codes(self, generated, targets):
         """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""

@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip('onnx')
-pytest.importorskip('onnxruntime')
-
-import onnx
-
 import run
 from config import schema
 from inference import DrivenSource, Renderer
 from logger import write_checkpoint
 from modules.build import build_model
+from modules.talking_head import Keypoints
 from support.errors import UserError
 from tests.tiny import ROOT, tiny
 from tools.onnx import export
@@ -56,9 +52,16 @@ def lively(model):
     return model.eval()
 
 
+def needs_packages():
+    """onnx; skips the test where it, or its runtime, is not installed."""
+    pytest.importorskip('onnxruntime')
+    return pytest.importorskip('onnx')
+
+
 @pytest.fixture(scope='module', params=METHODS)
 def exported(request, tmp_path_factory):
     """(folder of the graphs, the model, its config, figures)."""
+    needs_packages()
     torch.manual_seed(0)
     config = METHODS[request.param]()
     model = lively(build_model(config))
@@ -79,6 +82,22 @@ def images(count, seed, size=32):
     coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     fine = torch.nn.functional.interpolate(coarse, size=(size, size), mode='bicubic').clamp(0, 1) * 255
     return list(fine.permute(0, 2, 3, 1).byte().numpy())
+
+
+@pytest.mark.parametrize('method', METHODS)
+@torch.no_grad()
+def test_a_graph_that_is_traced_with_two_frames_takes_three(method):
+    """Needs neither of the packages: a length that was taken for a number would go unnoticed where they are missing."""
+    torch.manual_seed(0)
+    model = lively(build_model(METHODS[method]()))
+    source = model.encode_source(torch.rand(1, 3, 32, 32))
+    two, three = (model.keypoints(torch.rand(count, 3, 32, 32)) for count in (2, 3))
+
+    def render(value, jacobian):
+        return {'prediction': model.render(source, Keypoints(value, jacobian)).prediction}
+    graph = export.trace(model, render, (two.value, two.jacobian))
+    [found], wanted = graph(three.value, three.jacobian), model.render(source, three).prediction
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_another_source_driver_and_batch_size_give_what_pytorch_gives(exported):
@@ -108,6 +127,7 @@ def test_the_script_transfers_relative_motion_as_pytorch_does(exported):
 
 def test_weights_are_stored_once_and_graphs_are_valid(exported):
     folder, model, _, _ = exported
+    onnx = needs_packages()
     for name in export.GRAPHS:
         onnx.checker.check_model(folder / f'{name}.onnx')
         [opset] = onnx.load(folder / f'{name}.onnx', load_external_data=False).opset_import
@@ -150,6 +170,7 @@ def test_graphs_that_differ_from_pytorch_do_not_appear(exported, tmp_path, monke
 
 
 def test_the_command_line(tmp_path, capsys):
+    needs_packages()
     config = METHODS['fomm']()
     state = build_model(config).state_dict()
     write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 3, 'model': state, 'ema': state})

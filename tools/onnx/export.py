@@ -151,10 +151,7 @@ def _write_graph(path, model, function, inputs, dynamic):
     import onnx
     arguments = tuple(inputs.values())
     outputs = list(function(*arguments))
-    with warnings.catch_warnings(), Portable():
-        # That sizes are constants and that this exporter is the older one is known: the newer takes minutes.
-        warnings.simplefilter('ignore')
-        traced = torch.jit.trace(Part(model, function), arguments, check_trace=False)
+    traced = trace(model, function, arguments)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.onnx.export(traced, arguments, path, dynamo=False, opset_version=OPSET, input_names=list(inputs),
@@ -166,6 +163,14 @@ def _write_graph(path, model, function, inputs, dynamic):
     graph.graph.input.extend(kept)
     onnx.save(graph, path)
     return [value.name for value in kept]
+
+
+def trace(model, function, arguments):
+    """`function` of tensors -> named tensors, as a graph of what it does with the `arguments` but for the first axis."""
+    with warnings.catch_warnings(), Portable():
+        # That sizes are constants and that the exporter of such graphs is the older one is known: the newer takes minutes.
+        warnings.simplefilter('ignore')
+        return torch.jit.trace(Part(model, function), arguments, check_trace=False)
 
 
 class Portable(TorchFunctionMode):
