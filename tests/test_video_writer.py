@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from datasets import video_writer
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
@@ -52,6 +53,14 @@ def test_key_frames_come_as_often_as_asked(tmp_path):
             for _ in range(30):
                 writer.write(frame)
         assert open_clip(tmp_path / name)._index.keys == expected
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.gif'])
+def test_the_encoder_is_given_its_own_pixel_format(suffix):
+    """Of 300 videos one had other bytes where PyAV converted: a run that was killed has to end as another one."""
+    encoder = video_writer._ENCODERS[suffix]
+    frame = encoder.picture(np.zeros((5, 6, 3), np.uint8))
+    assert frame.format.name == encoder.pix_fmt
 
 
 def test_an_odd_size_is_made_even_at_the_border(tmp_path):

@@ -166,9 +166,9 @@ def _write_graph(path, model, function, inputs, dynamic):
 
 
 def trace(model, function, arguments):
-    """`function` of tensors -> named tensors, as a graph of what it does with the `arguments` but for the first axis."""
+    """`function` of tensors -> named tensors, as a graph: all sizes are those of the `arguments`, but for the batch."""
     with warnings.catch_warnings(), Portable():
-        # That sizes are constants and that the exporter of such graphs is the older one is known: the newer takes minutes.
+        # That sizes are constants, and the exporter of such graphs the older one, is known: the newer takes minutes.
         warnings.simplefilter('ignore')
         return torch.jit.trace(Part(model, function), arguments, check_trace=False)
 
