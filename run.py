@@ -130,6 +130,13 @@ def main(arguments=None):
     except BrokenPipeError:                 # whoever read what we print has gone, as `head` does: end as others do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (RuntimeError, MemoryError) as error:
+        from support.hardware import is_out_of_memory
+        if not is_out_of_memory(error):
+            raise
+        print(f'error: memory is full: {one_line(error)}; lower sizes in model_params, train_params.batch_size or, '
+              'where it is a flag, the number of frames or workers', file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

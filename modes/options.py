@@ -231,6 +231,7 @@ def load_model(options, device):
     from config import schema
     from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
     from modules.build import build_model
+    from modules.frame_memory import check_frame
     from support import hardware
     from support.weights import load_weights
     if options.checkpoint:
@@ -247,6 +248,7 @@ def load_model(options, device):
         check_same_model(config, state, path)
     elif options.set:
         config = schema.override(config, options.set)
+    check_frame(config, device)
     model = build_model(config)
     load_weights(model, state['ema'], path)
     log.info('weights: %s, step %d', path, state['step'])

@@ -8,6 +8,7 @@ from modules.discriminator import MultiScaleDiscriminator, PatchDiscriminator
 from modules.fomm import Fomm
 from modules.mcnet import MCNet
 from modules.mrfa import Mrfa
+from modules.network_memory import fitting
 from modules.objective import Objective
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
@@ -41,13 +42,13 @@ METHODS = {
 
 
 def build_model(config):
-    """The TalkingHead that the config describes, freshly initialised."""
-    return METHODS[config.method].model(config.model_params)
+    """The TalkingHead that the config describes, freshly initialised; UserError if its weights do not fit memory."""
+    return fitting(lambda: METHODS[config.method].model(config.model_params), f'method {config.method}')
 
 
 def build_discriminator(config):
-    """The discriminator that the config describes, freshly initialised."""
-    return METHODS[config.method].discriminator(config.model_params)
+    """The discriminator that the config describes, freshly initialised; UserError as of `build_model`."""
+    return fitting(lambda: METHODS[config.method].discriminator(config.model_params), 'its discriminator')
 
 
 def build_objective(config, model, vgg_state=None):

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 import torch
 
 from modules.build import build_discriminator, build_model
+from modules.frame_memory import BASE, USUAL, widest
+from modules.network_memory import WIDTHS
 from modules.objective import needs_discriminator, needs_vgg
 from modules.perceptual import VGG19
 from modules.warp import shapes_alone
@@ -12,7 +14,6 @@ from support.errors import UserError
 from support.hardware import available_memory
 
 COPIES = 5                                       # of the model: weights, gradients, two of Adam, EMA
-BASE = 0.4 * 2 ** 30                             # bytes of Python and PyTorch themselves
 SCRATCH = 1.2                                    # gradients and kernels' scratch beside what autograd keeps, measured
 PIECES = 0.3                                     # of all that a step hands out: what freed memory that is kept loses
 ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
@@ -23,8 +24,8 @@ def check_batch(config, batch, device):
 
     On GPUs allocation itself says so (`too_large`); a CPU process would be killed without a word.
     """
-    limit = available_memory() if device.type == 'cpu' else None
-    if limit and batch * config.model_params.image_size ** 2 * ROUGH > limit / 2:
+    params, limit = config.model_params, available_memory() if device.type == 'cpu' else None
+    if limit and (batch * params.image_size ** 2 * ROUGH > limit / 2 or widest(params) > USUAL):
         if estimate(config, batch) > limit:
             raise too_large(config, batch, limit)
 
@@ -43,10 +44,14 @@ def too_large(config, batch, limit):
     # Linear from two samples on; a single one keeps a little less than its share.
     two, three = (estimate(config, count) for count in (2, 3))
     wanted, largest = two + (batch - 2) * (three - two), int((limit - two) // (three - two)) + 2
-    fits = f'the largest that fits is {largest} per process' if largest > 0 else 'not even one sample fits'
+    if largest > 0:
+        advice = (f'the largest that fits is {largest} per process: raise train_params.accumulate or lower '
+                  'train_params.batch_size, or set train_params.checkpointing=true')
+    else:
+        advice = (f'not even one sample fits: set train_params.checkpointing=true, or lower model_params.image_size, '
+                  f'{WIDTHS}')
     return UserError(f'a training step of {batch} samples takes about {wanted / 2 ** 30:.1f} GiB of '
-                     f'{limit / 2 ** 30:.1f} GiB; {fits}: raise train_params.accumulate or lower '
-                     'train_params.batch_size, or set train_params.checkpointing=true')
+                     f'{limit / 2 ** 30:.1f} GiB; {advice}')
 
 
 def estimate(config, batch):

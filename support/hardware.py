@@ -13,6 +13,8 @@ import torch
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
+# Of c10/core/impl/alloc_cpu.cpp, on Linux and on Windows; and of sizes that no allocator is asked for.
+OUT_OF_MEMORY = "can't allocate memory", 'not enough memory', 'Storage size calculation overflowed'
 HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'              # PyTorch reads it at its first allocation
 
 
@@ -112,3 +114,9 @@ def available_memory():
     if (cgroup / 'memory.max').is_file() and (limit := (cgroup / 'memory.max').read_text().strip()).isdigit():
         found.append(int(limit) - int((cgroup / 'memory.current').read_text()))
     return min(found, default=None)
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that memory could not be had: on GPUs, CPUs or by Python itself."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY))

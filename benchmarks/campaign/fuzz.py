@@ -33,6 +33,7 @@ from evaluation.cases import ClipFinder, cases_of_list, find_cases
 from evaluation.protocols import load_list
 from modules import motion_template
 from modules.build import build_discriminator, build_model
+from modules.frame_memory import check_frame
 from modules.warp import shapes_alone
 
 
@@ -82,7 +83,7 @@ def make_config(rng, tripwire):
 
 
 def read_config(path, folder):
-    return right_or_refused(lambda: built(schema.load(path)), path)
+    return right_or_refused(lambda: built(schema.load(path)), path, 'model_params: a frame of ')     # memory ends there
 
 
 _RUN = set()         # descriptions of networks that have been run: seconds each
@@ -95,6 +96,7 @@ def built(checked):
     networks = checked.method, repr(checked.model_params)
     if networks in _RUN:
         return
+    check_frame(checked, torch.device('cpu'))
     with shapes_alone():
         model, _ = build_model(checked), build_discriminator(checked)
         size = checked.model_params.image_size
