@@ -81,7 +81,7 @@ class Run:
             if time.monotonic() > end:
                 self.kill()
                 raise TimeoutError(f'no end in {self.seconds} s: {self.output()[-300:]}')
-            time.sleep(0.002)
+            time.sleep(0.002 if self.meanwhile or self.stop.cpu is not None else 0.02)
         self.code, self.cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         if self.code < 0:
             self.kill()
