@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import run
 from benchmarks.campaign import kill, material
 from datasets.manifest import NAME, Record, read_manifest
 from datasets.prepare.download import download
@@ -18,6 +19,7 @@ from evaluation.cases import ClipFinder
 from support.errors import UserError
 from tests.tiny import ROOT
 
+ALIKE = ('\uff0e\uff0e\uff0fx', '..\u2215x', '\u2024\u2024/x', '..\\x')     # full width, division slash, leaders
 AWAY = ('../x', '/etc/passwd', '..', 'a/b', 'a\0b', '.hidden', 'x' * 300, 'a\nb', '')
 
 # Runs modes one after the other, in one process, in which sockets to other machines cannot be made.
@@ -90,6 +92,75 @@ def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
     assert not wrong
 
 
+def test_every_mode_is_among_them(places):
+    """But for the two that need packages beyond the requirements: they have tests of their own, below."""
+    assert {command[1] for command in commands(places)} | {'web', 'export'} == set(run.MODES)
+
+
+# Of every Python process that starts with it on its path: this machine alone can be reached.
+LOOPBACK_ALONE = '''
+import os, sys
+def watch(event, arguments):
+    if event not in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'socket.gethostbyname'):
+        return
+    address = arguments[0] if event in ('socket.getaddrinfo', 'socket.gethostbyname') else arguments[1]
+    host = address[0] if isinstance(address, tuple) else address
+    if host not in ('127.0.0.1', 'localhost', '::1', None) and isinstance(address, (tuple, str)) and host[:1] != '/':
+        with open(os.environ['REACHED'], 'a') as file:
+            print(event, arguments, file=file)
+        raise OSError(f'no network: {event} {arguments}')
+sys.addaudithook(watch)
+'''
+
+
+def alone(folder):
+    """(environment of processes that reach this machine alone, the file that tells where else they wanted to go)."""
+    (folder / 'sitecustomize.py').write_text(LOOPBACK_ALONE)
+    return os.environ | {'PYTHONPATH': f'{folder}:{ROOT}', 'REACHED': str(folder / 'reached.txt'),
+                         'OMP_NUM_THREADS': '1', 'TMPDIR': str(folder)}, folder / 'reached.txt'
+
+
+def test_the_page_reaches_for_nothing_beyond_this_machine(places, tmp_path):
+    pytest.importorskip('gradio')
+    import signal
+    import time
+    from urllib.request import urlopen
+    environment, reached = alone(tmp_path)
+    port = 7900 + os.getpid() % 100
+    said = tmp_path / 'said.txt'
+    with open(said, 'w') as output:
+        page = subprocess.Popen([sys.executable, ROOT / 'run.py', '--mode', 'web', '--device', 'cpu', '--port',
+                                 str(port), '--checkpoint', places[1]['checkpoint']], cwd=tmp_path, env=environment,
+                                stdout=output, stderr=output)
+        try:
+            while 'The page is at' not in said.read_text():
+                assert page.poll() is None, said.read_text()
+                time.sleep(0.2)
+            with urlopen(f'http://127.0.0.1:{port}/') as answer:
+                assert b'<html' in answer.read()
+        finally:
+            page.send_signal(signal.SIGTERM)
+            page.wait()
+    assert not reached.exists(), reached.read_text()
+
+
+def test_export_reaches_for_nothing(places, tmp_path):
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    environment, reached = alone(tmp_path)
+    done = subprocess.run([sys.executable, ROOT / 'run.py', '--mode', 'export', '--checkpoint', places[1]['checkpoint'],
+                           '--out', tmp_path / 'onnx'], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not reached.exists(), done.stderr
+
+
+def test_who_would_reach_out_is_seen(tmp_path):
+    """The watch of the two tests above sees what it shall."""
+    environment, reached = alone(tmp_path)
+    code = 'import socket; socket.create_connection(("192.0.2.1", 80), timeout=1)'          # RFC 5737: nobody's
+    assert subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True).returncode == 1
+    assert '192.0.2.1' in reached.read_text()
+
+
 def test_a_playlist_in_the_clothes_of_a_video_opens_no_address(tmp_path):
     """FFmpeg looks at what is in a file, not at its name; a playlist names other files and addresses."""
     import socket
@@ -143,6 +214,19 @@ def test_names_of_manifests_stay_in_their_folder(tmp_path, name):
 def test_names_that_look_alike_are_names_of_their_own():
     """A Cyrillic a is no Latin one, and no path: the name is taken as it is."""
     assert Record('p\u0430#v', 'p\u0430', 'train', 'ok').file != Record('pa#v', 'pa', 'train', 'ok').file
+
+
+@pytest.mark.parametrize('name', ALIKE)
+def test_names_that_look_like_ways_out_are_no_ways(tmp_path, name):
+    """Nobody makes '../x' of them (Unicode's NFKC would): a list finds nothing there, a manifest stays below."""
+    (tmp_path / 'clips').mkdir()
+    (tmp_path / 'x.mp4').write_bytes(material.videos()[0][1])
+    assert ClipFinder({}, [str(tmp_path / 'clips')], 16)(name) is None
+    try:
+        file = Record(f'{name}#v', name, 'train', 'ok').file
+    except ValueError:          # refused
+        return
+    assert (tmp_path / 'clips' / file).resolve().is_relative_to(tmp_path / 'clips')
 
 
 def test_lists_stay_in_the_folders_of_the_path_map(tmp_path):
