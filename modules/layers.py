@@ -4,6 +4,8 @@ FOMM: Siarohin et al., NeurIPS 2019, arXiv 2003.00196; https://github.com/Aliaks
 VQGAN: Esser et al., CVPR 2021, arXiv 2012.09841; https://github.com/CompVis/taming-transformers
 """
 
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,10 +31,31 @@ class TokenLinear(nn.Linear):
     """
 
     def forward(self, x):
-        if x.device.type != 'cpu':
-            return super().forward(x)
-        row = x.unflatten(1, (1, -1)).permute(0, 3, 1, 2)
-        return pointwise(row, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1).flatten(1, 2)
+        return product(x, self.weight, self.bias) if x.device.type == 'cpu' else super().forward(x)
+
+
+def product(x, weight, bias=None):
+    """x (B, M, C) times weight (C', C) transposed, by oneDNN: (B, M, C')."""
+    row = x.unflatten(1, (1, -1)).permute(0, 3, 1, 2)
+    return pointwise(row, weight[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def attention(query, keys, values, mask=None):
+    """Each query's mean of the values, weighted by softmax(Q K^T / sqrt(D)) (Vaswani et al., NeurIPS 2017, Eq. 1).
+
+    query (B, heads, M, D), keys and values (B, heads, K, D), mask (B, 1, 1, K), True where a key may be read
+    -> (B, heads, M, D)
+    """
+    here = query.device.type == 'cpu' and query.dtype == torch.float32
+    if not (here and torch.is_inference_mode_enabled()):
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    # The same, head by head, with oneDNN's products, which want multiples of 16 channels: PyTorch's kernel has MKL's.
+    heads, padding = query.shape[:2], (0, -query.shape[3] % 16)
+    query = F.pad(query * query.shape[3] ** -0.5, padding).flatten(0, 1).contiguous()
+    keys, values = F.pad(keys, padding).flatten(0, 1).contiguous(), values.flatten(0, 1).mT.contiguous()
+    hidden = repeat(None) if mask is None else torch.where(mask, 0., -torch.inf).expand(*heads, 1, -1).flatten(0, 2)
+    found = [product(product(q[None], k, bias).softmax(-1), v) for q, k, v, bias in zip(query, keys, values, hidden)]
+    return torch.cat(found).unflatten(0, heads)
 
 
 def pointwise(x, weight, bias):
@@ -43,6 +66,30 @@ def pointwise(x, weight, bias):
     """
     alone = x.device.type == 'cpu' and torch.get_num_threads() == 1
     return F.conv2d(x, weight, bias, dilation=2 if alone else 1)
+
+
+# ---------------------------------------------------------------------------- upsampling
+
+def upsampled_conv(x, conv):
+    """3x3 convolution, with padding, of x (B, C, H, W) upsampled to the nearest pixel: (B, C', 2H, 2W).
+
+    An output sees nine pixels of which at most four differ: four 2x2 convolutions of x itself, one for each output of a
+    pixel (Shi et al., CVPR 2016), give the same with 4/9 of the products, up to rounding. A small x is not worth it:
+    adding up the taps would cost more.
+    """
+    if x.device.type != 'cpu' or x.shape[2] * x.shape[3] < 1024:
+        return conv(F.interpolate(x, scale_factor=2, mode='nearest'))
+    taps = conv.weight.permute(0, 2, 3, 1)                                              # (C', 3, 3, C)
+    kernels = added_taps(added_taps(taps, 1, 1), 3, 2).flatten(0, 2).permute(0, 3, 1, 2)       # (4C', C, 2, 2)
+    fine = F.pixel_shuffle(F.conv2d(x, kernels, conv.bias.repeat_interleave(4), padding=1), 2)
+    return dense(fine[..., 1:-1, 1:-1])
+
+
+def added_taps(kernel, axis, outputs):
+    """Three taps along `axis` -> two for each of two outputs, the latter along a new axis `outputs` in front."""
+    first, middle, last = kernel.unbind(axis)
+    pairs = [torch.stack(pair, axis) for pair in ((first + middle, last), (first, middle + last))]
+    return torch.stack(pairs, outputs)
 
 
 # ---------------------------------------------------------------------------- normalisation
@@ -165,7 +212,7 @@ class UpBlock2d(SameBlock2d):
     """Nearest upsampling, then convolution, batch norm, ReLU: (B, C, H, W) -> (B, C', 2H, 2W)."""
 
     def forward(self, x):
-        return super().forward(F.interpolate(x, scale_factor=2, mode='nearest'))
+        return F.relu(self.norm(upsampled_conv(x, self.conv)), inplace=True)
 
 
 class ResBlock2d(nn.Module):
@@ -278,10 +325,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention (Vaswani et al., NeurIPS 2017, Eq. 1) over all positions, with a skip.
-
-    (B, C, H, W) -> same.
-    """
+    """Single-head self-attention over all positions, with a skip: (B, C, H, W) -> same."""
 
     def __init__(self, channels, groups=32):
         super().__init__()
@@ -294,7 +338,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x):
         h = self.norm(x)
         q, k, v = (tokens(layer(h))[:, None] for layer in (self.query, self.key, self.value))   # (B, 1, H*W, C)
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0]                                       # (B, H*W, C)
+        h = attention(q, k, v)[:, 0]                                                            # (B, H*W, C)
         return x + self.project(untokens(h, x.shape[-2:]))
 
 
@@ -317,7 +361,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2, mode='nearest'))
+        return upsampled_conv(x, self.conv)
 
 
 # ---------------------------------------------------------------------------- tokens

@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.layers import TokenLinear, tokens, untokens
+from modules.layers import TokenLinear, attention, tokens, untokens
 
 
 class Projection(NamedTuple):
@@ -16,7 +15,7 @@ class Projection(NamedTuple):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention (Vaswani et al., NeurIPS 2017) on (B, M, D) tokens through scaled_dot_product_attention.
+    """Multi-head attention (Vaswani et al., NeurIPS 2017) on (B, M, D) tokens.
 
     Queries, keys and values are projected by separate layers, so that a context that depends neither
     on the sample nor on the scale is projected once and shared.
@@ -54,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         """x (B, M, D) attends to a Projection; mask (B, 1, 1, K) is True where a key may be read."""
         query = self.heads(self.query(x))
         keys, values = (part.expand(x.shape[0], -1, -1, -1) for part in context)
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        attended = attention(query, keys, values, mask)
         return self.project(attended.transpose(1, 2).flatten(2))
 
 

@@ -45,6 +45,29 @@ def test_norm_silu_conv_is_one_after_the_other(layout):
         assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize('size', [(4, 6), (32, 40)], ids=['plain', 'folded'])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_an_upsampled_convolution_is_one_after_the_other(size, layout):
+    conv = torch.nn.Conv2d(8, 3, 3, padding=1).to(memory_format=layout)
+    x = torch.randn(2, 8, *size).to(memory_format=layout).requires_grad_()
+    inputs = x, conv.weight, conv.bias
+    wanted = gradients(conv(F.interpolate(x, scale_factor=2, mode='nearest')), *inputs)
+    for ours, theirs in zip(gradients(layers.upsampled_conv(x, conv), *inputs), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)     # sums over 2560 pixels in another order
+
+
+@pytest.mark.parametrize('heads, width', [(1, 48), (4, 4)])
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_of_frames_is_that_of_training(heads, width, masked):
+    query, keys, values = (torch.randn(2, count, heads, width).transpose(1, 2) for count in (10, 7, 7))
+    mask = torch.rand(2, 1, 1, 7) > 0.5 if masked else None
+    if masked:
+        mask[..., 0] = True                        # one at least is read
+    with torch.inference_mode():
+        found = layers.attention(query, keys, values, mask)
+    torch.testing.assert_close(found, layers.attention(query, keys, values, mask))
+
+
 @pytest.mark.parametrize('size, pixels', [((8, 8), (16, 16)), ((12, 17), (24, 34)), ((19, 18), (40, 36)),
                                           ((20, 18), (40, 36)), ((64, 64), (40, 36))])
 def test_pixels_that_resizing_reads_are_enough(size, pixels):

@@ -53,11 +53,15 @@ def plain(*substitutes):
     return switched
 
 
-def attention_with_weights(query, key, value, attn_mask=None):
-    weights = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if attn_mask is not None:
-        weights = weights.masked_fill(~attn_mask, float('-inf'))
-    return weights.softmax(-1) @ value
+def attend(substitute):
+    return plain((layers, 'attention', substitute), (retrieval, 'attention', substitute))
+
+
+def attention_with_weights(query, keys, values, mask=None):
+    weights = query @ keys.mT / query.shape[-1] ** 0.5
+    if mask is not None:
+        weights = weights.masked_fill(~mask, float('-inf'))
+    return weights.softmax(-1) @ values
 
 
 def one_hot_quantize(self, z, scale):
@@ -94,7 +98,10 @@ OPTIMISATIONS = {
     'freed memory kept': freed_memory,
     'residual blocks remember their inputs alone': plain(
         (layers, 'norm_silu_conv', lambda x, norm, conv: conv(F.silu(norm(x))))),
-    'scaled_dot_product_attention': plain((F, 'scaled_dot_product_attention', attention_with_weights)),
+    'fused attention': attend(attention_with_weights),
+    'attention of frames by oneDNN': attend(F.scaled_dot_product_attention),
+    'upsampling folded into convolutions': plain(
+        (layers, 'upsampled_conv', lambda x, conv: conv(F.interpolate(x, scale_factor=2, mode='nearest')))),
     'codes projected once for all samples': plain(
         (retrieval.Retrieval, 'project', lambda self, codes: [codes] * len(self.layers)),
         (retrieval.Retrieval, 'forward', project_per_sample)),
