@@ -120,24 +120,25 @@ VIDEOS = (('.mp4', 'mp4', 'libx264', 'yuv420p', False), ('.mp4', 'mp4', 'libx264
 @cache
 def videos():
     """[(suffix, bytes)] of videos of all kinds that are read, and of sound alone."""
-    return [(suffix, _video(*how)) for suffix, *how in VIDEOS]
+    return [(suffix, video(*how)) for suffix, *how in VIDEOS]
 
 
-def _video(container, codec, pixels, sound, count=12):
+def video(container='mp4', codec='libx264', pixels='yuv420p', sound=False, count=12):
+    """Bytes of a video of `count` frames."""
     file = io.BytesIO()
     file.name = f'x.{container}'
     with av.open(file, 'w', format=container) as output:
         if codec:
-            video = output.add_stream(codec, rate=Fraction(25), options={'g': '5'} if codec != 'gif' else {})
-            video.width, video.height, video.pix_fmt = 32, 24, pixels
+            stream = output.add_stream(codec, rate=Fraction(25), options={'g': '5'} if codec != 'gif' else {})
+            stream.width, stream.height, stream.pix_fmt = 32, 24, pixels
         if sound:
             audio = output.add_stream('libopus' if container == 'webm' else 'mp3' if container == 'avi' else 'aac',
                                       rate=48000)
             audio.layout = 'mono'
         for frame in frames(count) if codec else ():
-            output.mux(video.encode(av.VideoFrame.from_ndarray(frame, format='rgb24').reformat(format=pixels)))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24').reformat(format=pixels)))
         if codec:
-            output.mux(video.encode(None))
+            output.mux(stream.encode(None))
         if sound:
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format='fltp', layout='mono')
             silence.sample_rate = 48000
