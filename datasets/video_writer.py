@@ -178,7 +178,7 @@ class _AudioCopy:
 
 
 def _even_picture(frame):
-    """The frame as the encoder takes it: where PyAV 18 converts while it encodes, one video of 300 has other bytes."""
+    """The frame as the encoder takes it: where PyAV 18 converts while it encodes, one of 350 has other bytes."""
     height, width, _ = frame.shape
     frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
     return av.VideoFrame.from_ndarray(frame, format='rgb24').reformat(format='yuv420p')

@@ -57,7 +57,7 @@ def test_key_frames_come_as_often_as_asked(tmp_path):
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.gif'])
 def test_the_encoder_is_given_its_own_pixel_format(suffix):
-    """Of 300 videos one had other bytes where PyAV converted: a run that was killed has to end as another one."""
+    """Of 350 videos one had other bytes where PyAV converted: a run that was killed has to end as another one."""
     encoder = video_writer._ENCODERS[suffix]
     frame = encoder.picture(np.zeros((5, 6, 3), np.uint8))
     assert frame.format.name == encoder.pix_fmt
