@@ -8,6 +8,7 @@ from support.errors import UserError
 from support.hardware import available_memory, is_out_of_memory
 
 GIB = 2 ** 30
+LOOKED_AT = GIB      # bytes of weights from which on a network is looked at as a whole; the published ones have half
 COPIES = 2           # of the weights, at least: the network's, and those that are read from a checkpoint or averaged
 WIDTHS = 'widths (channels, block_expansion, max_features, *_dim), num_layers or num_codes'     # of model_params
 
@@ -26,9 +27,9 @@ def fitting(build, what):
 
     def count(module, name, parameter):
         nonlocal taken
-        if type(parameter) is nn.Parameter and parameter.device.type == 'cpu':         # one that has numbers
-            taken += COPIES * parameter.nbytes
-            if limit is not None and taken > limit:         # not filled with numbers yet, so not really taken either
+        if taken <= LOOKED_AT and type(parameter) is nn.Parameter and parameter.device.type == 'cpu':     # with numbers
+            taken += parameter.nbytes
+            if taken > LOOKED_AT and limit is not None and COPIES * _weight_bytes(build) > limit:
                 raise _TooLarge
     hook = register_module_parameter_registration_hook(count)
     try:

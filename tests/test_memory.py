@@ -17,18 +17,25 @@ from tests.tiny import tiny
 CPU = torch.device('cpu')
 
 
-def test_weights_that_do_not_fit_are_refused_while_the_network_is_built(monkeypatch):
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
     config, taken = tiny(), []
     weights = sum(parameter.nbytes for parameter in build_model(config).parameters())
+    monkeypatch.setattr(network_memory, 'LOOKED_AT', weights // 2)
     monkeypatch.setattr(network_memory, 'available_memory', lambda: 2 * weights)
-    build_model(config)
-    monkeypatch.setattr(network_memory, 'available_memory', lambda: weights)
+    torch.manual_seed(0)
+    looked_at = build_model(config).state_dict()
+    monkeypatch.setattr(network_memory, 'available_memory', lambda: None)       # the system does not say
+    torch.manual_seed(0)
+    assert all(torch.equal(looked_at[name], tensor) for name, tensor in build_model(config).state_dict().items())
+
+    monkeypatch.setattr(network_memory, 'available_memory', lambda: 2 * weights - 1)
     monkeypatch.setattr(torch.nn.Module, 'register_parameter', _counting(taken))
     with pytest.raises(UserError, match='method synergy has 0.0 GiB of weights, of which 2 copies have to fit the 0.0'):
         build_model(config)
-    assert sum(taken) < 0.7 * weights
+    assert sum(taken) < weights
+    monkeypatch.setattr(network_memory, 'LOOKED_AT', 0)
+    monkeypatch.setattr(network_memory, 'available_memory', lambda: 1000)
     with pytest.raises(UserError, match='its discriminator has'):
-        monkeypatch.setattr(network_memory, 'available_memory', lambda: 1000)
         build_discriminator(config)
 
 
