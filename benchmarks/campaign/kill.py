@@ -130,7 +130,8 @@ def trial(name, number, rng, work):
         stop = _moment(rng, number, facts)
         killed = new_run(name, work, folder, stop=stop).start()
         code = killed.wait()
-        if code > 0:
+        # The limit of a byte reaches data processes that were started anew as a full disk does: an error, not a signal.
+        if code > 0 and not (code == 2 and stop.byte is not None):
             raise Failure(f'ended with {code} before it was killed ({stop}): {killed.output()[-300:]}')
         if code == 0:
             break

@@ -13,6 +13,7 @@ from datasets.frames import Augmentation, PairDataset, find_people
 from datasets.still import STILL_SUFFIXES
 from datasets.video import open_clip
 from support.errors import UserError
+from support.hardware import available_memory
 from tools.doctor.finding import BLOCKS, NOTE, OK, WARNING, Finding, from_error
 
 CLIPS_OPENED = 400        # of each partition, evenly spread: an index takes milliseconds, a data set has 20,000
@@ -147,7 +148,10 @@ def check_people(case):
 
 def check_loader(case):
     """Seconds per batch, from pairs read here, one after the other."""
-    data, params = case.config.dataset_params, case.config.train_params
+    data, params, limit = case.config.dataset_params, case.config.train_params, available_memory()
+    if case.needed is not None and limit is not None and case.needed > limit:
+        yield Finding(NOTE, 'not measured, as a training step does not fit memory, nor may its pictures')
+        return
     pairs = PairDataset(training_people(data, case.size), params.seed, Augmentation(**vars(data.augmentation_params)),
                         data.max_broken)
     pairs[0]                                       # the first one builds what later ones find built
