@@ -106,7 +106,7 @@ def prepare(config, device):
         raise UserError(f'train_params.batch_size={params.batch_size} cannot be split evenly over {world} processes x '
                         f'accumulate={params.accumulate}')
     config = hardware.adapted(config, device)
-    hardware.keep_freed_memory() if params.keep_freed else hardware.return_freed_memory()
+    training_memory.arrange(params)
     hardware.flush_denormals()
     micro_batch = params.batch_size // (world * params.accumulate)
     training_memory.check_batch(config, micro_batch, device)

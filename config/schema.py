@@ -83,7 +83,7 @@ class TrainParams:
     ema_exclude: tuple[str, ...] = ()   # networks of the model that inference uses without EMA
     precision: str = 'fp32'             # fp32 | bf16 (autocast)
     checkpointing: bool = False         # compute activations twice instead of keeping them: less memory, more time
-    keep_freed: bool = True             # CPUs: keep freed memory for the next tensors: less time, a little more memory
+    keep_freed: bool = True             # CPUs: keep freed memory for other tensors; with checkpointing, small ones
     compile: bool = False               # torch.compile of the model's blocks: pays on GPUs and in long runs
     seed: Seed = 0
     num_workers: AtLeastZero = 4        # data loading processes per training process

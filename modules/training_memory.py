@@ -11,12 +11,26 @@ from modules.objective import needs_discriminator, needs_vgg
 from modules.perceptual import VGG19
 from modules.warp import shapes_alone
 from support.errors import UserError
-from support.hardware import available_memory
+from support.hardware import available_memory, keep_freed_memory, keep_small_freed_memory, return_freed_memory
 
 COPIES = 5                                       # of the model: weights, gradients, two of Adam, EMA
 SCRATCH = 1.2                                    # gradients and kernels' scratch beside what autograd keeps, measured
-PIECES = 0.3                                     # of all that a step hands out: what freed memory that is kept loses
+PIECES, FEW_PIECES = 0.3, 0.07                   # of all that a step hands out: what freed memory that is kept loses
 ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
+
+
+def arrange(params):
+    """Have a CPU's allocator keep of freed memory what training by TrainParams can afford; before the first tensor.
+
+    Checkpointing spends time to save memory, and so does returning the largest tensors' memory: a seventh more, for a
+    seventh less (benchmarks/README.md).
+    """
+    if not params.keep_freed:
+        return_freed_memory()
+    elif params.checkpointing:
+        keep_small_freed_memory()
+    else:
+        keep_freed_memory()
 
 
 def check_batch(config, batch, device):
@@ -72,7 +86,8 @@ def estimate(config, batch):
             network, prediction = VGG19(), torch.zeros(batch, 3, size, size, requires_grad=True)
             kept += _kept_bytes(lambda: network(prediction))
             weights += _bytes(network)
-    return BASE + weights + SCRATCH * kept + PIECES * handed_out * params.keep_freed
+    pieces = params.keep_freed * (FEW_PIECES if params.checkpointing else PIECES)
+    return BASE + weights + SCRATCH * kept + pieces * handed_out
 
 
 def _bytes(module):

@@ -37,6 +37,16 @@ def keep_freed_memory():
     _allocate(mapped=2 ** 30, kept=2 ** 31 - 1)
 
 
+def keep_small_freed_memory():
+    """Keep the memory of tensors below 32 MiB, and return that of larger ones: between the other two.
+
+    Few tensors of the paper's model at 256 px are so large (64 channels of two images), but it is those that do not fit
+    into the pieces of freed memory.
+    """
+    os.environ.setdefault(HUGE_PAGES, '1')
+    _allocate(mapped=2 ** 25, kept=2 ** 31 - 1)
+
+
 def return_freed_memory():
     """Give every large tensor huge pages of its own, returned when it is freed: where memory is scarcer than time.
 

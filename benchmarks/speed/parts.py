@@ -14,6 +14,7 @@ from benchmarks.speed.optimisations import ablation
 from benchmarks.speed.turns import Clock, Yardstick, in_turns, peak_memory
 from benchmarks.speed.work import Animation, Training
 from config import schema
+from modules import training_memory
 from support import hardware
 from train import training_loader, training_set
 
@@ -101,6 +102,5 @@ def in_process(part, job):
 def _prepare(job, part):
     if job.threads:
         torch.set_num_threads(job.threads)
-    keep = part is not training or job.config.train_params.keep_freed
-    hardware.keep_freed_memory() if keep else hardware.return_freed_memory()
+    training_memory.arrange(job.config.train_params) if part is training else hardware.keep_freed_memory()
     hardware.flush_denormals()
