@@ -20,6 +20,7 @@ import reconstruction  # noqa: F401
 import tools.import_checkpoint  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 import train  # noqa: F401
+from benchmarks.ablation_run import code_version
 from benchmarks.campaign import material
 from benchmarks.campaign.fuzz import VOX
 from benchmarks.campaign.processes import COUNT, Run, Stop
@@ -109,16 +110,16 @@ def new_run(name, work, folder, *, arguments=(), **options):
 
 
 def reference(name, work):
-    """(folder, {'cpu', 'operations'}) of an undisturbed run."""
-    folder, facts = work / 'reference' / name, work / 'reference' / f'{name}.json'
-    if not facts.is_file():
+    """(folder, {'cpu', 'operations', 'code'}) of an undisturbed run, made anew once the code is another one."""
+    folder, facts, code = work / 'reference' / name, work / 'reference' / f'{name}.json', code_version()
+    if not facts.is_file() or json.loads(facts.read_text()).get('code') != code:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         undisturbed = new_run(name, work, folder, stop=Stop(operation=COUNT)).start()
         if undisturbed.wait():
             raise RuntimeError(f'the undisturbed run ended with {undisturbed.code}: {undisturbed.output()[-400:]}')
         operations = int((folder / 'operations.txt').read_text())
-        facts.write_text(json.dumps({'cpu': undisturbed.cpu, 'operations': operations}))
+        facts.write_text(json.dumps({'cpu': undisturbed.cpu, 'operations': operations, 'code': code}))
     return folder, json.loads(facts.read_text())
 
 
