@@ -237,12 +237,13 @@ def _rate(container, stream, stamps):
 def _is_cut(path, container, stream):
     """Whether the file is shorter than its own headers say, which a demuxer takes for a normal end.
 
-    mp4: places and sizes of the samples (ISO/IEC 14496-12, Sec. 8.7); avi: the size of its RIFF chunk; gif: its trailer
-    (GIF89a, Sec. 27); Matroska: the size of its Segment
+    mp4: places and sizes of the samples (ISO/IEC 14496-12, Sec. 8.7), and of fragments; avi: the size of its RIFF
+    chunk; gif: its trailer (GIF89a, Sec. 27); Matroska: the size of its Segment
     """
     stored = stored_size(path)
     if 'mp4' in container.format.name:
-        return any(entry.pos + entry.size > stored for entry in stream.index_entries)
+        samples = (entry.pos + entry.size for entry in stream.index_entries)
+        return any(end > stored for end in samples) or _ends_in_a_box(path, stored)
     if 'matroska' in container.format.name:
         return _matroska_size(read_bytes(path, 0, 4096)) > stored
     if container.format.name == 'avi':
@@ -251,6 +252,20 @@ def _is_cut(path, container, stream):
         end = read_bytes(path, max(0, stored - 64), 64)
         return not end.rstrip(b'\0').endswith(b';')  # the trailer that ends every gif
     return False
+
+
+def _ends_in_a_box(path, stored):
+    """Whether an mp4 ends within a box of frames or of what says where they are (ISO/IEC 14496-12, Sec. 4.2)."""
+    at = 0
+    while at + 8 <= stored:
+        head = read_bytes(path, at, 16)
+        size, kind = int.from_bytes(head[:4], 'big'), head[4:8]
+        if size == 1:                                # the size follows, in eight bytes
+            size = int.from_bytes(head[8:], 'big')
+        if size < 8:                                 # 0: up to the end
+            return False
+        at += size
+    return at > stored and kind in (b'moov', b'moof', b'mdat')
 
 
 def _matroska_size(head):

@@ -110,6 +110,17 @@ def test_streaming_keeps_memory_flat_both_ways(tmp_path):
     assert len(seen) == count and seen[-1] - seen[150] < 15
 
 
+def test_a_fragment_that_is_cut_anywhere_is_noticed(make, tmp_path):
+    """Also where it says what it holds; between fragments, a file that is cut is a shorter file."""
+    whole, path = make('fragmented.mp4').read_bytes(), tmp_path / 'cut.mp4'
+    last = whole.rindex(b'moof') - 4
+    for end in (last + 8, last + 60, whole.index(b'mdat', last) + 5, last + 300):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match='cut short'):
+            len(VideoClip(path))
+
+
+
 # ---------------------------------------------------------------------------- damage
 
 @pytest.mark.parametrize('kind', ['long_gop.mp4', 'fragmented.mp4', 'mpeg4.mov', 'h264.mkv', 'vp9.webm', 'h264.avi',
