@@ -243,7 +243,7 @@ def _is_cut(path, container, stream):
     stored = stored_size(path)
     if 'mp4' in container.format.name:
         samples = (entry.pos + entry.size for entry in stream.index_entries)
-        return any(end > stored for end in samples) or _ends_in_a_box(path, stored)
+        return any(end > stored for end in samples) or _ends_in_a_fragment(path, stored)
     if 'matroska' in container.format.name:
         return _matroska_size(read_bytes(path, 0, 4096)) > stored
     if container.format.name == 'avi':
@@ -254,9 +254,12 @@ def _is_cut(path, container, stream):
     return False
 
 
-def _ends_in_a_box(path, stored):
-    """Whether an mp4 ends within a box of frames or of what says where they are (ISO/IEC 14496-12, Sec. 4.2)."""
-    at = 0
+def _ends_in_a_fragment(path, stored):
+    """Whether an mp4 ends within a box of a fragment: its frames, or what says where they are (ISO/IEC 14496-12, 4.2).
+
+    A whole file without fragments has a table of its samples, whatever size its boxes claim.
+    """
+    at, kind, fragmented = 0, None, False
     while at + 8 <= stored:
         head = read_bytes(path, at, 16)
         size, kind = int.from_bytes(head[:4], 'big'), head[4:8]
@@ -264,8 +267,9 @@ def _ends_in_a_box(path, stored):
             size = int.from_bytes(head[8:], 'big')
         if size < 8:                                 # 0: up to the end
             return False
+        fragmented |= kind == b'moof'
         at += size
-    return at > stored and kind in (b'moov', b'moof', b'mdat')
+    return at > stored and fragmented and kind in (b'moof', b'mdat')
 
 
 def _matroska_size(head):
