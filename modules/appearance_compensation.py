@@ -10,7 +10,8 @@ from modules.warp import resize_flow
 
 def partition_windows(x, grid):
     """Cut (B, C, H, W) into grid x grid windows of p x p pixels: (B, grid*grid, p*p*C)."""
-    return x.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    pixels = x.permute(0, 2, 3, 1).unflatten(2, (grid, -1)).unflatten(1, (grid, -1))         # (B, g, p, g, p, C)
+    return pixels.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def reverse_windows(x, grid, channels):

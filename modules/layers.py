@@ -84,8 +84,10 @@ def upsampled_conv(x, conv):
     pixel (Shi et al., CVPR 2016), give the same with 4/9 of the products, up to rounding. A small x is not worth it:
     adding up the taps would cost more.
     """
+    if torch.is_grad_enabled():
+        return RemadeConv.apply(x, conv.weight, conv.bias, Upsampled)
     if not of_a_frame(x) or x.shape[2] * x.shape[3] < 1024:
-        return conv(F.interpolate(x, scale_factor=2, mode='nearest'))
+        return conv(Upsampled.of(x))
     taps = conv.weight.permute(0, 2, 3, 1)                                              # (C', 3, 3, C)
     kernels = added_taps(added_taps(taps, 1, 1), 3, 2).flatten(0, 2).permute(0, 3, 1, 2)       # (4C', C, 2, 2)
     fine = F.pixel_shuffle(F.conv2d(x, kernels, conv.bias.repeat_interleave(4), padding=1), 2)
@@ -97,6 +99,66 @@ def added_taps(kernel, axis, outputs):
     first, middle, last = kernel.unbind(axis)
     pairs = [torch.stack(pair, axis) for pair in ((first + middle, last), (first, middle + last))]
     return torch.stack(pairs, outputs)
+
+
+# ---------------------------------------------------------------------------- convolutions that keep less
+
+class RemadeConv(torch.autograd.Function):
+    """Convolution of what `Made.of` makes of x; the backward pass makes it again, so that x alone is kept."""
+
+    @staticmethod
+    def forward(ctx, x, kernel, offset, made):
+        convolved = F.conv2d(made.of(x), kernel, offset, made.stride, made.padding)
+        ctx.save_for_backward(x, kernel, offset)
+        ctx.made, ctx.dtype = made, convolved.dtype
+        return convolved
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x, kernel, offset), made = ctx.saved_tensors, ctx.made
+        convolved = made.of(x)
+        by_kernel, by_made = (conv_gradient(which, gradient, convolved, kernel, ctx.dtype, made.stride, made.padding)
+                              for which in ('kernel', 'input'))
+        return (made.gradient(by_made, x).to(x.dtype), by_kernel.to(kernel.dtype),
+                gradient.sum((0, 2, 3)).to(offset.dtype), None)
+
+
+class Upsampled:
+    """Twice the size, to the nearest pixel: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    stride, padding = 1, 1
+
+    @staticmethod
+    def of(x):
+        return F.interpolate(x, scale_factor=2, mode='nearest')
+
+    @staticmethod
+    def gradient(gradient, x):
+        return torch.ops.aten.upsample_nearest2d_backward(gradient, gradient.shape[-2:], x.shape)
+
+
+class PaddedBelow:
+    """Zeros to the right and below: (B, C, H, W) -> (B, C, H + 1, W + 1)."""
+    stride, padding = 2, 0
+
+    @staticmethod
+    def of(x):
+        return F.pad(x, (0, 1, 0, 1))
+
+    @staticmethod
+    def gradient(gradient, x):
+        return gradient[..., :-1, :-1]
+
+
+def conv_gradient(which, gradient, convolved, kernel, dtype, stride=1, padding=1):
+    """Gradient of a convolution by its 'kernel' or its 'input', which reads no more than the shape of `convolved`.
+
+    One at a time, so that there is less memory at once. By the offset it is a sum, which is, on CPUs, several times as
+    fast as oneDNN's.
+    """
+    by_input, by_kernel, _ = torch.ops.aten.convolution_backward(
+        gradient, convolved.to(dtype), kernel.to(dtype), None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
+        [which == 'input', which == 'kernel', False])
+    return by_input if which == 'input' else by_kernel
 
 
 # ---------------------------------------------------------------------------- normalisation
@@ -159,18 +221,9 @@ class NormSiluConv(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
         normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
-
-        def convolution(gives_input, gives_kernel, convolved):
-            return torch.ops.aten.convolution_backward(
-                gradient, convolved.to(ctx.dtype), kernel.to(ctx.dtype), offset.shape, [1, 1], [1, 1], [1, 1], False,
-                [0, 0], 1, [gives_input, gives_kernel, False])
-
-        # One gradient at a time, so that there is less memory at once; a sum is, on CPUs, several times as fast as
-        # oneDNN's gradient of the offset.
         by_offset = gradient.sum((0, 2, 3))
-        _, by_kernel, _ = convolution(False, True, F.silu(normal))
-        gradient, _, _ = convolution(True, False, normal)        # of what was convolved, this reads the shape alone
-        gradient = gradient.to(normal.dtype)
+        by_kernel = conv_gradient('kernel', gradient, F.silu(normal), kernel, ctx.dtype)
+        gradient = conv_gradient('input', gradient, normal, kernel, ctx.dtype).to(normal.dtype)
         gradient = dense(torch.ops.aten.silu_backward.grad_input(gradient, normal, grad_input=gradient))
         del normal
         by_x, by_weight, by_bias = torch.ops.aten.native_group_norm_backward(
@@ -357,7 +410,9 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x):
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        if torch.is_grad_enabled():
+            return RemadeConv.apply(x, self.conv.weight, self.conv.bias, PaddedBelow)
+        return self.conv(PaddedBelow.of(x))
 
 
 class Upsample(nn.Module):

@@ -123,6 +123,10 @@ class SynergyGenerated(Generated):
     appearance_quantized: list[Quantized] = field(default_factory=list)
 
 
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class Synergy(TalkingHead):
     """Multi-scale compensatory codebooks for motion and appearance."""
 
@@ -190,6 +194,8 @@ class Synergy(TalkingHead):
         # One encoder pass for both images: group norm keeps samples apart.
         pyramid, middle_tap = self.encoder.tapped(torch.cat([source, driving]))
         source_pyramid, driving_pyramid = zip(*(feature.chunk(2) for feature in pyramid))
+        for feature in source_pyramid:
+            feature.register_hook(channels_last)
         codebook_targets = [middle_tap.chunk(2)[1], *driving_pyramid[1:]]
 
         # The prediction, and I_g^1 decoded from the coarsest feature alone: the decoder shall not lean on fine ones.
@@ -278,8 +284,8 @@ class Synergy(TalkingHead):
         """The fused state, and behind it, with `plain`, the one without; until the first fusion both are the same."""
         if not plain:
             return fusion(state, feature)
-        count = len(feature)
-        return torch.cat([fusion(state[:count], feature), state[-count:]])
+        fused, *_, plain = 2 * state.chunk(len(state) // len(feature))
+        return torch.cat([fusion(fused, feature), plain])
 
     def _learn_codes(self, generated, targets):
         """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""

@@ -98,6 +98,8 @@ def load_weights(network, tensors, path):
     copied then.
     """
     own = network.state_dict()
+    if not isinstance(tensors, dict):
+        raise UserError(f'{path}: does not fit the model: its weights are {_described(tensors)}')
     for name in [*own, *(name for name in tensors if name not in own)]:
         if name not in own or name not in tensors:
             raise UserError(f'{path}: does not fit the model: {name} is '
@@ -117,9 +119,8 @@ def load_optimizer(optimizer, found, path):
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     fits = isinstance(state, dict) and all(
         number in range(len(parameters)) and isinstance(moments, dict)
-        and moments.keys() == {'step', 'exp_avg', 'exp_avg_sq'} and isinstance(moments['step'], torch.Tensor)
-        and moments['step'].shape == () and all(_alike(moments[name], parameters[number])
-                                                for name in ('exp_avg', 'exp_avg_sq'))
+        and moments.keys() == {'step', 'exp_avg', 'exp_avg_sq'} and _alike(moments['step'], torch.zeros(()))
+        and all(_alike(moments[name], parameters[number]) for name in ('exp_avg', 'exp_avg_sq'))
         for number, moments in state.items())
     if not fits:
         raise UserError(f'{path}: its optimiser is damaged, or of another model')

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.campaign import fuzz, material, runner, weightfiles
 from benchmarks.campaign.__main__ import CAMPAIGNS
@@ -23,6 +24,7 @@ from modules import motion_template
 from modules.build import build_model
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, written_whole
+from support.weights import load_optimizer, load_weights
 from tests.tiny import ROOT
 from visualizer import save_png
 
@@ -212,3 +214,19 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, monkeypatch, call):
         monkeypatch.setattr(target, full)
     with pytest.raises(UserError, match='cannot be written .No space left on device'):
         call(run)
+
+
+@pytest.mark.parametrize('weights', [3, True, None])
+def test_weights_that_are_no_dict_are_refused(weights):
+    with pytest.raises(UserError, match='x.pt: does not fit the model: its weights are a '):
+        load_weights(torch.nn.Linear(2, 2), weights, 'x.pt')
+
+
+@pytest.mark.parametrize('step', [torch.zeros(()).to_sparse(), torch.zeros((), dtype=torch.complex64), 3])
+def test_an_optimiser_whose_step_is_no_plain_number_is_refused(step):
+    """It was taken, and the first update ended in a traceback."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([parameter])
+    moments = {'step': step, 'exp_avg': torch.zeros(2), 'exp_avg_sq': torch.zeros(2)}
+    with pytest.raises(UserError, match='its optimiser is damaged'):
+        load_optimizer(optimizer, {'state': {0: moments}}, 'x.pt')
