@@ -3,7 +3,8 @@
 from torch import nn
 
 from modules.codebook import Codebook
-from modules.layers import TokenLinear, tokens, untokens
+from modules.layers import tokens, untokens
+from modules.products import TokenLinear
 from modules.retrieval import Retrieval
 from modules.warp import resize_flow
 

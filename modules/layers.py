@@ -4,162 +4,13 @@ FOMM: Siarohin et al., NeurIPS 2019, arXiv 2003.00196; https://github.com/Aliaks
 VQGAN: Esser et al., CVPR 2021, arXiv 2012.09841; https://github.com/CompVis/taming-transformers
 """
 
-from itertools import repeat
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules.convolutions import norm_silu_conv, padded_conv, upsampled_conv
+from modules.products import Conv1x1, attention
 from support import distributed
-
-# ---------------------------------------------------------------------------- matrix products
-
-class Conv1x1(nn.Conv2d):
-    """1x1 convolution: (B, C, H, W) -> (B, C', H, W)."""
-
-    def __init__(self, in_channels, out_channels):
-        super().__init__(in_channels, out_channels, 1)
-
-    def forward(self, x):
-        return pointwise(x, self.weight, self.bias)
-
-
-class TokenLinear(nn.Linear):
-    """The same for tokens: (B, M, C) -> (B, M, C').
-
-    As a convolution: oneDNN uses AVX-512 on all processors, MKL, which nn.Linear asks, not on AMD's.
-    """
-
-    def forward(self, x):
-        return product(x, self.weight, self.bias) if x.device.type == 'cpu' else super().forward(x)
-
-
-def product(x, weight, bias=None):
-    """x (B, M, C) times weight (C', C) transposed, by oneDNN: (B, M, C')."""
-    row = x.unflatten(1, (1, -1)).permute(0, 3, 1, 2)
-    return pointwise(row, weight[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def attention(query, keys, values, mask=None):
-    """Each query's mean of the values, weighted by softmax(Q K^T / sqrt(D)) (Vaswani et al., NeurIPS 2017, Eq. 1).
-
-    query (B, heads, M, D), keys and values (B, heads, K, D), mask (B, 1, 1, K), True where a key may be read
-    -> (B, heads, M, D)
-    """
-    if not (of_a_frame(query) and query.dtype == torch.float32):
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    # The same, head by head, with oneDNN's products, which want multiples of 16 channels: PyTorch's kernel has MKL's.
-    heads, padding = query.shape[:2], (0, -query.shape[3] % 16)
-    query = F.pad(query * query.shape[3] ** -0.5, padding).flatten(0, 1).contiguous()
-    keys, values = F.pad(keys, padding).flatten(0, 1).contiguous(), values.flatten(0, 1).mT.contiguous()
-    hidden = repeat(None) if mask is None else torch.where(mask, 0., -torch.inf).expand(*heads, 1, -1).flatten(0, 2)
-    found = [product(product(q[None], k, bias).softmax(-1), v) for q, k, v, bias in zip(query, keys, values, hidden)]
-    return torch.cat(found).unflatten(0, heads)
-
-
-def of_a_frame(x):
-    """Whether x is on a CPU and only looked at: then it may be had faster, rounded otherwise.
-
-    Gradients of weights that amplify rounding, as the parity fixtures' do, would show it.
-    """
-    return x.device.type == 'cpu' and torch.is_inference_mode_enabled()
-
-
-def pointwise(x, weight, bias):
-    """1x1 convolution of x (B, C, H, W) by oneDNN.
-
-    On one thread of a CPU, PyTorch would take a kernel of half its speed, unless the kernel is dilated; a dilated pixel
-    is a pixel.
-    """
-    alone = x.device.type == 'cpu' and torch.get_num_threads() == 1
-    return F.conv2d(x, weight, bias, dilation=2 if alone else 1)
-
-
-# ---------------------------------------------------------------------------- upsampling
-
-def upsampled_conv(x, conv):
-    """3x3 convolution, with padding, of x (B, C, H, W) upsampled to the nearest pixel: (B, C', 2H, 2W).
-
-    An output sees nine pixels of which at most four differ: four 2x2 convolutions of x itself, one for each output of a
-    pixel (Shi et al., CVPR 2016), give the same with 4/9 of the products, up to rounding. A small x is not worth it:
-    adding up the taps would cost more.
-    """
-    if torch.is_grad_enabled():
-        return RemadeConv.apply(x, conv.weight, conv.bias, Upsampled)
-    if not of_a_frame(x) or x.shape[2] * x.shape[3] < 1024:
-        return conv(Upsampled.of(x))
-    taps = conv.weight.permute(0, 2, 3, 1)                                              # (C', 3, 3, C)
-    kernels = added_taps(added_taps(taps, 1, 1), 3, 2).flatten(0, 2).permute(0, 3, 1, 2)       # (4C', C, 2, 2)
-    fine = F.pixel_shuffle(F.conv2d(x, kernels, conv.bias.repeat_interleave(4), padding=1), 2)
-    return dense(fine[..., 1:-1, 1:-1])
-
-
-def added_taps(kernel, axis, outputs):
-    """Three taps along `axis` -> two for each of two outputs, the latter along a new axis `outputs` in front."""
-    first, middle, last = kernel.unbind(axis)
-    pairs = [torch.stack(pair, axis) for pair in ((first + middle, last), (first, middle + last))]
-    return torch.stack(pairs, outputs)
-
-
-# ---------------------------------------------------------------------------- convolutions that keep less
-
-class RemadeConv(torch.autograd.Function):
-    """Convolution of what `Made.of` makes of x; the backward pass makes it again, so that x alone is kept."""
-
-    @staticmethod
-    def forward(ctx, x, kernel, offset, made):
-        convolved = F.conv2d(made.of(x), kernel, offset, made.stride, made.padding)
-        ctx.save_for_backward(x, kernel, offset)
-        ctx.made, ctx.dtype = made, convolved.dtype
-        return convolved
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x, kernel, offset), made = ctx.saved_tensors, ctx.made
-        convolved = made.of(x)
-        by_kernel, by_made = (conv_gradient(which, gradient, convolved, kernel, ctx.dtype, made.stride, made.padding)
-                              for which in ('kernel', 'input'))
-        return (made.gradient(by_made, x).to(x.dtype), by_kernel.to(kernel.dtype),
-                gradient.sum((0, 2, 3)).to(offset.dtype), None)
-
-
-class Upsampled:
-    """Twice the size, to the nearest pixel: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    stride, padding = 1, 1
-
-    @staticmethod
-    def of(x):
-        return F.interpolate(x, scale_factor=2, mode='nearest')
-
-    @staticmethod
-    def gradient(gradient, x):
-        return torch.ops.aten.upsample_nearest2d_backward(gradient, gradient.shape[-2:], x.shape)
-
-
-class PaddedBelow:
-    """Zeros to the right and below: (B, C, H, W) -> (B, C, H + 1, W + 1)."""
-    stride, padding = 2, 0
-
-    @staticmethod
-    def of(x):
-        return F.pad(x, (0, 1, 0, 1))
-
-    @staticmethod
-    def gradient(gradient, x):
-        return gradient[..., :-1, :-1]
-
-
-def conv_gradient(which, gradient, convolved, kernel, dtype, stride=1, padding=1):
-    """Gradient of a convolution by its 'kernel' or its 'input', which reads no more than the shape of `convolved`.
-
-    One at a time, so that there is less memory at once. By the offset it is a sum, which is, on CPUs, several times as
-    fast as oneDNN's.
-    """
-    by_input, by_kernel, _ = torch.ops.aten.convolution_backward(
-        gradient, convolved.to(dtype), kernel.to(dtype), None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
-        [which == 'input', which == 'kernel', False])
-    return by_input if which == 'input' else by_kernel
-
 
 # ---------------------------------------------------------------------------- normalisation
 
@@ -192,82 +43,6 @@ class BatchNorm2d(nn.BatchNorm2d):
 def group_norm(channels, groups=32):
     """VQGAN's normalisation (Wu and He, ECCV 2018): `groups` groups or as many as there are channels, eps 1e-6."""
     return nn.GroupNorm(min(groups, channels), channels, eps=1e-6)
-
-
-def norm_silu_conv(x, norm, conv):
-    """conv(silu(norm(x))) for a GroupNorm, a 3x3 convolution with padding, and x (B, C, H, W).
-
-    Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved. Both
-    are cheap to have again (as in Chen et al., arXiv 1604.06174). A training step of the paper's model (batch of 2 at
-    256 px, one CPU thread) peaks at 5.9 GiB with it and 8.0 GiB without, in no more CPU time: benchmarks/README.md.
-    """
-    if torch.is_grad_enabled():
-        return NormSiluConv.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)
-    return conv(F.silu(norm(x), inplace=True))
-
-
-class NormSiluConv(torch.autograd.Function):
-    """Group norm, SiLU, 3x3 convolution; the backward pass normalises again."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, kernel, offset, groups, eps):
-        normal, mean, rstd = NormSiluConv.normalise(x, weight, bias, groups, eps)
-        convolved = F.conv2d(F.silu(normal, inplace=True), kernel, offset, padding=1)
-        ctx.save_for_backward(x, weight, bias, kernel, offset, mean, rstd)
-        ctx.groups, ctx.eps, ctx.dtype = groups, eps, convolved.dtype
-        return convolved
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
-        normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
-        by_offset = gradient.sum((0, 2, 3))
-        by_kernel = conv_gradient('kernel', gradient, F.silu(normal), kernel, ctx.dtype)
-        gradient = conv_gradient('input', gradient, normal, kernel, ctx.dtype).to(normal.dtype)
-        gradient = dense(torch.ops.aten.silu_backward.grad_input(gradient, normal, grad_input=gradient))
-        del normal
-        by_x, by_weight, by_bias = group_norm_gradients(gradient, dense(x.to(weight.dtype)), mean, rstd, weight)
-        return by_x.to(x.dtype), by_weight, by_bias, by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None
-
-    @staticmethod
-    def normalise(x, weight, bias, groups, eps):
-        """(normalised, mean, 1 / standard deviation), in the precision of the weights, as under autocast."""
-        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, *NormSiluConv.sizes(x), groups, eps)
-
-    @staticmethod
-    def sizes(x):
-        return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-
-
-def group_norm_gradients(gradient, x, mean, rstd, weight):
-    """Gradients of group norm by x (B, C, H, W), weight and bias (C,); mean and rstd (B, groups) are the forward's.
-
-    PyTorch's own where memory has channels first. Its kernel for channels last is several times slower on CPUs than
-    the same formula, each channel's sums first, by whole passes over memory.
-    """
-    batch, channels, *size = x.shape
-    groups, pixels = mean.shape[1], size[0] * size[1]
-    if x.device.type != 'cpu' or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.ops.aten.native_group_norm_backward(gradient, x, mean, rstd, weight, batch, channels, pixels, groups,
-                                                         [True, True, True])
-    x, gradient = (tensor.permute(0, 2, 3, 1).flatten(1, 2) for tensor in (x, gradient))         # (B, H*W, C)
-    product = gradient * x
-    by_bias, by_scale = (tensor.sum(1).unflatten(1, (groups, -1)) for tensor in (gradient, product))
-    mean, rstd, scale = mean[:, :, None], rstd[:, :, None], weight.unflatten(0, (groups, -1))    # (B, G, 1), (G, C/G)
-    bias_sum, scale_sum = ((tensor * scale).mean(2, keepdim=True) / pixels for tensor in (by_bias, by_scale))
-    slope = (bias_sum * mean - scale_sum) * rstd ** 3
-    offset = -slope * mean - bias_sum * rstd
-    slope, offset, scale = (tensor.expand_as(by_bias).reshape(batch, 1, channels)
-                            for tensor in (slope, offset, rstd * scale))
-    by_x = torch.addcmul(offset, x, slope, out=product).addcmul_(gradient, scale)
-    by_weight = ((by_scale - by_bias * mean) * rstd).sum(0).flatten()
-    return by_x.unflatten(1, size).permute(0, 3, 1, 2), by_weight, by_bias.sum(0).flatten()
-
-
-def dense(x):
-    """x (B, C, H, W) without gaps in memory, channels last where it nearly is; the tensor itself if it has none."""
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and x.device.type == 'cpu'
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 # ---------------------------------------------------------------------------- FOMM's blocks
@@ -433,9 +208,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x):
-        if torch.is_grad_enabled():
-            return RemadeConv.apply(x, self.conv.weight, self.conv.bias, PaddedBelow)
-        return self.conv(PaddedBelow.of(x))
+        return padded_conv(x, self.conv)
 
 
 class Upsample(nn.Module):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modules.layers import TokenLinear, attention, tokens, untokens
+from modules.layers import tokens, untokens
+from modules.products import TokenLinear, attention
 
 
 class Projection(NamedTuple):

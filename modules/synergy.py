@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from modules.appearance_compensation import AppearanceCompensation, WindowEmbedding
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLevel, Fusion
 from modules.codebook import Chosen, CodebookParams, Quantized, usage
+from modules.convolutions import keep_layout
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
@@ -123,10 +124,6 @@ class SynergyGenerated(Generated):
     appearance_quantized: list[Quantized] = field(default_factory=list)
 
 
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 class Synergy(TalkingHead):
     """Multi-scale compensatory codebooks for motion and appearance."""
 
@@ -195,7 +192,7 @@ class Synergy(TalkingHead):
         pyramid, middle_tap = self.encoder.tapped(torch.cat([source, driving]))
         source_pyramid, driving_pyramid = zip(*(feature.chunk(2) for feature in pyramid))
         for feature in source_pyramid:
-            feature.register_hook(channels_last)
+            keep_layout(feature)
         codebook_targets = [middle_tap.chunk(2)[1], *driving_pyramid[1:]]
 
         # The prediction, and I_g^1 decoded from the coarsest feature alone: the decoder shall not lean on fine ones.
@@ -284,8 +281,9 @@ class Synergy(TalkingHead):
         """The fused state, and behind it, with `plain`, the one without; until the first fusion both are the same."""
         if not plain:
             return fusion(state, feature)
-        fused, *_, plain = 2 * state.chunk(len(state) // len(feature))
-        return torch.cat([fusion(fused, feature), plain])
+        # Chunks, not slices, whose gradients would be filled up with zeros, channels first.
+        halves = state.chunk(len(state) // len(feature))
+        return torch.cat([fusion(halves[0], feature), halves[-1]])
 
     def _learn_codes(self, generated, targets):
         """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.parity import weights
-from modules import layers, training_memory
+from modules import layers, products, training_memory
 from modules.build import build_model, build_objective
-from modules.layers import norm_silu_conv
+from modules.convolutions import group_norm_gradients, keep_layout, norm_silu_conv, padded_conv, upsampled_conv
 from modules.losses import RandomTransform
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.warp import Warped, identity_grid, resize, resize_read, warp
@@ -51,21 +51,76 @@ def test_an_upsampled_convolution_is_one_after_the_other(size, layout):
     conv = torch.nn.Conv2d(8, 3, 3, padding=1).to(memory_format=layout)
     x = torch.randn(2, 8, *size).to(memory_format=layout)
     wanted = conv(F.interpolate(x, scale_factor=2, mode='nearest'))
-    assert torch.equal(layers.upsampled_conv(x, conv), wanted)                     # training: rounding too is the same
     with torch.inference_mode():
-        torch.testing.assert_close(layers.upsampled_conv(x, conv), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(upsampled_conv(x, conv), wanted, atol=1e-5, rtol=1e-5)
+
+
+def upsampled_before(x, conv):
+    return conv(F.interpolate(x, scale_factor=2, mode='nearest'))
+
+
+def padded_before(x, conv):
+    return conv(F.pad(x, (0, 1, 0, 1)))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('remade, plain, conv', [
+    (upsampled_conv, upsampled_before, torch.nn.Conv2d(8, 3, 3, padding=1)),
+    (padded_conv, padded_before, torch.nn.Conv2d(8, 3, 3, stride=2))], ids=['upsampled', 'padded'])
+def test_a_convolution_of_what_is_made_again_is_the_plain_one(remade, plain, conv, layout):
+    """To the bit, forward: rounding too is that of training as it was. And it keeps x, not what it makes of x."""
+    x = torch.randn(2, 8, 12, 10).to(memory_format=layout).requires_grad_()
+    inputs = x, conv.weight, conv.bias
+    assert torch.equal(remade(x, conv), plain(x, conv))
+    assert_all_close(gradients(remade(x, conv), *inputs), gradients(plain(x, conv), *inputs))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda kept: kept):
+        remade(x, conv)
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in inputs}
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('groups', [1, 4, 8])
+def test_group_norm_gradients_are_autograds(layout, groups):
+    x = (torch.randn(3, 8, 6, 5) + 1).to(memory_format=layout).requires_grad_()
+    weight, bias = (torch.randn(8, requires_grad=True) for _ in range(2))
+    gradient = torch.randn(3, 8, 6, 5).to(memory_format=layout)
+    wanted = torch.autograd.grad(F.group_norm(x, groups, weight, bias, eps=1e-6), (x, weight, bias), gradient)
+    x, weight, bias = x.detach(), weight.detach(), bias.detach()
+    _, mean, rstd = torch.native_group_norm(x, weight, bias, 3, 8, 30, groups, 1e-6)
+    found = group_norm_gradients(gradient, x, mean, rstd, weight)
+    assert_all_close(found, wanted)
+    assert found[0].stride() == x.stride()
+
+
+def test_gradients_keep_the_layout():
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    taps = x * 1, x * 1
+    keep_layout(taps[0])
+    seen = []
+    for tap in taps:
+        tap.register_hook(lambda gradient: seen.append(gradient.stride()))
+        tap.backward(torch.randn(2, 3, 4, 5))
+    assert seen == [x.stride(), torch.empty(2, 3, 4, 5).stride()]
+    keep_layout(torch.zeros(2, 3, 4, 5))           # nothing to do without a gradient
 
 
 @pytest.mark.parametrize('heads, width', [(1, 48), (4, 4)])
 @pytest.mark.parametrize('masked', [False, True])
-def test_attention_of_frames_is_that_of_training(heads, width, masked):
-    query, keys, values = (torch.randn(2, count, heads, width).transpose(1, 2) for count in (10, 7, 7))
-    mask = torch.rand(2, 1, 1, 7) > 0.5 if masked else None
+@pytest.mark.parametrize('count', [(10, 7), (300, 256)], ids=['few', 'many'])
+def test_attention_is_pytorchs(heads, width, masked, count):
+    """Of frames; and of training, forward to the bit."""
+    query, keys, values = (torch.randn(2, tokens, heads, width).transpose(1, 2).requires_grad_()
+                           for tokens in (count[0], count[1], count[1]))
+    mask = torch.rand(2, 1, 1, count[1]) > 0.5 if masked else None
     if masked:
         mask[..., 0] = True                        # one at least is read
+    wanted = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    found = products.attention(query, keys, values, mask)
+    assert torch.equal(found, wanted)
+    assert_all_close(gradients(found, query, keys, values), gradients(wanted, query, keys, values))
     with torch.inference_mode():
-        found = layers.attention(query, keys, values, mask)
-    torch.testing.assert_close(found, layers.attention(query, keys, values, mask))
+        torch.testing.assert_close(products.attention(query, keys, values, mask), wanted.detach())
 
 
 @pytest.mark.parametrize('size, pixels', [((8, 8), (16, 16)), ((12, 17), (24, 34)), ((19, 18), (40, 36)),
@@ -87,8 +142,8 @@ def test_pointwise_layers_are_those_of_torch(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for ours, theirs, x in ((layers.TokenLinear(8, 5), F.linear, torch.randn(2, 12, 8)),
-                                (layers.Conv1x1(8, 5), F.conv2d, torch.randn(2, 8, 4, 3))):
+        for ours, theirs, x in ((products.TokenLinear(8, 5), F.linear, torch.randn(2, 12, 8)),
+                                (products.Conv1x1(8, 5), F.conv2d, torch.randn(2, 8, 4, 3))):
             inputs = x.requires_grad_(), ours.weight, ours.bias
             assert_all_close(gradients(ours(x), *inputs), gradients(theirs(*inputs), *inputs))
             assert ours(x).stride() == theirs(*inputs).stride()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.speed.turns import peak_memory
 from benchmarks.speed.work import Animation, Training
-from modules import dense_motion, layers, losses, retrieval, warp
+from modules import convolutions, dense_motion, layers, losses, products, retrieval, synergy, warp
 from modules.autoencoder import Encoder
 from modules.codebook import Codebook, Quantized, nearest
 from modules.perceptual import PerceptualLoss
@@ -64,6 +64,12 @@ def attention_with_weights(query, keys, values, mask=None):
     return weights.softmax(-1) @ values
 
 
+def native_group_norm_gradients(gradient, x, mean, rstd, weight):
+    batch, channels, height, width = x.shape
+    return torch.ops.aten.native_group_norm_backward(
+        gradient, x, mean, rstd, weight, batch, channels, height * width, mean.shape[1], [True, True, True])
+
+
 def one_hot_quantize(self, z, scale):
     codes, vectors = self.codes(scale), z.float().permute(0, 2, 3, 1)
     indices = nearest(vectors.detach().flatten(0, 2), codes.detach())
@@ -99,23 +105,26 @@ OPTIMISATIONS = {
     'residual blocks remember their inputs alone': plain(
         (layers, 'norm_silu_conv', lambda x, norm, conv: conv(F.silu(norm(x))))),
     'fused attention': attend(attention_with_weights),
-    'attention of frames by oneDNN': attend(F.scaled_dot_product_attention),
-    'upsampling folded into convolutions': plain(
+    'attention head by head': attend(F.scaled_dot_product_attention),
+    'upsampling folded into convolutions, or made again': plain(
         (layers, 'upsampled_conv', lambda x, conv: conv(F.interpolate(x, scale_factor=2, mode='nearest')))),
     'codes projected once for all samples': plain(
         (retrieval.Retrieval, 'project', lambda self, codes: [codes] * len(self.layers)),
         (retrieval.Retrieval, 'forward', project_per_sample)),
-    'pointwise layers by oneDNN': plain((layers, 'pointwise', F.conv2d),
-                                        (layers.TokenLinear, 'forward', torch.nn.Linear.forward)),
+    'pointwise layers by oneDNN': plain((products, 'pointwise', F.conv2d),
+                                        (products.TokenLinear, 'forward', torch.nn.Linear.forward)),
     'warped features where they are read': plain((warp, '_reads_few', lambda full, size: False)),
     'closed-form 2x2 inverse': plain((dense_motion, 'invert_2x2', torch.linalg.inv),
                                      (losses, 'invert_2x2', torch.linalg.inv)),
+    'padding made again': plain((layers, 'padded_conv', lambda x, conv: conv(F.pad(x, (0, 1, 0, 1))))),
+    'group norm backward by passes': plain((convolutions, 'group_norm_gradients', native_group_norm_gradients)),
+    'gradients keep the layout': plain((synergy, 'keep_layout', lambda x: None)),
     'look-up quantisation': plain((Codebook, 'quantize', one_hot_quantize)),
     'one encoder pass for source and driving': plain((Encoder, 'tapped', passes_apart)),
     'target features once': plain((PerceptualLoss, 'value_and_gradient', target_again)),
     'fused Adam, foreach EMA': one_by_one,
 }
-TRAINING_ONLY = list(OPTIMISATIONS)[-4:]
+TRAINING_ONLY = list(OPTIMISATIONS)[-7:]
 
 
 def ablation(clock, work, repeats, names):

@@ -1,0 +1,189 @@
+"""3x3 convolutions and what comes right before them, as one: faster, and the backward pass needs less to be kept."""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from modules.products import of_a_frame
+
+# ---------------------------------------------------------------------------- after making x larger
+
+def upsampled_conv(x, conv):
+    """3x3 convolution, with padding, of x (B, C, H, W) upsampled to the nearest pixel: (B, C', 2H, 2W).
+
+    An output sees nine pixels of which at most four differ: four 2x2 convolutions of x itself, one for each output of a
+    pixel (Shi et al., CVPR 2016), give the same with 4/9 of the products, up to rounding. A small x is not worth it:
+    adding up the taps would cost more.
+    """
+    if torch.is_grad_enabled():
+        return RemadeConv.apply(x, conv.weight, conv.bias, Upsampled)
+    if not of_a_frame(x) or x.shape[2] * x.shape[3] < 1024:
+        return conv(Upsampled.of(x))
+    taps = conv.weight.permute(0, 2, 3, 1)                                              # (C', 3, 3, C)
+    kernels = added_taps(added_taps(taps, 1, 1), 3, 2).flatten(0, 2).permute(0, 3, 1, 2)       # (4C', C, 2, 2)
+    fine = F.pixel_shuffle(F.conv2d(x, kernels, conv.bias.repeat_interleave(4), padding=1), 2)
+    return dense(fine[..., 1:-1, 1:-1])
+
+
+def added_taps(kernel, axis, outputs):
+    """Three taps along `axis` -> two for each of two outputs, the latter along a new axis `outputs` in front."""
+    first, middle, last = kernel.unbind(axis)
+    pairs = [torch.stack(pair, axis) for pair in ((first + middle, last), (first, middle + last))]
+    return torch.stack(pairs, outputs)
+
+
+def padded_conv(x, conv):
+    """3x3 convolution of every second pixel of x (B, C, H, W), zeros to the right and below: (B, C', H/2, W/2)."""
+    if torch.is_grad_enabled():
+        return RemadeConv.apply(x, conv.weight, conv.bias, PaddedBelow)
+    return conv(PaddedBelow.of(x))
+
+
+class RemadeConv(torch.autograd.Function):
+    """Convolution of `made.of(x)`; the backward pass makes that again, so that x alone is kept."""
+
+    @staticmethod
+    def forward(ctx, x, kernel, offset, made):
+        convolved = F.conv2d(made.of(x), kernel, offset, made.stride, made.padding)
+        ctx.save_for_backward(x, kernel, offset)
+        ctx.made, ctx.dtype = made, convolved.dtype
+        return convolved
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (x, kernel, offset), made = ctx.saved_tensors, ctx.made
+        convolved = made.of(x)
+        by_kernel, by_made = (conv_gradient(which, gradient, convolved, kernel, ctx.dtype, made.stride, made.padding)
+                              for which in ('kernel', 'input'))
+        return (made.gradient(by_made, x).to(x.dtype), by_kernel.to(kernel.dtype),
+                gradient.sum((0, 2, 3)).to(offset.dtype), None)
+
+
+class Upsampled:
+    """Twice the size, to the nearest pixel: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    stride, padding = 1, 1
+
+    @staticmethod
+    def of(x):
+        return F.interpolate(x, scale_factor=2, mode='nearest')
+
+    @staticmethod
+    def gradient(gradient, x):
+        return torch.ops.aten.upsample_nearest2d_backward(gradient, gradient.shape[-2:], x.shape)
+
+
+class PaddedBelow:
+    """Zeros to the right and below: (B, C, H, W) -> (B, C, H + 1, W + 1)."""
+    stride, padding = 2, 0
+
+    @staticmethod
+    def of(x):
+        return F.pad(x, (0, 1, 0, 1))
+
+    @staticmethod
+    def gradient(gradient, x):
+        return gradient[..., :-1, :-1]
+
+
+def conv_gradient(which, gradient, convolved, kernel, dtype, stride=1, padding=1):
+    """Gradient of a convolution by its 'kernel' or its 'input', which reads no more than the shape of `convolved`.
+
+    One at a time, so that there is less memory at once. By the offset it is a sum, which is, on CPUs, several times as
+    fast as oneDNN's.
+    """
+    by_input, by_kernel, _ = torch.ops.aten.convolution_backward(
+        gradient, convolved.to(dtype), kernel.to(dtype), None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
+        [which == 'input', which == 'kernel', False])
+    return by_input if which == 'input' else by_kernel
+
+
+# ---------------------------------------------------------------------------- after group norm and SiLU
+
+def norm_silu_conv(x, norm, conv):
+    """conv(silu(norm(x))) for a GroupNorm, a 3x3 convolution with padding, and x (B, C, H, W).
+
+    Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved. Both
+    are cheap to have again (as in Chen et al., arXiv 1604.06174). A training step of the paper's model (batch of 2 at
+    256 px, one CPU thread) peaks at 5.9 GiB with it and 8.0 GiB without, in no more CPU time: benchmarks/README.md.
+    """
+    if torch.is_grad_enabled():
+        return NormSiluConv.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)
+    return conv(F.silu(norm(x), inplace=True))
+
+
+class NormSiluConv(torch.autograd.Function):
+    """Group norm, SiLU, 3x3 convolution; the backward pass normalises again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, kernel, offset, groups, eps):
+        normal, mean, rstd = NormSiluConv.normalise(x, weight, bias, groups, eps)
+        convolved = F.conv2d(F.silu(normal, inplace=True), kernel, offset, padding=1)
+        ctx.save_for_backward(x, weight, bias, kernel, offset, mean, rstd)
+        ctx.groups, ctx.eps, ctx.dtype = groups, eps, convolved.dtype
+        return convolved
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
+        normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
+        by_offset = gradient.sum((0, 2, 3))
+        by_kernel = conv_gradient('kernel', gradient, F.silu(normal), kernel, ctx.dtype)
+        gradient = conv_gradient('input', gradient, normal, kernel, ctx.dtype).to(normal.dtype)
+        gradient = dense(torch.ops.aten.silu_backward.grad_input(gradient, normal, grad_input=gradient))
+        del normal
+        by_x, by_weight, by_bias = group_norm_gradients(gradient, dense(x.to(weight.dtype)), mean, rstd, weight)
+        return by_x.to(x.dtype), by_weight, by_bias, by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None
+
+    @staticmethod
+    def normalise(x, weight, bias, groups, eps):
+        """(normalised, mean, 1 / standard deviation), in the precision of the weights, as under autocast."""
+        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, *NormSiluConv.sizes(x), groups, eps)
+
+    @staticmethod
+    def sizes(x):
+        return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+def group_norm_gradients(gradient, x, mean, rstd, weight):
+    """Gradients of group norm by x (B, C, H, W), weight and bias (C,); mean and rstd (B, groups) are the forward's.
+
+    PyTorch's own where memory has channels first. Its kernel for channels last is several times slower on CPUs than
+    the same formula, each channel's sums first, by whole passes over memory.
+    """
+    batch, channels, *size = x.shape
+    groups, pixels = mean.shape[1], size[0] * size[1]
+    if x.device.type != 'cpu' or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.ops.aten.native_group_norm_backward(
+            gradient, x, mean, rstd, weight, batch, channels, pixels, groups, [True, True, True])
+    x, gradient = (tensor.permute(0, 2, 3, 1).flatten(1, 2) for tensor in (x, gradient))         # (B, H*W, C)
+    product = gradient * x
+    by_bias, by_scale = (tensor.sum(1).unflatten(1, (groups, -1)) for tensor in (gradient, product))
+    mean, rstd, scale = mean[:, :, None], rstd[:, :, None], weight.unflatten(0, (groups, -1))    # (B, G, 1), (G, C/G)
+    bias_sum, scale_sum = ((tensor * scale).mean(2, keepdim=True) / pixels for tensor in (by_bias, by_scale))
+    slope = (bias_sum * mean - scale_sum) * rstd ** 3
+    offset = -slope * mean - bias_sum * rstd
+    slope, offset, scale = (tensor.expand_as(by_bias).reshape(batch, 1, channels)
+                            for tensor in (slope, offset, rstd * scale))
+    by_x = torch.addcmul(offset, x, slope, out=product).addcmul_(gradient, scale)
+    by_weight = ((by_scale - by_bias * mean) * rstd).sum(0).flatten()
+    return by_x.unflatten(1, size).permute(0, 3, 1, 2), by_weight, by_bias.sum(0).flatten()
+
+
+# ---------------------------------------------------------------------------- layout in memory
+
+def dense(x):
+    """x (B, C, H, W) without gaps in memory, channels last where it nearly is; the tensor itself if it has none."""
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and x.device.type == 'cpu'
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def keep_layout(x):
+    """Have the gradient of x (B, C, H, W) laid out as x is, once it is complete.
+
+    Those of warps and windows come channels first, and every convolution before them would convert them again.
+    """
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient if gradient is None else gradient.contiguous(memory_format=layout))
