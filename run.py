@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 
 from config.path import check_config_path
@@ -39,6 +40,12 @@ MODES = {
     'doctor': ('modes.doctor', 'find what stands between this machine and a training run'),
 }
 DEFAULT_MODE = 'train'
+
+# What the system may answer wherever it is asked, and what to do then.
+ADVICE = {errno.ENAMETOOLONG: 'give another name',
+          errno.ENOSPC: 'make room there; where no file is named, in shared memory (/dev/shm)',
+          errno.EMFILE: 'let a process open more files (ulimit -n), or lower the number of workers',
+          errno.ENFILE: 'too many files are open on this machine'}
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,6 +119,7 @@ def main(arguments=None):
     if arguments and arguments[0] in ('-h', '--help') and len(arguments) == 1:
         print(overview())
         return 0
+    threading.excepthook = thread_ended
     try:
         options, module = parse(arguments)
         if getattr(options, 'config', None):
@@ -138,10 +146,16 @@ def main(arguments=None):
               'where it is a flag, the number of frames or workers', file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in ADVICE:
             raise
-        print(f'error: {one_line(error)}; give another name', file=sys.stderr)
+        print(f'error: {one_line(error)}; {ADVICE[error.errno]}', file=sys.stderr)
         return 2
+
+
+def thread_ended(failure):
+    """Of a thread that could not read or write, whoever waits for it says so: TensorBoard's, when a disk is full."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ https://docs.pytorch.org/docs/stable/elastic/run.html (torchrun).
 """
 
 import logging
+import multiprocessing
 import signal
 import time
 from contextlib import contextmanager
@@ -190,10 +191,20 @@ def training_loader(config, dataset, step):
     params = config.train_params
     stream = Stream(params.batch_size // distributed.world(), distributed.rank(), distributed.world(), step,
                     params.num_iterations)
+    check_queues(params.num_workers)
     return DataLoader(dataset, batch_sampler=stream, num_workers=params.num_workers,
                       pin_memory=torch.cuda.is_available(), persistent_workers=False,
                       prefetch_factor=4 if params.num_workers else None,
                       worker_init_fn=_quiet_worker)
+
+
+def check_queues(workers):
+    """UserError where there is no room for the queues of data loading processes, over which DataLoader would stumble."""
+    try:
+        _ = [multiprocessing.Queue() for _ in range(workers and workers + 2)]
+    except OSError as error:
+        raise UserError(f'shared memory (/dev/shm) has no room for data loading processes ({error.strerror}): make '
+                        'some, or load in the training process: --set train_params.num_workers=0') from None
 
 
 def _quiet_worker(_):

@@ -92,7 +92,7 @@ class Store:
     def tidy(self, cases):
         """Remove what belongs to other settings or clips."""
         kept = {self.path(case, suffix) for case in cases for suffix in SUFFIXES} | {self.folder / 'sums.pt'}
-        for path in self.folder.iterdir():
+        for path in self.folder.glob('*'):          # none where the folder has vanished meanwhile
             if path not in kept:
                 path.unlink(missing_ok=True)
 

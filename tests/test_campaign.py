@@ -7,6 +7,7 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+import run
+import train
 from benchmarks.campaign import fuzz, material, runner, weightfiles
 from benchmarks.campaign.__main__ import CAMPAIGNS
 from benchmarks.campaign.kill import steps_of
 from benchmarks.campaign.runner import Failure, Kind, run_campaign
 from datasets.still import read_image
+from evaluation.store import Store
 from logger import RunFolder, read_checkpoint
 from modules import motion_template
 from modules.build import build_model
@@ -230,3 +234,40 @@ def test_an_optimiser_whose_step_is_no_plain_number_is_refused(step):
     moments = {'step': step, 'exp_avg': torch.zeros(2), 'exp_avg_sq': torch.zeros(2)}
     with pytest.raises(UserError, match='its optimiser is damaged'):
         load_optimizer(optimizer, {'state': {0: moments}}, 'x.pt')
+
+
+def test_queues_that_do_not_fit_shared_memory_are_one_line(monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr('multiprocessing.Queue', full)
+    with pytest.raises(UserError, match=r'shared memory \(/dev/shm\) has no room .* train_params.num_workers=0'):
+        train.check_queues(2)
+    train.check_queues(0)
+
+
+def test_scores_of_a_folder_that_vanishes_are_made_again_or_refused(tmp_path):
+    store = Store.__new__(Store)
+    store.folder = tmp_path / 'vanished'
+    store.tidy([])
+
+
+@pytest.mark.parametrize('number', run.ADVICE)
+def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, capsys, number):
+    def refused(arguments):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(run, 'parse', refused)
+    assert run.main(['--mode', 'train']) == 2
+    assert capsys.readouterr().err == f'error: [Errno {number}] {os.strerror(number)}; {run.ADVICE[number]}\n'
+
+
+def test_a_thread_that_cannot_write_is_quiet_and_a_mistake_is_not(monkeypatch, capsys):
+    """Its error is told by whoever waits for it; TensorBoard's printed a traceback besides."""
+    monkeypatch.setattr('threading.excepthook', run.thread_ended)
+
+    def end(error):
+        raise error
+    for error, said in ((OSError('disk full'), ''), (KeyError('x'), 'Traceback')):
+        thread = threading.Thread(target=end, args=[error])
+        thread.start()
+        thread.join()
+        assert said in capsys.readouterr().err and bool(said) == isinstance(error, KeyError)
