@@ -70,7 +70,7 @@ class Upsampled:
 
     @staticmethod
     def gradient(gradient, x):
-        return torch.ops.aten.upsample_nearest2d_backward(gradient, gradient.shape[-2:], x.shape)
+        return F.avg_pool2d(gradient, 2, divisor_override=1)        # the sum of four
 
 
 class PaddedBelow:

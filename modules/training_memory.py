@@ -15,7 +15,7 @@ from support.hardware import available_memory, keep_freed_memory, keep_small_fre
 
 COPIES = 5                                       # of the model: weights, gradients, two of Adam, EMA
 SCRATCH = 1.2                                    # gradients and kernels' scratch beside what autograd keeps, measured
-PIECES, FEW_PIECES = 0.3, 0.07                   # of all that a step hands out: what freed memory that is kept loses
+PIECES, FEW_PIECES = 0.3, 0.12                   # of all that a step hands out: what freed memory that is kept loses
 ROUGH = 2 ** 15                                  # bytes per pixel that training the paper's model takes
 
 
