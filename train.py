@@ -199,7 +199,7 @@ def training_loader(config, dataset, step):
 
 
 def check_queues(workers):
-    """UserError where there is no room for the queues of data loading processes, over which DataLoader would stumble."""
+    """UserError where there is no room for the queues of data loading processes: DataLoader would stumble over that."""
     try:
         _ = [multiprocessing.Queue() for _ in range(workers and workers + 2)]
     except OSError as error:
