@@ -57,8 +57,9 @@ def attention(query, keys, values, mask=None):
     query (B, heads, M, D), keys and values (B, heads, K, D), mask (B, 1, 1, K), True where a key may be read
     -> (B, heads, M, D)
     """
-    few = query.shape[2] * keys.shape[2] < 2 ** 16          # they do not pay for going from head to head
-    if few or query.device.type != 'cpu' or query.dtype != torch.float32 or torch.compiler.is_compiling():
+    # Few tokens do not pay for going from head to head, and the weights of many do not fit the caches.
+    pays = 2 ** 19 <= query.shape[2] * keys.shape[2] <= 2 ** 22
+    if not pays or query.device.type != 'cpu' or query.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     if of_a_frame(query):
         found = [product(weights(q, k, hidden), v[0].mT.contiguous()) for q, k, v, hidden in heads(
