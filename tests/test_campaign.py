@@ -156,7 +156,7 @@ def test_messages_are_one_line_whatever_they_quote():
     assert one_line(UserError('a\x0bb\u2028c\x1b[2J')) == 'a\\x0bb\\u2028c\\x1b[2J'
     assert len(one_line(UserError('x' * 10_000))) <= LONGEST
     assert one_line(UserError('Traceback ...\nsupport.errors.UserError: no clip\n')) == 'no clip'
-    said = 'Caught MemoryError in DataLoader worker process 0.\nTraceback (most recent call last):\n  File "x"\nMemoryError'
+    said = 'Caught MemoryError in a worker.\nTraceback (most recent call last):\n  File "x"\nMemoryError'
     assert one_line(MemoryError(said)) == 'MemoryError'
 
 
