@@ -24,7 +24,7 @@ import torch
 from datasets.video import open_clip
 from metrics import face
 from metrics.catalogue import CATALOGUE, SetMetric, build
-from tests.random_weights import save_all
+from tests.support.random_weights import save_all
 
 
 def pairs(path, size, batch, count, device):

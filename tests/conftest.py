@@ -7,6 +7,8 @@ import pytest
 
 # face-alignment would compile its small helpers for a quarter of a minute, for a few faces.
 os.environ['NUMBA_DISABLE_JIT'] = '1'
+# Networks this small would spend their time on waking threads.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 @pytest.fixture(scope='session')
@@ -28,7 +30,7 @@ def model():
     """A toy that is quick; modules that need another one have a fixture of this name."""
     import torch
 
-    from tests.toys import ToyHead
+    from tests.support.toys import ToyHead
     torch.manual_seed(0)
     return ToyHead()
 
@@ -41,10 +43,10 @@ def no_weights(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope='session')
 def make(tmp_path_factory):
-    """Path of a video of one of tests.video_files.KINDS; each is encoded once."""
+    """Path of a video of one of tests.support.video_files.KINDS; each is encoded once."""
     import av
 
-    from tests.video_files import KINDS, encode
+    from tests.support.video_files import KINDS, encode
     folder, made = tmp_path_factory.mktemp('kinds'), {}
 
     def path_of(kind):
@@ -55,3 +57,12 @@ def make(tmp_path_factory):
             made[kind] = encode(folder / kind, **options)
         return made[kind]
     return path_of
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    """An empty place for downloaded weights."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    checkpoints = tmp_path / 'hub' / 'checkpoints'
+    checkpoints.mkdir(parents=True)
+    return checkpoints

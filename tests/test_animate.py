@@ -17,8 +17,8 @@ from reconstruction import reconstruct
 from support import streaming
 from support.errors import UserError
 from support.weights import checkpoint_path
-from tests.random_weights import save_random_weights
-from tests.toys import NTSC, SCALED, SIZE, ToyClip, names_in, renderer
+from tests.support.random_weights import save_random_weights
+from tests.support.toys import NTSC, SCALED, SIZE, ToyClip, names_in, renderer
 from visualizer import MOMENTS, beside, to_tensor, to_uint8
 
 pytestmark = pytest.mark.usefixtures('no_weights')

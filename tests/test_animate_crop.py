@@ -20,36 +20,13 @@ from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from inference import Renderer
 from modes.options import find_pairs
-from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from support.errors import UserError
-from tests.tiny import SHARED
+from tests.support.tiny import SHARED
+from tests.support.toys import Mirror, picture
 
 SIZE = 64
 PORTRAIT = SHARED / 'real' / 'source' / 'src01_painting_uncropped_720x1280.jpg'
 PHONE = SHARED / 'bad' / 'rotated_phone.mp4'
-
-
-class Mirror(TalkingHead):
-    """Makes every frame the source, brighter by `tint`; of its driver it sees the mean colour only."""
-
-    def __init__(self, tint=0.):
-        super().__init__()
-        self.tint = tint
-
-    def keypoints(self, image):
-        return Keypoints(image.mean((2, 3))[:, None, :2])
-
-    def encode_source(self, image):
-        return SourceState(self.keypoints(image), image)
-
-    def render(self, source, driving):
-        return Generated(source.features.expand(len(driving.value), -1, -1, -1) + self.tint, [], [])
-
-
-def picture(height, width):
-    """Smooth, coloured, different everywhere."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 255 / width, y * 255 / height, 128 + 100 * np.sin(x / 9) * np.sin(y / 7)], -1).astype(np.uint8)
 
 
 # Squares

@@ -29,7 +29,7 @@ from modules.build import build_model
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, written_whole
 from support.weights import load_optimizer, load_weights
-from tests.tiny import ROOT
+from tests.support.tiny import ROOT
 from visualizer import save_png
 
 CORPUS = sorted(path for path in (Path(__file__).parent / 'corpus').rglob('*') if path.is_file())

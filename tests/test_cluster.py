@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests.agents import Agents, free_port
-from tests.test_train import assert_bit_equal, command, environment, final, wait_for
-from tests.tiny import ROOT
+from tests.support.agents import Agents, free_port
+from tests.support.tiny import ROOT
+from tests.support.training import assert_bit_equal, command, environment, final, wait_for
 
 STEPS = 6
 OPTIONS = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',

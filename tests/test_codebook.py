@@ -5,7 +5,7 @@ import torch
 
 from modules.build import build_model
 from modules.codebook import Codebook, CodebookParams, allocate, nearest, take_turns, usage
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 # ---------------------------------------------------------------------------- allocation, Sec. 3.2.1
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import run
-from tests.tiny import ROOT
+from tests.support.command_line import refused
+from tests.support.tiny import ROOT
 
 MODEL = {'reconstruction', 'animate', 'evaluate', 'inspect', 'export', 'doctor'}      # those that load one
 TRAINING = {'train', 'demo'}
@@ -51,15 +52,6 @@ READERS = {
     '--json': {'doctor'},
     '--port': WEB, '--host': WEB, '--auth': WEB, '--share': WEB,
 }
-
-
-def refused(capsys, *arguments):
-    """The one line that a user's mistake gets."""
-    assert run.main([str(argument) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    line, = err.splitlines()
-    assert line.startswith('error: ') and not out
-    return line
 
 
 def test_every_flag_and_the_modes_that_read_it():

@@ -34,19 +34,11 @@ from metrics.perceptual import BACKBONES, LpipsVgg
 from modules.build import build_model
 from support.errors import UserError
 from support.weights import checkpoint_path
-from tests.random_weights import save_random_weights
-from tests.tiny import tiny
+from tests.support.random_weights import save_random_weights
+from tests.support.tiny import tiny
 from visualizer import error_to_rgb
 
 SMALL = Paper(8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Clip:

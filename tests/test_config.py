@@ -13,7 +13,7 @@ from config import schema
 from modules.build import METHODS
 from support.errors import UserError
 from support.ranges import Range
-from tests.tiny import ROOT, tiny
+from tests.support.tiny import ROOT, tiny
 
 VOX = ROOT / 'config/vox-256.yaml'
 

@@ -20,7 +20,7 @@ from curves.draw import draw
 from curves.history import averaged, read_run
 from curves.rules import RULES, UNKNOWN, reason_of
 from logger import RunFolder
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 WHOLE = 500                  # the first step of the whole model: codes and discriminator come with it
 LAST = 2000

@@ -18,7 +18,7 @@ from modules import training_memory
 from modules.build import build_model
 from support import hardware, weights
 from support.errors import UserError
-from tests.tiny import SHARED, tiny
+from tests.support.tiny import SHARED, tiny
 from tools.doctor import data
 from tools.doctor.finding import BLOCKS
 from tools.doctor.weights import check_weights_file

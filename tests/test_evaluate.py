@@ -28,9 +28,9 @@ from metrics.catalogue import CATALOGUE, SetMetric
 from modules.build import build_model
 from support import distributed, streaming
 from support.errors import UserError
-from tests.agents import Agents
-from tests.tiny import tiny
-from tests.toys import SIZE, ToyClip, ToyHead
+from tests.support.agents import Agents
+from tests.support.tiny import tiny
+from tests.support.toys import SIZE, ToyClip, ToyHead
 from visualizer import save_png
 
 CHEAP = ['l1.mean_abs', 'psnr.rgb', 'jitter.pixels']

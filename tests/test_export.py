@@ -13,7 +13,7 @@ from logger import write_checkpoint
 from modules.build import build_model
 from modules.talking_head import Keypoints
 from support.errors import UserError
-from tests.tiny import ROOT, tiny
+from tests.support.tiny import ROOT, tiny
 from tools.onnx import export
 from visualizer import to_tensor
 

@@ -8,7 +8,7 @@ from datasets.build import TEST_SEED, TRAIN_SEED, VALIDATION_SEED
 from logger import write_checkpoint
 from modules.build import build_model
 from modules.talking_head import Generated
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 
 class Copy:

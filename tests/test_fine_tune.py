@@ -16,8 +16,8 @@ from modes.options import named, run_path, training_config, training_path
 from modules.training_step import build_training_step
 from run import parse
 from support.errors import UserError
-from tests.test_train import assert_bit_equal
-from tests.tiny import tiny
+from tests.support.tiny import tiny
+from tests.support.training import assert_bit_equal
 from train import begin, train
 
 CPU = torch.device('cpu')

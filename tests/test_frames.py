@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from datasets.frames import Augmentation, PairDataset, Stream, find_people
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
+from tests.support.tiny import SHARED
 
-SHARED = Path(__file__).parents[2] / 'shared'
 PLAIN = Augmentation(time_flip=False, horizontal_flip=False, brightness=0, contrast=0, saturation=0, hue=0)
 FULL = Augmentation(time_flip=True, horizontal_flip=True, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
 

@@ -14,8 +14,8 @@ import torch
 from benchmarks.parity import weights
 from modules.build import build_objective
 from modules.losses import RandomTransform
-from tests.test_fomm_mcnet import small_config
-from tests.tiny import tiny
+from tests.support.small import small_config
+from tests.support.tiny import tiny
 
 FOLDER = Path(__file__).parent / 'frozen'
 CASES = {

@@ -25,13 +25,12 @@ from logger import RunFolder, read_checkpoint
 from modules.build import METHODS, build_model
 from modules.training_step import build_training_step, micro_batches
 from support.transfer import Transfer
-from tests.test_fomm_mcnet import small_config
-from tests.test_parity import REFERENCE
-from tests.test_speed_equivalence import assert_same_step, one_step
-from tests.test_train import assert_bit_equal, command, environment, final, random_batch
-from tests.test_train import run as run_alone
-from tests.tiny import ROOT, tiny
-from tests.toys import ToyClip
+from tests.support.one_step import assert_same_step, one_step
+from tests.support.small import small_config
+from tests.support.tiny import REFERENCE, ROOT, tiny
+from tests.support.toys import ToyClip
+from tests.support.training import assert_bit_equal, command, environment, final, random_batch
+from tests.support.training import run as run_alone
 from train import train
 
 DEVICE = torch.device(os.environ.get('TEST_DEVICE', 'cuda'))

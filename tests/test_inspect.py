@@ -18,16 +18,8 @@ from modules.codebook import Chosen, Codebook, CodebookParams
 from modules.figure import Moment, Panel, psnr
 from modules.layers import to_unit, tokens
 from modules.warp import from_displacement, identity_grid, to_displacement, warp
-from tests.test_fomm_mcnet import small_model
-from tests.tiny import tiny
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.support.small import small_model
+from tests.support.tiny import tiny
 
 
 def setting():

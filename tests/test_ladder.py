@@ -18,9 +18,9 @@ from modules.ladder import (
 from modules.layers import Downsample, ResBlock, Upsample
 from modules.training_step import build_training_step
 from support.errors import UserError
-from tests.test_fomm_mcnet import SMALL_METHOD, one_thread, small_config  # noqa: F401
-from tests.test_train import assert_bit_equal
-from tests.tiny import tiny
+from tests.support.small import SMALL_METHOD, small_config
+from tests.support.tiny import tiny
+from tests.support.training import assert_bit_equal
 from tools.doctor.weights import check_checkpoint
 from train import begin, train
 

@@ -12,7 +12,7 @@ from modules.warp import shapes_alone
 from support.errors import UserError
 from support.hardware import is_out_of_memory
 from tests.test_trust import commands
-from tests.tiny import tiny
+from tests.support.tiny import tiny
 
 CPU = torch.device('cpu')
 

@@ -18,18 +18,9 @@ from metrics.openface import OpenFace
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled
 from support.errors import UserError
 from support.weights import checkpoint_path
-from tests.random_weights import inception, save_antelope, save_random_weights
+from tests.support.random_weights import inception, save_antelope, save_random_weights
 
 ALEX = 'alexnet-owt-7be5be79.pth'
-
-
-@pytest.fixture
-def torch_home(tmp_path, monkeypatch):
-    """An empty place for downloaded weights."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    checkpoints = tmp_path / 'hub' / 'checkpoints'
-    checkpoints.mkdir(parents=True)
-    return checkpoints
 
 
 def test_l1_and_psnr_by_hand():

@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +17,9 @@ from metrics.catalogue import build
 from metrics.face import Akd, AkdEuclidean, Ard, Faces
 from metrics.jitter import LandmarkJitter, PixelJitter
 from support.weights import checkpoint_path
-from tests.random_weights import save_random_weights
-from tests.test_metrics import torch_home  # noqa: F401
+from tests.support.random_weights import save_random_weights
+from tests.support.tiny import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / 'shared'
 LANDMARKER = SHARED / 'weights' / 'face_landmarker.task'
 REAL = SHARED / 'real'
 needs_mediapipe = pytest.mark.skipif(not (LANDMARKER.is_file() and REAL.is_dir()), reason='no landmarker or no clips')

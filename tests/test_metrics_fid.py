@@ -13,8 +13,7 @@ from metrics.base import Remembered
 from metrics.catalogue import build
 from metrics.fid import FidDriving, FidSource, frechet_distance
 from support.weights import checkpoint_path
-from tests.random_weights import inception, save_random_weights
-from tests.test_metrics import torch_home  # noqa: F401
+from tests.support.random_weights import inception, save_random_weights
 
 
 def moments(count, size, seed, shift=0.0):

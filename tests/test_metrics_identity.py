@@ -1,7 +1,6 @@
 """AED and CSIM: OpenFace against its frozen embedding through the true loader; insightface through made-up networks."""
 
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from metrics.catalogue import build
 from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.openface import OpenFace
 from support.weights import checkpoint_path
-from tests.random_weights import save_antelope, save_random_weights
-from tests.test_metrics import torch_home  # noqa: F401
+from tests.support.random_weights import save_antelope, save_random_weights
+from tests.support.tiny import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / 'shared'
 FIXTURE = SHARED / 'facts' / 'reference' / 'openface_fixture_A.npz'
 REAL = SHARED / 'real'
 

@@ -25,8 +25,8 @@ from modules.published.formats import (
     FORMATS, ImportFault, flatten_checkpoint, import_tensors, published_shapes)
 from modules.warp import identity_grid, to_displacement
 from support.errors import UserError
-from tests.test_fomm_mcnet import SMALL_METHOD, one_thread, random_images, small_config, small_model  # noqa: F401
-from tests.tiny import ROOT, SIZES
+from tests.support.small import SMALL_METHOD, random_images, small_config, small_model
+from tests.support.tiny import ROOT, SIZES
 from train import train
 from visualizer import save_png
 

@@ -17,8 +17,8 @@ from evaluation.protocols import PROTOCOLS, Item, as_csv, load_list
 from inference import Motion
 from modes.options import find_pairs
 from support.errors import UserError
-from tests.tiny import tiny
-from tests.toys import SIZE, ToyClip, names_in, renderer
+from tests.support.tiny import tiny
+from tests.support.toys import SIZE, ToyClip, names_in, renderer
 
 pytestmark = pytest.mark.usefixtures('no_weights')
 

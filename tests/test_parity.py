@@ -13,9 +13,8 @@ from benchmarks.parity import step, trajectory, weights
 from benchmarks.parity.comparison import Comparison, relative
 from benchmarks.parity.kinds import compare
 from benchmarks.parity.trajectory_limits import compare as compare_trajectory
-from tests.tiny import ROOT, SHARED, tiny
+from tests.support.tiny import REFERENCE, ROOT, tiny
 
-REFERENCE = SHARED / 'facts' / 'reference'
 FORWARD = ['fomm_fixture_A', 'mcnet_fixture_A', 'mrfa_fomm_fixture_A', 'dagan_fixture_A', 'openface_fixture_A']
 
 

@@ -18,8 +18,9 @@ from inference import ABSOLUTE, Motion, Renderer
 from support import distributed
 from support.errors import UserError
 from support.streaming import DEPTH, read_ahead, write_behind
-from tests.test_animate_crop import SIZE, Mirror, picture
+from tests.support.toys import Mirror, picture
 
+SIZE = 64
 PATIENCE = 30      # seconds after which a stage that should be running is taken for standing still
 
 

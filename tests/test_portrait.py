@@ -20,8 +20,8 @@ from modules import motion_template
 from modules.build import build_model
 from portrait import Portrait, bring_to_life
 from support.errors import UserError
-from tests.toys import ToyClip, ToyHead
-from tests.tiny import tiny
+from tests.support.toys import ToyClip, ToyHead
+from tests.support.tiny import tiny
 
 SIZE, RATE = 32, Fraction(30000, 1001)
 

@@ -35,8 +35,8 @@ from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.protocols import draw_celebv_hq
 from support.errors import UserError
-from tests.agents import Agents
-from tests.tiny import ROOT, SHARED
+from tests.support.agents import Agents
+from tests.support.tiny import ROOT, SHARED
 
 SIZE, BITS = 128, 8
 MODEL = SHARED / 'weights' / 'face_landmarker.task'

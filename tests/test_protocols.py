@@ -13,7 +13,7 @@ from evaluation.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, draw_ce
 from evaluation.published import CROSS_IDENTITY, SAME_IDENTITY, TABLES
 from metrics.catalogue import CATALOGUE
 from support.errors import UserError
-from tests.tiny import SHARED
+from tests.support.tiny import SHARED
 
 PUBLISHED = SHARED / 'facts' / 'lists'
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason='the published lists are not here')

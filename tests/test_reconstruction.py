@@ -12,7 +12,7 @@ from datasets.video import open_clip
 from inference import Renderer
 from reconstruction import reconstruct
 from support.errors import UserError
-from tests.toys import NTSC, SIZE, BrokenClip, ToyClip, names_in, renderer, results_in
+from tests.support.toys import NTSC, SIZE, BrokenClip, ToyClip, names_in, renderer, results_in
 from visualizer import (
     CELL,
 )

@@ -13,7 +13,7 @@ from benchmarks.parity import weights
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from modules.build import build_discriminator, build_model
-from tests.tiny import ROOT, SIZES, tiny
+from tests.support.tiny import ROOT, SIZES, tiny
 
 
 def call(capsys, *arguments):

@@ -16,7 +16,7 @@ from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
-from tests.video_files import KINDS
+from tests.support.video_files import KINDS
 
 FRAMES, SIZE = 6, 32
 FULL = Augmentation(time_flip=True, horizontal_flip=True, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)

@@ -14,8 +14,7 @@ from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from modules import ladder, training_memory
 from modules.build import build_model
-from tests.test_fomm_mcnet import one_thread  # noqa: F401
-from tests.tiny import ROOT, SIZES
+from tests.support.tiny import ROOT, SIZES
 from visualizer import save_png
 
 GPU = 24e9                           # bytes of the card that a pair has to fit

@@ -11,7 +11,7 @@ from benchmarks.speed.optimisations import OPTIMISATIONS, TRAINING_ONLY, ablatio
 from benchmarks.speed.parts import Job
 from benchmarks.speed.work import Animation, Training
 from modules.build import METHODS
-from tests.tiny import ROOT, tiny
+from tests.support.tiny import ROOT, tiny
 
 CPU = torch.device('cpu')
 

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from benchmarks.parity import weights
 from modules import layers, products, training_memory
-from modules.build import build_model, build_objective
+from modules.build import build_model
 from modules.convolutions import group_norm_gradients, keep_layout, norm_silu_conv, padded_conv, upsampled_conv
-from modules.losses import RandomTransform
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.warp import Warped, identity_grid, resize, resize_read, warp
 from support import hardware
 from support.errors import UserError
-from tests.tiny import ROOT, tiny
+from tests.support.one_step import assert_same_step, one_step
+from tests.support.tiny import ROOT, tiny
 
 CPU = torch.device('cpu')
 
@@ -151,30 +151,9 @@ def test_pointwise_layers_are_those_of_torch(threads):
         torch.set_num_threads(before)
 
 
-def one_step(config, change=lambda model: None, layout=torch.channels_last, device=CPU):
-    """(prediction, losses, gradient) of one training step with weights and images that depend on names and seeds."""
-    with weights.on(device):
-        model, discriminator = weights.filled(config, 'smac', with_discriminator=True)
-        size = config.model_params.image_size
-        images = [F.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
-    transform = RandomTransform.draw(2, torch.Generator().manual_seed(0)).to(device)
-    objective = build_objective(config, model).eval().to(device, memory_format=layout)
-    change(model)
-    step = objective(*images, transform, discriminator.requires_grad_(False))
-    step.total.backward()
-    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    return step.generated.prediction.detach().cpu(), torch.stack(list(step.losses.values())).cpu(), gradient.cpu()
-
-
 @pytest.fixture(scope='module')
 def plain_step():
     return one_step(tiny(), layout=torch.contiguous_format)
-
-
-def assert_same_step(found, wanted):
-    torch.testing.assert_close(found[0], wanted[0], atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(found[1], wanted[1], atol=1e-4, rtol=1e-3)
-    assert (found[2] - wanted[2]).norm() <= 5e-3 * wanted[2].norm()
 
 
 def test_channels_last_changes_no_number(plain_step):

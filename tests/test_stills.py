@@ -10,7 +10,7 @@ from datasets.frame_folder import FrameFolder
 from datasets.still import read_image
 from datasets.video import open_clip
 from support.errors import UserError
-from tests.video_files import assert_exact, number_in, numbered
+from tests.support.video_files import assert_exact, number_in, numbered
 
 
 def test_stills_of_every_kind_are_pixel_right(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.support.tiny import ROOT
 
 # From the ground up; folders and files of one line do not import each other.
 FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'), ('inference',),

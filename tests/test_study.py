@@ -17,14 +17,15 @@ from datasets import build as datasets_build
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.study.answers import read_key, read_participants
-from evaluation.study.build import QUESTIONS, StudyJob, StudyPair, build
+from evaluation.study.build import StudyJob, StudyPair, build
 from evaluation.study.collect import CollectJob, collect
 from evaluation.study.schedule import PARTICIPANTS, all_comparisons, draw_schedules, williams_square
 from evaluation.study.statistics import bradley_terry, interval, krippendorff_alpha, resample, two_methods, weighted_sum
 from logger import write_checkpoint
 from modules.build import build_model
 from support.errors import UserError
-from tests.tiny import tiny
+from tests.support.study import answer
+from tests.support.tiny import tiny
 
 METHODS = ('Zebrafish', 'Quagga-Net', 'okapi')
 PAIRS = ('anna--bert', 'carl--dora', 'emil--fritz')
@@ -64,26 +65,6 @@ def choice(tmp_path_factory):
     folder = tmp_path_factory.mktemp('choice')
     build(make_job(folder, METHODS[:2], checks=1, design='pairwise'))
     return folder / 'study'
-
-
-def answer(study, participant, prefer, careless=False):
-    """What the page saves for a participant: `prefer(question, pair, method)` is largest for the best."""
-    key = read_key(study)
-    row, trials = participant % len(key['schedules']), []
-    for pair, options in key['schedules'][row]:
-        pair = key['pairs'][pair]
-        shown = [pair['options'][i] for i in options]
-
-        def value(question, file):
-            method = key['owners'][file]
-            if method is None:
-                return float('inf') if careless else float('-inf')
-            return prefer(question, pair['name'], method)
-
-        trials.append({'options': shown, 'seconds': 1.0, 'order': {
-            question: sorted(shown, key=lambda file: -value(question, file)) for question in QUESTIONS}})
-    return {'format': key['format'], 'study': key['study'], 'participant': str(participant), 'schedule': row,
-            'started': '', 'finished': '', 'trials': trials}
 
 
 def save(folder, *answers):

@@ -10,7 +10,7 @@ from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.retrieval import Retrieval
 from modules.warp import from_displacement, identity_grid, invert_2x2, to_displacement, warp
-from tests.tiny import ROOT, SHARED, SIZES, tiny
+from tests.support.tiny import ROOT, SHARED, SIZES, tiny
 
 
 def random_images(batch, size=32):

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,48 +17,13 @@ from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
 from modules.training_step import State, build_training_step, draw_transform, micro_batches
 from support.errors import UserError
-from tests.agents import Agents
-from tests.test_fomm_mcnet import SMALL_METHOD
-from tests.tiny import ROOT, SIZES, tiny
+from tests.support.agents import Agents
+from tests.support.small import SMALL_METHOD
+from tests.support.tiny import ROOT, SIZES, tiny
+from tests.support.training import assert_bit_equal, command, environment, final, random_batch, run, wait_for
 from train import StopSignal, train
 
 CPU = torch.device('cpu')
-
-
-def command(log_dir, *overrides, launcher=(sys.executable,)):
-    return [*launcher, 'run.py', '--mode', 'train', '--config', 'config/vox-256.yaml', '--device', 'cpu',
-            '--log_dir', str(log_dir), '--run_name', 'run', '--set', *SIZES, *overrides]
-
-
-def environment():
-    return os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-
-
-def run(*arguments, **options):
-    result = subprocess.run(command(*arguments, **options), cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def final(log_dir, step):
-    return torch.load(log_dir / 'run' / 'checkpoints' / f'{step:08d}.pt', weights_only=True)
-
-
-def flat(state, prefix=''):
-    items = state.items() if isinstance(state, dict) else enumerate(state)
-    for key, value in items:
-        if isinstance(value, (dict, list)):
-            yield from flat(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
-
-
-def assert_bit_equal(a, b):
-    a, b = dict(flat(a)), dict(flat(b))
-    assert a.keys() == b.keys()
-    different = [key for key in a
-                 if not (torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key])]
-    assert not different, different[:5]
 
 
 STEPS = 12
@@ -76,13 +40,6 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp('undisturbed')
     run(folder, *LONG)
     return folder
-
-
-def wait_for(path, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < end, f'{path} did not appear'
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
@@ -156,11 +113,6 @@ def test_two_machines_equal_one_process(tmp_path):
     for ours, theirs in zip(*logs, strict=True):
         losses = {name: value for name, value in ours.items() if '/' not in name}
         assert {name: theirs[name] for name in losses} == pytest.approx(losses, rel=1e-3)
-
-
-def random_batch(count, seed=0):
-    images = torch.rand(2, count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return {'source': images[0], 'driving': images[1], 'index': torch.arange(count)}
 
 
 def test_micro_batches_are_the_batch_in_order_with_the_samples_own_transforms():

@@ -7,7 +7,7 @@ import torch
 from inference import Renderer
 from support.errors import UserError
 from support.transfer import Transfer
-from tests.toys import ToyClip
+from tests.support.toys import ToyClip
 
 
 class Late(Transfer):

@@ -17,7 +17,7 @@ from datasets.prepare.metadata import read_celebvhq, read_voxceleb
 from datasets.video import open_clip
 from evaluation.cases import ClipFinder
 from support.errors import UserError
-from tests.tiny import ROOT
+from tests.support.tiny import ROOT
 
 ALIKE = ('\uff0e\uff0e\uff0fx', '..\u2215x', '\u2024\u2024/x', '..\\x')     # full width, division slash, leaders
 AWAY = ('../x', '/etc/passwd', '..', 'a/b', 'a\0b', '.hidden', 'x' * 300, 'a\nb', '')

@@ -15,7 +15,7 @@ from datasets.still import read_image
 from datasets.video import VideoClip, open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
-from tests.video_files import (
+from tests.support.video_files import (
     KINDS, SHARED, assert_exact, encode, needs_shared, number_in, numbered, plain_decode, write_tone)
 
 
@@ -118,7 +118,6 @@ def test_a_fragment_that_is_cut_anywhere_is_noticed(make, tmp_path):
         path.write_bytes(whole[:end])
         with pytest.raises(UserError, match='cut short'):
             len(VideoClip(path))
-
 
 
 # ---------------------------------------------------------------------------- damage

@@ -12,7 +12,7 @@ from datasets import video_writer
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
-from tests.video_files import SHARED, needs_shared, number_in, numbered, write_tone
+from tests.support.video_files import SHARED, needs_shared, number_in, numbered, write_tone
 
 
 def audio_packets(path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from modules.warp import identity_grid
 from support.errors import UserError
-from tests.toys import ToyClip, names_in
+from tests.support.toys import ToyClip, names_in
 from visualizer import CELL, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8, training_sheet
 
 pytestmark = pytest.mark.usefixtures('no_weights')

@@ -11,8 +11,8 @@ from PIL import Image
 
 from modes.web import newest_run
 from support.errors import UserError
-from tests.test_command_line import refused
-from tests.web_jobs import ask_for, count, die, fail, hang, loads, variable, write_clip
+from tests.support.command_line import refused
+from tests.support.web_jobs import ask_for, count, die, fail, hang, loads, variable, write_clip
 from web.files import Files
 from web.guard import ROUTES
 from web.limits import MOST_FRAMES, check_clip, check_picture

@@ -23,8 +23,8 @@ from datasets.video_writer import VideoWriter
 from figures.rules import Time, parse_frames
 from logger import write_checkpoint
 from modules.build import build_model
-from tests.tiny import ROOT, SHARED, tiny
-from tests.web_jobs import SIZE, write_clip
+from tests.support.tiny import ROOT, SHARED, tiny
+from tests.support.web_jobs import SIZE, write_clip
 from web.jobs import EXAMPLE_FRAMES
 from web.limits import MOST_BYTES
 

@@ -18,7 +18,7 @@ from benchmarks.campaign import kill, material
 from benchmarks.campaign.kill import SCENARIOS, check_same, check_whole, fresh, go_on, inputs, new_run, reference
 from benchmarks.campaign.runner import Failure, Kind
 from modules.build import METHODS
-from tests.tiny import ROOT
+from tests.support.tiny import ROOT
 
 
 

@@ -23,7 +23,7 @@ from evaluation.study.build import StudyJob, StudyPair
 from evaluation.study.build import build as build_study
 from modules import motion_template
 from modules.build import build_model
-from tests.test_study import answer
+from tests.support.study import answer
 
 # (mode, flags that it cannot do without in this use of it); names in braces are `places`.
 USES = (

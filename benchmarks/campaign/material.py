@@ -14,8 +14,8 @@ from modules.build import build_discriminator, build_model
 from modules.motion_template import MotionTemplate, fingerprint
 from modules.talking_head import Keypoints
 from modules.training_step import State
-from tests.test_fomm_mcnet import SMALL_METHOD
-from tests.tiny import ROOT, SIZES, tiny
+from tests.support.small import SMALL_METHOD
+from tests.support.tiny import ROOT, SIZES, tiny
 
 CONFIGS = sorted((ROOT / 'config').rglob('*.yaml'))
 

@@ -95,3 +95,26 @@ def names_in(folder):
 def results_in(folder):
     """Without what is kept to go on from."""
     return [name for name in names_in(folder) if not name.startswith('clips/')]
+
+
+class Mirror(TalkingHead):
+    """Makes every frame the source, brighter by `tint`; of its driver it sees the mean colour only."""
+
+    def __init__(self, tint=0.):
+        super().__init__()
+        self.tint = tint
+
+    def keypoints(self, image):
+        return Keypoints(image.mean((2, 3))[:, None, :2])
+
+    def encode_source(self, image):
+        return SourceState(self.keypoints(image), image)
+
+    def render(self, source, driving):
+        return Generated(source.features.expand(len(driving.value), -1, -1, -1) + self.tint, [], [])
+
+
+def picture(height, width):
+    """Smooth, coloured, different everywhere."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 / width, y * 255 / height, 128 + 100 * np.sin(x / 9) * np.sin(y / 7)], -1).astype(np.uint8)

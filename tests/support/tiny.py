@@ -4,8 +4,9 @@ from pathlib import Path
 
 from config import schema
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared'
+REFERENCE = SHARED / 'facts' / 'reference'
 
 SIZES = [
     'dataset_params.root_dir=null', 'dataset_params.synthetic_params={train_people: 6, test_people: 2, frames: 12}',

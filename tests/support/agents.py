@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny import ROOT
+from tests.support.tiny import ROOT
 
 
 # Of PyTorch 2.14: otherwise an agent that comes back looks for an address that only the first rendezvous announces.

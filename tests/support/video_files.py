@@ -1,13 +1,13 @@
 """Small videos of many kinds, each frame of which shows its number."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-SHARED = Path(__file__).parents[2] / 'shared'
+from tests.support.tiny import SHARED
+
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
 BITS = 8
 
