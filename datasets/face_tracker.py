@@ -7,6 +7,7 @@ import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,13 @@ from support.weights import checkpoint_path
 
 MODEL_URL = ('https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/'
              'face_landmarker.task')
+SHIPPED_MODEL = Path(__file__).parents[1] / 'weights' / 'face_landmarker.task'     # the same file, in the repository
+
+
+def landmarker_path():
+    """Path of the landmarker's weights: in $TORCH_HOME/hub/checkpoints where that file exists, else the shipped one."""
+    own = checkpoint_path(MODEL_URL)
+    return own if own.is_file() else SHIPPED_MODEL
 
 
 @dataclass(frozen=True)
@@ -109,14 +117,14 @@ def _distinct(faces):
 
 def _open_landmarker(max_faces):
     """(MediaPipe's FaceLandmarker, a function from an array to its image)."""
-    path = checkpoint_path(MODEL_URL)
+    path = landmarker_path()
     if not path.is_file():
-        raise UserError(f'finding faces needs a model: download {MODEL_URL} to {path}')
+        raise UserError(f'{path}: no such file; download {MODEL_URL} to it')
     try:
         import mediapipe
         from mediapipe.tasks.python import BaseOptions, vision
     except ImportError as error:
-        raise UserError(f'finding faces needs MediaPipe ({error}): pip install mediapipe') from error
+        raise UserError(f'face detection needs MediaPipe ({error}): pip install mediapipe') from error
     options = vision.FaceLandmarkerOptions(
         base_options=BaseOptions(model_asset_buffer=path.read_bytes()), num_faces=max_faces,
         output_facial_transformation_matrixes=True)
@@ -124,8 +132,8 @@ def _open_landmarker(max_faces):
         with _silenced():
             landmarker = vision.FaceLandmarker.create_from_options(options)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f'{path}: is no face landmarker, or is damaged ({str(error).splitlines()[0]}); '
-                        f'download {MODEL_URL} again') from error
+        raise UserError(f'{path}: is not a face landmarker, or is damaged ({str(error).splitlines()[0]}); '
+                        f'download {MODEL_URL} to it') from error
     return landmarker, lambda frame: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=frame)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from datasets.face_tracker import MODEL_URL, FaceDetector
+from datasets.face_tracker import FaceDetector, landmarker_path
 from metrics.base import Recognition, Remembered, Unavailable, optional, shared
 from support.errors import UserError
 from support.weights import checkpoint_path
@@ -69,7 +69,7 @@ class Faces(NamedTuple):
 def mediapipe_faces():
     """MediaPipe's Face Landmarker, on the CPU: frames (B, 3, H, W) in [0, 1] -> Faces; raises Unavailable."""
     try:
-        return _mediapipe_faces(checkpoint_path(MODEL_URL))
+        return _mediapipe_faces(landmarker_path())
     except UserError as missing:
         raise Unavailable(str(missing)) from missing
 
@@ -134,7 +134,7 @@ class Ard(Recognition):
                   'matrix of MediaPipe\'s Face Landmarker, to those in the driving frame; no wrap-around; '
                   'per frame')
     source = 'the paper, https://github.com/ShaelynZ/synergize-motion-appearance'
-    weight_files = property(lambda self: [checkpoint_path(MODEL_URL)])
+    weight_files = property(lambda self: [landmarker_path()])
 
     def network(self, device):
         faces = mediapipe_faces()

@@ -2,10 +2,9 @@
 
 import torch
 
-from datasets.face_tracker import MODEL_URL
+from datasets.face_tracker import landmarker_path
 from metrics.base import Recognition
 from metrics.face import mediapipe_faces
-from support.weights import checkpoint_path
 
 
 class PixelJitter(Recognition):
@@ -38,7 +37,7 @@ class LandmarkJitter(PixelJitter):
     definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of 478 '
                   'landmarks (MediaPipe\'s Face Landmarker) in the generated and in the driving frames, x and y in '
                   'pixels of the frames as they are; per frame from the third; for consecutive frames')
-    weight_files = property(lambda self: [checkpoint_path(MODEL_URL)])
+    weight_files = property(lambda self: [landmarker_path()])
 
     def network(self, device):
         faces = mediapipe_faces()

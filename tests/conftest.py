@@ -37,8 +37,11 @@ def model():
 
 @pytest.fixture
 def no_weights(tmp_path_factory, monkeypatch):
-    """No metric or detector finds weights, whatever the machine has."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))
+    """No metric or detector finds weights: neither the machine's nor those in the repository."""
+    from datasets import face_tracker
+    folder = tmp_path_factory.mktemp('torch')
+    monkeypatch.setenv('TORCH_HOME', str(folder))
+    monkeypatch.setattr(face_tracker, 'SHIPPED_MODEL', folder / 'face_landmarker.task')
 
 
 @pytest.fixture(scope='session')
@@ -61,7 +64,9 @@ def make(tmp_path_factory):
 
 @pytest.fixture
 def torch_home(tmp_path, monkeypatch):
-    """An empty place for downloaded weights."""
+    """An empty folder for downloaded weights; the shipped landmarker is hidden."""
+    from datasets import face_tracker
+    monkeypatch.setattr(face_tracker, 'SHIPPED_MODEL', tmp_path / 'hub' / 'checkpoints' / 'face_landmarker.task')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     checkpoints = tmp_path / 'hub' / 'checkpoints'
     checkpoints.mkdir(parents=True)

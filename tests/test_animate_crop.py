@@ -176,13 +176,10 @@ def test_an_animation_lies_in_its_place_in_the_whole_source(tmp_path):
 
 @pytest.fixture
 def landmarker(tmp_path, monkeypatch):
-    model = SHARED / 'weights' / 'face_landmarker.task'
     pytest.importorskip('mediapipe')
-    if not (model.is_file() and PHONE.is_file()):
-        pytest.skip('the real pictures or the model are not here')
+    if not PHONE.is_file():
+        pytest.skip('the real pictures are not here')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    (tmp_path / 'torch' / 'hub' / 'checkpoints').mkdir(parents=True)
-    shutil.copy(model, tmp_path / 'torch' / 'hub' / 'checkpoints')
 
 
 def sound_of(path):

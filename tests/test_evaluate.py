@@ -57,9 +57,8 @@ class Brightness(SetMetric):
 
 
 @pytest.fixture(autouse=True)
-def set_metric(monkeypatch, tmp_path_factory):
+def set_metric(monkeypatch, no_weights):
     monkeypatch.setitem(CATALOGUE, Brightness.id, Brightness)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))     # no weights, whatever the machine has
 
 
 def write_video(path, clip, frames=None, change=lambda frame: frame):

@@ -1,5 +1,6 @@
 """Landmarks, head pose and jitter: by hand with made-up landmarks, with random weights, and with MediaPipe on clips."""
 
+import hashlib
 import itertools
 import math
 import re
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.face_tracker import MODEL_URL
+from datasets.face_tracker import MODEL_URL, SHIPPED_MODEL, landmarker_path
 from datasets.video import open_clip
 from metrics import face
 from metrics.base import Remembered, Unavailable
@@ -20,16 +21,15 @@ from support.weights import checkpoint_path
 from tests.support.random_weights import save_random_weights
 from tests.support.tiny import SHARED
 
-LANDMARKER = SHARED / 'weights' / 'face_landmarker.task'
 REAL = SHARED / 'real'
-needs_mediapipe = pytest.mark.skipif(not (LANDMARKER.is_file() and REAL.is_dir()), reason='no landmarker or no clips')
+needs_mediapipe = pytest.mark.skipif(not REAL.is_dir(), reason='no clips')
 
 
 @pytest.fixture
-def landmarker(torch_home):  # noqa: F811
-    """MediaPipe's model, where the code looks for it."""
+def landmarker(tmp_path, monkeypatch):
+    """MediaPipe with the shipped model."""
     pytest.importorskip('mediapipe')
-    (torch_home / 'face_landmarker.task').symlink_to(LANDMARKER)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
 
 
 def frames_of(pattern, step=1, count=None, folder='test'):
@@ -163,7 +163,7 @@ def test_without_weights_faces_are_skipped_and_say_how_to_get_them(torch_home): 
     assert [metric.id for metric in metrics] == ['jitter.pixels']
     for url in face.FAN_URLS:
         assert url in skipped['akd.mean_abs_xy'] and str(checkpoint_path(url)) in skipped['akd.mean_abs_xy']
-    assert MODEL_URL in skipped['ard.mediapipe'] and str(checkpoint_path(MODEL_URL)) in skipped['ard.mediapipe']
+    assert MODEL_URL in skipped['ard.mediapipe'] and str(landmarker_path()) in skipped['ard.mediapipe']
     assert all('\n' not in why for why in skipped.values())
 
 
@@ -175,6 +175,19 @@ def test_a_damaged_landmarker_is_skipped(torch_home):  # noqa: F811
 
 
 # MediaPipe on real clips
+
+def test_the_shipped_landmarker_is_the_published_file():
+    assert hashlib.sha256(SHIPPED_MODEL.read_bytes()).hexdigest() in (SHIPPED_MODEL.with_suffix('.md')).read_text()
+
+
+def test_a_landmarker_under_torch_home_takes_precedence(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    assert landmarker_path() == SHIPPED_MODEL
+    own = checkpoint_path(MODEL_URL)
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert landmarker_path() == own
+
 
 def yaws_in_readme():
     """{clip: (least, most)} of the test clips, in degrees."""

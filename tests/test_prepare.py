@@ -19,7 +19,7 @@ from PIL import Image
 
 import run
 from datasets.constant_rate import frames_at, indices_at
-from datasets.face_tracker import MODEL_URL, FaceDetector, overlap
+from datasets.face_tracker import FaceDetector, overlap
 from datasets.frames import find_people
 from datasets.manifest import NAME, OK, Record, append, read_manifest, rewrite
 from datasets.prepare import crops, job
@@ -39,20 +39,14 @@ from tests.support.agents import Agents
 from tests.support.tiny import ROOT, SHARED
 
 SIZE, BITS = 128, 8
-MODEL = SHARED / 'weights' / 'face_landmarker.task'
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
 
 
 @pytest.fixture
 def face_model(tmp_path_factory, monkeypatch):
-    """The face model where the project looks for it."""
+    """MediaPipe with the shipped model."""
     pytest.importorskip('mediapipe')
-    if not MODEL.is_file():
-        pytest.skip('the face model is not here')
-    home = tmp_path_factory.mktemp('torch')
-    (home / 'hub' / 'checkpoints').mkdir(parents=True)
-    (home / 'hub' / 'checkpoints' / MODEL_URL.rsplit('/', 1)[-1]).symlink_to(MODEL)
-    monkeypatch.setenv('TORCH_HOME', str(home))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))
 
 
 # ---------------------------------------------------------------------------- raw material
@@ -558,9 +552,9 @@ def test_small_faces_in_large_frames_are_found(face_model):
         assert detector.detect(np.zeros((50, 60, 3), np.uint8)) == []
 
 
-def test_a_missing_face_model_is_named_with_its_place(tmp_path, monkeypatch):
+def test_a_missing_face_model_is_named_with_its_place(tmp_path, monkeypatch, no_weights):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    message = r'download https://\S+/face_landmarker\.task to \S+checkpoints/face_landmarker\.task'
+    message = r'face_landmarker\.task: no such file; download https://\S+/face_landmarker\.task'
     with pytest.raises(UserError, match=message):
         FaceDetector()
     with pytest.raises(UserError, match=message):        # for all videos, not for each of them
@@ -569,7 +563,7 @@ def test_a_missing_face_model_is_named_with_its_place(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / 'face_landmarker.task').write_text('<html>not found</html>')
     pytest.importorskip('mediapipe')
-    with pytest.raises(UserError, match='is no face landmarker'):
+    with pytest.raises(UserError, match='is not a face landmarker'):
         FaceDetector()
 
 

@@ -30,7 +30,6 @@ from web.limits import MOST_BYTES
 
 FRAMES, LONG = 12, 300
 PATIENCE = 120_000         # milliseconds; the machine may be busy
-LANDMARKER = SHARED / 'weights' / 'face_landmarker.task'
 PORTRAITS = [SHARED / 'real' / 'source' / name for name in ('src04_man_smile.png', 'src02_glasses.png')]
 
 
@@ -62,9 +61,6 @@ def server(files):
     pytest.importorskip('gradio')
     pytest.importorskip('playwright.sync_api')
     (files / 'tmp').mkdir()
-    if LANDMARKER.is_file():
-        (files / 'torch' / 'hub' / 'checkpoints').mkdir(parents=True)
-        (files / 'torch' / 'hub' / 'checkpoints' / LANDMARKER.name).symlink_to(LANDMARKER)
     port = 7800 + os.getpid() % 100
     with open(files / 'log.txt', 'w') as log:
         process = subprocess.Popen(
@@ -260,7 +256,7 @@ def test_a_recording_of_the_camera_drives_a_portrait(visit, files, tmp_path):
     assert len(result_of(page, tmp_path)) > 5
 
 
-@pytest.mark.skipif(not (LANDMARKER.is_file() and PORTRAITS[0].is_file()), reason='no landmarker or no faces')
+@pytest.mark.skipif(not PORTRAITS[0].is_file(), reason='no faces')
 def test_one_face_of_several_is_cut_out_and_pasted_back(visit, files, tmp_path):
     pytest.importorskip('mediapipe')
     group = np.concatenate([np.asarray(Image.open(path).convert('RGB').resize((256, 256))) for path in PORTRAITS], 1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from metrics.face import FAN_URLS, MODEL_URL
+from metrics.face import FAN_URLS
 from metrics.fid import INCEPTION_URL
 from metrics.identity import ANTELOPE_URL, OPENFACE_URL
 from metrics.perceptual import BACKBONES
@@ -37,8 +37,8 @@ EXTRAS = (
     Extra({'face_alignment': 'face-alignment'}, FAN_URLS, 'AKD (akd.*), --find_best_frame by face landmarks'),
     Extra({}, (OPENFACE_URL,), 'AED (aed.*)'),
     Extra({'insightface': 'insightface', 'onnxruntime': 'onnxruntime'}, (ANTELOPE_URL,), 'CSIM (csim.*)'),
-    Extra({'mediapipe': 'mediapipe'}, (MODEL_URL,),
-          'ARD and jitter (ard.*, jitter.mediapipe), --crop auto, --mode prepare'),
+    Extra({'mediapipe': 'mediapipe'}, (),
+          'head pose, expression, landmarks and jitter (*.mediapipe), --crop auto, --mode prepare'),
     Extra({'onnx': 'onnx', 'onnxruntime': 'onnxruntime'}, (), '--mode export'),
     Extra({'yt_dlp': 'yt-dlp'}, (), '--mode prepare --download'),
 )
