@@ -17,9 +17,7 @@ import sys
 import threading
 from importlib import import_module
 
-from config.path import check_config_path
-from support.errors import UserError, one_line
-from support.names import did_you_mean, did_you_mean_or_known
+from support.errors import UserError, check_config_path, did_you_mean, did_you_mean_or_known, one_line
 
 # mode: (its module, what it does)
 MODES = {

@@ -6,7 +6,6 @@ stops at once.
 """
 
 import dataclasses
-import logging
 import types
 import typing
 from dataclasses import dataclass
@@ -15,27 +14,20 @@ from typing import Annotated
 
 import yaml
 
-from config.path import check_config_path
 from datasets.synthetic.clips import MAX_PEOPLE
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
-from support.errors import UserError
+from support.errors import UserError, check_config_path, did_you_mean, did_you_mean_or_known
 from support.files import written_whole
-from support.names import did_you_mean, did_you_mean_or_known
 from support.ranges import AtLeastOne, AtLeastZero, Decay, NotNegative, Positive, Range, Scale, Seed
 
 PRECISIONS = ('fp32', 'bf16')
 CLIP_NORMS = ('l2', 'inf')
 People = Annotated[int, Range(1, MAX_PEOPLE)]
 
-# Keys of earlier configs and checkpoints, by their section: what they are called now.
-RENAMED = {
-    'motion_codebook_params': {'scales': 'num_scales'},
-    'appearance_codebook_params': {'scales': 'num_scales'},
-    'loss_weights': {'coarse': 'first_scale'},
-}
-
-log = logging.getLogger(__name__)
+# {(section, key of earlier configs and checkpoints): its present name}
+RENAMED = {('motion_codebook_params', 'scales'): 'num_scales', ('appearance_codebook_params', 'scales'): 'num_scales',
+           ('loss_weights', 'coarse'): 'first_scale'}
 
 
 @dataclass(frozen=True)
@@ -168,13 +160,13 @@ def _overridden(raw, overrides, where):
             value = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f'--set {override}: the value is not valid YAML') from None
-        _merge(raw, _with_new_names(_nested(key.split('.'), value), f'--set {override}'))
+        _merge(raw, _nested(key.split('.'), value))
     return parse(raw, where)
 
 
 def parse(raw, where):
     """Nested dicts -> Config; `where` names their origin in error messages."""
-    raw = _with_new_names(_mapping(raw, where), where)
+    raw = _merge({}, _mapping(raw, where))
     model = dict(_mapping(raw.pop('model_params', {}), f'{where}: model_params'))
     method = model.pop('method', 'synergy')
     if str(method) not in METHODS:
@@ -207,7 +199,7 @@ def _read(path, seen=()):
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
     if raw is None:         # cut to nothing by a full disk, say: not a wish for two weeks of default training
         raise UserError(f'config {path} is empty; copy it again, or leave --config out')
-    raw = _with_new_names(_mapping(raw, str(path)), path)
+    raw = dict(_mapping(raw, str(path)))
     bases, merged = raw.pop('base', []), {}
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -217,22 +209,13 @@ def _read(path, seen=()):
     return _merge(merged, raw)
 
 
-def _with_new_names(section, where, name=''):
-    """A copy of nested dicts with RENAMED keys under their new names; a warning says which were found."""
-    renamed, found = RENAMED.get(name, {}), {}
-    for key, value in section.items():
-        if key in renamed:
-            log.warning('%s: %s.%s is called %s now', where, name, key, renamed[key])
-        found[renamed.get(key, key)] = _with_new_names(value, where, key) if isinstance(value, dict) else value
-    return found
-
-
-def _merge(into, new):
+def _merge(into, new, section=''):
+    """Write nested dicts over others, RENAMED keys under their present names; returns `into`."""
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
+        key = RENAMED.get((section, key), key)
+        if isinstance(value, dict):
+            value = _merge(into[key] if isinstance(into.get(key), dict) else {}, value, key)
+        into[key] = value
     return into
 
 

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from logger import RunFolder
-from support.errors import UserError
-from support.names import did_you_mean
+from support.errors import UserError, did_you_mean
 
 
 class Curve(NamedTuple):

@@ -13,9 +13,8 @@ import numpy as np
 from config import schema
 from config.changes import flat
 from curves.history import Curve
-from support.errors import UserError
+from support.errors import UserError, did_you_mean_or_known
 from support.files import written_whole
-from support.names import did_you_mean_or_known
 
 FOLDER = Path(__file__).parents[1] / 'docs' / 'curves'
 POINTS = 150             # of a scalar, at most

@@ -26,9 +26,8 @@ from datasets.manifest import CLIP_FPS
 from datasets.prepare.metadata import TEST_ONE_IN, in_test
 from datasets.still import STILL_SUFFIXES
 from datasets.video import VIDEO_SUFFIXES
-from support.errors import UserError
+from support.errors import UserError, did_you_mean_or_known
 from support.files import written_whole
-from support.names import did_you_mean_or_known
 
 LISTS = Path(__file__).parent / 'lists'
 LATE = 0.1                   # frames; a time that was rounded may fall this much before its frame

@@ -12,8 +12,7 @@ from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.image import L1, Psnr, Ssim, SsimUniform
 from metrics.jitter import LandmarkJitter, PixelJitter
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
-from support.errors import UserError
-from support.names import did_you_mean_or_known, nearest
+from support.errors import UserError, did_you_mean_or_known, nearest
 
 __all__ = ['CATALOGUE', 'Metric', 'SetMetric', 'Unavailable', 'build']
 

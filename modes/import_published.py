@@ -4,8 +4,7 @@
 """
 
 from modes.options import DEFAULT_CONFIG, add_config
-from support.errors import UserError
-from support.names import did_you_mean_or_known
+from support.errors import UserError, did_you_mean_or_known
 
 
 def add_arguments(parser):

@@ -9,10 +9,10 @@ import logging
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from config.path import check_config_path
 from modes.options import (
     DEFAULT_CONFIG, add_config, add_device, add_run_folder, checkpoint, process_group, refuse, training_config,
     training_path)
+from support.errors import check_config_path
 from support.files import writing
 
 

@@ -9,7 +9,7 @@ from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, ke
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
 from support import distributed
-from support.names import did_you_mean_or_known
+from support.errors import did_you_mean_or_known
 from support.ranges import AtLeastZero, NotNegative, Scale
 
 IMAGE_LOSSES = 'l1', 'laplacian', 'perceptual'      # of the prediction, and times `first_scale` of I_g^1

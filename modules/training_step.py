@@ -18,8 +18,7 @@ from modules.build import build_discriminator, build_model, build_objective
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, Step, needs_discriminator
 from support import distributed
-from support.errors import UserError
-from support.names import did_you_mean_or_known
+from support.errors import UserError, did_you_mean_or_known
 from support.weights import load_optimizer, load_weights
 
 

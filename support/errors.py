@@ -1,4 +1,7 @@
-"""The one exception that means: the user can fix this."""
+"""UserError, the error that its user can mend, and what its message says: nearest names, one line."""
+
+import difflib
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,3 +25,27 @@ def one_line(error):
         text = text.splitlines()[-1]
     text = ''.join(sign if sign.isprintable() else sign.encode('unicode_escape').decode() for sign in text)
     return text if len(text) <= LONGEST else f'{text[:LONGEST - 400]} ... {text[-390:]}'
+
+
+def nearest(name, known, cutoff=0.5):
+    """The most similar of the `known` names; None where no similarity reaches `cutoff`, in [0, 1]."""
+    return next(iter(difflib.get_close_matches(str(name), list(known), 1, cutoff)), None)
+
+
+def did_you_mean(name, known, cutoff=0.5):
+    """'; did you mean X?' with the nearest of the `known` names, or '' without one."""
+    close = nearest(name, known, cutoff)
+    return f'; did you mean {close}?' if close else ''
+
+
+def did_you_mean_or_known(name, known, cutoff=0.5):
+    """As `did_you_mean`, or '; known: ...' with all `known` names."""
+    return did_you_mean(name, known, cutoff) or f'; known: {", ".join(known)}'
+
+
+def check_config_path(path):
+    """Raise a UserError that names the nearest config unless `path` is a file. Here, as it must not import PyTorch."""
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob('*.yaml')) if path.parent.is_dir() else []
+        raise UserError(f'config {path} does not exist{did_you_mean(path, known)}')

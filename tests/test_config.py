@@ -84,6 +84,21 @@ def test_of_several_bases_later_ones_win(tmp_path):
             schema.load(tmp_path / 'child.yaml')
 
 
+def test_keys_of_earlier_configs_mean_the_same(tmp_path):
+    (tmp_path / 'old.yaml').write_text(f"""base: {VOX}
+model_params: {{motion_codebook_params: {{scales: 2}}}}
+train_params: {{objective_params: {{loss_weights: {{coarse: 0.25}}}}}}""")
+    config = schema.load(tmp_path / 'old.yaml')
+    assert config.model_params.motion_codebook_params.num_scales == 2
+    assert config.train_params.objective_params.loss_weights['first_scale'] == 0.25
+    raw = config.as_dict()                                      # as a checkpoint holds it
+    raw['model_params']['motion_codebook_params']['scales'] = raw['model_params']['motion_codebook_params'].pop(
+        'num_scales')
+    assert schema.parse(raw, 'x.pt') == config
+    new = schema.load(tmp_path / 'old.yaml', ['model_params.motion_codebook_params.num_scales=1'])
+    assert new.model_params.motion_codebook_params.num_scales == 1
+
+
 def test_a_config_survives_being_written(tmp_path):
     config = tiny()
     schema.save(config, tmp_path / 'x.yaml')
