@@ -1,13 +1,16 @@
 """What codes mean: how often each is chosen, the image windows that choose it, the flow it decodes to."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from figures.draw import EMPTY, FAINT, Scales, colour_wheel, draw_bars, draw_panel
+from figures.figure import Panel
 from figures.sheet import EDGE, GAP, TEXT, WHEEL, Writer
-from modules.codebook import perplexity
-from modules.figure import Panel
+from modules.codebook import Codebook, Quantized, perplexity
+from modules.synergy import Synergy
 from visualizer import INK
 
 WINDOWS = 6                  # kept of every code: those nearest to it, each of another frame
@@ -17,6 +20,52 @@ COLUMNS = 32                 # of a map of all codes
 SHOWN = 24                   # most used codes in an atlas
 CHART = (1024, 96)           # of a bar chart, pixels
 BESIDE = 100                 # width of what is written beside a row of windows, pixels
+
+
+class Chosen(NamedTuple):
+    """The codes that one codebook, named `book`, chose for a frame at one scale; scale 0 is the coarsest."""
+    book: str
+    scale: int
+    codebook: Codebook
+    quantized: Quantized
+
+    @property
+    def first(self):
+        """Index in the whole codebook of the scale's code 0."""
+        return self.codebook.slices[self.scale].start
+
+    @property
+    def count(self):
+        """Number of codes of the scale."""
+        return len(self.codebook.codes(self.scale))
+
+    @property
+    def distance(self):
+        """(B, H, W) Euclidean distance of every feature from its code."""
+        return (self.quantized.encoded.float() - self.quantized.vectors.float()).norm(dim=1)
+
+
+def chosen_codes(model, generated, driving):
+    """Codes of a rendered frame and of its driving image (1, 3, H, W): {'BOOK SCALE': Chosen}; {} without codebooks."""
+    if not isinstance(model, Synergy):
+        return {}
+    pyramid, middle_tap = model.encoder.tapped(driving)
+    model.learn_codes(generated, [middle_tap, *pyramid[1:]])
+    return {f'{name} {scale + 1}': Chosen(name, scale, book, found)
+            for name, book, quantized in model.codebooks(generated) for scale, found in enumerate(quantized)}
+
+
+def motion_code_flows(motion):
+    """The flow that each motion code decodes to, (K, p, p, 2): D_M of a 3 x 3 field of the code, middle token.
+
+    motion: modules.motion_compensation.MotionCompensation
+    """
+    codes, size = motion.codebook.embedding, motion.retrieval.size[0]
+    decoded = motion.decode(codes[:, :, None, None].expand(-1, -1, 3, 3)).float()                # (K, 2, 3p, 3p)
+    patch = decoded.shape[-1] // 3
+    middle = decoded[..., patch:2 * patch, patch:2 * patch]
+    # In pixels of the flow, whose side is `size` tokens.
+    return middle.permute(0, 2, 3, 1) * 2 / (size * patch - 1)
 
 
 class CodeUse:

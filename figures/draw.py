@@ -1,4 +1,4 @@
-"""Panels of modules/figure.py as pictures: colours, and one scale per quantity and sheet."""
+"""Panels of figures/figure.py as pictures: colours, and one scale per quantity and sheet."""
 
 import colorsys
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from modules.figure import pixels
+from figures.figure import pixels
 from modules.warp import identity_grid
 from visualizer import BACKGROUND, INK, draw_keypoints, enlarge, heat_to_rgb, motion_to_rgb, occlusion_to_rgb, to_uint8
 

@@ -20,13 +20,28 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from figures.codes import code_windows, count_codes, draw_all_codes, draw_atlas, draw_usage
+from figures.codes import (
+    chosen_codes, code_windows, count_codes, draw_all_codes, draw_atlas, draw_usage, motion_code_flows)
+from figures.dagan import dagan_figures
+from figures.figure import Moment, common_figures, first_order_figures
+from figures.mcnet import mcnet_figures
+from figures.mrfa import mrfa_figures
 from figures.sheet import draw_sheet
+from figures.synergy import synergy_figures
 from inference import Motion, Renderer
-from modules.figure import Moment
+from modules.dagan import Dagan
+from modules.first_order import FirstOrderTalkingHead
+from modules.mcnet import MCNet
+from modules.mrfa import Mrfa
+from modules.synergy import Synergy
+from modules.talking_head import TalkingHead
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from visualizer import save_png
+
+# {class: function of a model and a Moment that returns Figures}; a method has those of all its base classes.
+FIGURES = {TalkingHead: common_figures, FirstOrderTalkingHead: first_order_figures, MCNet: mcnet_figures,
+           Mrfa: mrfa_figures, Dagan: dagan_figures, Synergy: synergy_figures}
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +132,11 @@ def _check(cases, at):
             raise UserError(f'--at {at[0]} {at[1]}: lies outside of the picture of {size}x{size} pixels')
 
 
+def figures_of(model, moment):
+    """All Figures of a moment, those of base classes first."""
+    return [figure for cls in reversed(type(model).__mro__) if cls in FIGURES for figure in FIGURES[cls](model, moment)]
+
+
 # ---------------------------------------------------------------------------- rendering
 
 @torch.inference_mode()
@@ -128,7 +148,7 @@ def _figures(model, case, index, device, precision, at):
     moment = Moment(driven.image, made.images, driven.state, made.found, made.pose, made.generated,
                     case.same_identity, at)
     with renderer.autocast():
-        return model.figures(moment), moment.size
+        return figures_of(model, moment), moment.size
 
 
 def _count(model, clips, limit, device, precision):
@@ -153,7 +173,7 @@ def _count_clip(model, clip, indices, uses, device, precision):
     driven = renderer.follow(clip.read([0])[0])
     for made in driven.render(frame for index in indices for frame in clip.read([index])):
         with renderer.autocast():
-            chosen = model.chosen_codes(made.generated, made.images)
+            chosen = chosen_codes(model, made.generated, made.images)
         if not chosen:
             return False
         count_codes([(made.driving[0], chosen)], uses, len(made.driving[0]))
@@ -163,12 +183,12 @@ def _count_clip(model, clip, indices, uses, device, precision):
 # ---------------------------------------------------------------------------- files
 
 def _code_sheets(model, uses, size, about):
-    flows = model.code_flows()
     sheets = [Sheet('codes-usage.png', 'Code usage', about, draw_usage(uses, about))]
     for book in dict.fromkeys(use.book for use in uses.values()):
         mine = {name: use for name, use in uses.items() if use.book == book}
+        flows = motion_code_flows(model.motion) if book == 'motion' else None
         sheets.append(Sheet(f'codes-{book}.png', f'{book.capitalize()} codes', about,
-                            draw_all_codes(book, mine, size, flows.get(book))))
+                            draw_all_codes(book, mine, size, flows)))
         sheets += [Sheet(f'codes-{name.replace(" ", "-")}-windows.png', f'Windows of {name}', about,
                          draw_atlas(name, use))
                    for name, use in mine.items()]

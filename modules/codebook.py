@@ -112,29 +112,6 @@ class Whitening(nn.Module):
         self.covariance.lerp_(square - mean.outer(mean) + (mean - self.mean).outer(mean - self.mean), weight)
 
 
-class Chosen(NamedTuple):
-    """What a codebook made of one frame at one scale, 0 the coarsest; `book` is its name."""
-    book: str
-    scale: int
-    codebook: 'Codebook'
-    quantized: Quantized
-
-    @property
-    def first(self):
-        """Index in the whole codebook of the scale's code 0."""
-        return self.codebook.slices[self.scale].start
-
-    @property
-    def count(self):
-        """Number of codes of the scale."""
-        return len(self.codebook.codes(self.scale))
-
-    @property
-    def distance(self):
-        """(B, H, W) Euclidean distance of every feature from its code."""
-        return (self.quantized.encoded.float() - self.quantized.vectors.float()).norm(dim=1)
-
-
 class Codebook(nn.Module):
     """K codes of D dimensions, allotted to scales; quantises features and keeps count of the codes in use."""
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.dagan_figures import dagan_figures
 from modules.dense_motion import SourceImage
 from modules.depth import DepthNetwork, DepthParams
 from modules.discriminator import MultiScaleDiscriminatorParams
@@ -124,6 +123,3 @@ class Dagan(Fomm):
     @property
     def parts(self):
         return ('attention 1',)
-
-    def figures(self, moment):
-        return super().figures(moment) + dagan_figures(self, moment)

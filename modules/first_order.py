@@ -10,7 +10,6 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, SourceImage
-from modules.figure import coarse_figure
 from modules.keypoint_detector import KeypointDetector
 from modules.layers import DownBlock2d, SameBlock2d, check_halvings, check_hourglasses, from_unit, to_unit
 from modules.talking_head import Generated, SourceState, TalkingHead
@@ -95,9 +94,6 @@ class FirstOrderTalkingHead(TalkingHead):
         generated = self.render(self._source_state(observed, source_keypoints), driving_keypoints)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
         return generated
-
-    def figures(self, moment):
-        return [*super().figures(moment), coarse_figure(moment)]
 
     def move_source(self, source, driving):
         source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)

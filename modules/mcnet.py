@@ -17,7 +17,6 @@ from modules.discriminator import MultiScaleDiscriminatorParams
 from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
-from modules.mcnet_figures import mcnet_figures
 from modules.warp import occlude, resize, warp
 from support.ranges import LayerCount, TensorSize
 
@@ -261,9 +260,6 @@ class MCNet(FirstOrderTalkingHead):
     @property
     def parts(self):
         return tuple(f'memory {scale + 1}' for scale in range(len(self.levels)))
-
-    def figures(self, moment):
-        return super().figures(moment) + mcnet_figures(self, moment)
 
 
 def feature_consistency(feature, value):

@@ -90,15 +90,6 @@ class MotionCompensation(nn.Module):
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)
         return from_displacement(residual.float()), occlusion.float(), motion
 
-    def decode_codes(self):
-        """What codes mean: D_M of a 3 x 3 field of each alone, middle token: (K, p, p, 2) differences of flows."""
-        codes, size = self.codebook.embedding, self.retrieval.size[0]
-        decoded = self.decode(codes[:, :, None, None].expand(-1, -1, 3, 3)).float()                  # (K, 2, 3p, 3p)
-        patch = decoded.shape[-1] // 3
-        middle = decoded[..., patch:2 * patch, patch:2 * patch]
-        # In pixels of the flow, whose side is `size` tokens.
-        return middle.permute(0, 2, 3, 1) * 2 / (size * patch - 1)
-
     def learn(self, flows, features):
         """Eq. 3 for the flows M^{i-1} (B, h, w, 2) of all scales and their encodings (B, d_m, h_m, w_m).
 

@@ -17,7 +17,6 @@ from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, chec
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, shrunk, tokens
-from modules.mrfa_figures import mrfa_figures
 from modules.warp import from_pixels, occlude, pixel_grid, resize, resize_flow, sample, to_displacement, warp
 from support.ranges import LayerCount, Positive, TensorSize
 
@@ -259,6 +258,3 @@ class Mrfa(FirstOrderTalkingHead):
     @property
     def parts(self):
         return tuple(f'refinement {scale + 1}' for scale in range(len(self.params.widths)))
-
-    def figures(self, moment):
-        return super().figures(moment) + mrfa_figures(self, moment)

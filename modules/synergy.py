@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.appearance_compensation import AppearanceCompensation, WindowEmbedding
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLevel, Fusion
-from modules.codebook import Chosen, CodebookParams, Quantized, usage
+from modules.codebook import CodebookParams, Quantized, usage
 from modules.convolutions import keep_layout
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
@@ -18,7 +18,6 @@ from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.layers import Downsample, ResBlock, Upsample, check_hourglasses, shrunk
 from modules.motion_compensation import MotionCompensation
 from modules.retrieval import Projection, RetrievalLayer
-from modules.synergy_figures import synergy_figures
 from modules.talking_head import Generated, SourceState, TalkingHead
 from modules.warp import occlude, warp
 from support.ranges import TensorSize
@@ -203,7 +202,7 @@ class Synergy(TalkingHead):
         generated.prediction, generated.first_scale_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
-        self._learn_codes(generated, codebook_targets)
+        self.learn_codes(generated, codebook_targets)
         return generated
 
     def move_source(self, source, driving):
@@ -285,7 +284,7 @@ class Synergy(TalkingHead):
         halves = state.chunk(len(state) // len(feature))
         return torch.cat([fusion(halves[0], feature), halves[-1]])
 
-    def _learn_codes(self, generated, targets):
+    def learn_codes(self, generated, targets):
         """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""
         losses = {}
         if self.motion_scales:
@@ -297,36 +296,24 @@ class Synergy(TalkingHead):
                                               for scale in range(self.appearance_scales)]
             losses['appearance_code'] = sum(quantized.loss for quantized in generated.appearance_quantized)
         generated.losses = losses
-        for name, book, quantized in self._codebooks(generated):
+        for name, book, quantized in self.codebooks(generated):
             for scale, found in enumerate(quantized):
                 used, perplexity = usage(found.indices, len(book.codes(scale)))
                 generated.diagnostics |= {f'codes_used/{name}_{scale}': used, f'perplexity/{name}_{scale}': perplexity}
 
-    def _codebooks(self, generated):
+    def codebooks(self, generated):
         """(name, Codebook, Quantized per scale) of each codebook that the model has."""
         if self.motion_scales:
             yield 'motion', self.motion.codebook, generated.motion_quantized
         if self.appearance_scales:
             yield 'appearance', self.appearance.codebook, generated.appearance_quantized
 
-    def chosen_codes(self, generated, driving):
-        pyramid, middle_tap = self.encoder.tapped(driving)
-        self._learn_codes(generated, [middle_tap, *pyramid[1:]])
-        return {f'{name} {scale + 1}': Chosen(name, scale, book, found)
-                for name, book, quantized in self._codebooks(generated) for scale, found in enumerate(quantized)}
-
-    def code_flows(self):
-        return {'motion': self.motion.decode_codes()} if self.motion_scales else {}
-
-    def figures(self, moment):
-        return super().figures(moment) + synergy_figures(self, moment)
-
     def code_counts(self, source, driving):
         generated = self(source, driving)
         return {f'{name} {scale}': torch.bincount(found.indices.flatten(), minlength=len(book.codes(scale)))
-                for name, book, quantized in self._codebooks(generated) for scale, found in enumerate(quantized)}
+                for name, book, quantized in self.codebooks(generated) for scale, found in enumerate(quantized)}
 
     def after_update(self, generated):
         """Bring codes back that nothing has used for long (CodebookParams.revive_after)."""
-        for _, book, quantized in self._codebooks(generated):
+        for _, book, quantized in self.codebooks(generated):
             book.revive(quantized)

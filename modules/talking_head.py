@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modules.figure import ablation_figure, motion_figure
-
 
 class Keypoints(NamedTuple):
     """FOMM keypoints of a batch of images.
@@ -113,7 +111,7 @@ class TalkingHead(nn.Module):
         """
         raise NotImplementedError
 
-    # What `--mode inspect` asks
+    # Inference without parts of the method (`--mode inspect`)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -130,21 +128,6 @@ class TalkingHead(nn.Module):
     def skips(source: SourceState, kind: str, scale: int) -> bool:
         """Whether `render` shall leave out the part of this kind at this scale, 0 the coarsest."""
         return f'{kind} {scale + 1}' in source.skipped
-
-    def figures(self, moment) -> list:
-        """What there is to see of one modules.figure.Moment: Figures. Methods add what they have of their own."""
-        return list(filter(None, [motion_figure(moment), ablation_figure(self, moment)]))
-
-    def chosen_codes(self, generated: Generated, driving: Tensor) -> dict:
-        """What the codebooks make of a rendered flow and of its driving image: {'BOOK SCALE': codebook.Chosen}.
-
-        Empty for methods without codebooks.
-        """
-        return {}
-
-    def code_flows(self) -> dict[str, Tensor]:
-        """What codes of motion mean: {book: (K, p, p, 2) residual flows, one token each}."""
-        return {}
 
     def code_counts(self, source: Tensor, driving: Tensor) -> dict[str, Tensor]:
         """How often each code is chosen for these images (B, 3, H, W): {'codebook scale': counts (K_i,)}.

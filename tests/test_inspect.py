@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 import run
-from figures.codes import TILE, count_codes, draw_all_codes
+from figures.codes import TILE, Chosen, chosen_codes, count_codes, draw_all_codes
 from figures.draw import EMPTY, Scales, draw_panel, index_colours
+from figures.figure import Moment, Panel, psnr
+from figures.inspect import figures_of
 from figures.sheet import EDGE, draw_sheet
 from logger import write_checkpoint
 from modules.build import build_model
-from modules.codebook import Chosen, Codebook, CodebookParams
-from modules.figure import Moment, Panel, psnr
+from modules.codebook import Codebook, CodebookParams
 from modules.layers import to_unit, tokens
 from modules.warp import from_displacement, identity_grid, to_displacement, warp
 from tests.support.small import small_model
@@ -40,8 +41,8 @@ def moment_of(model, at=None, size=None):
 
 
 @torch.no_grad()
-def figures_of(model, moment):
-    return {figure.name: figure for figure in model.figures(moment)}
+def named_figures(model, moment):
+    return {figure.name: figure for figure in figures_of(model, moment)}
 
 
 def panel(figure, title, row=None):
@@ -114,7 +115,7 @@ def test_leaving_out_one_part_leaves_the_others():
 def test_chosen_codes_are_those_of_quantisation():
     model, source, driving = setting()
     generated = model.render(model.encode_source(source), model.keypoints(driving))
-    chosen = model.chosen_codes(generated, driving)
+    chosen = chosen_codes(model, generated, driving)
     pyramid, middle_tap = model.encoder.tapped(driving)
     for scale, feature in enumerate([middle_tap, *pyramid[1:]]):
         expected = model.appearance.learn(scale, feature).indices
@@ -125,7 +126,7 @@ def test_chosen_codes_are_those_of_quantisation():
 def test_index_maps_are_those_of_quantize_in_the_colours_of_their_numbers():
     model, _, _ = setting()
     moment = moment_of(model)
-    figures = figures_of(model, moment)
+    figures = named_figures(model, moment)
     for scale, feature in enumerate(moment.generated.motion_features):
         indices = model.motion.codebook.quantize(feature, scale).indices
         shown = panel(figures['indices'], f'motion, scale {scale + 1}')
@@ -140,7 +141,7 @@ def test_switching_compensation_off_by_hand_gives_the_frame_of_the_figure():
     torch.manual_seed(0)
     model = build_model(tiny('model_params.occlusion_update=logit')).eval()
     moment = moment_of(model)
-    figure = figures_of(model, moment)['ablation']
+    figure = named_figures(model, moment)['ablation']
     heads = model.motion.update
     for layer in (heads.motion[-1], heads.occlusion[-1]):       # no residuals
         layer.weight.zero_(), layer.bias.zero_()
@@ -154,7 +155,7 @@ def test_switching_compensation_off_by_hand_gives_the_frame_of_the_figure():
     model.appearance.forward = lambda scale, warped, *rest: warped if scale == 1 else forward(scale, warped, *rest)
     by_hand = model.render(moment.state, moment.keypoints).prediction
     model.appearance.forward = forward
-    figure = figures_of(model, moment)['ablation']              # of a model without residuals, all its scales again
+    figure = named_figures(model, moment)['ablation']              # of a model without residuals, all its scales again
     torch.testing.assert_close(panel(figure, 'no appearance 2').value, by_hand)
     assert not torch.allclose(panel(figure, 'no appearance 2').value, panel(figure, 'no appearance 3').value)
 
@@ -182,7 +183,7 @@ def test_a_codebook_with_one_live_code_shows_exactly_that():
 def test_codes_read_at_a_place_are_those_of_attention_there(book):
     model, _, _ = setting()
     moment = moment_of(model, at=(20, 9))                       # token (1, 2) of 4 x 4 of 8 px
-    figure = figures_of(model, moment)['reads']
+    figure = named_figures(model, moment)['reads']
     assert set(figure.numbers['codes']) == {f'{name} {scale}' for name in ('motion', 'appearance')
                                             for scale in range(1, 5)}
     retrieval = getattr(model, book).retrieval
@@ -211,7 +212,7 @@ def test_codes_read_at_a_place_are_those_of_attention_there(book):
 def test_mcnet_shows_its_memory_before_and_after_conditioning():
     model = small_model('mcnet')
     moment = moment_of(model)
-    figures, compensation = figures_of(model, moment), model.compensation
+    figures, compensation = named_figures(model, moment), model.compensation
     memory = figures['memory']
     assert torch.equal(panel(memory, 'channel 2', row=0).value, compensation.memory[:, 2:3])
     feature, source = moment.generated.features[1], moment.state.keypoints.value
@@ -222,7 +223,7 @@ def test_mcnet_shows_its_memory_before_and_after_conditioning():
     torch.testing.assert_close(panel(figures['recall'], 'values in memory', row=1).value, moment.generated.values[1])
     torch.testing.assert_close(panel(figures['recall'], 'warped feature', row=1).value, feature)
     elsewhere = moment.state.keypoints._replace(value=source + 0.5)
-    other = figures_of(model, replace(moment, state=replace(moment.state, keypoints=elsewhere)))['memory']
+    other = named_figures(model, replace(moment, state=replace(moment.state, keypoints=elsewhere)))['memory']
     assert not torch.allclose(panel(other, 'all channels', row=2).value, conditioned)
     assert torch.equal(panel(other, 'all channels', row=0).value, panel(memory, 'all channels', row=0).value)
 
@@ -231,7 +232,7 @@ def test_mcnet_shows_its_memory_before_and_after_conditioning():
 def test_what_mcnet_finds_is_its_values_weighted_by_what_it_reads():
     model = small_model('mcnet')
     moment = moment_of(model, at=(40, 21))
-    figures = figures_of(model, moment)
+    figures = named_figures(model, moment)
     shares = panel(figures['reads'], 'scale 1').value.flatten() / 100
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
     values = panel(figures['recall'], 'values in memory', row=0).value[0].flatten(1)             # (C, M*M)
@@ -244,7 +245,7 @@ def test_what_mcnet_finds_is_its_values_weighted_by_what_it_reads():
 def test_mcnet_without_memory_decodes_what_is_warped():
     model = small_model('mcnet')
     moment = moment_of(model)
-    figure = figures_of(model, moment)['ablation']
+    figure = named_figures(model, moment)['ablation']
     model.compensation.forward = lambda scale, warped, keypoints: (warped, None, None)
     by_hand = model.render(moment.state, moment.keypoints).prediction
     torch.testing.assert_close(panel(figure, 'no memory').value, by_hand)
@@ -257,7 +258,7 @@ def test_mcnet_without_memory_decodes_what_is_warped():
 def test_mrfa_shows_each_correction():
     model = small_model('mrfa')
     moment = moment_of(model)
-    figure = figures_of(model, moment)['refinement']
+    figure = named_figures(model, moment)['refinement']
     torch.nn.init.zeros_(model.refinement.update.motion[-1].weight)
     torch.nn.init.zeros_(model.refinement.update.motion[-1].bias)
     prior = model.render(moment.state, moment.keypoints).flows
@@ -279,13 +280,13 @@ def test_mrfa_shows_each_correction():
 def test_mrfa_shows_the_correlation_of_a_place():
     model = small_model('mrfa')
     moment = moment_of(model, at=(40, 21))
-    figure = figures_of(model, moment)['correlation']
+    figure = named_figures(model, moment)['correlation']
     driving = model.structure.encode_driving(moment.keypoints.value)
     source = model.structure.encode_source(moment.state.keypoints.value, moment.state.features.small.image)
     by_hand = torch.einsum('c,chw->hw', driving[0, :, 21 // 4, 40 // 4], source[0]) / len(driving[0]) ** 0.5
     torch.testing.assert_close(panel(figure, 'correlation').value[0, 0], by_hand)
     # The 16 px iteration reads its own grid: what it sees is cut out of the whole around where its flow points.
-    flow = panel(figures_of(model, moment)['refinement'], 'M0 and all so far', row=1).value[0, 21 // 4, 40 // 4]
+    flow = panel(named_figures(model, moment)['refinement'], 'M0 and all so far', row=1).value[0, 21 // 4, 40 // 4]
     steps = torch.arange(-3, 4) * 2 / 15
     around = flow + torch.stack(torch.meshgrid(steps, steps, indexing='ij')[::-1], -1)
     expected = F.grid_sample(by_hand[None, None], around[None], align_corners=True)
@@ -298,7 +299,7 @@ def test_mrfa_shows_the_correlation_of_a_place():
 def test_dagan_shows_disparities_and_what_a_place_attends_to():
     model = small_model('dagan')
     moment = moment_of(model, at=(40, 21))
-    figures = figures_of(model, moment)
+    figures = named_figures(model, moment)
     for name, image in (('source', moment.source), ('driving', moment.driving)):
         torch.testing.assert_close(panel(figures['depth'], f'disparity of the {name}').value,
                                    model.depth(to_unit(image)))
@@ -318,7 +319,7 @@ def test_dagan_shows_disparities_and_what_a_place_attends_to():
 def test_every_figure_can_be_drawn_and_its_numbers_saved(method):
     model = small_model(method)
     moment = moment_of(model, at=(63, 0))
-    for figure in figures_of(model, moment).values():
+    for figure in named_figures(model, moment).values():
         picture, scales = draw_sheet(figure, moment.size, arrows=True)
         assert picture.dtype == np.uint8 and picture.std() > 5
         json.dumps([figure.numbers, scales.as_json()], allow_nan=False)

@@ -81,13 +81,14 @@ def config(tmp_path, monkeypatch):
 
 
 def test_a_new_method_runs_in_every_mode(config, tmp_path, capsys):
-    for mode in ('train', 'reconstruction', 'animate'):
+    for mode in ('train', 'reconstruction', 'animate', 'inspect'):
         arguments = ['--mode', mode, '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu']
         assert run.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
     folder = tmp_path / 'log' / 'toy'
     assert (folder / 'checkpoints' / '00000003.pt').is_file() and list((folder / 'pictures').glob('*.png'))
     assert (folder / 'reconstruction' / 'metrics.json').is_file()
     assert list((folder / 'animation').glob('*.mp4'))
+    assert {path.name for path in (folder / 'inspect').glob('*.png')} == {'01-motion.png', '02-motion.png'}
 
 
 def test_a_method_without_coarse_flow_has_no_motion_iterations(config, tmp_path, capsys):

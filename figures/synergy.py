@@ -4,13 +4,14 @@ from contextlib import ExitStack
 
 import torch
 
+from figures.codes import chosen_codes, motion_code_flows
+from figures.figure import READ_CODES, Figure, Panel, Row, calls_of, coarse_figure, difference, pixels, spread_note
 from modules.codebook import perplexity
-from modules.figure import READ_CODES, Figure, Panel, Row, calls_of, coarse_figure, difference, pixels, spread_note
 
 
 def synergy_figures(model, moment):
     """Figures of Synergy beyond what all methods have; those of a codebook that is not built are left out."""
-    chosen = model.chosen_codes(moment.generated, moment.driving)
+    chosen = chosen_codes(model, moment.generated, moment.driving)
     figures = [coarse_figure(moment)]
     if chosen:
         figures += [_codebooks(moment, chosen), _indices(moment, chosen)]
@@ -89,8 +90,9 @@ def _reads(model, moment):
                  for name, module in books}
         model.render(moment.state, moment.keypoints)
 
-    rows, numbers, meaning = [], {}, model.code_flows()
+    rows, numbers = [], {}
     for name, module in books:
+        flows = motion_code_flows(module) if name == 'motion' else None
         token = moment.token(module.retrieval.size[0])
         for scale, part in enumerate(module.codebook.slices):
             weights = torch.stack([layer.cross_attention.weights(*seen[scale])[0, :, token].mean(0)
@@ -100,7 +102,7 @@ def _reads(model, moment):
             numbers[f'{name} {scale + 1}'] = codes
             panels = [Panel('bars', f'{name}, scale {scale + 1}', weights,
                             f'{len(weights)} codes, perplexity {perplexity(weights):.1f}')]
-            panels += [_code_panel(name, code, meaning.get(name)) for code in codes]
+            panels += [_code_panel(name, code, flows) for code in codes]
             rows.append(Row('', panels))
     x, y = moment.at
     return Figure('reads', f'Codes read for x {x}, y {y}',

@@ -1,7 +1,7 @@
 """DaGAN's depth, what attention from it adds, and where a place attends to."""
 
+from figures.figure import READ_CODES, Figure, Panel, Row, length, range_note
 from modules.codebook import perplexity
-from modules.figure import READ_CODES, Figure, Panel, Row, length, range_note
 from modules.layers import to_unit
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from modules.figure import Figure, Panel, Row, calls_of, pixels, range_note, spread_note
+from figures.figure import Figure, Panel, Row, calls_of, pixels, range_note, spread_note
 
 UNIT = 'correlation'     # of maps: inner products of structure, over the root of their channels
 

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from figures.figure import READ_CODES, Figure, Panel, Row, length, range_note
 from modules.codebook import perplexity
-from modules.figure import READ_CODES, Figure, Panel, Row, length, range_note
 
 CHANNELS = 6             # of a memory drawn one by one, evenly spread over all
 

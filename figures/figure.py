@@ -1,6 +1,6 @@
-"""What a method shows of itself: figures that are not drawn yet, for `--mode inspect`.
+"""Descriptions of the figures of `--mode inspect`: which tensors of a rendered frame to show, and the common figures.
 
-A method says which tensors belong together and what they are; figures/ decides on colours, scales and layout.
+A description names tensors and their kind; figures/draw.py and figures/sheet.py choose colours, scales and layout.
 """
 
 from contextlib import contextmanager
@@ -136,6 +136,16 @@ def calls_of(module):
 
 # ---------------------------------------------------------------------------- what all methods have
 
+def common_figures(model, moment):
+    """Figures of every method."""
+    return [motion_figure(moment), *([ablation_figure(model, moment)] if model.parts else [])]
+
+
+def first_order_figures(model, moment):
+    """Figures of methods with FOMM's motion beyond the common ones."""
+    return [coarse_figure(moment)]
+
+
 def motion_figure(moment):
     """Keypoints, every flow of `Generated` with what it adds to the one before, occlusion, the source it moves."""
     generated, size = moment.generated, moment.size
@@ -175,9 +185,7 @@ def coarse_figure(moment):
 
 
 def ablation_figure(model, moment):
-    """The same frame with parts of the model switched off: all of one kind, then one by one. None without parts."""
-    if not model.parts:
-        return None
+    """The same frame with parts of the model switched off: all of one kind, then one by one."""
     kinds = {}
     for part in model.parts:
         kinds.setdefault(part.split()[0], []).append(part)
