@@ -9,19 +9,16 @@
              /tensorboard/                 ... and for TensorBoard
 """
 
-import hashlib
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from config import schema
-from config.changes import changes, check_going_on
-from modules import ladder
+from config.changes import changes
 from support.errors import UserError
 from support.files import make_folder, writing, written_whole
-from support.weights import check_file, load_tensors, save_tensors
+from support.weights import load_tensors, save_tensors
 from visualizer import save_png
 
 CHECKPOINT_FORMAT = 1
@@ -44,8 +41,8 @@ class RunFolder:
 
     # What the run is
 
-    def begin(self, config, start):
-        """Keep by what config the run goes on from its Beginning, and with whose weights it began."""
+    def save_config(self, config, start):
+        """Save the config and where the initial weights came from (ResumePoint); drop log lines of later steps."""
         if self.writes:
             schema.save(config, self.path / 'config.yaml')
             if start.origin is not None:
@@ -54,7 +51,7 @@ class RunFolder:
         self.rewind(start.step)
 
     def origin(self):
-        """Beginning.origin of the run, as it was kept; UserError if the file is damaged."""
+        """ResumePoint.origin of the run, as `save_config` wrote it; UserError if the file is damaged."""
         path = self.path / 'origin.json'
         if not path.is_file():
             return None
@@ -62,8 +59,8 @@ class RunFolder:
             origin = json.loads(path.read_text())
             return {key: kind(origin[key]) for key, kind in (('checkpoint', str), ('sha256', str), ('step', int))}
         except (ValueError, KeyError, TypeError):
-            raise UserError(f'{path}: is damaged; it says which weights this run began with: begin with them under '
-                            'another --run_name') from None
+            raise UserError(f'{path}: is damaged; it names the weights that this run began with: start a new run with '
+                            'them under another --run_name') from None
 
     # Checkpoints
 
@@ -215,87 +212,3 @@ def check_same_model(config, state, path, but=()):
         more = f', and {len(named) - 3} more keys differ' if len(named) > 3 else ''
         raise UserError(f'{path}: is of another model: {", ".join(named[:3])}{more}; give the --config it was trained '
                         'with, or none')
-
-
-# ---------------------------------------------------------------------------- where a run begins
-
-@dataclass
-class Beginning:
-    """Where training in a run folder begins.
-
-    path, state: the checkpoint, None for a run that begins with nothing
-    step:        iterations that the run has taken
-    origin:      of a run that began with weights of another one, which: its file `checkpoint` (absolute), `step` and
-                 `sha256`; None for others
-    changed:     what the config changed since the checkpoint, in one line; '' if nothing
-    image_size:  of a checkpoint that is of another image size than the run's model, which; None for others
-    """
-    path: Path | None = None
-    state: dict | None = None
-    step: int = 0
-    origin: dict | None = None
-    changed: str = ''
-    image_size: int | None = None
-
-    @property
-    def borrowed(self):
-        """Whether the checkpoint is another run's, of which the weights alone are taken."""
-        return self.origin is not None and self.path == Path(self.origin['checkpoint'])
-
-
-def beginning(run, config, checkpoint=None):
-    """Where training by `config` in the RunFolder begins: at its newest whole checkpoint if there is one.
-
-    checkpoint: otherwise, begin with the weights of this one; without it, with those that the run began with before;
-                they may be of another image size (modules/ladder.py)
-    Raises UserError for a checkpoint of another model, a run that began with other weights, a config that has changed
-    more than a run's may.
-    """
-    found, kept = run.newest(), run.origin()
-    given = None if checkpoint is None else _origin_of(run, checkpoint)
-    if found is not None:
-        if given is not None and (kept is None or kept['sha256'] != given['sha256']):
-            other = f'with {kept["checkpoint"]}' if kept else 'without weights of another'
-            raise UserError(f'{run.path}: holds a run that began {other}, not with {checkpoint}; choose another '
-                            f'--run_name, or go on with that run: --resume {run.path}')
-        path, state = found
-        check_same_model(config, state, path)
-        changed = check_going_on(checkpoint_config(state, path), config, path)
-        return Beginning(path, state, state['step'], kept, changed)
-
-    if given is None and kept is not None:
-        given = _origin_of(run, kept['checkpoint'])
-        if given['sha256'] != kept['sha256']:
-            raise UserError(f'{kept["checkpoint"]}: is not the file any more that the run in {run.path} began with; '
-                            'begin with it under another --run_name')
-    if given is None:
-        return Beginning()
-    path = Path(given['checkpoint'])
-    state = read_checkpoint(path)
-    size = checkpoint_config(state, path).model_params.image_size
-    if size == config.model_params.image_size:
-        check_same_model(config, state, path)
-        size = None
-    else:
-        check_ladder(config, state, path)
-    return Beginning(path, state, 0, given | {'step': state['step']}, image_size=size)
-
-
-def check_ladder(config, state, path):
-    """UserError if a model of `config` cannot begin with the weights of the checkpoint, of another image size."""
-    check_same_model(config, state, path, ladder.MAY_DIFFER)
-    try:
-        ladder.check_scales(checkpoint_config(state, path).model_params, config.model_params)
-    except ValueError as error:
-        raise UserError(f'{path}: {error}') from None
-
-
-def _origin_of(run, checkpoint):
-    """`Beginning.origin` of a checkpoint file but for its step; UserError if it is none, or the run's own."""
-    path = Path(checkpoint).resolve()
-    check_file(path)
-    if path.is_relative_to(run.path.resolve()):
-        raise UserError(f'{checkpoint}: is of the run in {run.path}, which a new one would overwrite; choose another '
-                        f'--run_name, or go on with that run: --resume {run.path}')
-    with open(path, 'rb') as file:
-        return {'checkpoint': str(path), 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}

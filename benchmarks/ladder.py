@@ -3,7 +3,8 @@
     python -m benchmarks.ladder [--seeds 0 1 2] [--out log/ladder] [--device auto] [--set key=value ...]
 
 For each seed, a 64 px model is trained by config/demo-64.yaml, and two 128 px models by benchmarks/ladder.yaml on the
-same samples for the same number of steps: one begins with the small one's weights (modules/ladder.py), one with none.
+same samples for the same number of steps: one begins with the small one's weights (modules/resize_checkpoint.py), one
+with none.
 Scores are training's own, on fixed pairs of people whom neither has seen. Prints a table and draws the curves; stopped,
 the same command goes on.
 """
@@ -19,9 +20,10 @@ from config import schema
 from logger import RunFolder
 from modes.options import choose_device
 from modules.training_step import build_training_step
+from resume import restore
 from support.errors import UserError
 from support.files import write_picture, written_whole
-from train import begin, train
+from train import train
 from validation import Validation
 
 SMALL, LARGE = Path('config/demo-64.yaml'), Path(__file__).with_suffix('.yaml')
@@ -44,7 +46,7 @@ def trained(folder, config, device, checkpoint=None, from_the_start=False):
     try:
         if from_the_start and not run.figures():
             state = build_training_step(config, device).state
-            begin(run, config, state, checkpoint)
+            restore(run, config, state, checkpoint)
             Validation(config, run, device)(state.ema, 0)
         train(config, run, device, checkpoint)
     finally:

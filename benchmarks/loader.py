@@ -30,7 +30,7 @@ from datasets.prepare.pack import pack
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from train import training_loader, training_set
+from datasets.loader import training_loader, training_set
 
 CLIPS, FRAMES = 4, 160     # of VoxCeleb's median length; how long a clip is decides what a whole one costs
 BATCH, STEP = 4, 0.125     # pairs and seconds of a step: 32 pairs/s, as two steps a second of batch 16

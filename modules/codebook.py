@@ -73,6 +73,12 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
+def join(parts):
+    """What several micro-batches chose as one Quantized, without code vectors and loss; features in their order."""
+    encoded, indices = (torch.cat([getattr(part, name) for part in parts]) for name in ('encoded', 'indices'))
+    return Quantized(encoded, None, indices, None)
+
+
 class Whitening(nn.Module):
     """Centres and decorrelates features by running statistics of the global batch.
 
@@ -150,7 +156,8 @@ class Codebook(nn.Module):
     def revive(self, quantized):
         """Move codes that were idle for `revive_after` steps onto features of this step.
 
-        quantized: per scale, coarsest first, the step's Quantized; features (B, D, H, W) of all processes take part
+        quantized: per scale, coarsest first, the Quantized of the step's whole batch in this process; features
+                   (B, D, H, W) of all processes take part
         """
         if not self.revive_after:
             return

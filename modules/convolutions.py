@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from modules.products import of_a_frame
+from modules.products import is_cpu_inference
 
 # ---------------------------------------------------------------------------- after making x larger
 
@@ -17,7 +17,7 @@ def upsampled_conv(x, conv):
     """
     if torch.is_grad_enabled():
         return RemadeConv.apply(x, conv.weight, conv.bias, Upsampled)
-    if not of_a_frame(x) or x.shape[2] * x.shape[3] < 1024:
+    if not is_cpu_inference(x) or x.shape[2] * x.shape[3] < 1024:
         return conv(Upsampled.of(x))
     taps = conv.weight.permute(0, 2, 3, 1)                                              # (C', 3, 3, C)
     kernels = added_taps(added_taps(taps, 1, 1), 3, 2).flatten(0, 2).permute(0, 3, 1, 2)       # (4C', C, 2, 2)

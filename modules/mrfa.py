@@ -205,7 +205,7 @@ class Mrfa(FirstOrderTalkingHead):
     """Refine FOMM's flow at every scale, warp the source's features by it, decode from coarse to fine."""
 
     Params = MrfaParams
-    blocks = (SourceContext, MotionEncoder, FlowUpdate)
+    checkpointed_blocks = (SourceContext, MotionEncoder, FlowUpdate)
 
     def __init__(self, params):
         super().__init__(params)

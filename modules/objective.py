@@ -33,8 +33,8 @@ class ObjectiveParams:
 
 
 @dataclass
-class Step:
-    """One generator step.
+class ObjectiveOutput:
+    """What the objective computes for one micro-batch.
 
     total:     scalar whose value is Eq. 6 and whose backward pass gives its gradient
     losses:    unweighted losses, detached scalars by name
@@ -97,7 +97,7 @@ class Objective(nn.Module):
         carried = sum((prediction * gradient).sum() for prediction, gradient in zip(predictions, gradients))
         total = inner + carried + (value - inner - carried).detach()
         losses = {name: loss.detach() for name, loss in (losses | image_losses).items()}
-        return Step(total, losses, generated, norms, terms)
+        return ObjectiveOutput(total, losses, generated, norms, terms)
 
     def _keypoint_losses(self, generated, driving, transform):
         transformed = self.model.keypoints(transform.warp_image(driving))

@@ -41,7 +41,7 @@ def pointwise(x, weight, bias):
     return F.conv2d(x, weight, bias, dilation=2 if alone else 1)
 
 
-def of_a_frame(x):
+def is_cpu_inference(x):
     """Whether x is on a CPU and only looked at: then it may be had faster, rounded otherwise.
 
     Gradients of weights that amplify rounding, as the parity fixtures' do, would show it.
@@ -61,7 +61,7 @@ def attention(query, keys, values, mask=None):
     pays = 2 ** 19 <= query.shape[2] * keys.shape[2] <= 2 ** 22
     if not pays or query.device.type != 'cpu' or query.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    if of_a_frame(query):
+    if is_cpu_inference(query):
         found = [product(weights(q, k, hidden), v[0].mT.contiguous()) for q, k, v, hidden in heads(
             query, keys, values, mask=mask)]
         return together(found, query)

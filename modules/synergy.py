@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modules.appearance_compensation import AppearanceCompensation, WindowEmbedding
 from modules.autoencoder import AutoencoderParams, Decoder, Encoder, EncoderLevel, Fusion
-from modules.codebook import CodebookParams, Quantized, usage
+from modules.codebook import CodebookParams, Quantized, join, usage
 from modules.convolutions import keep_layout
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
@@ -129,8 +129,8 @@ class Synergy(TalkingHead):
     Params = SynergyParams
     own_losses = ('motion_reconstruction', 'motion_code', 'appearance_code')
     has_coarse_flow = True
-    blocks = (EncoderLevel, ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, SourceContext, FlowUpdate,
-              MotionEncoder, WindowEmbedding)
+    checkpointed_blocks = (EncoderLevel, ResBlock, Upsample, Downsample, Fusion, RetrievalLayer, SourceContext,
+                           FlowUpdate, MotionEncoder, WindowEmbedding)
 
     def __init__(self, params):
         super().__init__()
@@ -313,7 +313,13 @@ class Synergy(TalkingHead):
         return {f'{name} {scale}': torch.bincount(found.indices.flatten(), minlength=len(book.codes(scale)))
                 for name, book, quantized in self.codebooks(generated) for scale, found in enumerate(quantized)}
 
-    def after_update(self, generated):
-        """Bring codes back that nothing has used for long (CodebookParams.revive_after)."""
-        for _, book, quantized in self.codebooks(generated):
-            book.revive(quantized)
+    def observe(self, generated):
+        """Per codebook, per scale: the features that were quantised and the codes that they chose."""
+        return [[found._replace(vectors=None, loss=None) for found in quantized]
+                for _, _, quantized in self.codebooks(generated)]
+
+    def after_update(self, observed):
+        """Revive codes that no feature has chosen for long (CodebookParams.revive_after)."""
+        books = [part.codebook for name, part in self.named_children() if name in ('motion', 'appearance')]
+        for book, parts in zip(books, zip(*observed, strict=True), strict=True):
+            book.revive([join(scale) for scale in zip(*parts, strict=True)])

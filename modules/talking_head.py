@@ -78,15 +78,15 @@ class TalkingHead(nn.Module):
     own_losses:      names that `forward` may put into Generated.losses
     has_coarse_flow: whether `move_source` is there, so that keypoints and coarse flow can be trained alone
     last_weight:     weight of the last layer, where the adaptive adversarial weight compares gradients
-    blocks:          kinds of modules that make up most of the model: what gradient checkpointing computes twice and
-                     torch.compile compiles. None with batch norm, whose statistics would move twice.
+    checkpointed_blocks: module classes that make up most of the model: activation checkpointing recomputes them and
+                     torch.compile compiles them. None with batch norm, whose statistics would be updated twice.
     """
 
     Params: type
     own_losses: tuple[str, ...] = ()
     has_coarse_flow: bool = False
     last_weight: nn.Parameter
-    blocks: tuple[type, ...] = ()
+    checkpointed_blocks: tuple[type, ...] = ()
 
     def keypoints(self, image: Tensor) -> Keypoints:
         """Keypoints of image (B, 3, H, W)."""
@@ -143,21 +143,24 @@ class TalkingHead(nn.Module):
         """
         return {}
 
-    def after_update(self, generated: Generated) -> None:
-        """Called after each update of the weights, with what the step's `forward` gave; most methods need nothing."""
+    def observe(self, generated: Generated):
+        """What `after_update` needs of a micro-batch's output; None for most methods."""
+
+    def after_update(self, observed: list) -> None:
+        """Called after each update of the weights, with what `observe` returned for each micro-batch of the step."""
 
     def outer_blocks(self):
-        """Modules of the kinds in `blocks` that are not inside of another one."""
+        """Modules of the classes in `checkpointed_blocks` that are not inside another one."""
         found, queue = [], list(self.children())
         while queue:
             module = queue.pop()
-            if isinstance(module, self.blocks):
+            if isinstance(module, self.checkpointed_blocks):
                 found.append(module)
             else:
                 queue.extend(module.children())
         return found
 
-    def recompute_blocks(self):
-        """Gradient checkpointing: blocks keep their input alone and compute the rest again in the backward pass."""
+    def enable_activation_checkpointing(self):
+        """Activation checkpointing: blocks store only their input and recompute the rest in the backward pass."""
         for block in self.outer_blocks():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

@@ -77,7 +77,7 @@ def estimate(config, batch):
         images = [torch.zeros(batch, 3, size, size) for _ in range(2)]
         kept = handed_out = _kept_bytes(lambda: model(*images))
         if params.checkpointing:
-            model.recompute_blocks()
+            model.enable_activation_checkpointing()
             kept = _kept_bytes(lambda: model(*images))
         weights = COPIES * _bytes(model)
         if needs_discriminator(objective):

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import run
-import train
 from benchmarks.campaign import fuzz, material, runner, weightfiles
 from benchmarks.campaign.__main__ import CAMPAIGNS
 from benchmarks.campaign.kill import steps_of
 from benchmarks.campaign.runner import Failure, Kind, run_campaign
+from datasets import loader
 from datasets.still import read_image
 from evaluation.store import Store
 from logger import RunFolder, read_checkpoint
@@ -243,8 +243,8 @@ def test_queues_that_do_not_fit_shared_memory_are_one_line(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr('multiprocessing.Queue', full)
     with pytest.raises(UserError, match=r'shared memory \(/dev/shm\) has no room .* train_params.num_workers=0'):
-        train.check_queues(2)
-    train.check_queues(0)
+        loader.check_queues(2)
+    loader.check_queues(0)
 
 
 def test_scores_of_a_folder_that_vanishes_are_made_again_or_refused(tmp_path):

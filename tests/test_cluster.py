@@ -52,7 +52,7 @@ def test_a_signal_to_one_process_saves_and_ends_all(undisturbed, tmp_path):
         os.kill(worker, signal.SIGUSR1)
         assert agents.end() == [0, 0], agents.said(0)
     assert not (tmp_path / 'run' / 'checkpoints' / f'{STEPS:08d}.pt').exists(), 'it had finished already'
-    assert 'the same command goes on from here' in agents.said(0)
+    assert 'rerun the same command to resume' in agents.said(0)
     for step in (2, 4):
         if (tmp_path / 'run' / 'checkpoints' / f'{step:08d}.pt').exists():
             assert_bit_equal(final(tmp_path, step), final(undisturbed, step))

@@ -11,14 +11,15 @@ import yaml
 
 from config import schema
 from config.changes import MAY_CHANGE, changes, check_going_on, may_change
-from logger import RunFolder, beginning, read_checkpoint, write_checkpoint
+from logger import RunFolder, read_checkpoint, write_checkpoint
 from modes.options import named, run_path, training_config, training_path
 from modules.training_step import build_training_step
+from resume import find_resume_point, restore
 from run import parse
 from support.errors import UserError
 from tests.support.tiny import tiny
 from tests.support.training import assert_bit_equal
-from train import begin, train
+from train import train
 
 CPU = torch.device('cpu')
 
@@ -51,7 +52,7 @@ def tuned(base, tmp_path_factory):
 
 def test_it_begins_with_the_average_and_nothing_else(base, tmp_path):
     state, theirs = build_training_step(tiny(OTHER_DATA), CPU).state, read_checkpoint(base)
-    assert begin(RunFolder(tmp_path), tiny(OTHER_DATA), state, base).step == 0
+    assert restore(RunFolder(tmp_path), tiny(OTHER_DATA), state, base).step == 0
     assert any(not torch.equal(theirs['model'][name], value) for name, value in theirs['ema'].items())
     for network in (state.model, state.ema):
         assert_bit_equal(network.state_dict(), theirs['ema'])
@@ -66,7 +67,7 @@ def test_a_checkpoint_without_discriminator_or_optimiser_will_do(base, tmp_path,
     state = build_training_step(tiny(), CPU).state
     untrained = {name: value.clone() for name, value in state.discriminator.state_dict().items()}
     with caplog.at_level('INFO'):
-        begin(RunFolder(tmp_path / 'run'), tiny(), state, tmp_path / 'model.pt')
+        restore(RunFolder(tmp_path / 'run'), tiny(), state, tmp_path / 'model.pt')
     assert_bit_equal(state.discriminator.state_dict(), untrained)
     assert 'it has no discriminator' in caplog.text
 
@@ -100,11 +101,11 @@ def test_folders_of_other_runs_are_left_alone(base, tuned, tmp_path):
 
 def test_weights_that_were_replaced_before_the_first_checkpoint_are_noticed(base, tmp_path):
     copy, run = shutil.copy(base, tmp_path / 'model.pt'), RunFolder(tmp_path / 'run')
-    run.begin(tiny(), beginning(run, tiny(), copy))
-    assert beginning(run, tiny()).borrowed
+    run.save_config(tiny(), find_resume_point(run, tiny(), copy))
+    assert find_resume_point(run, tiny()).of_another_run
     shutil.copy(base.with_name('00000002.pt'), copy)
-    with pytest.raises(UserError, match='is not the file any more that'):
-        beginning(run, tiny())
+    with pytest.raises(UserError, match='has changed since the run'):
+        find_resume_point(run, tiny())
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_keys_that_differ(base, tmp_path):

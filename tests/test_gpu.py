@@ -24,6 +24,7 @@ from inference import Renderer
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS, build_model
 from modules.training_step import build_training_step, micro_batches
+from resume import restore
 from support.transfer import Transfer
 from tests.support.one_step import assert_same_step, one_step
 from tests.support.small import small_config
@@ -133,7 +134,7 @@ def test_a_resumed_run_is_as_near_as_the_same_run_twice(tmp_path):
     once, twice = trained(tmp_path / 'once'), trained(tmp_path / 'twice')
     half = trained(tmp_path / 'resumed', until=2)
     state = build_training_step(tiny(*RUN), DEVICE).state
-    state.load(half, 'half')
+    restore(RunFolder(tmp_path / 'resumed', writes=False), tiny(*RUN), state)
     assert_bit_equal(state.checkpoint(tiny(*RUN), 2)['model'], {k: v.to(DEVICE) for k, v in half['model'].items()})
     assert apart(trained(tmp_path / 'resumed'), once) <= 10 * apart(twice, once)
 
@@ -152,7 +153,7 @@ def test_only_known_operations_are_left_to_chance():
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
-            step(micro_batches(random_batch(2), step.params), step.whole)
+            step(micro_batches(random_batch(2), step.params), step.first_full_step)
     finally:
         torch.use_deterministic_algorithms(False)
     names = {found[1] for warning in caught

@@ -12,8 +12,9 @@ import run
 from config import schema
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from modules import ladder, training_memory
+from modules import training_memory
 from modules.build import build_model
+from modules.resize_checkpoint import check_scales, grouped, resize_checkpoint
 from tests.support.tiny import ROOT, SIZES
 from visualizer import save_png
 
@@ -39,10 +40,10 @@ def test_all_but_the_finest_scale_is_that_of_256_px(name, smaller):
     assert (ours.grid, ours.flow_size) == (theirs.grid, theirs.flow_size) == (32, 64)
     assert ours.image_size * ours.kp_detector_params.scale_factor == \
         theirs.image_size * theirs.kp_detector_params.scale_factor
-    ladder.check_scales(theirs, ours)
+    check_scales(theirs, ours)
     with torch.device('meta'):
-        carried = ladder.carry(build_model(small).state_dict(), build_model(large))
-    assert not (carried.resized or carried.left) and ladder.grouped(carried.fresh, carried.tensors) == [
+        carried = resize_checkpoint(build_model(small).state_dict(), build_model(large))
+    assert not (carried.resized or carried.unused) and grouped(carried.new, carried.tensors) == [
         'encoder.levels.0', 'encoder.downs.0', 'decoder.levels.4', 'decoder.ups.4', 'fusions.3']
     assert large.train_params.objective_params.loss_weights == small.train_params.objective_params.loss_weights
 

@@ -11,7 +11,7 @@ from tests.support.tiny import ROOT
 
 # From the ground up; folders and files of one line do not import each other.
 FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'), ('inference',),
-          ('logger', 'evaluation', 'validation'), ('curves',),
+          ('logger', 'evaluation', 'validation'), ('curves', 'resume'),
           ('train', 'reconstruction', 'animate', 'tools', 'figures'), ('portrait',), ('web',), ('modes',), ('run',))
 PLACES = [place for floor in FLOORS for place in floor]
 MODULES = sorted(path.relative_to(ROOT) for place in PLACES
@@ -27,7 +27,7 @@ LOOPS = ('train.py', 'reconstruction.py', 'animate.py', 'inference.py', 'validat
 NETWORKS = sorted({path.as_posix() for path in MODULES if len(path.parts) == 2 and path.parts[0] == 'modules'}
                   - {f'modules/{name}.py' for name in ('__init__', 'build', 'frame_memory', 'motion_template',
                                                        'network_memory', 'talking_head', 'training_memory',
-                                                       'training_step')})
+                                                       'training_state', 'training_step')})
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
 SIZED = sorted({path.as_posix() for path in MODULES}

@@ -15,13 +15,15 @@ import yaml
 from config import schema
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
-from modules.training_step import State, build_training_step, draw_transform, micro_batches
+from modules.training_state import State
+from modules.training_step import build_training_step, draw_transform, micro_batches
 from support.errors import UserError
+from support.signals import StopSignal
 from tests.support.agents import Agents
 from tests.support.small import SMALL_METHOD
 from tests.support.tiny import ROOT, SIZES, tiny
 from tests.support.training import assert_bit_equal, command, environment, final, random_batch, run, wait_for
-from train import StopSignal, train
+from train import train
 
 CPU = torch.device('cpu')
 
@@ -65,7 +67,7 @@ def test_signals_that_come_twice_are_one_request(monkeypatch):
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert stopping.requested
-        monkeypatch.setattr(StopSignal, 'AT_ONCE', -1)
+        monkeypatch.setattr(StopSignal, 'REPEAT', -1)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
@@ -131,9 +133,9 @@ def test_accumulation_equals_one_batch_in_gradient_and_losses():
         step = build_training_step(config, CPU)
         step.objective.eval()
         params = replace(config.train_params, accumulate=parts)
-        taken = step.gradients(micro_batches(random_batch(4), params), step.whole)
+        result = step.gradients(micro_batches(random_batch(4), params), step.first_full_step)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in step.state.model.parameters()]))
-        losses.append(taken.losses)
+        losses.append(result.losses)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-5)
 
@@ -232,8 +234,7 @@ def test_ema_is_the_running_average_and_excluded_networks_follow(tmp_path):
         for parameter in model.parameters():
             parameter.add_(1)
     state.optimizer.step = lambda: None
-    state.model.after_update = lambda generated: None
-    state.update(False, None)
+    state.update(False, [])
     after = state.ema.state_dict()
     torch.testing.assert_close(after['encoder.stem.weight'], before['encoder.stem.weight'] + 0.25)
     torch.testing.assert_close(after['dense_motion.mask.weight'], before['dense_motion.mask.weight'] + 1)

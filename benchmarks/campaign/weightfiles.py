@@ -15,10 +15,10 @@ from benchmarks.campaign.promises import canary, right_or_refused
 from benchmarks.campaign.runner import Failure
 from logger import RunFolder
 from modes.options import load_model
+from resume import restore
 from modules.build import build_discriminator, build_model
 from tools.import_checkpoint import import_published
-from modules.training_step import State
-from train import begin
+from modules.training_state import State
 
 CPU = torch.device('cpu')
 
@@ -171,7 +171,7 @@ def resume(number, rng, folder, tripwire):
         config = material.smallest()
         model, discriminator = build_model(config), build_discriminator(config)
         state = State(config.train_params, model, discriminator)
-        step = begin(RunFolder(run), config, state).step
+        step = restore(RunFolder(run), config, state).step
         if step == 2 and same and not equal(state.ema.state_dict(), contents['ema']):
             raise Failure('other weights than were saved, without a word')
         for network in (model, discriminator):

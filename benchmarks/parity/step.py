@@ -14,9 +14,9 @@ from modules.build import build_objective
 from modules.layers import to_unit
 from modules.losses import RandomTransform
 from modules.mcnet import feature_consistency
-from modules.objective import needs_discriminator
+from modules.objective import ObjectiveOutput, needs_discriminator
 from modules.published.formats import FORMATS
-from modules.training_step import Pairs, Taken, TrainingStep
+from modules.training_step import Pairs, StepResult, TrainingStep
 
 
 @dataclass
@@ -25,7 +25,8 @@ class Seen:
 
     source:     the public code's key in FORMATS
     training:   the TrainingStep
-    taken:      what it did
+    result:     the StepResult
+    output:     the ObjectiveOutput
     keypoints:  of every pass of the detector, in order
     discriminated: of every pass of the discriminator, in order
     transformed: the driving images that the equivariance loss made
@@ -33,7 +34,8 @@ class Seen:
     source: str
     config: Any
     training: TrainingStep
-    taken: Taken
+    result: StepResult
+    output: ObjectiveOutput
     keypoints: list
     discriminated: list
     transformed: torch.Tensor
@@ -45,11 +47,6 @@ class Seen:
     @property
     def discriminator(self):
         return self.training.discriminator
-
-    @property
-    def step(self):
-        """What the objective gave."""
-        return self.taken.step
 
 
 def filled_training(config, source):
@@ -74,17 +71,17 @@ def pairs(fixture):
 def take(fixture, config, source):
     """Take the gradients of the fixture's iteration, in which everything takes part, with our networks, filled."""
     training, part = filled_training(config, source), pairs(fixture)
-    watched = {'keypoints': training.state.model.keypoint_detector}
+    watched = {'output': training.objective, 'keypoints': training.state.model.keypoint_detector}
     if training.discriminator is not None:
         watched['discriminated'] = training.discriminator
     for network in (training.objective, training.discriminator):
         if network is not None:
             network.train(is_training(fixture))
     with outputs_of(watched) as seen:
-        taken = training.gradients([part], training.whole)
+        result = training.gradients([part], training.first_full_step)
     outputs = {name: [output for _, output in calls] for name, calls in seen.items()}
-    return Seen(source, config, training, taken, outputs['keypoints'], outputs.get('discriminated', []),
-                part.transform.warp_image(part.driving))
+    return Seen(source, config, training, result, outputs['output'][0], outputs['keypoints'],
+                outputs.get('discriminated', []), part.transform.warp_image(part.driving))
 
 
 def is_training(fixture):
@@ -121,10 +118,10 @@ GRADIENT_LIMIT = 2e-2      # relative, for the gradient norm of any one paramete
 def smac_step(fixture, config):
     """Losses, last-layer gradients and every parameter's gradient norm of one full generator step."""
     seen = take(fixture, config, 'smac')
-    step = seen.step
+    step = seen.output
     yield from shared_motion(fixture, step.generated.source_keypoints, step.generated.driving_keypoints,
                              step.generated.dense_motion)
-    for name, value in smac_scalars(config, seen.taken).items():
+    for name, value in smac_scalars(config, seen.result, seen.output).items():
         yield relative(name, value, fixture[name])
     for name, terms in zip(('perceptual_terms_scale_layer', 'perceptual_lr_terms_scale_layer'), step.perceptual_terms):
         yield relative_array(name, terms, fixture[name])
@@ -134,9 +131,9 @@ def smac_step(fixture, config):
         yield from batch_norm_statistics(fixture, seen)
 
 
-def smac_scalars(config, taken):
+def smac_scalars(config, result, output):
     """What the released code logs of a step, by its names: scalars."""
-    losses, weights = taken.losses, config.train_params.objective_params.loss_weights
+    losses, weights = result.losses, config.train_params.objective_params.loss_weights
     found = {'log/l_g_pix': losses['l1'], 'log/l_g_percep': losses['perceptual'],
              'perceptual_raw': losses['perceptual'],
              'perceptual_lr_raw_unweighted': losses['first_scale_perceptual'],
@@ -148,13 +145,13 @@ def smac_scalars(config, taken):
              'log/l_equivariance_value': losses['equivariance_value'],
              'log/l_equivariance_jacobian': losses['equivariance_jacobian'],
              'log/l_kpd': losses['keypoint_distance'], 'l_g_total': losses['total']}
-    if taken.adversarial:
+    if result.adversarial:
         weight = weights['adversarial'] * losses['adaptive_weight']
         real, fake = (losses[f'discriminator_{name}'] for name in ('real', 'fake'))
         found |= {'log/l_g_percep': losses['perceptual'] + losses['l1'],     # added in place to what is logged
                   'gan_g_raw': losses['adversarial'], 'log/l_g_gan': weight * losses['adversarial'],
-                  'log/d_weight': weight, 'recon_grad_norm': taken.step.gradient_norms[0],
-                  'gan_grad_norm': taken.step.gradient_norms[1], 'log/l_d_real': real, 'log/l_d_fake': fake,
+                  'log/d_weight': weight, 'recon_grad_norm': output.gradient_norms[0],
+                  'gan_grad_norm': output.gradient_norms[1], 'log/l_d_real': real, 'log/l_d_fake': fake,
                   'gan_d_real_raw': real, 'gan_d_fake_raw': fake}
     return found
 
@@ -236,7 +233,7 @@ class Limits:
 
 def first_order_motion(fixture, seen, limits):
     """Keypoints of all three passes, flow, occlusion, the warped frame, the prediction."""
-    generated = seen.step.generated
+    generated = seen.output.generated
     for name, keypoints in zip(('source', 'driving', 'transformed'), seen.keypoints):
         for part in ('value', 'jacobian'):
             key = f'kp_{name}_{part}'
@@ -255,16 +252,16 @@ def first_order_motion(fixture, seen, limits):
 
 def first_order_losses(fixture, seen, limits):
     """Every loss with and without its weight, their sum, and the terms they are made of."""
-    losses = {name: float(value) for name, value in seen.taken.losses.items()}
+    losses = {name: float(value) for name, value in seen.result.losses.items()}
     weights = seen.config.train_params.objective_params.loss_weights
     for theirs, ours in LOSSES.items():
         if f'log/{theirs}' in fixture:
             yield relative(f'log/{theirs}', weights[ours] * losses[ours], fixture[f'log/{theirs}'], limits.loss)
     yield relative('loss_total_generator', losses['total'], fixture['loss_total_generator'], limits.loss)
-    yield relative_array('perceptual_terms_scale_layer', seen.step.perceptual_terms[0],
+    yield relative_array('perceptual_terms_scale_layer', seen.output.perceptual_terms[0],
                          fixture['perceptual_terms_scale_layer'], limits.term)
     if 'feat_consistent_terms' in fixture:
-        generated = seen.step.generated
+        generated = seen.output.generated
         terms = torch.stack(list(map(feature_consistency, generated.features, generated.values)))
         yield relative_array('feat_consistent_terms', terms, fixture['feat_consistent_terms'], limits.term)
     if seen.discriminator is not None:
@@ -322,7 +319,7 @@ def first_order_update(fixture, theirs, seen, exact):
             wanted = float(np.linalg.norm([size for name, size in zip(fixture['grad_norm_names'], sizes)
                                            if network_of(str(name)) == network]))
             yield relative(f'{network}: gradient norm after clipping', clipped, wanted, tolerance)
-    seen.training.update(seen.taken)
+    seen.training.update(seen.result)
     yield from mean_changes(fixture, seen, before)
 
 

@@ -53,11 +53,12 @@ def iteration(training, weights, config, given, number):
     """Take iteration `number` on the pairs `given`: {name in the fixture: our value}."""
     state, gradients, before = training.state, {}, weights.generator()
     hook = state.optimizer.register_step_pre_hook(lambda *_: gradients.update(weights.gradient_norms()))
-    with outputs_of({'discriminated': training.discriminator}) as seen:
-        taken = training([pairs(given)], number)
+    with outputs_of({'output': training.objective, 'discriminated': training.discriminator}) as seen:
+        result = training([pairs(given)], number)
     hook.remove()
     changes = [np.abs(now - old).mean() for now, old in zip(weights.generator(), before, strict=True)]
-    found = scalars(config, taken, seen['discriminated']) | forward(taken.step)
+    output = seen['output'][0][1]
+    found = scalars(config, result, output, seen['discriminated']) | forward(output)
     found |= {f'delta_norm/{network}': size for network, size in weights.moved_networks().items()}
     return found | {'gradients': gradients, 'learning_rates': learning_rates(state),
                     'mean_abs_param_delta_net_g': float(np.mean(changes))}
@@ -69,10 +70,10 @@ def predict(model, seeds):
         return numpy(model(*(2 * images([seed]) - 1 for seed in seeds)).prediction[:, :, ::4, ::4])
 
 
-def scalars(config, taken, discriminated):
+def scalars(config, result, output, discriminated):
     """What the released code logs of an iteration; discriminated: passes of the discriminator, real and fake last."""
-    found = smac_scalars(config, taken)
-    if taken.adversarial:
+    found = smac_scalars(config, result, output)
+    if result.adversarial:
         for name, (_, output) in zip(('real', 'fake'), discriminated[-2:]):
             found[f'log/out_d_{name}'] = output.logits[0].detach().mean()
     return {name: float(value) for name, value in found.items()}

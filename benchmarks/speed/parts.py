@@ -16,7 +16,7 @@ from benchmarks.speed.work import Animation, Training
 from config import schema
 from modules import training_memory
 from support import hardware
-from train import training_loader, training_set
+from datasets.loader import training_loader, training_set
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from modules.build import build_model
 from modules.losses import RandomTransform
 from modules.objective import Objective, needs_vgg
 from modules.perceptual import VGG19
-from modules.training_step import Pairs, State, TrainingStep, build_training_step
+from modules.training_state import State
+from modules.training_step import Pairs, TrainingStep, build_training_step
 
 
 class Training:
@@ -27,8 +28,8 @@ class Training:
         self.pairs = Pairs(*images, RandomTransform.draw(batch, torch.Generator().manual_seed(0)))
 
     def __call__(self):
-        taken = self.step([self.pairs], self.step.whole)
-        assert taken.finite, 'an iteration that is skipped costs less'
+        result = self.step([self.pairs], self.step.first_full_step)
+        assert result.finite, 'an iteration that is skipped costs less'
 
     def stages(self, clock):
         """Work seconds of one iteration by stage."""

@@ -5,10 +5,11 @@ import re
 
 import torch
 
-from logger import RunFolder, beginning, checkpoint_config, read_checkpoint
-from modules import ladder
+from logger import RunFolder, checkpoint_config, read_checkpoint
 from modules.build import build_model
 from modules.objective import needs_vgg
+from modules.resize_checkpoint import resize_checkpoint
+from resume import find_resume_point
 from support import weights
 from support.errors import UserError
 from tools.doctor.finding import BLOCKS, NOTE, OK, Finding
@@ -61,7 +62,7 @@ def check_checkpoint(case):
     run = RunFolder(case.run_folder, writes=False)
     for path in run.steps()[-1:]:
         read_checkpoint(path)        # training would pass over a damaged one, back to the one before
-    start = beginning(run, case.config, case.checkpoint)
+    start = find_resume_point(run, case.config, case.checkpoint)
     if start.state is None:
         yield Finding(OK, f'no checkpoint in {case.run_folder} yet: training starts at step 0')
         return
@@ -70,16 +71,16 @@ def check_checkpoint(case):
         if start.image_size is not None:
             theirs = build_model(checkpoint_config(start.state, start.path))
     wanted = _shapes(model if start.image_size is None else theirs)
-    for part in ('ema',) if start.borrowed else ('model', 'ema'):
+    for part in ('ema',) if start.of_another_run else ('model', 'ema'):
         if {name: tensor.shape for name, tensor in start.state[part].items()} != wanted:
             yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(start.path),
                           'use another checkpoint')
             return
     yield Finding(OK, f'checkpoint of step {start.state["step"]}, whole', str(start.path))
     if start.image_size is not None:
-        yield Finding(NOTE, f'from {start.image_size} to {case.size} px: {ladder.carry(theirs.state_dict(), model)}',
-                      str(start.path))
-    if start.borrowed:
+        resized = resize_checkpoint(theirs.state_dict(), model)
+        yield Finding(NOTE, f'from {start.image_size} to {case.size} px: {resized}', str(start.path))
+    if start.of_another_run:
         yield Finding(OK, f'training begins a new run with its weights, at step 0 of {case.run_folder}')
     elif start.step >= case.config.train_params.num_iterations:
         yield Finding(NOTE, f'{case.run_folder} is trained to its end', todo='raise train_params.num_iterations')

@@ -9,20 +9,21 @@ import torch.nn.functional as F
 
 from benchmarks import ladder as benchmark
 from config import schema
-from logger import RunFolder, beginning, read_checkpoint, write_checkpoint
+from logger import RunFolder, read_checkpoint, write_checkpoint
 from modules.appearance_compensation import partition_windows, reverse_windows
 from modules.autoencoder import Fusion
 from modules.build import build_discriminator, build_model
-from modules.ladder import (
-    begin_passing, carry, check_scales, grouped, resized_positions, resized_unembedding, resized_windows)
 from modules.layers import Downsample, ResBlock, Upsample
+from modules.resize_checkpoint import (
+    check_scales, grouped, init_identity, resize_checkpoint, resized_positions, resized_unembedding, resized_windows)
 from modules.training_step import build_training_step
+from resume import find_resume_point, restore
 from support.errors import UserError
 from tests.support.small import SMALL_METHOD, small_config
 from tests.support.tiny import tiny
 from tests.support.training import assert_bit_equal
 from tools.doctor.weights import check_checkpoint
-from train import begin, train
+from train import train
 
 CPU = torch.device('cpu')
 SAVES = 'train_params.save_every=2'
@@ -62,9 +63,9 @@ def large(small, tmp_path_factory):
 
 def test_models_of_one_size_are_alike():
     theirs, network = (build_model(tiny()) for _ in range(2))
-    carried = carry(theirs.state_dict(), network)
-    assert_bit_equal(carried.tensors, theirs.state_dict())
-    assert not (carried.resized or carried.fresh or carried.left) and str(carried).endswith('; new: nothing')
+    resized = resize_checkpoint(theirs.state_dict(), network)
+    assert_bit_equal(resized.tensors, theirs.state_dict())
+    assert not (resized.resized or resized.new or resized.unused) and str(resized).endswith('; new: nothing')
 
 
 @pytest.mark.parametrize('name', SMALL_METHOD)
@@ -72,9 +73,10 @@ def test_all_tensors_of_the_other_methods_fit(name):
     config = small_config(name)
     theirs = build_model(config), build_discriminator(config)
     for network, there in zip((build_model, build_discriminator), theirs):
-        carried = carry(there.state_dict(), network(schema.override(config, ['model_params.image_size=128'])))
-        assert not carried.fresh and not carried.left
-        assert carried.resized == (['structure.position'] if name == 'mrfa' and network is build_model else [])
+        larger = network(schema.override(config, ['model_params.image_size=128']))
+        resized = resize_checkpoint(there.state_dict(), larger)
+        assert not resized.new and not resized.unused
+        assert resized.resized == (['structure.position'] if name == 'mrfa' and network is build_model else [])
 
 
 def test_positions_are_interpolated_between_the_middles_of_tokens():
@@ -105,7 +107,7 @@ def test_blocks_of_a_new_scale_pass_what_they_get():
     x, feature = torch.randn(2, 2, 8, 6, 6)
     blocks = [ResBlock(8, 8, 4), Upsample(8), Downsample(8), Fusion(8, 4)]
     for block in blocks:
-        begin_passing(block)
+        init_identity(block)
     residual, up, down, fusion = blocks
     torch.testing.assert_close(residual(x), x)
     torch.testing.assert_close(up(x), F.interpolate(x, scale_factor=2, mode='nearest'))
@@ -115,21 +117,21 @@ def test_blocks_of_a_new_scale_pass_what_they_get():
 
 def test_levels_of_the_encoder_are_counted_from_the_coarsest():
     theirs, network = build_model(tiny()).state_dict(), build_model(tiny(*FIVE))
-    carried = carry(theirs, network)
-    assert grouped(carried.fresh, carried.tensors) == NEW_SCALE.split(', ') and not (carried.resized or carried.left)
+    resized = resize_checkpoint(theirs, network)
+    assert grouped(resized.new, resized.tensors) == NEW_SCALE.split(', ') and not (resized.resized or resized.unused)
     for level in range(4):
         ours, old = (state[f'encoder.levels.{number}.blocks.0.0.conv1.weight']
-                     for state, number in ((carried.tensors, level + 1), (theirs, level)))
+                     for state, number in ((resized.tensors, level + 1), (theirs, level)))
         assert torch.equal(ours, old)
-    down = carry(carried.tensors, build_model(tiny()))            # and the way back
+    down = resize_checkpoint(resized.tensors, build_model(tiny()))            # and the way back
     assert_bit_equal(down.tensors, theirs)
-    assert not down.fresh and down.left == NEW_SCALE.split(', ')
+    assert not down.new and down.unused == NEW_SCALE.split(', ')
 
 
 def test_further_codes_and_compensated_scales():
     theirs, network = build_model(tiny()).state_dict(), build_model(tiny(*CODES_TOO))
     fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = carry(theirs, network).tensors
+    found = resize_checkpoint(theirs, network).tensors
     for book in ('motion', 'appearance'):
         codes, old, new = (state[f'{book}.codebook.embedding'] for state in (found, theirs, fresh))
         assert torch.equal(codes[:32], old) and torch.equal(codes[32:], new[32:])
@@ -152,7 +154,7 @@ def test_the_first_step_runs_and_the_message_names_what_is_new(small, tmp_path, 
     with caplog.at_level('INFO'):
         train_in(tmp_path, *sets, 'train_params.num_iterations=1', checkpoint=small)
     line, = (message for message in caplog.messages if message.startswith('from 32 to 64 px, model'))
-    assert line.endswith(f'tensors as they are; {resized}new: {new}') and '\n' not in line
+    assert line.endswith(f'tensors copied; {resized}new: {new}') and '\n' not in line
     assert any(message.startswith('from 32 to 64 px, discriminator') for message in caplog.messages)
     assert RunFolder(tmp_path).origin()['step'] == 4 and read_checkpoint(tmp_path / 'checkpoints' / '00000001.pt')
 
@@ -160,7 +162,7 @@ def test_the_first_step_runs_and_the_message_names_what_is_new(small, tmp_path, 
 def test_it_begins_with_the_average_and_without_the_optimiser(small, tmp_path):
     config, theirs = tiny(*FIVE), read_checkpoint(small)
     state = build_training_step(config, CPU).state
-    assert begin(RunFolder(tmp_path), config, state, small).step == 0
+    assert restore(RunFolder(tmp_path), config, state, small).step == 0
     for network in (state.model, state.ema):
         assert torch.equal(network.state_dict()['decoder.head.1.weight'], theirs['ema']['decoder.head.1.weight'])
     assert_bit_equal(state.model.state_dict(), state.ema.state_dict())
@@ -188,7 +190,7 @@ def test_imported_weights_climb_too(small, tmp_path):
     config = tiny(*FIVE)
     state = build_training_step(config, CPU).state
     untrained = {name: value.clone() for name, value in state.discriminator.state_dict().items()}
-    begin(RunFolder(tmp_path / 'run'), config, state, tmp_path / 'model.pt')
+    restore(RunFolder(tmp_path / 'run'), config, state, tmp_path / 'model.pt')
     assert_bit_equal(state.discriminator.state_dict(), untrained)
     assert torch.equal(state.model.state_dict()['encoder.stem.weight'], imported['ema']['encoder.stem.weight'])
 
@@ -202,12 +204,12 @@ def test_imported_weights_climb_too(small, tmp_path):
      'has 32 codes for 4 scales there and 16 for 4 in the config: keep as many codes per scale')])
 def test_other_models_are_refused(small, tmp_path, sets, said):
     with pytest.raises(UserError, match=f'{small}: .*{said}'):
-        beginning(RunFolder(tmp_path, writes=False), tiny(*FOUR, *sets), small)
+        find_resume_point(RunFolder(tmp_path, writes=False), tiny(*FOUR, *sets), small)
 
 
 def test_another_method_is_refused(small, tmp_path):
     with pytest.raises(UserError, match="model_params.method is 'synergy' there and 'fomm' in the config"):
-        beginning(RunFolder(tmp_path, writes=False), small_config('fomm'), small)
+        find_resume_point(RunFolder(tmp_path, writes=False), small_config('fomm'), small)
 
 
 def test_first_order_methods_have_no_scales_to_check():

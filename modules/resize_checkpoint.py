@@ -1,15 +1,16 @@
-"""The ladder: a model of one image size begins with the weights of a model of another, 512 px with those of 256 px.
+"""Checkpoints of another image size: the state dict with which a 512 px model starts from a 256 px model's weights.
 
-Tensors that fit are taken. What the image size gives another shape, or a scale that the other model lacks, has rules:
+Tensors of the same shape are copied. These rules hold where the image size changes a shape, or where the model has a
+scale that the checkpoint lacks:
 
     position embeddings  are interpolated bilinearly over the token grid (Dosovitskiy et al., ICLR 2021, Sec. 3.2)
-    codes                keep their places; the further groups of a model with more compensated scales stay new
-    layers of a scale    that is compensated here alone begin as those of the finest scale compensated there; window
-                         embeddings and their inverses are resized together (`resized_windows`)
-    a finest scale       that is new begins by passing what it gets (Chen et al., ICLR 2016, arXiv 1511.05641), so that
-                         the larger model begins about where the smaller one ended
+    codes                keep their indices; further groups, of a model with more compensated scales, stay new
+    layers of a scale    that only this model compensates start as those of the checkpoint's finest compensated scale;
+                         window embeddings and their inverses are resized together (`resized_windows`)
+    a new finest scale   starts as the identity (Chen et al., ICLR 2016, arXiv 1511.05641), so that the larger model
+                         initially performs about as well as the smaller one
 
-Scales are counted from the coarsest, so levels of the encoder, which are numbered from the finest on, change numbers.
+Scales are counted from the coarsest. Levels of the encoder are numbered from the finest, so their numbers change.
 """
 
 import re
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from modules.autoencoder import Fusion
 from modules.layers import Downsample, ResBlock, Upsample
 
-# Keys of model_params that may differ between the two: all other differences make another model.
+# Keys of model_params that may differ between checkpoint and model.
 MAY_DIFFER = ('image_size', 'kp_detector_params.scale_factor', 'dense_motion_params.scale_factor',
               'autoencoder_params.channels', *(f'{book}_codebook_params.{key}' for book in ('motion', 'appearance')
                                                for key in ('num_scales', 'num_codes')))
@@ -38,33 +39,33 @@ EMBED, UNEMBED = (re.compile(rf'appearance\.{name}\.(\d+)\.({kinds})')
 
 
 @dataclass(frozen=True)
-class Carried:
-    """What a network begins with.
+class ResizedCheckpoint:
+    """A checkpoint's tensors in the shapes of another network.
 
-    tensors: its whole state dict
-    resized: names of those that a rule resized, or took from another scale
-    fresh:   names of those that stay as they were initialised
-    left:    parts of the other network that have no place in this one
+    tensors: the whole state dict for that network
+    resized: names of tensors that were resized, or copied from another scale
+    new:     names of tensors that keep their initialisation
+    unused:  parts of the checkpoint that the network does not have
     """
     tensors: dict[str, Tensor]
     resized: list[str]
-    fresh: list[str]
-    left: list[str]
+    new: list[str]
+    unused: list[str]
 
     def __str__(self):
-        """One line: how many tensors were taken, and the parts that were not."""
-        taken = len(self.tensors) - len(self.resized) - len(self.fresh)
-        parts = [f'{taken} of {len(self.tensors)} tensors as they are']
+        """One line: the number of copied tensors, and the parts that were resized, are new or are unused."""
+        copied = len(self.tensors) - len(self.resized) - len(self.new)
+        parts = [f'{copied} of {len(self.tensors)} tensors copied']
         if self.resized:
             parts.append(f'resized: {", ".join(grouped(self.resized, self.tensors))}')
-        parts.append(f'new: {", ".join(grouped(self.fresh, self.tensors)) or "nothing"}')
-        if self.left:
-            parts.append(f'without a place here: {", ".join(self.left)}')
+        parts.append(f'new: {", ".join(grouped(self.new, self.tensors)) or "nothing"}')
+        if self.unused:
+            parts.append(f'unused: {", ".join(self.unused)}')
         return '; '.join(parts)
 
 
 def check_scales(theirs, ours):
-    """ValueError if scales of two models' Params, alike but for MAY_DIFFER, do not correspond."""
+    """ValueError if the scales of two models' Params do not correspond; the rest may differ in MAY_DIFFER only."""
     if not hasattr(ours, 'autoencoder_params'):
         return
     shorter, longer = sorted((params.autoencoder_params.channels for params in (theirs, ours)), key=len)
@@ -81,15 +82,14 @@ def check_scales(theirs, ours):
 
 
 @torch.no_grad()
-def carry(theirs, network):
-    """The state dict with which `network` begins, given `theirs` of a model of the same kind: Carried.
+def resize_checkpoint(theirs, network):
+    """The ResizedCheckpoint of the state dict `theirs` for `network`.
 
-    Both models are alike but for MAY_DIFFER, see `check_scales`. The network itself changes where a scale of it is new:
-    that begins by passing.
+    Both models must pass `check_scales`. Blocks of the network's new scales are initialised to the identity in place.
     """
     own = network.state_dict()
     finer = _count('encoder.levels', own) - _count('encoder.levels', theirs)
-    found, resized, asked = {}, [], set()
+    found, resized, used = {}, [], set()
     for name, tensor in own.items():
         origin = _origin(name, theirs, finer)
         if origin not in theirs:
@@ -97,15 +97,15 @@ def carry(theirs, network):
         value = _fitted(name, origin, theirs[origin], tensor)
         if value is not None:
             found[name] = value
-            asked.add(origin)
+            used.add(origin)
             if value is not theirs[origin] or OF_A_SCALE.fullmatch(name) and origin != name:
                 resized.append(name)
-    fresh = [name for name in own if name not in found]
+    new = [name for name in own if name not in found]
     for part, module in network.named_modules():
         if part and not any(f'{part}.{name}' in found for name in module.state_dict()):
-            begin_passing(module)
-    return Carried({name: found.get(name, tensor) for name, tensor in own.items()}, resized, fresh,
-                   grouped([name for name in theirs if name not in asked], theirs))
+            init_identity(module)
+    return ResizedCheckpoint({name: found.get(name, tensor) for name, tensor in own.items()}, resized, new,
+                             grouped([name for name in theirs if name not in used], theirs))
 
 
 def _count(part, names):
@@ -114,7 +114,7 @@ def _count(part, names):
 
 
 def _origin(name, theirs, finer):
-    """What the tensor `name` is called in the checkpoint of a model with `finer` scales less."""
+    """Name of the tensor `name` in the checkpoint of a model that has `finer` fewer scales."""
     if level := ENCODER_LEVEL.fullmatch(name):
         return f'{level[1]}{int(level[2]) - finer}{level[3]}'
     if (layer := OF_A_SCALE.fullmatch(name)) and (count := _count(layer[1].removesuffix('.'), theirs)):
@@ -123,7 +123,7 @@ def _origin(name, theirs, finer):
 
 
 def _fitted(name, origin, value, own):
-    """`value`, called `origin` there, in the shape of `own`, called `name` here; None where no rule gives it."""
+    """The checkpoint's tensor `origin`, `value`, in the shape of our tensor `name`, `own`; None without a rule."""
     if value.shape == own.shape:
         return value
     if POSITION.fullmatch(name):
@@ -141,7 +141,7 @@ def _fitted(name, origin, value, own):
 # ---------------------------------------------------------------------------- the rules
 
 def resized_positions(value, shape):
-    """Positions of a square grid, (g*g, D) or MRFA's (1, D, g, g), in `shape`: bilinear between middles of tokens."""
+    """Position embeddings of a square grid, (g*g, D) or MRFA's (1, D, g, g), resized bilinearly to `shape`."""
     if value.dim() == 4:
         return F.interpolate(value, size=shape[2:], mode='bilinear', antialias=True)
     there, here = (round(count ** 0.5) for count in (len(value), shape[0]))
@@ -152,14 +152,14 @@ def resized_positions(value, shape):
 def resized_windows(weight, there, here):
     """Embedding (D, p*p*C) of windows of p = `there` px -> (D, q*q*C) of q = `here` px.
 
-    Each of its pictures (p, p) is enlarged by repeating pixels, or reduced to their means, and its values are divided
-    by how many more there are: a window that is enlarged gives the token that it gave.
+    Each kernel (p, p) is enlarged by repeating pixels, or reduced to means, and divided by (q / p)^2: a window whose
+    pixels are repeated gives the same token as before.
     """
     return _resized_pictures(weight, there, here) * (there / here) ** 2
 
 
 def resized_unembedding(value, there, here):
-    """Un-embedding (p*p*C, D), or its bias (p*p*C,), likewise, but not divided: a token gives its window enlarged."""
+    """Un-embedding (p*p*C, D) or its bias (p*p*C,), likewise but undivided: a token gives its window, enlarged."""
     return _resized_pictures(value.t(), there, here).t() if value.dim() == 2 else \
         _resized_pictures(value[None], there, here)[0]
 
@@ -171,10 +171,10 @@ def _resized_pictures(rows, there, here):
 
 
 @torch.no_grad()
-def begin_passing(block):
-    """Have a new block of a scale pass what it gets; other modules stay as they are.
+def init_identity(block):
+    """Initialise a block of a new scale to the identity; modules of other classes keep their weights.
 
-    Residual blocks and fusions add 0, upsampling repeats pixels, downsampling takes the mean of four.
+    Residual blocks and fusions add 0, upsampling repeats pixels, downsampling averages four.
     """
     if isinstance(block, ResBlock):
         _zero(block.conv2)
@@ -197,7 +197,7 @@ def _zero(*layers):
 # ---------------------------------------------------------------------------- names
 
 def grouped(some, every):
-    """The fewest parts of a network that hold the tensors named in `some` and no other of `every`, in their order."""
+    """The fewest modules whose tensors are exactly those named in `some`, out of `every`, in order."""
     inside, whole = (Counter(part for name in names for part in _parts(name)) for names in (some, every))
     return list(dict.fromkeys(next(part for part in _parts(name) if inside[part] == whole[part]) for name in some))
 
