@@ -1,7 +1,7 @@
 """The one renderer: a source image is encoded once and follows a driver, batch by batch, at any precision.
 
     renderer = Renderer(model, device, batch_size=8, precision='fp32')
-    driven = renderer.follow(source_image, clip, Motion(relative=True))     # encoded here, once
+    driven = renderer.follow(source_image, clip, motion.settings.Motion())  # encoded here, once
     for batch in driven.render(clip.frames()):                              # or clip.read([3, 17]), or any frames
         batch.driving        # these frames of the driver, or their keypoints, where the clip is a MotionTemplate
         batch.frames         # what became of them, (B, H, W, 3) uint8
@@ -11,8 +11,6 @@ Frames stream: the driver is read ahead in a thread of its own, and memory does 
 """
 
 import functools
-import logging
-import warnings
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -20,53 +18,16 @@ from itertools import islice, repeat
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config.schema import PRECISIONS
-from datasets.face_crop import spread
-from metrics.base import Unavailable
-from metrics.face import face_alignment_network
-from modules.motion_template import MotionTemplate
-from modules.motion_transfer import (
-    OneEuroFilter, RelativeMotion, absolute_motion, best_frame_by_keypoints, hull_area, pose_distance)
 from modules.talking_head import Generated, Keypoints, join
+from motion.best_frame import find_best_frame
+from motion.settings import ABSOLUTE
+from motion.transfer import OneEuroFilter, RelativeMotion, absolute_motion
 from support.errors import UserError
 from support.streaming import read_ahead
 from support.transfer import Transfer
 from visualizer import from_bytes, to_bytes, to_tensor
-
-STARTS = ('first', 'nearest', 'nearest-keypoints')
-MOST_CANDIDATES = 128      # frames that landmarks are looked for in: about a second each on a CPU
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Motion:
-    """How a driver's motion becomes the source's (FOMM, Sec. 3.4).
-
-    relative:    the driver's change since its initial frame is added to the source's pose; else its pose is taken as it
-                 is, which is right within one identity and leaks the driver's face shape across two
-    adapt_scale: that change is also scaled to the size of the source's face
-    start:       which frame is the initial one where none is named: the 'first'; the 'nearest' to the source's pose, by
-                 face landmarks if they can be had; 'nearest-keypoints', by the model's keypoints over all frames
-    smooth:      strength of the OneEuroFilter on the driver's keypoints, seconds; 0 for none
-    """
-    relative: bool = True
-    adapt_scale: bool = False
-    start: str = 'first'
-    smooth: float = 0
-
-    @classmethod
-    def of_flags(cls, relative, adapt_scale, find_best_frame, smooth):
-        """What the flags of these names say."""
-        return cls(relative, adapt_scale, 'nearest' if find_best_frame else 'first', smooth)
-
-    def __post_init__(self):
-        assert self.start in STARTS, f'start is {self.start!r}, must be one of {STARTS}'
-
-
-ABSOLUTE = Motion(relative=False)
 
 
 # ---------------------------------------------------------------------------- rendering
@@ -84,6 +45,10 @@ class Renderer:
         self.model, self.device = model.eval(), torch.device(device)
         self.batch_size, self.precision = batch_size, precision
         self.transfer = Transfer(self.device)
+
+    def in_fp32(self):
+        """The same, at full precision."""
+        return Renderer(self.model, self.device, self.batch_size)
 
     def autocast(self):
         """The context in which the networks run."""
@@ -241,78 +206,3 @@ def check_finite(finite):
     if not finite:
         raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
                         'use an earlier one, or fp32 if this was bf16')
-
-
-# ---------------------------------------------------------------------------- the best initial frame
-
-def find_best_frame(renderer, source, driving, landmarks=True):
-    """The driving frame whose pose is nearest to the source's: where relative motion starts best.
-
-    With `landmarks`, by face landmarks as in FOMM, where the face-alignment package and its weights are there and find
-    a face; of clips longer than MOST_CANDIDATES frames that many evenly spread ones are looked at. The log says
-    how it was found, and what was missing. Else by the model's keypoints, over all frames.
-
-    source:  (H, W, 3) uint8
-    driving: clip as in datasets/video.py, or a MotionTemplate, which has no face to find landmarks of
-    returns: index of the frame, the first of equals
-    """
-    if not landmarks:
-        return _best_by_keypoints(renderer, source, driving, len(driving))
-    try:
-        best, by = _best_by_landmarks(source, driving, renderer), 'face landmarks'
-    except Unavailable as reason:
-        _warn_once(f'no face landmarks for the best frame, so the keypoints of the model serve: {reason}')
-        best, by = _best_by_keypoints(renderer, source, driving, MOST_CANDIDATES), 'keypoints'
-    log.info('best frame of %s: %d, by %s', driving.name, best, by)
-    return best
-
-
-@functools.cache
-def _warn_once(message):
-    log.warning(message)
-
-
-def _candidates(driving, most, at_once):
-    """Yields (indices, frames) of evenly spread frames, at most `most` of them, some at a time."""
-    # One pass over all frames is cheaper than many jumps, and gives the same ones.
-    stream = driving.frames() if len(driving) <= most else None
-    for indices in tqdm(spread(len(driving), most, at_once), desc='best frame', leave=False, dynamic_ncols=True):
-        yield indices, driving.read(indices) if stream is None else list(islice(stream, len(indices)))
-
-
-def _best_by_landmarks(source, driving, renderer):
-    """The nearest of the frames in which a face is found; raises Unavailable if that cannot be said."""
-    if isinstance(driving, MotionTemplate):
-        raise Unavailable(f'{driving.name} is a motion template and has no pictures')
-    detector = face_alignment_network(renderer.device)
-    wanted = _landmarks(detector, source)
-    if wanted is None:
-        raise Unavailable(f'no face was found in the source for {driving.name}')
-    distances = {}
-    for indices, frames in _candidates(driving, MOST_CANDIDATES, renderer.batch_size):
-        for index, frame in zip(indices, frames):
-            landmarks = _landmarks(detector, frame)
-            if landmarks is not None:
-                distances[index] = pose_distance(wanted, landmarks)
-    if not distances:
-        raise Unavailable(f'no face was found in {driving.name}')
-    return min(distances, key=distances.get)
-
-
-def _landmarks(detector, image):
-    """(68, 2) in pixels of the largest face, None if there is no face."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='No faces were detected')
-        faces = detector.get_landmarks_from_image(image)
-    return max(faces, key=hull_area) if faces else None
-
-
-def _best_by_keypoints(renderer, source, driving, most):
-    # In fp32 always: near poses differ by less than bf16 can tell.
-    renderer = Renderer(renderer.model, renderer.device, renderer.batch_size)
-    wanted = renderer.keypoints([source])
-    indices, values = [], []
-    for some, frames in _candidates(driving, most, renderer.batch_size):
-        indices += some
-        values.append(renderer.keypoints(frames).value)
-    return indices[best_frame_by_keypoints(wanted, Keypoints(torch.cat(values)))]

@@ -21,7 +21,7 @@ import torch
 from datasets.synthetic.clips import render, synthetic_people
 from inference import Renderer
 from logger import RunFolder, checkpoint_config, read_checkpoint
-from modes.options import choose_device
+from load import choose_device
 from modules.build import build_model
 from support.errors import UserError
 from support.files import make_folder

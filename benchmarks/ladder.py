@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from config import schema
 from logger import RunFolder
-from modes.options import choose_device
+from load import choose_device
 from modules.training_step import build_training_step
 from resume import restore
 from support.errors import UserError

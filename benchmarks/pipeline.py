@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from animate import animate
+from animate import write_animation
 from config import schema
 from datasets.manifest import CLIP_FPS
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from inference import ABSOLUTE, Renderer
+from inference import Renderer
 from modules.build import build_model
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
+from motion.settings import ABSOLUTE
 from visualizer import to_tensor, to_uint8
 
 BATCH = 8
@@ -96,7 +97,7 @@ def measure(model, driving, folder, repeats):
                     video.write(frame)
 
     def side_by_side():
-        animate(renderer, source, driving, folder / 'side_by_side.mp4', ABSOLUTE)
+        write_animation(renderer, source, driving, folder / 'side_by_side.mp4', ABSOLUTE)
 
     works = dict(zip(STAGES, (lambda: [None for _ in batches(driving.frames())],
                               lambda: [rendered(frames, images) for _ in rounds], encode, in_turn, side_by_side)))

@@ -113,12 +113,6 @@ def _distance(a, b):
     return float(np.abs(np.subtract(a, b)).sum())
 
 
-def spread(length, most=MOST_SEARCHED, at_once=READ_AT_ONCE):
-    """At most `most` evenly spread indices in 0..length-1, as lists of at most `at_once`."""
-    indices = np.unique(np.linspace(0, length - 1, most).round().astype(int)).tolist()
-    return [indices[start:start + at_once] for start in range(0, len(indices), at_once)]
-
-
 def warn_of_small_faces(crop, name, size):
     """Logs what a crop will not make a good picture of, for a model of `size` px images."""
     if crop.square.side < LEAST_SIDE * size:

@@ -23,7 +23,7 @@ from evaluation.report import Report, versions, write_report
 from evaluation.scores import ClipScores, Scorer
 from evaluation.store import Store
 from evaluation.tables import as_markdown
-from inference import Motion
+from motion.settings import Motion
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder, write_picture, written_whole

@@ -16,6 +16,7 @@ from evaluation.scores import PSNR, mean
 from metrics.catalogue import CATALOGUE
 from modules.codebook import perplexity
 from support.files import written_whole
+from support.weights import weights_hash
 
 GAIN = 'psnr_gain'
 MEANS = ('mean: over the frames of a clip, then over clips, so that every clip counts the same; '
@@ -26,7 +27,15 @@ GAIN_DEFINITION = ('PSNR of what was generated minus PSNR of the copied source, 
 RANKING = ('lpips.vgg', 'lpips.alex', 'psnr.rgb', 'csim.antelopev2', 'aed.openface_sq_source', 'ard.mediapipe')
 PACKAGES = ('torch', 'torchvision', 'numpy', 'lpips', 'face-alignment', 'mediapipe', 'pytorch-fid', 'insightface',
             'onnxruntime')
-CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'support'     # folders that a number may depend on
+# Folders that a number may depend on:
+CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'motion', 'support'
+
+
+def subject_of(config, model):
+    """{what: value} that tells a model's results from those of others; part of every report."""
+    params = hashlib.sha256(repr(config.model_params).encode()).hexdigest()[:16]
+    return {'method': config.method, 'weights': weights_hash(model), 'model params': params,
+            'image size': config.model_params.image_size, 'precision': config.train_params.precision}
 
 
 # ---------------------------------------------------------------------------- summary

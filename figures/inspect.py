@@ -28,13 +28,14 @@ from figures.mcnet import mcnet_figures
 from figures.mrfa import mrfa_figures
 from figures.sheet import draw_sheet
 from figures.synergy import synergy_figures
-from inference import Motion, Renderer
+from inference import Renderer
 from modules.dagan import Dagan
 from modules.first_order import FirstOrderTalkingHead
 from modules.mcnet import MCNet
 from modules.mrfa import Mrfa
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
+from motion.settings import Motion
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from visualizer import save_png

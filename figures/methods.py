@@ -13,7 +13,8 @@ from datasets.video import open_any
 from evaluation.cases import Case
 from evaluation.protocols import Item
 from evaluation.videos import at_rate, check_length, pair_name, shown_at
-from inference import Motion, Renderer
+from inference import Renderer
+from motion.settings import Motion
 
 
 def case_of_files(source, driving, size):

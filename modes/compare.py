@@ -8,7 +8,8 @@
 from pathlib import Path
 
 from figures.rules import parse_frames, parse_zoom
-from modes.options import add_methods, check_methods, check_whole, find_pairs, motion, named, refuse, renderers
+from modes.options import add_methods, check_methods, named, refuse, renderers
+from motion.settings import Motion
 from support.errors import UserError
 
 
@@ -76,7 +77,7 @@ def prepare(options):
     for name, config, renderer in renderers(checkpoints, options):
         dataset = dataset or config.dataset_params
         cases = cases_of(options, dataset, config.model_params.image_size)
-        methods.append(RenderedMethod(name, renderer, cases, motion(options)))
+        methods.append(RenderedMethod(name, renderer, cases, Motion.of(options)))
     cases = largest_cases(methods) if methods else cases_of(options, None, None)
     for name, folder in generated.items():
         videos = find_videos(folder, [pair_name(case) for case in cases], name)
@@ -96,6 +97,7 @@ def warn_of_proportions(options):
 
 def cases_of(options, dataset, size):
     """The pairs at `size` px, a tuple of evaluation.cases.Case."""
+    from evaluation.pairs import check_whole, find_pairs
     if options.list:
         cases = find_pairs(options.list, dataset, size, options.pairs, seed=0)[:options.pairs]
         return tuple(check_whole(cases, options.list, 'a comparison'))

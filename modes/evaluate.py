@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from modes.options import add_device, add_model, load_model, process_group, refuse, run_path, subject_of
+from modes.options import add_device, add_model, model_of, process_group, refuse, run_path
 from support.errors import UserError
 
 
@@ -76,9 +76,10 @@ def job_of_model(options, device):
     from evaluation.cases import ClipFinder, Selection, choose_items, find_cases, test_set
     from evaluation.evaluate import EvaluationJob
     from evaluation.protocols import find_protocol
+    from evaluation.report import subject_of
     from inference import Renderer
     protocol = find_protocol(options.protocol)
-    config, model = load_model(options, device)
+    config, model = model_of(options, device)
     size, pairs = config.model_params.image_size, config.animate_params
     clips = (test_set(options.path_map, size) if options.path_map else
              {clip.name: clip for clip in test_clips(config.dataset_params, size)})

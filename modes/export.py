@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from modes.options import add_model, load_model, refuse_run_folder, run_path
+from modes.options import add_model, model_of, refuse_run_folder, run_path
 
 
 def add_arguments(parser):
@@ -16,10 +16,8 @@ def add_arguments(parser):
 def run(options):
     if options.out:
         refuse_run_folder(options, '--out')
-    import torch
-
     from tools.onnx.export import export
-    config, model = load_model(options, torch.device('cpu'))
+    config, model = model_of(options, 'cpu')
     out = Path(options.out or run_path(options) / 'onnx')
     figures = export(model, config, out)
     for name, difference in figures['max_difference'].items():

@@ -7,7 +7,7 @@
 import logging
 from pathlib import Path
 
-from modes.options import add_device, add_model, load_model, process_group, refuse, refuse_run_folder, run_path
+from modes.options import add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path
 from support.errors import UserError
 
 FIRST_CLIPS = 3           # of the test set, looked at where no images are given
@@ -47,7 +47,7 @@ def run(options):
         from figures.inspect import InspectOptions, inspect
         from support import distributed
         from support.weights import weights_hash
-        config, model = load_model(options, device)
+        config, model = model_of(options, device)
         if distributed.rank() > 0:      # a few pictures are work for one process
             return
         cases, clips = (given_case if options.source_image else test_cases)(options, config)

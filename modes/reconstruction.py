@@ -3,7 +3,7 @@
     python run.py --mode reconstruction --checkpoint model.pt
 """
 
-from modes.options import add_device, add_model, load_model, process_group, run_path, subject_of
+from modes.options import add_device, add_model, model_of, process_group, run_path
 
 
 def add_arguments(parser):
@@ -18,13 +18,14 @@ def run(options):
 
 def run_on(options, device):
     from datasets.build import test_clips
+    from evaluation.report import subject_of
     from evaluation.tables import format_table
     from inference import Renderer
     from reconstruction import reconstruct
     from support import distributed
     if distributed.rank() > 0:      # --mode evaluate shares clips out; this does not
         return
-    config, model = load_model(options, device)
+    config, model = model_of(options, device)
     params = config.reconstruction_params
     clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
     folder = run_path(options) / 'reconstruction'

@@ -8,8 +8,8 @@ study/page is for the participants (study.html, from disk or any web host), stud
 
 from pathlib import Path
 
-from modes.options import (
-    RENDERING, add_methods, check_methods, check_whole, find_pairs, motion, named, refuse, renderers)
+from modes.options import RENDERING, add_methods, check_methods, named, refuse, renderers
+from motion.settings import Motion
 from support.errors import UserError
 
 BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
@@ -68,7 +68,7 @@ def prepare(options, out):
 
     Where the test set is, the first checkpoint says. Videos that an interrupted build has finished are kept.
     """
-    from animate import animate_alone
+    from animate_pairs import animate_alone
     from evaluation.videos import find_videos, pair_name
     checkpoints, generated = named(options)
     folders = {name: out / name for name in checkpoints} | generated
@@ -83,7 +83,7 @@ def prepare(options, out):
                 find_videos(folder, [pair_name(case) for case in cases], other)
         if own_size > size:
             job, size = make_job(options, folders, cases), own_size
-        animate_alone(renderer, cases, folders[name], motion(options),
+        animate_alone(renderer, cases, folders[name], Motion.of(options),
                       made_by=repr((config.model_params, config.dataset_params)))
     return job
 
@@ -97,5 +97,6 @@ def make_job(options, folders, cases):
 
 def pairs_of(options, dataset, size):
     """Cases at `size` px of whole clips and first frames, from --list, or random ones of a test set."""
+    from evaluation.pairs import check_whole, find_pairs
     cases = find_pairs(options.list, dataset, size, options.pairs, options.seed)[:options.pairs]
     return check_whole(cases, options.list, 'a study')

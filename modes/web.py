@@ -11,7 +11,7 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
-from modes.options import add_device, add_set, animation_renderer, choose_device, load_named, named
+from modes.options import add_device, add_set, named
 from support.errors import UserError
 
 LOG_DIR = Path('log')
@@ -38,7 +38,7 @@ def run(options):
     checkpoints, _ = named(Namespace(checkpoints=options.checkpoint or [newest_run()], generated=[]))
     models = {name: str(path) for name, path in checkpoints.items()}
     from web.page import Address, serve
-    serve(models, functools.partial(load, options=Namespace(set=options.set), device=options.device),
+    serve(models, functools.partial(load, overrides=options.set, device=options.device),
           Address(*address, share=options.share != 'never'))
 
 
@@ -66,9 +66,9 @@ def newest_run():
     return str(found[-1].parents[1])
 
 
-def load(checkpoint, options, device):
+def load(checkpoint, overrides, device):
     """The web.worker.LoadedModel of a checkpoint; called in the worker."""
+    from load import animation_renderer, load_model
     from web.worker import LoadedModel
-    device = choose_device(device)
-    config, model = load_named(checkpoint, options, device)
-    return LoadedModel(animation_renderer(model, config, device), config)
+    config, model = load_model(checkpoint, overrides=overrides, device=device)
+    return LoadedModel(animation_renderer(config, model), config)

@@ -49,3 +49,10 @@ def write_behind(write, depth=DEPTH):
                 pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def spread(length, most, at_once):
+    """At most `most` evenly spread indices of 0..length-1, ascending, as lists of at most `at_once`."""
+    count = min(most, length)
+    indices = [round(i * (length - 1) / max(count - 1, 1)) for i in range(count)]
+    return [indices[start:start + at_once] for start in range(0, count, at_once)]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import inference
-from animate import animate
+from animate import write_animation
 from datasets.video import open_clip
-from inference import Motion, find_best_frame
 from metrics.face import FAN_URLS, face_alignment_network
+from motion import best_frame
+from motion.best_frame import find_best_frame
+from motion.settings import Motion
 from reconstruction import reconstruct
 from support import streaming
 from support.errors import UserError
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('no_weights')
 
 def collect(model, driving, batch_size=4, anchor=None, relative=True):
     """Frames of an animation before they are encoded, (T, H, W, 3)."""
-    driven = renderer(model, batch_size).follow(ToyClip(seed=3).frame(0), driving, Motion(relative, True), anchor)
+    driven = renderer(model, batch_size).follow(ToyClip(seed=3).frame(0), driving, Motion(relative, relative), anchor)
     return np.concatenate([batch.frames for batch in driven.render(driving.frames())]).astype(int)
 
 
@@ -50,7 +51,7 @@ def test_at_the_anchor_the_result_is_the_source(model):
 
 def test_frame_rate_length_and_size_are_the_drivers(model, tmp_path):
     result = tmp_path / 'new' / 'result.mp4'
-    count = animate(renderer(model), ToyClip().frame(0), ToyClip(num_frames=9, fps=NTSC), result, SCALED)
+    count = write_animation(renderer(model), ToyClip().frame(0), ToyClip(num_frames=9, fps=NTSC), result, SCALED)
     clip = open_clip(result)
     assert count == len(clip) == 9 and clip.fps == NTSC and clip.read([0])[0].shape == (SIZE, SIZE, 3)
     assert names_in(tmp_path) == ['new/result.mp4']
@@ -58,7 +59,7 @@ def test_frame_rate_length_and_size_are_the_drivers(model, tmp_path):
 
 def test_side_by_side_shows_source_driving_result(model, tmp_path):
     source, driving = ToyClip(seed=3).frame(0), ToyClip()
-    animate(renderer(model), source, driving, tmp_path / 'r.mp4', SCALED, show=beside)
+    write_animation(renderer(model), source, driving, tmp_path / 'r.mp4', SCALED, show=beside)
     frame = open_clip(tmp_path / 'r.mp4').read([5])[0].astype(int)
     assert frame.shape == (SIZE, 3 * SIZE, 3)
     assert np.abs(frame[:, :SIZE] - source).mean() < 8                    # H.264 with subsampled colour
@@ -67,7 +68,7 @@ def test_side_by_side_shows_source_driving_result(model, tmp_path):
 
 def test_long_clips_stream(model, tmp_path):
     driving = ToyClip(num_frames=600)
-    animate(renderer(model, 8), ToyClip().frame(0), driving, tmp_path / 'r.mp4', SCALED)
+    write_animation(renderer(model, 8), ToyClip().frame(0), driving, tmp_path / 'r.mp4', SCALED)
     # One batch in work, as many as the pipeline holds before and after it, one more at each of its ends.
     assert driving.most_alive <= (2 * streaming.DEPTH + 3) * 8 and model.sources_encoded == 1
     assert len(open_clip(tmp_path / 'r.mp4')) == 600
@@ -81,7 +82,7 @@ def test_long_clips_stream_through_reconstruction(model, tmp_path):
 
 def test_an_anchor_outside_the_clip_is_refused(model, tmp_path):
     with pytest.raises(UserError, match='clip: has no frame 12 .* 0 to 11'):
-        animate(renderer(model), ToyClip().frame(0), ToyClip(), tmp_path / 'r.mp4', SCALED, anchor=12)
+        write_animation(renderer(model), ToyClip().frame(0), ToyClip(), tmp_path / 'r.mp4', SCALED, anchor=12)
     assert names_in(tmp_path) == []
 
 
@@ -118,7 +119,7 @@ def test_best_frame_by_keypoints_says_what_was_missing(model, caplog):
 
 
 def test_only_some_frames_of_a_long_clip_are_looked_at(model, monkeypatch):
-    monkeypatch.setattr(inference, 'MOST_CANDIDATES', 5)
+    monkeypatch.setattr(best_frame, 'MOST_CANDIDATES', 5)
     looked_at = []
     driving = ToyClip(num_frames=401)
     driving.read = lambda indices: looked_at.extend(indices) or ToyClip.read(driving, indices)
@@ -137,7 +138,7 @@ def test_best_frame_by_landmarks_passes_over_frames_without_a_face(model, monkey
             return None if index % 2 == 0 and not asks_for_source.pop() else [shapes[0] * 0.1, shapes[index]]
 
     asks_for_source = [False] * 12 + [True]
-    monkeypatch.setattr(inference, 'face_alignment_network', lambda device: Detector())
+    monkeypatch.setattr(best_frame, 'face_alignment_network', lambda device: Detector())
     # The source has the shape of frame 5, an odd one.
     with caplog.at_level(logging.INFO):
         assert find_best_frame(renderer(model), ToyClip().frame(5), ToyClip()) == 5
@@ -156,11 +157,11 @@ def test_face_alignment_loads_its_weights_from_the_place_it_names(tmp_path, monk
     monkeypatch.setattr(detector.face_detector, 'detect_from_image', lambda image: [])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert inference._landmarks(detector, ToyClip().frame(0)) is None
+        assert best_frame._landmarks(detector, ToyClip().frame(0)) is None
 
 
 def test_no_face_anywhere_falls_back_to_keypoints(model, monkeypatch, caplog):
     nobody = types.SimpleNamespace(get_landmarks_from_image=lambda image: None)
-    monkeypatch.setattr(inference, 'face_alignment_network', lambda device: nobody)
+    monkeypatch.setattr(best_frame, 'face_alignment_network', lambda device: nobody)
     assert find_best_frame(renderer(model), ToyClip().frame(5), ToyClip()) == 5
     assert 'no face was found in the source' in caplog.text

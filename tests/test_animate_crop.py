@@ -11,16 +11,18 @@ import pytest
 from PIL import Image
 
 import run
-from animate import animate, animate_pairs, crop_to_faces, squeeze
+from animate import crop_to_faces, squeeze, write_animation
+from animate_pairs import animate_pairs
 from datasets.face_crop import (FACE_CENTRE, FACE_HEIGHT, FADE, MOST_HEIGHT, CroppedClip, PasteBack, Square, find_crop,
-                                spread, square_around, warn_of_small_faces)
+                                square_around, warn_of_small_faces)
 from datasets.face_tracker import FaceDetector
 from datasets.still import read_image
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
+from evaluation.pairs import find_pairs
 from inference import Renderer
-from modes.options import find_pairs
 from support.errors import UserError
+from support.streaming import spread
 from tests.support.tiny import SHARED
 from tests.support.toys import Mirror, picture
 
@@ -73,7 +75,7 @@ def test_a_cropped_clip_is_a_clip():
 
 
 def test_looks_are_spread_over_the_whole_clip():
-    assert spread(1) == [[0]] and spread(5, most=32, at_once=2) == [[0, 1], [2, 3], [4]]
+    assert spread(1, most=32, at_once=8) == [[0]] and spread(5, most=32, at_once=2) == [[0, 1], [2, 3], [4]]
     looks = sum(spread(10_000, most=9, at_once=4), [])
     assert looks[0] == 0 and looks[-1] == 9999 and len(looks) == 9
 
@@ -165,7 +167,7 @@ def test_an_animation_lies_in_its_place_in_the_whole_source(tmp_path):
             video.write(picture(SIZE, SIZE))
     made = tmp_path / 'made.mp4'
     paste_back = PasteBack(image, square)
-    animate(Renderer(Mirror(), 'cpu'), square.cut(image, SIZE), open_clip(driving), made,
+    write_animation(Renderer(Mirror(), 'cpu'), square.cut(image, SIZE), open_clip(driving), made,
             show=lambda source, driving, frame: paste_back(frame))
     frame = open_clip(made).read([4])[0].astype(int)
     assert frame.shape == (90, 122, 3)                              # yuv420p wants even sides
@@ -206,7 +208,7 @@ def test_portrait_and_phone_video_are_cropped_upright_and_pasted_back_with_sound
     with VideoWriter(sounding, 25, audio_from=next((SHARED / 'real' / 'test').glob('id10001*.mp4'))) as video:
         for _ in range(10):
             video.write(source)
-    animate(Renderer(Mirror(tint=0.1), 'cpu'), source, open_clip(sounding), tinted,
+    write_animation(Renderer(Mirror(tint=0.1), 'cpu'), source, open_clip(sounding), tinted,
             show=lambda source, driving, frame: paste_back(frame), audio_from=sounding)
     assert sound_of(tinted) == sound_of(sounding) != []
     added = open_clip(tinted).read([9])[0].astype(int) - portrait

@@ -24,7 +24,7 @@ from datasets import loader
 from datasets.still import read_image
 from evaluation.store import Store
 from logger import RunFolder, read_checkpoint
-from modules import motion_template
+from motion import template as motion_template
 from modules.build import build_model
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, written_whole

@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import run
+from motion.settings import AnimationSettings, Motion
 from tests.support.command_line import refused
 from tests.support.tiny import ROOT
 
@@ -67,6 +69,8 @@ def test_every_flag_is_looked_at_by_the_code_of_its_mode(mode):
     parser, module = run.build_parser(mode)
     code = Path(module.__file__).read_text() + Path(import_module('modes.options').__file__).read_text()
     read = set(re.findall(r'options\.(\w+)', code))
+    for settings in (AnimationSettings, Motion):
+        read |= {field.name for field in fields(settings) if f'{settings.__name__}.of(options)' in code}
     assert {action.dest for action in parser._actions} - {'help', 'mode'} <= read
 
 

@@ -26,12 +26,13 @@ from figures.pdf import as_pdf
 from figures.plate import BOX, DPI, Paper
 from figures.rules import Time
 from figures.zoom import Zoom
-from inference import Motion, Renderer
+from inference import Renderer
 from logger import write_checkpoint
 from metrics.base import Unavailable
 from metrics.face import Faces
 from metrics.perceptual import BACKBONES, LpipsVgg
 from modules.build import build_model
+from motion.settings import Motion
 from support.errors import UserError
 from support.weights import checkpoint_path
 from tests.support.random_weights import save_random_weights

@@ -23,9 +23,10 @@ from evaluation.protocols import PROTOCOLS, Item
 from evaluation.report import Report, summarize, write_report
 from evaluation.scores import ClipScores
 from evaluation.tables import as_markdown, format_table
-from inference import Renderer, find_best_frame
+from inference import Renderer
 from metrics.catalogue import CATALOGUE, SetMetric
 from modules.build import build_model
+from motion.best_frame import find_best_frame
 from support import distributed, streaming
 from support.errors import UserError
 from tests.support.agents import Agents

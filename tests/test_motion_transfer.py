@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modules.motion_transfer import (OneEuroFilter, RelativeMotion, absolute_motion, best_frame_by_keypoints,
+from motion.transfer import (OneEuroFilter, RelativeMotion, absolute_motion, best_frame_by_keypoints,
                                      hull_area, movement_scale, pose_distance)
 from modules.talking_head import Keypoints
 

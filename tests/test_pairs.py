@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from animate import animate_pairs
+from animate_pairs import animate_pairs
 from config.schema import DatasetParams
 from datasets import build
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case, ClipFinder, choose_items, find_cases
+from evaluation.pairs import find_pairs
 from evaluation.protocols import PROTOCOLS, Item, as_csv, load_list
-from inference import Motion
-from modes.options import find_pairs
+from motion.settings import Motion
 from support.errors import UserError
 from tests.support.tiny import tiny
 from tests.support.toys import SIZE, ToyClip, names_in, renderer

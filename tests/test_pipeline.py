@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from animate import animate, animate_pairs
+from animate import write_animation
+from animate_pairs import animate_pairs
 from datasets.constant_rate import ConstantRateClip, open_constant_rate
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case
 from evaluation.protocols import Item
-from inference import ABSOLUTE, Motion, Renderer
+from inference import Renderer
+from motion.settings import ABSOLUTE, Motion
 from support import distributed
 from support.errors import UserError
 from support.streaming import DEPTH, read_ahead, write_behind
@@ -107,7 +109,7 @@ def test_a_failing_stage_leaves_no_file(tmp_path, monkeypatch, stage):
             raise UserError(f'{self.path}: cannot be written (No space left on device)')
         monkeypatch.setattr(VideoWriter, 'write', full)
     with pytest.raises(UserError, match={'decode': 'driving.mp4', 'network': 'failed', 'encode': 'No space'}[stage]):
-        animate(Renderer(Faulty() if stage == 'network' else Mirror(), 'cpu', 2), picture(SIZE, SIZE), driving,
+        write_animation(Renderer(Faulty() if stage == 'network' else Mirror(), 'cpu', 2), picture(SIZE, SIZE), driving,
                 tmp_path / 'out' / 'a.mp4')
     assert not list((tmp_path / 'out').iterdir())
 
@@ -219,6 +221,6 @@ def test_a_run_that_dies_between_two_settings_does_not_pass_for_finished(pairs, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr('animate.save_png', die)      # the video of the other setting is there, its strip is not
+        patched.setattr('animate_pairs.save_png', die)      # the video of the other setting is there, its strip is not
         run_pairs(pairs, out, motion=Motion(smooth=1.0))
     assert run_pairs(pairs, out) == ['000']

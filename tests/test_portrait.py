@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 import run
+from animate import animate_files, write_animation
 from datasets.endless import EndlessClip
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from inference import ABSOLUTE, Motion, Renderer
+from inference import Renderer
 from logger import write_checkpoint
-from modules import motion_template
 from modules.build import build_model
-from portrait import Portrait, bring_to_life
+from motion import template as motion_template
+from motion.settings import ABSOLUTE, AnimationSettings, Motion
 from support.errors import UserError
 from tests.support.toys import ToyClip, ToyHead
 from tests.support.tiny import tiny
@@ -191,12 +192,12 @@ def test_frame_i_of_the_source_moves_as_motion_i(motion):
 
 def test_a_moving_source_streams(tmp_path):
     """No more frames of source and driver live at once for a long clip than for a short one."""
-    from animate import animate
     most = []
     for length in (60, 400):
         torch.manual_seed(0)
         source, driving = ToyClip(num_frames=7, seed=3), ToyClip(num_frames=length)
-        assert animate(Renderer(ToyHead(), 'cpu', 4), EndlessClip(source), driving, tmp_path / 'r.mp4') == length
+        renderer = Renderer(ToyHead(), 'cpu', 4)
+        assert write_animation(renderer, EndlessClip(source), driving, tmp_path / 'r.mp4') == length
         most.append((source.most_alive, driving.most_alive))
     assert max(most[0]) < 40 and max(most[1]) < 40      # as many as the threads happen to hold, not as there are
 
@@ -228,13 +229,16 @@ BOTH = {'source_image': 'a.png', 'driving_video': 'b.mp4', 'result_video': 'c.mp
     (MOTION | {'save_motion': 'b.npz'}, '--save_motion needs --driving_video')])
 def test_what_does_not_fit_together_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        Portrait(**BOTH | changes)
+        AnimationSettings(**BOTH | changes)
 
 
-def test_a_portrait_is_its_command_line():
-    assert Portrait(**BOTH).arguments() == ['--source_image', 'a.png', '--driving_video', 'b.mp4',
+def test_settings_are_their_command_line():
+    assert AnimationSettings(**BOTH).arguments() == ['--source_image', 'a.png', '--driving_video', 'b.mp4',
                                             '--result_video', 'c.mp4']
-    words = Portrait(**BOTH, relative=False, smooth=0.5, crop='auto', face_index=(1, 0), paste_back=True).arguments()
+    settings = AnimationSettings(**BOTH, motion=Motion(relative=False, smooth=0.5), crop='auto', face_index=(1, 0),
+                                 paste_back=True)
+    words = settings.arguments()
+    assert AnimationSettings.of(run.parse(['--mode', 'animate', *words])[0]) == settings
     assert words[6:] == ['--absolute', '--smooth', '0.5', '--crop', 'auto', '--face_index', '1', '0', '--paste_back']
 
 
@@ -243,8 +247,8 @@ def test_what_is_raised_while_watching_ends_the_animation(files, tmp_path):
         raise KeyboardInterrupt
 
     torch.manual_seed(0)
-    portrait = Portrait(str(files / 'source.png'), driving_video=str(files / 'driver.mp4'),
-                        result_video=str(tmp_path / 'r.mp4'))
+    settings = AnimationSettings(str(files / 'source.png'), driving_video=str(files / 'driver.mp4'),
+                                 result_video=str(tmp_path / 'r.mp4'))
     with pytest.raises(KeyboardInterrupt):
-        bring_to_life(portrait, Renderer(build_model(tiny()), 'cpu', 4), SIZE, watch)
+        animate_files(settings, Renderer(build_model(tiny()), 'cpu', 4), watch)
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import animate
+import animate_pairs
 import run
 from datasets import build as datasets_build
 from datasets.video import open_clip
@@ -477,7 +477,7 @@ def test_from_checkpoints_and_a_folder_to_the_result(checkpoints, tmp_path, caps
 
 def test_an_interrupted_build_goes_on_where_it_was(checkpoints, tmp_path, monkeypatch):
     """Of four videos the third is interrupted; the same command makes two, another one all that it changes."""
-    out, made, whole = tmp_path / 'study', [], animate.animate
+    out, made, whole = tmp_path / 'study', [], animate_pairs.write_animation
     command = ('--checkpoints', *checkpoints.values(), '--pairs', 2, '--checks', 0, '--device', 'cpu', '--out', out)
 
     def watched(renderer, source, driving, result, *rest, **more):
@@ -486,7 +486,7 @@ def test_an_interrupted_build_goes_on_where_it_was(checkpoints, tmp_path, monkey
             raise KeyboardInterrupt
         return whole(renderer, source, driving, result, *rest, **more)
 
-    monkeypatch.setattr(animate, 'animate', watched)
+    monkeypatch.setattr(animate_pairs, 'write_animation', watched)
     assert call(*command) == 130
     first = [path.read_bytes() for path in made[:2]]
     assert not made[2].exists() and not (out / 'key.json').exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from portrait import Portrait
+from motion.settings import AnimationSettings
 from support.errors import UserError
 from web import jobs
 from web.controls import (
@@ -25,12 +25,12 @@ def add_animate(desk: Desk):
     inputs = {part for name, part in page.items() if name not in shown}
 
     def animate(given, request: gr.Request):
-        chosen, session, portrait = named(page, given), request.session_hash, None
+        chosen, session, settings = named(page, given), request.session_hash, None
 
         def make_job():
-            nonlocal portrait
-            portrait = portrait_of(desk, session, chosen)
-            return functools.partial(jobs.animate, checkpoint=desk.models[chosen['model']], portrait=portrait)
+            nonlocal settings
+            settings = settings_of(desk, session, chosen)
+            return functools.partial(jobs.animate, checkpoint=desk.models[chosen['model']], settings=settings)
         yield note('…'), None, *[gr.update(value=None, visible=False)] * 2
         for status, made in follow(desk, session, make_job, *_files(chosen)):
             if made is None:
@@ -38,7 +38,7 @@ def add_animate(desk: Desk):
             else:
                 saved = [path for path in (made.video, made.motion) if path]
                 yield (note(f'Done: {made.frames} frames.'), made.video, gr.update(value=saved, visible=True),
-                       gr.update(value=command_line(desk.models[chosen['model']], portrait), visible=True))
+                       gr.update(value=command_line(desk.models[chosen['model']], settings), visible=True))
 
     def look(given, request: gr.Request):
         chosen, session = named(page, given), request.session_hash
@@ -46,8 +46,8 @@ def add_animate(desk: Desk):
         def make_job():
             if chosen['driver_kind'] == TEMPLATE:
                 raise UserError('a motion template has no faces to look at')
-            portrait = portrait_of(desk, session, chosen | {'crop': CUT})
-            return functools.partial(jobs.find_faces, checkpoint=desk.models[chosen['model']], portrait=portrait)
+            settings = settings_of(desk, session, chosen | {'crop': CUT})
+            return functools.partial(jobs.find_faces, checkpoint=desk.models[chosen['model']], settings=settings)
         for status, found in follow(desk, session, make_job, *_files(chosen)):
             if found is None:
                 yield status, gr.skip(), gr.skip(), gr.skip()
@@ -121,8 +121,8 @@ def _files(chosen):
     return [chosen[name] for name in ('source_image', 'source_video', 'driving_video', 'driving_motion')]
 
 
-def portrait_of(desk, session, chosen):
-    """The Portrait of what is chosen, its results in a folder of their own; UserError for what is missing."""
+def settings_of(desk, session, chosen):
+    """The AnimationSettings that were chosen, with results in a new folder; UserError for a missing file."""
     source = 'source_image' if chosen['source_kind'] == STILL else 'source_video'
     driving = 'driving_video' if chosen['driver_kind'] == VIDEO else 'driving_motion'
     files = {name: desk.files.take(session, chosen[name]) for name in (source, driving)}
@@ -130,18 +130,18 @@ def portrait_of(desk, session, chosen):
         if path is None:
             raise UserError(f'bring {"a portrait" if name == source else "a driver"} first')
     folder, cut = desk.files.new(session), chosen['crop'] == CUT
-    return Portrait(
+    return AnimationSettings(
         **files, source_end=chosen['source_end'] if source == 'source_video' else 'loop',
         save_motion=str(folder / 'motion.npz') if chosen['save_motion'] else None,
-        result_video=str(folder / 'animation.mp4'), **motion_of(chosen), crop='auto' if cut else 'none',
+        result_video=str(folder / 'animation.mp4'), motion=motion_of(chosen), crop='auto' if cut else 'none',
         face_index=(chosen['source_face'], chosen['driving_face']) if cut else (0,),
         paste_back=chosen['show'] == PASTED, side_by_side=chosen['show'] == BESIDE)
 
 
-def command_line(checkpoint, portrait):
-    """What makes the same of files of the same names in the folder where it is called."""
+def command_line(checkpoint, settings):
+    """The command that makes the same result from files of the same names in the current folder."""
     named = {name: Path(path).name for name in ('source_image', 'source_video', 'driving_video', 'driving_motion',
-                                                'save_motion', 'result_video') if (path := getattr(portrait, name))}
-    faces = (0,) if not any(portrait.face_index) else portrait.face_index
-    words = replace(portrait, **named, face_index=faces).arguments()
+                                                'save_motion', 'result_video') if (path := getattr(settings, name))}
+    faces = (0,) if not any(settings.face_index) else settings.face_index
+    words = replace(settings, **named, face_index=faces).arguments()
     return shlex.join(['python', 'run.py', '--mode', 'animate', '--checkpoint', checkpoint, *words])

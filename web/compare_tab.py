@@ -78,12 +78,9 @@ def command_line(models, chosen, words):
     models: {name: checkpoint}
     chosen: {name: value} of the tab; words: {'frames' and 'zoom': words}
     """
-    flags = motion_of(chosen)
-    motion = ['--absolute'] * (not flags['relative']) + [
-        f'--{name}' for name in ('adapt_scale', 'find_best_frame') if flags[name]]
-    motion += ['--smooth', str(flags['smooth'])] if flags['smooth'] else []
     files = [word for name in ('source_image', 'driving_video') for word in (f'--{name}', Path(chosen[name]).name)]
     zoom = ['--zoom', *words['zoom']] if words['zoom'] else []
+    motion = motion_of(chosen).arguments()
     return shlex.join(['python', 'run.py', '--mode', 'compare', '--checkpoints',
                        *(f'{name}={path}' for name, path in models.items()), *files, *motion, '--frames',
                        *words['frames'], *zoom, '--background', chosen['background']])

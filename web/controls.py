@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from motion.settings import Motion
 from support.errors import UserError
 from web.files import Files
 from web.worker import Cancelled, Progress, Worker
@@ -54,10 +55,11 @@ def motion(page):
 
 
 def motion_of(chosen):
-    """The flags of what was chosen in `motion`, by name."""
-    relative = chosen['motion'] == RELATIVE
-    return {'relative': relative, 'adapt_scale': relative and chosen['adapt_scale'],
-            'find_best_frame': relative and chosen['find_best_frame'], 'smooth': chosen['smooth']}
+    """The motion.settings.Motion that was chosen in `motion`."""
+    if chosen['motion'] == ABSOLUTE:
+        return Motion(relative=False, smooth=chosen['smooth'])
+    return Motion(adapt_scale=chosen['adapt_scale'], start='nearest' if chosen['find_best_frame'] else 'first',
+                  smooth=chosen['smooth'])
 
 
 def named(page, given):

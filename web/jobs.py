@@ -1,6 +1,6 @@
 """What the worker does for the page: each job is a function of a web.worker.Bench, and picklable with its arguments.
 
-All rendering is that of the command line: portrait.py, figures/, inference.py. Slow imports wait for a job.
+All rendering is that of the command line: animate.py, figures/, inference.py. Slow imports wait for a job.
 """
 
 from pathlib import Path
@@ -46,27 +46,27 @@ def begin(bench, checkpoints, folder):
     return examples
 
 
-def _check(portrait, bench, checkpoint):
-    """Look at the files of a Portrait before anything decodes them; returns how many frames will be made."""
-    from modules import motion_template
-    if portrait.source_image:
-        check_picture(portrait.source_image)
-    if portrait.source_video:
-        check_clip(portrait.source_video)
-    if portrait.driving_video:
-        return len(check_clip(portrait.driving_video))
-    length = len(motion_template.load(portrait.driving_motion, bench.model(checkpoint).renderer.model))
+def _check(settings, bench, checkpoint):
+    """Check the files of AnimationSettings before anything decodes them; returns the number of frames."""
+    from motion import template as motion_template
+    if settings.source_image:
+        check_picture(settings.source_image)
+    if settings.source_video:
+        check_clip(settings.source_video)
+    if settings.driving_video:
+        return len(check_clip(settings.driving_video))
+    length = len(motion_template.load(settings.driving_motion, bench.model(checkpoint).renderer.model))
     if length > MOST_FRAMES:
-        raise UserError(f'{portrait.driving_motion}: holds {length} frames; this page takes {MOST_FRAMES} at most')
+        raise UserError(f'{settings.driving_motion}: holds {length} frames; this page takes {MOST_FRAMES} at most')
     return length
 
 
-def animate(bench, checkpoint, portrait):
-    """Animated of a portrait.Portrait whose result lies in a folder that is there."""
-    from portrait import bring_to_life
-    total, model = _check(portrait, bench, checkpoint), bench.model(checkpoint)
-    bring_to_life(portrait, model.renderer, model.size, watch=bench.counter(total))
-    return Animated(portrait.result_video, portrait.save_motion, total)
+def animate(bench, checkpoint, settings):
+    """Animated by AnimationSettings whose result lies in an existing folder."""
+    from animate import animate_files
+    total = _check(settings, bench, checkpoint)
+    animate_files(settings, bench.model(checkpoint).renderer, watch=bench.counter(total))
+    return Animated(settings.result_video, settings.save_motion, total)
 
 
 class Compared(NamedTuple):
@@ -83,21 +83,19 @@ def compare(bench, models, files, motion, shown, folder):
 
     models: {name: checkpoint}
     files:  (source image, driving video), paths
-    motion: flags of inference.Motion.of_flags, by name
+    motion: motion.settings.Motion
     shown:  {'frames': figures.rules.parse_frames, 'zoom': parse_zoom, 'background': of figures.plate.PAPERS}
     """
     from figures import compare as side_by_side
     from figures.methods import RenderedMethod, case_of_files, largest_cases
     from figures.plate import Paper
     from figures.zoom import Zoom
-    from inference import Motion
     check_picture(files[0])
     total, zoom, folder = len(check_clip(files[1])), shown['zoom'] and Zoom(shown['zoom']), Path(folder)
     count, methods = bench.counter(total * len(models)), []
     for name, checkpoint in models.items():
         model = bench.model(checkpoint)
-        methods.append(RenderedMethod(name, model.renderer, (case_of_files(*files, model.size),),
-                                      Motion.of_flags(**motion), count))
+        methods.append(RenderedMethod(name, model.renderer, (case_of_files(*files, model.size),), motion, count))
     report = side_by_side.compare(side_by_side.Comparison(
         folder, largest_cases(methods), tuple(methods), shown['frames'], zoom,
         paper=Paper(background=shown['background'])))
@@ -112,18 +110,18 @@ class Faces(NamedTuple):
     driving: int
 
 
-def find_faces(bench, checkpoint, portrait):
-    """Faces of a Portrait with a driving video, before it is animated."""
+def find_faces(bench, checkpoint, settings):
+    """Faces of AnimationSettings with a driving video, before it is animated."""
     from animate import find_faces, looked_at
     from datasets.constant_rate import open_constant_rate
     from datasets.still import Still
-    _check(portrait, bench, checkpoint)
-    source = Still(portrait.source) if portrait.source_image else open_constant_rate(portrait.source)
-    driving = open_constant_rate(portrait.driving)
+    _check(settings, bench, checkpoint)
+    source = Still(settings.source) if settings.source_image else open_constant_rate(settings.source)
+    driving = open_constant_rate(settings.driving)
     bench.check()
-    crops = find_faces([looked_at(source), looked_at(driving)], (portrait.source, portrait.driving),
-                       (*portrait.face_index, 0), bench.model(checkpoint).size, portrait.preview)
-    return Faces(str(portrait.preview), *(len(crop.boxes) for crop in crops))
+    crops = find_faces([looked_at(source), looked_at(driving)], (settings.source, settings.driving),
+                       (*settings.face_index, 0), bench.model(checkpoint).size, settings.preview)
+    return Faces(str(settings.preview), *(len(crop.boxes) for crop in crops))
 
 
 # ---------------------------------------------------------------------------- Inspect

@@ -21,7 +21,7 @@ from benchmarks.campaign.runner import Failure
 from datasets.video import open_clip
 from evaluation.study.build import StudyJob, StudyPair
 from evaluation.study.build import build as build_study
-from modules import motion_template
+from motion import template as motion_template
 from modules.build import build_model
 from tests.support.study import answer
 

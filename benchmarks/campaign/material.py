@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.parity import weights
 from modules.build import build_discriminator, build_model
-from modules.motion_template import MotionTemplate, fingerprint
+from motion.template import MotionTemplate, fingerprint
 from modules.talking_head import Keypoints
 from modules.training_state import State
 from tests.support.small import SMALL_METHOD

@@ -1,6 +1,5 @@
 """Damaged checkpoints and published files: of bytes, of the zip around them, of what they hold, with code inside."""
 
-import argparse
 import io
 import pickle
 import shutil
@@ -13,8 +12,8 @@ from benchmarks.campaign import material
 from benchmarks.campaign.mutate import damaged_bytes, damaged_tree, value
 from benchmarks.campaign.promises import canary, right_or_refused
 from benchmarks.campaign.runner import Failure
+from load import load_model
 from logger import RunFolder
-from modes.options import load_model
 from resume import restore
 from modules.build import build_discriminator, build_model
 from tools.import_checkpoint import import_published
@@ -147,8 +146,7 @@ def checkpoint(number, rng, folder, tripwire):
     path.write_bytes(data)
 
     def read():
-        options = argparse.Namespace(checkpoint=str(path), config=None, set=[], log_dir='log', run_name=None)
-        _, model = load_model(options, CPU)
+        _, model = load_model(str(path), device=CPU)
         found = model.state_dict()
         if same and not equal(found, wanted):
             raise Failure('other weights than were saved, without a word')

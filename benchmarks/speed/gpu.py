@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from animate import animate
+from animate import write_animation
 from benchmarks.speed.operations import flops, peak_flops
 from benchmarks.speed.turns import Clock, peak_memory
 from benchmarks.speed.work import Animation, Training
@@ -116,7 +116,8 @@ def video(job):
                 writer.write(frame)
         ways = {'frames in memory': lambda: drain(renderer, source, frames),
                 'decoded': lambda: drain(renderer, source, open_clip(path).frames()),
-                'decoded and encoded': lambda: animate(renderer, source, open_clip(path), Path(folder, 'result.mp4'))}
+                'decoded and encoded': lambda: write_animation(renderer, source, open_clip(path),
+                                                               Path(folder, 'result.mp4'))}
         found = {}
         for name, way in ways.items():
             way()

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from inference import Motion, Renderer
+from inference import Renderer
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
+from motion.settings import Motion
 from support.errors import UserError
 
 SIZE = 32

@@ -1,0 +1,37 @@
+"""Pairs to animate, compare or study: those of a list, or random ones of a test set."""
+
+from pathlib import Path
+
+from datasets.build import test_clips
+from datasets.constant_rate import open_constant_rate
+from evaluation.cases import Case, ClipFinder, cases_of_list
+from evaluation.protocols import RULES, draw_pairs
+from support.errors import UserError
+
+
+def find_pairs(list_name, dataset, size, count, seed):
+    """evaluation.cases.Cases of a list, or of random pairs of a test set.
+
+    list_name: as evaluation.protocols.load_list takes it, or None; a file's clips lie in its own folder or the test set
+    dataset:   DatasetParams of the test set; None without one
+    size:      frames are resized to (size, size); None leaves them, which the embedded heads cannot
+    count, seed: of the random pairs
+    raises:    UserError that names the row of the list whose clip is not there
+    """
+    root = dataset and dataset.root_dir
+    at_hand = dataset and size and (not list_name or list_name in RULES or root is None)
+    clips = {clip.name: clip for clip in test_clips(dataset, size)} if at_hand else {}
+    if not list_name:
+        return [Case(item, clips[item.source], clips[item.driver])
+                for item in draw_pairs(clips, count=count, seed=seed)]
+    folders = [Path(list_name).parent] * Path(list_name).is_file() + ([Path(root, 'test')] if root else [])
+    return cases_of_list(list_name, ClipFinder(clips, (), size, folders, open_constant_rate), clips)
+
+
+def check_whole(cases, list_name, what):
+    """The cases, if first frames follow whole clips in all of them; UserError otherwise. what: shows them."""
+    for case in cases:
+        if case.item.source_time or case.item.driving_time is not None:
+            raise UserError(f'{list_name}: {case.item.name} names moments of its clips; {what} shows how the first '
+                            'frame of one follows all of the other')
+    return cases

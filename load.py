@@ -1,0 +1,77 @@
+"""Models ready for inference: from a checkpoint, a run folder, or the weights that come with the project."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from config import schema
+from inference import Renderer
+from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
+from modules.build import build_model
+from modules.frame_memory import check_frame
+from support import hardware
+from support.errors import UserError
+from support.weights import load_weights
+
+log = logging.getLogger('run')
+
+
+def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu'):
+    """(config, model in eval mode on the device): the weights for inference and the config that fits them.
+
+    checkpoint: path of a checkpoint file; None for the newest one in the run folder `run`
+    config:     path of a YAML file; None for the config inside of the checkpoint
+    overrides:  'section.key=value' on top of the config
+    device:     torch.device, or a name that `choose_device` takes
+    raises:     UserError for a missing or damaged checkpoint, a config of another model, a device that is not there
+    """
+    device = choose_device(device)
+    path, state = _read(checkpoint, run)
+    if config is None:
+        config = schema.override(checkpoint_config(state, path), overrides)
+    else:
+        config = schema.load(config, overrides)
+        check_same_model(config, state, path)
+    check_frame(config, device)
+    model = build_model(config)
+    load_weights(model, state['ema'], path)
+    log.info('weights: %s, step %d', path, state['step'])
+    hardware.keep_freed_memory()
+    hardware.flush_denormals()
+    return hardware.adapted(config, device), model.to(device, memory_format=torch.channels_last).eval()
+
+
+def _read(checkpoint, run):
+    """(path, state) of a checkpoint file, or of the newest checkpoint in a run folder."""
+    if checkpoint is not None:
+        return checkpoint, read_checkpoint(checkpoint)
+    found = RunFolder(run, writes=False).newest()
+    if found is None:
+        raise UserError(f'no checkpoint in {Path(run) / "checkpoints"}: train first (--mode train), or give '
+                        '--checkpoint')
+    return found
+
+
+def animation_renderer(config, model):
+    """The Renderer that makes animations of what `load_model` gave."""
+    device = next(model.parameters()).device
+    return Renderer(model, device, config.animate_params.batch_size, config.train_params.precision)
+
+
+def choose_device(name):
+    """The torch.device of a name (auto, cpu, cuda, cuda:N, mps), or the given torch.device; UserError without it."""
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f'--device {name}: expected auto, cpu, cuda, cuda:N or mps') from None
+    if device.type == 'cuda':
+        if not torch.cuda.is_available():
+            raise UserError(f'--device {name}: PyTorch finds no CUDA GPU on this machine; use --device cpu')
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f'--device {name}: this machine has {torch.cuda.device_count()} GPU(s)')
+    if device.type == 'mps' and not torch.backends.mps.is_available():
+        raise UserError('--device mps: PyTorch finds no Apple GPU on this machine; use --device cpu')
+    return device
