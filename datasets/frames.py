@@ -202,7 +202,7 @@ class PairDataset(Dataset):
             (person, clip) for person, clips in self._people for clip in clips)}
         # Seen by all workers; for messages, never for choices.
         self._broken = torch.zeros(len(self._numbers), dtype=torch.bool).share_memory_()
-        self._noting = multiprocessing.Lock()       # two workers may meet the same clip at once
+        self._noting = multiprocessing.get_context('spawn').Lock()      # two workers may meet the same clip at once
         self._epoch, self._order = None, None
 
     def names(self):

@@ -11,7 +11,8 @@ from datasets.build import training_people
 from datasets.frames import Augmentation, PairDataset, Stream
 from support import distributed
 from support.errors import UserError
-from support.signals import ignore_stop_signals
+from support.processes import loading_context, worker_start
+from support.signals import StopSignal
 
 
 def training_set(config):
@@ -36,7 +37,9 @@ def training_loader(config, dataset, step):
     check_queues(params.num_workers)
     return DataLoader(dataset, batch_sampler=stream, num_workers=params.num_workers,
                       pin_memory=torch.cuda.is_available(), persistent_workers=False,
-                      prefetch_factor=4 if params.num_workers else None, worker_init_fn=_start_worker)
+                      prefetch_factor=4 if params.num_workers else None,
+                      multiprocessing_context=loading_context(StopSignal.NUMBERS) if params.num_workers else None,
+                      worker_init_fn=worker_start(StopSignal.NUMBERS))     # this process alone decides on a stop
 
 
 def check_queues(workers):
@@ -46,11 +49,6 @@ def check_queues(workers):
     except OSError as error:
         raise UserError(f'shared memory (/dev/shm) has no room for data loading processes ({error.strerror}): make '
                         'some, or load in the training process: --set train_params.num_workers=0') from None
-
-
-def _start_worker(_):
-    ignore_stop_signals()
-    torch.set_num_threads(1)
 
 
 @contextmanager

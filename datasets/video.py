@@ -141,11 +141,29 @@ class VideoClip:
         return resized(np.ascontiguousarray(array), self.size)
 
 
+# Up to PyAV 18 a title that is not UTF-8 made the whole file unreadable, unless told otherwise; from 19 on none does.
+_ANY_TITLE = {} if int(av.__version__.partition('.')[0]) >= 19 else {'metadata_errors': 'ignore'}
+
+
+def open_container(path):
+    """PyAV's container of a Path or Member, whatever encoding its title and tags are in.
+
+    Raises av.error.FFmpegError. PyAV gives rates and times as Fraction or, from 19 on, as a type of its own that
+    overflows: `exact` makes them Fractions.
+    """
+    return av.open(address(path), **_ANY_TITLE)
+
+
+def exact(rational):
+    """A rate or time of PyAV as a Fraction."""
+    return Fraction(rational.numerator, rational.denominator)
+
+
 @contextmanager
 def _opened(path):
     """(container, its video stream); what FFmpeg cannot read, here or in the body, becomes a UserError."""
     try:
-        with av.open(address(path), metadata_errors='ignore') as container:
+        with open_container(path) as container:
             stream = container.streams.best('video')
             if stream is None:
                 raise UserError(f'{path}: has no video track')
@@ -189,7 +207,7 @@ def _build_index(path, container, stream):
     if container.format.name == 'gif':
         keys = [0]  # it builds each frame on the one before
     fps = _rate(container, stream, stamps)
-    return _Index(fps, bool(container.streams.audio), timed, stamps, keys, stream.time_base if timed else 1 / fps)
+    return _Index(fps, bool(container.streams.audio), timed, stamps, keys, exact(stream.time_base) if timed else 1 / fps)
 
 
 class _Packet(NamedTuple):
@@ -227,10 +245,10 @@ def _rate(container, stream, stamps):
     """
     if container.format.name == 'gif' and len(stamps) > 1:
         # Delays come in whole 1/100 s; FFmpeg takes 30 fps (3, 4, 3, 3, 4 ...) for 33.
-        return Fraction(len(stamps) - 1, int(stamps[-1] - stamps[0])) / stream.time_base
+        return Fraction(len(stamps) - 1, int(stamps[-1] - stamps[0])) / exact(stream.time_base)
     # AVI has no times to average over; its header states the rate.
     first = stream.base_rate if container.format.name == 'avi' else stream.average_rate
-    usable = (rate for rate in (first, stream.guessed_rate) if rate and 0 < rate <= 1000)
+    usable = (exact(rate) for rate in (first, stream.guessed_rate) if rate and 0 < rate <= 1000)
     return next(usable, CLIP_FPS)
 
 

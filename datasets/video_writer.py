@@ -10,6 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from datasets.video import exact, open_container
 from support.errors import UserError
 from support.files import written_whole
 
@@ -125,7 +126,7 @@ class _AudioCopy:
     def of(cls, path, output):
         """The copy, or None if the file has no audio track. Raises UserError."""
         try:
-            source = av.open(os.path.abspath(path), metadata_errors='ignore')
+            source = open_container(path)
         except av.error.FFmpegError as error:
             raise UserError(f'{path}: cannot be read for its sound ({error.strerror})') from error
         track = source.streams.best('audio')
@@ -145,13 +146,13 @@ class _AudioCopy:
         self._waiting = None
         video = source.streams.best('video')
         # Frames are written from time 0 on, so sound moves by as much as the first frame does.
-        self._shift = video.start_time * video.time_base if video and video.start_time else Fraction(0)
+        self._shift = video.start_time * exact(video.time_base) if video and video.start_time else Fraction(0)
 
     def copy_until(self, end):
         """Writes the packets whose middle comes before `end` seconds, so the sound ends within half a packet of it."""
         while (packet := self._next()) is not None:
-            start = packet.pts * packet.time_base - self._shift
-            duration = (packet.duration or 0) * packet.time_base
+            tick = exact(packet.time_base)
+            start, duration = packet.pts * tick - self._shift, (packet.duration or 0) * tick
             if start + duration / 2 > end:
                 return
             self._waiting = None
@@ -167,7 +168,7 @@ class _AudioCopy:
         return self._waiting
 
     def _copy(self, packet):
-        shift = round(self._shift / packet.time_base)
+        shift = round(self._shift / exact(packet.time_base))
         packet.pts -= shift
         packet.dts = packet.pts if packet.dts is None else packet.dts - shift
         packet.stream = self._stream

@@ -31,9 +31,3 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self.requested:
             self.requested, self._since = True, now
-
-
-def ignore_stop_signals():
-    """For helper processes: signals reach the whole process group, and the main process decides."""
-    for number in StopSignal.NUMBERS:
-        signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.frames import Augmentation, PairDataset, Stream, find_people
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
+from support.processes import loading_context, worker_start
 from tests.support.tiny import SHARED
 
 PLAIN = Augmentation(time_flip=False, horizontal_flip=False, brightness=0, contrast=0, saturation=0, hue=0)
@@ -101,12 +102,17 @@ def test_another_seed_gives_other_persons_and_other_frames():
         assert sum(torch.equal(one[i]['source'], other[i]['source']) for i in range(24)) < most
 
 
+def loaded(dataset, stop, workers=2):
+    return DataLoader(dataset, batch_sampler=Stream(4, stop=stop), num_workers=workers,
+                      multiprocessing_context=loading_context(), worker_init_fn=worker_start())
+
+
 @pytest.mark.parametrize('workers', [1, 2])
 def test_workers_give_the_samples_of_the_main_process(workers):
     people = crowd()
     people['id2'] = [Broken('id2#0')]
     dataset = PairDataset(people, 7, FULL)
-    loader = DataLoader(dataset, batch_sampler=Stream(4, stop=6), num_workers=workers)
+    loader = loaded(dataset, 6, workers)
     batches = list(loader)
     assert torch.cat([batch['index'] for batch in batches]).tolist() == list(range(24))
     expected = [dataset[i] for i in range(24)]
@@ -181,15 +187,16 @@ def test_a_broken_clip_is_passed_over_and_named_once(caplog):
 def test_workers_name_a_broken_clip_once_between_them(tmp_path):
     people = {f'id{n}': [Broken(f'id{n}#0') if n < 2 else Painted(f'id{n}#0')] for n in range(4)}
     handler = logging.FileHandler(tmp_path / 'log')
-    logging.getLogger('datasets.frames').addHandler(handler)
+    handler.setFormatter(logging.Formatter('%(levelname)s: %(message)s'))
+    logging.getLogger().addHandler(handler)
     try:
-        list(DataLoader(PairDataset(people, 0, PLAIN), batch_sampler=Stream(4, stop=8), num_workers=2))
+        list(loaded(PairDataset(people, 0, PLAIN), 8))
     finally:
-        logging.getLogger('datasets.frames').removeHandler(handler)
+        logging.getLogger().removeHandler(handler)
         handler.close()
     lines = (tmp_path / 'log').read_text().splitlines()
-    assert sorted(line.split(':')[0] for line in lines) == ['skipping clip id0#0', 'skipping clip id1#0']
-    strict = DataLoader(PairDataset(people, 0, PLAIN, max_broken=1), batch_sampler=Stream(4, stop=8), num_workers=2)
+    assert sorted(lines) == [f'WARNING: skipping clip {name}: {name}.mp4: is cut short' for name in ('id0#0', 'id1#0')]
+    strict = loaded(PairDataset(people, 0, PLAIN, max_broken=1), 8)
     with pytest.raises(UserError, match='max_broken=1 clips cannot be read: id0#0, id1#0'):
         list(strict)
 

@@ -16,7 +16,8 @@ from datasets.video import VideoClip, open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
 from tests.support.video_files import (
-    KINDS, SHARED, assert_exact, encode, needs_shared, number_in, numbered, plain_decode, write_tone)
+    KINDS, SHARED, assert_exact, encode, needs_shared, number_in, numbered, plain_decode, titled, write_tone)
+from web.limits import check_clip
 
 
 # ---------------------------------------------------------------------------- reading
@@ -65,6 +66,22 @@ def test_a_clip_survives_pickling_before_and_after_use(make):
         assert np.array_equal(copy.read([17])[0], clip.read([17])[0])
     next(clip.frames())
     pickle.dumps(clip)
+
+
+def test_titles_in_any_encoding_are_read_over(tmp_path):
+    """A title in Latin-1, as old cameras and converters write it, is no UTF-8."""
+    path = titled(tmp_path / 'titled.mp4', b'caf\xe9 noir')
+    assert [number_in(frame) for frame in open_clip(path).frames()] == [0, 1, 2]
+    assert len(check_clip(path)) == 3
+    with VideoWriter(tmp_path / 'out.mp4', 25, audio_from=path) as writer:
+        writer.write(numbered(0))
+
+
+def test_rates_and_times_are_fractions(make):
+    """PyAV 19 gives them as a type that overflows and has no as_integer_ratio."""
+    for kind in ('gop10.mp4', 'mpeg4.avi', 'moving.gif', 'vp9.webm'):
+        clip = open_clip(make(kind))
+        assert type(clip.fps) is Fraction and type(clip.times[1]) is Fraction
 
 
 def test_an_index_outside_the_clip_is_an_error_not_another_frame(make):

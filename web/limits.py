@@ -25,11 +25,11 @@ def check_clip(path):
     import av
 
     from datasets.constant_rate import open_constant_rate
-    from datasets.video import VIDEO_SUFFIXES
+    from datasets.video import VIDEO_SUFFIXES, open_container
     if Path(path).suffix.lower() not in VIDEO_SUFFIXES:
         raise UserError(f'{path}: is no video; expected one of {", ".join(VIDEO_SUFFIXES)}')
     try:
-        with av.open(str(path), metadata_errors='ignore') as container:
+        with open_container(path) as container:
             for stream in container.streams.video:
                 _check_pixels(path, stream.width, stream.height)
     except av.error.FFmpegError as error:

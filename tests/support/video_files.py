@@ -61,6 +61,22 @@ def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
     return path
 
 
+def titled(path, title):
+    """A video whose title, bytes, is in no encoding that UTF-8 could be taken for."""
+    plain = bytes(title.replace(b'\xe9', b'e')).decode()
+    with av.open(str(path), 'w') as container:
+        container.metadata['title'] = plain
+        stream = container.add_stream('libx264', rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
+        for number in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format='rgb24')))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.count(plain.encode()) == 1
+    path.write_bytes(data.replace(plain.encode(), title))
+    return path
+
+
 def plain_decode(path):
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]

@@ -80,9 +80,14 @@ def to_uint8(images):
     return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
+def open_container(path):
+    """PyAV's container, whatever encoding its title is in: up to PyAV 18 one that is not UTF-8 is an error otherwise."""
+    return av.open(path, **({} if int(av.__version__.partition('.')[0]) >= 19 else {'metadata_errors': 'ignore'}))
+
+
 def read_frames(path, size):
     """Yields the upright frames of a video, or the one of a still image, as (size, size, 3) uint8."""
-    with av.open(path, metadata_errors='ignore') as container:
+    with open_container(path) as container:
         for frame in container.decode(video=0):
             small = frame.reformat(size, size, 'rgb24', interpolation='BICUBIC').to_ndarray()
             yield np.ascontiguousarray(np.rot90(small, frame.rotation // 90))
@@ -119,7 +124,7 @@ def main(arguments=None):
     head = OnnxHead(options.models, options.threads)
     try:
         source = next(read_frames(options.source, head.size))
-        with av.open(options.driving) as container:
+        with open_container(options.driving) as container:
             rate = container.streams.video[0].average_rate
         frames = read_frames(options.driving, head.size)
         write_video(options.result, animate(head, source, frames, not options.absolute, options.batch_size), rate)
