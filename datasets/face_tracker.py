@@ -29,15 +29,17 @@ def landmarker_path():
 class Face:
     """One face in a frame of W x H pixels; coordinates may lie outside of the frame.
 
-    box:       (x0, y0, x1, y1) around the landmarks, pixels: chin to hairline, not the whole head
-    landmarks: (478, 2) x and y in pixels; 0 and 1 are the edges of the frame's first pixel. The last ten are the irises
-               (Grishchenko et al., arXiv 2006.10962)
-    matrix:    (4, 4) from MediaPipe's canonical face, in centimetres, to a camera that looks at the middle of what was
-               searched: rotation, scale, translation; None where it could not be solved for
+    box:         (x0, y0, x1, y1) around the landmarks, pixels: chin to hairline, not the whole head
+    landmarks:   (478, 2) x and y in pixels; 0 and 1 are the edges of the frame's first pixel. The last ten are the
+                 irises (Grishchenko et al., arXiv 2006.10962)
+    matrix:      (4, 4) from MediaPipe's canonical face, in centimetres, to a camera that looks at the middle of the
+                 searched part: rotation, scale, translation; None where it could not be solved for
+    blendshapes: (52,) in [0, 1], in MediaPipe's order; None unless the detector computes them
     """
     box: tuple[float, float, float, float]
     landmarks: np.ndarray
     matrix: np.ndarray | None
+    blendshapes: np.ndarray | None = None
 
     @property
     def size(self):
@@ -49,12 +51,13 @@ class Face:
 class FaceDetector:
     """Finds the faces of a frame, each frame by itself; a context manager. For one thread, on the CPU.
 
-    max_faces: at most so many are found in a frame
+    max_faces:   at most so many are found in a frame
+    blendshapes: compute them too
     Raises UserError where the package or its model file is missing; the message says how to get them.
     """
 
-    def __init__(self, max_faces=5):
-        self._landmarker, self._image = _open_landmarker(max_faces)
+    def __init__(self, max_faces=5, blendshapes=False):
+        self._landmarker, self._image = _open_landmarker(max_faces, blendshapes)
 
     def __enter__(self):
         return self
@@ -80,11 +83,13 @@ class FaceDetector:
         height, width, _ = part.shape
         found = self._landmarker.detect(self._image(np.ascontiguousarray(part)))
         matrices = found.facial_transformation_matrixes or [None] * len(found.face_landmarks)
+        shapes = found.face_blendshapes or [None] * len(found.face_landmarks)
         faces = []
-        for points, matrix in zip(found.face_landmarks, matrices, strict=True):
+        for points, matrix, blendshapes in zip(found.face_landmarks, matrices, shapes, strict=True):
             landmarks = np.array([(left + point.x * width, top + point.y * height) for point in points])
             box = *landmarks.min(0).tolist(), *landmarks.max(0).tolist()
-            faces.append(Face(box, landmarks, None if matrix is None else np.array(matrix)))
+            faces.append(Face(box, landmarks, None if matrix is None else np.array(matrix),
+                              blendshapes and np.array([shape.score for shape in blendshapes])))
         return faces
 
 
@@ -115,7 +120,7 @@ def _distinct(faces):
     return kept
 
 
-def _open_landmarker(max_faces):
+def _open_landmarker(max_faces, blendshapes):
     """(MediaPipe's FaceLandmarker, a function from an array to its image)."""
     path = landmarker_path()
     if not path.is_file():
@@ -127,7 +132,7 @@ def _open_landmarker(max_faces):
         raise UserError(f'face detection needs MediaPipe ({error}): pip install mediapipe') from error
     options = vision.FaceLandmarkerOptions(
         base_options=BaseOptions(model_asset_buffer=path.read_bytes()), num_faces=max_faces,
-        output_facial_transformation_matrixes=True)
+        output_facial_transformation_matrixes=True, output_face_blendshapes=blendshapes)
     try:
         with _silenced():
             landmarker = vision.FaceLandmarker.create_from_options(options)

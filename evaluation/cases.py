@@ -1,4 +1,4 @@
-"""From a list to clips: what is there of it, under which names, in which folders."""
+"""Resolve list entries to clips on disk."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -10,15 +10,16 @@ from datasets.still import STILL_SUFFIXES, Still
 from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
 from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
 from support.errors import UserError
-from support.files import is_there
+from support.files import is_there, split_assignment
 
 
 # ---------------------------------------------------------------------------- clips
 
 def clips_in(folder, size=None):
-    """The videos, folders of frames and stills of a folder, as clips by name; in the order of their names.
+    """{name: clip} of the videos, frame folders and stills in a folder, sorted by name.
 
-    Hidden files and those of other kinds are passed over. Raises UserError where there is none, or two of one name.
+    Hidden files and other kinds of files are ignored. Raises UserError for an empty folder, and for two clips of one
+    name.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -33,31 +34,30 @@ def clips_in(folder, size=None):
             raise UserError(f'{folder}: {clips[clip.name].path.name} and {path.name} have one name; rename one')
         clips[clip.name] = clip
     if not clips:
-        raise UserError(f'{folder}: holds no videos, folders of frames or stills')
+        raise UserError(f'{folder}: contains no videos, frame folders or stills')
     return clips
 
 
 class ClipFinder:
-    """Where the clips of a list lie.
+    """Finds the clip of an id of a list.
 
-    clips:    {name: clip} at hand
-    path_map: ['PREFIX=FOLDER' or 'FOLDER']: ids that begin with PREFIX, or all, are looked for in FOLDER,
-              with or without the suffix of a video
+    clips:    {name: clip} that are open
+    path_map: ['PREFIX=FOLDER' or 'FOLDER']: FOLDER is searched for ids that start with PREFIX, or for all ids, with or
+              without the suffix of a video
     size:     frames are resized to (size, size); None leaves them
-    folders:  where else ids are looked for that are paths, such as the folder of the list
-    opener:   what opens a video or a folder of frames
+    folders:  searched for ids that are paths, such as the folder of the list
+    opener:   function that opens a video or a frame folder
     """
 
     def __init__(self, clips, path_map, size, folders=(), opener=open_clip):
         self.clips, self.size, self.folders, self.opener = clips, size, list(map(Path, folders)), opener
-        self.places = [(prefix.strip('/'), Path(folder)) for prefix, _, folder in
-                       (text.rpartition('=') for text in path_map)]
+        self.places = [((prefix or '').strip('/'), folder) for prefix, folder in map(split_assignment, path_map)]
         for _, folder in self.places:
             if not folder.is_dir():
-                raise UserError(f'--path_map: {folder} is no folder')
+                raise UserError(f'--path_map: {folder} is not a folder')
 
     def __call__(self, clip_id):
-        """The clip of this id, None if it is not there."""
+        """The clip of this id, or None."""
         for prefix, folder in self.places:
             if clip_id.startswith(prefix):
                 name = clip_id.removeprefix(prefix).strip('/')
@@ -74,7 +74,7 @@ class ClipFinder:
 
 
 def _find(path):
-    """The path, as it is or with the suffix of a video; None where nothing is."""
+    """The path, or the path with the suffix of a video, whichever exists; or None."""
     paths = (Path(f'{path}{suffix}') for suffix in ('', *VIDEO_SUFFIXES))
     return next((path for path in paths if is_there(path)), None)
 
@@ -83,10 +83,10 @@ def _find(path):
 
 @dataclass(frozen=True)
 class Case:
-    """An item of a list with its clips at hand.
+    """An item of a list with its open clips.
 
-    source:    clip that the source image is taken from, or None where it is not known
-    generated: clip that was made elsewhere; None where the model makes it
+    source:    clip of the source image, or None where it is unknown
+    generated: clip made elsewhere; None where a model generates it
     """
     item: Item
     source: Any
@@ -96,7 +96,7 @@ class Case:
     def moments(self, first=0):
         """(index of the source frame, indices of the driving frames); UserError where the clips are too short.
 
-        first: of the driving frames, where the item names none
+        first: index of the first driving frame, where the item names none
         """
         item, driving = self.item, self.driving
         source = 0 if self.source is None else frame_index(self.source, item.source_time or 0)
@@ -108,18 +108,18 @@ class Case:
 
     @property
     def anchor(self):
-        """Index of the driving frame from which relative motion starts; None where the item names none. UserError."""
+        """Index of the driving frame from which relative motion starts, or None; raises UserError."""
         time = self.item.anchor_time
         return self.item.anchor if time is None else frame_index(self.driving, time)
 
     @property
     def sound(self):
-        """The file whose sound goes with what is made, or None."""
+        """The file whose sound the result gets, or None."""
         path = getattr(self.driving, 'path', None)
         return path if path is not None and path.is_file() else None
 
     def frames(self, moments):
-        """The driving frames at the moments, streaming."""
+        """An iterator over the driving frames at these indices."""
         if isinstance(moments, range):
             return islice(self.driving.frames(), moments.start, None)
         return iter(self.driving.read(moments))
@@ -127,11 +127,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """A list, and what is there of it.
+    """A list, and which of its clips exist.
 
     items:   the whole list
-    cases:   those of the items whose clips are there
-    missing: names of the others
+    cases:   of the items whose clips exist
+    missing: names of the other items
     extra:   names of generated clips without an item
     """
     list_name: str
@@ -142,7 +142,7 @@ class Selection:
 
 
 def frame_index(clip, time):
-    """Of the frame at `time` seconds; UserError if the clip is shorter."""
+    """Index of the frame at `time` seconds; UserError if the clip is shorter."""
     index = frame_at(time, clip.fps)
     if index >= len(clip):
         raise UserError(f'{clip.name}: has no frame at {time:g} s, it is {float(len(clip) / clip.fps):.2f} s long')
@@ -151,13 +151,14 @@ def frame_index(clip, time):
 
 def test_set(path_map, size):
     """{name: clip} of all FOLDERs of a path map that have no PREFIX."""
-    return {name: clip for text in path_map if '=' not in text for name, clip in clips_in(text, size).items()}
+    folders = [folder for prefix, folder in map(split_assignment, path_map) if prefix is None]
+    return {name: clip for folder in folders for name, clip in clips_in(folder, size).items()}
 
 
 def choose_items(protocol, list_name, clips, num_pairs=None, seed=0):
-    """(name of the list, its items): the list that is asked for, else the protocol's, else all clips or random pairs.
+    """(name of the list, its items) of `list_name`, else of the protocol's list, else all clips or random pairs.
 
-    clips: names of the clips at hand
+    clips: names of the available clips
     """
     list_name = list_name or protocol.list
     if list_name is not None:
@@ -169,7 +170,7 @@ def choose_items(protocol, list_name, clips, num_pairs=None, seed=0):
 
 
 def find_cases(items, find):
-    """The items whose clips are there, as cases, and the names of those whose clips are not."""
+    """(cases of the items whose clips exist, names of the other items)."""
     cases, missing = [], []
     for item in items:
         source, driving = find(item.source), find(item.driver)
@@ -181,7 +182,7 @@ def find_cases(items, find):
 
 
 def cases_of_list(name, find, clip_ids=()):
-    """A Case for every row of a list, whose clips must all be there; UserError that names the row."""
+    """A Case for every row of a list; UserError with the row of a clip that does not exist."""
     cases = []
     for where, item in load_rows(name, clip_ids):
         clips = []
@@ -198,10 +199,10 @@ def cases_of_list(name, find, clip_ids=()):
 
 
 def match_cases(items, protocol, generated, driving, sources):
-    """The same for videos that were made elsewhere; (cases, missing, extra).
+    """As `find_cases`, for videos made elsewhere: (cases, missing, extra).
 
-    items:   of a list, or one per driving clip, whose name the generated clip and the source then share
-    sources: {name: clip}, or None: then a same-identity source is taken from the driving clip
+    items:   of a list, or one per driving clip, with the name of its generated clip and source
+    sources: {name: clip}; None: the driving clip is the source of same-identity protocols
     """
     cases, missing = [], []
     for item in items:
@@ -209,7 +210,7 @@ def match_cases(items, protocol, generated, driving, sources):
         if driver is None or made is None:
             missing.append(item.name)
             continue
-        # A lone driving frame is no source: it would be compared with itself.
+        # A single driving frame cannot be the source: it would be compared with itself.
         own = None if protocol.cross_identity or isinstance(driver, Still) else driver
         source = own if sources is None else sources.get(_stem(item.source))
         if sources is not None and source is None:
@@ -221,6 +222,6 @@ def match_cases(items, protocol, generated, driving, sources):
 
 
 def _stem(clip_id):
-    """The name by which `clips_in` knows the clip or still."""
+    """The clip's or still's name in `clips_in`."""
     path = PurePosixPath(clip_id)
     return path.stem if path.suffix.lower() in STILL_SUFFIXES else clip_name(clip_id)

@@ -1,13 +1,13 @@
-"""Evaluation by a named protocol: of a model, which generates and is scored as frames stream by, or of videos
-that were made elsewhere.
+"""Evaluation by a named protocol: of a model, scored while it generates frames, or of videos made elsewhere.
 
     evaluation/<protocol>/metrics.json  metrics.csv  metrics.md  report.html  list.csv
-                         /clips/        scores and a picture of every clip, from which an interrupted run goes on
+                         /clips/        scores, features and a picture of every clip, to resume from
 
 Every clip is scored alone, so neither an interruption nor the number of processes changes a bit of the result.
 """
 
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Mapping
@@ -19,18 +19,20 @@ from tqdm import tqdm
 from evaluation.cases import Selection
 from evaluation.html import write_html
 from evaluation.protocols import Protocol, fingerprint, write_list
+from evaluation.published import published_tables
 from evaluation.report import Report, versions, write_report
-from evaluation.scores import ClipScores, Scorer
+from evaluation.scores import ClipScores, Scorer, parts_of
 from evaluation.store import Store
 from evaluation.tables import as_markdown
+from metrics.base import DistributionMetric, release_networks
 from motion.settings import Motion
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder, write_picture, written_whole
 from visualizer import Strip
 
-NAMED = 3              # missing clips named in the log; metrics.json names all
-STRIP_MOMENTS, STRIP_HEIGHT = 3, 112     # of the picture of a clip; frames are so many pixels high
+LOGGED = 3             # names of missing clips in the log; metrics.json lists all
+STRIP_MOMENTS, STRIP_HEIGHT = 3, 112     # of the picture of a clip: frames, and their height in pixels
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 # ---------------------------------------------------------------------------- frames
 
 class CodeCounter:
-    """Notes which codes a model uses while its frames stream by.
+    """Counts which codes a model uses while it generates frames.
 
     counts: {codebook and scale: how often each code was chosen} for the first frame of every batch
     """
@@ -47,7 +49,7 @@ class CodeCounter:
         self.counts = {}
 
     def watch(self, driven, frames):
-        """Yields (driving frames, frames made of the source (B, H, W, 3) uint8), batch by batch.
+        """Yields (driving frames, generated frames (B, H, W, 3) uint8), batch by batch.
 
         driven: DrivenSource that follows the `frames`
         """
@@ -57,16 +59,16 @@ class CodeCounter:
 
     @torch.inference_mode()
     def _note(self, model, source, driving):
-        """What quantisation makes of the flow and of the driving features (Eq. 1 and 4)."""
+        """Add the counts of codes that quantise the flow and the driving features (Eq. 1 and 4)."""
         for key, counts in model.code_counts(source, driving).items():
             counts = counts.tolist()
             self.counts[key] = [a + b for a, b in zip(self.counts.get(key, [0] * len(counts)), counts)]
 
 
 def _side_by_side(case, moments, batch_size):
-    """(driving frames, generated frames), batch by batch; UserError where they do not fit together."""
+    """Yields (driving frames, generated frames), batch by batch; UserError where numbers or sizes differ."""
     made, wanted = case.generated, len(moments)
-    # Other people's code may leave out the first frame, as this protocol does, or not.
+    # Videos made elsewhere may contain the first frame though this protocol leaves it out.
     skip = moments.start if isinstance(moments, range) and len(made) == moments.stop else 0
     if len(made) - skip != wanted:
         raise UserError(f'{made.name}: has {len(made)} frames, its driving video {len(case.driving)}')
@@ -79,9 +81,11 @@ def _side_by_side(case, moments, batch_size):
         yield tuple(zip(*batch))
 
 
-def _watched(parts, strip):
+def _passed(parts, *receivers):
+    """Yields the batches, after each receiver that is not None got them."""
     for driving, made in parts:
-        strip.add(driving, made)
+        for receive in filter(None, receivers):
+            receive(driving, made)
         yield driving, made
 
 
@@ -94,12 +98,12 @@ def _save_strip(strip, path):
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What is evaluated, and how.
+    """An evaluation: of what, by which protocol, list and metrics.
 
-    name, protocol: PROTOCOLS[name], or the like
-    selection:      Selection of a list; cases with a problem are counted and named in the report
+    name, protocol: PROTOCOLS[name]
+    selection:      Selection of a list; the report lists the cases that cannot be scored
     metric_ids:     of the catalogue
-    subject:        {what: value} that tells what is evaluated: weights, or a folder
+    subject:        {what: value} of the model's weights or the folder that is evaluated
     batch_size:     frames scored at once
     """
     name: str
@@ -109,47 +113,49 @@ class EvaluationJob:
     subject: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 8
 
-    def settings(self, scorer):
-        """All that a clip's scores depend on, besides its files."""
+    def settings(self, device):
+        """All that the generated frames depend on, besides the clips' files; as JSON values."""
         return dict(subject=self.subject, protocol=asdict(self.protocol), batch_size=self.batch_size,
-                    device=torch.device(scorer.device).type, weights=scorer.weights, versions=versions(),
-                    metrics={metric.id: metric.definition for metric in scorer.metrics})
+                    device=torch.device(device).type, versions=versions())
 
     def about(self):
-        """What the report says of it."""
-        protocol = {key: getattr(self.protocol, key) for key in ('relative', 'cross_identity', 'include_first', 'text')}
+        """The part of the report that describes the evaluation."""
+        protocol = {key: getattr(self.protocol, key) for key in ('relative', 'adapt_scale', 'cross_identity',
+                                                                 'include_first', 'text')}
         return {'protocol': {'name': self.name} | protocol, 'subject': self.subject,
                 'list': {'name': self.selection.list_name, 'sha256': fingerprint(self.selection.items)}}
 
 
-def evaluate(job, folder, device, renderer=None):
+def evaluate(job, folder, device, renderer=None, recorder=None):
     """Score all cases of an EvaluationJob, and write the report into `folder`.
 
-    renderer: inference.Renderer of the model; None where the cases hold what was generated
+    renderer: inference.Renderer of the model; None where the cases hold generated clips
+    recorder: writes other files of each clip: `missing(case, store)` returns whether they are, and within
+              `recording(case, store, source, num_frames)`, which returns a function, that gets the frames of each batch
     returns:  Report on the first process, None on the others
     raises:   UserError if no case can be scored
     """
     selection, cases = job.selection, job.selection.cases
     if not cases:
-        raise UserError(f'no clip of the list {selection.list_name} is there'
+        raise UserError(f'no clip of the list {selection.list_name} is found'
                         + (f', such as {selection.missing[0]}' if selection.missing else '')
-                        + '; say where the clips are (--path_map FOLDER)')
-    # The copy of the source is a measure for a same-identity result alone.
+                        + '; give the folder of the clips (--path_map FOLDER)')
+    # The copied source is a baseline for same-identity results only.
     scorer = Scorer(job.metric_ids, device, copies=not job.protocol.cross_identity)
     _announce(scorer, selection)
     if not scorer.metrics:
         raise UserError('none of the metrics can be computed here: ' + '; '.join(scorer.skipped.values()))
     folder = make_folder(folder)
     distributed.check_shared(folder)
-    store = Store(folder / 'clips', job.settings(scorer), distributed.rank())
+    store = Store(folder / 'clips', job.settings(device), scorer.parts)
     # Keys hold size and time of the files, so copies of them need both (rsync -a, cp -p).
-    distributed.agree({'weights and clips to score': distributed.digest([store.key(case) for case in cases])})
-    _score_all(job, scorer, renderer, store)
+    keys = [store.key(case) for case in cases]
+    distributed.agree({'weights and clips to score': distributed.digest([*keys, *store.parts.values()])})
+    _score_all(job, scorer, renderer, store, recorder)
+    release_networks()
     if distributed.rank() > 0:
         return None
 
-    store.gather(cases)
-    store.tidy(cases)
     report = _report(job, scorer, store)
     write_report(folder, report)
     write_list(folder / 'list.csv', selection.items)
@@ -159,48 +165,37 @@ def evaluate(job, folder, device, renderer=None):
     return report
 
 
-def _score_all(job, scorer, renderer, store):
-    """Score what is not in the store yet; the processes share it."""
+def _score_all(job, scorer, renderer, store, recorder):
+    """Score what is not stored; the processes share the clips."""
     cases, rank = job.selection.cases, distributed.rank()
-    if rank == 0:
-        store.gather(cases)
-    distributed.wait()
-    pending = _pending(cases, store, with_sums=bool(scorer.sets))
-    distributed.wait()      # nobody writes before all know what there is to do
+    pending = [case for case in cases if store.missing(case) or recorder and recorder.missing(case, store)]
+    pending = list({store.key(case): case for case in pending}.values())      # a list may name a pair twice
+    distributed.wait()      # nobody writes before all know what is pending
     if before := len({store.key(case) for case in cases}) - len(pending):
         log.info('%d clips were scored before', before)
     for case in tqdm(pending[rank::distributed.world()], unit='clip', desc='evaluation', disable=rank > 0,
                      dynamic_ncols=True):
-        _score(case, job, scorer, renderer, store)
+        _score(case, job, scorer, renderer, store, recorder)
         distributed.beat()
-    store.save()
     distributed.wait_long()
 
 
-def _pending(cases, store, with_sums):
-    """The cases without scores; each once, though a list may name a pair twice."""
-    summed = store.summed()[0]
-    todo = (case for case in cases if not isinstance(store.read(case), ClipScores)
-            or with_sums and store.key(case) not in summed)
-    return list({store.key(case): case for case in todo}.values())
-
-
 def _announce(scorer, selection):
-    """Say what will not be scored, before the long part."""
+    """Log what will not be scored, before the long part."""
     cases, missing = selection.cases, selection.missing
     for name, why in scorer.skipped.items():
         log.warning('%s skipped: %s', name, why)
     needy = [metric.id for metric in scorer.metrics if metric.needs_source]
     if needy and any(case.source is None for case in cases):
-        log.warning('undefined where the source is not known (--source): %s', ', '.join(needy))
+        log.warning('undefined without source images (--source): %s', ', '.join(needy))
     log.info('%d of %d clips found', len(cases), len(cases) + len(missing))
     for what, names in (('missing', missing), ('without a driving video', selection.extra)):
         if names:
-            log.warning('%d %s: %s%s', len(names), what, ', '.join(names[:NAMED]), ', ...' * (len(names) > NAMED))
+            log.warning('%d %s: %s%s', len(names), what, ', '.join(names[:LOGGED]), ', ...' * (len(names) > LOGGED))
 
 
-def _score(case, job, scorer, renderer, store):
-    """Score a case and store its scores, or what is wrong with it."""
+def _score(case, job, scorer, renderer, store, recorder):
+    """Compute and store the missing scores of a case, or the reason why that fails."""
     try:
         at_source, moments = case.moments(job.protocol.first)
         source = None if case.source is None else case.source.read([at_source])[0]
@@ -210,33 +205,46 @@ def _score(case, job, scorer, renderer, store):
         else:
             parts = codes.watch(_follow(case, job.protocol, renderer, source), case.frames(moments))
         strip = Strip(source, len(moments), STRIP_MOMENTS)
-        clip = scorer.score(case.item.name, source, _watched(parts, strip))
+        recording = recorder.recording(case, store, source, len(moments)) if recorder else nullcontext()
+        with recording as record:
+            clip = scorer.score(case.item.name, source, _passed(parts, strip.add, record), store.missing(case))
     except UserError as error:
         log.warning('%s is not scored: %s', case.item.name, error)
-        store.write(case, {'problem': str(error)})
+        store.write_problem(case, str(error))
         return
     clip.codes = codes.counts
     _save_strip(strip, store.path(case, '.jpg'))
-    store.write(case, clip.as_json())
-    if scorer.sets:
-        store.add(case, scorer.states(), clip.frames)
+    store.write(case, clip)
 
 
 def _follow(case, protocol, renderer, source):
-    """The case's source, driven as the protocol says."""
+    """The case's source, driven as the protocol defines."""
     if not protocol.relative:
         return renderer.follow(source)
-    return renderer.follow(source, case.driving, Motion(adapt_scale=True, start='nearest-keypoints'), case.anchor)
+    motion = Motion(adapt_scale=protocol.adapt_scale, start='nearest-keypoints')
+    return renderer.follow(source, case.driving, motion, case.anchor)
 
 
 def _report(job, scorer, store):
-    """The Report of all that is in the store; UserError where that is nothing."""
+    """The Report of what is stored; UserError where that is nothing."""
     selection, stored = job.selection, [(case, store.read(case)) for case in job.selection.cases]
     problems = {case.item.name: row for case, row in stored if isinstance(row, str)}
-    rows = [row for _, row in stored if isinstance(row, ClipScores)]
-    if not rows:
+    scored = [(case, row) for case, row in stored if isinstance(row, ClipScores)]
+    if not scored:
         raise UserError(f'none of {len(stored)} clips could be scored; the first: {next(iter(problems.values()))}')
-    coverage = {'listed': len(stored) + len(selection.missing), 'found': len(stored), 'scored': len(rows),
+    coverage = {'listed': len(stored) + len(selection.missing), 'found': len(stored), 'scored': len(scored),
                 'missing': list(selection.missing), 'extra': list(selection.extra), 'problems': problems}
-    return Report(rows, scorer.skipped, job.about() | {'coverage': coverage}, store.summed()[1], job.protocol.tables,
-                  scorer.weights)
+    rows = [row for _, row in scored]
+    distances = {metric.id: metric.compute(_features(metric, [case for case, _ in scored], store))
+                 for metric in scorer.metrics if isinstance(metric, DistributionMetric)}
+    tables = published_tables(job.name, selection.list_name, {row.size for row in rows})
+    return Report(rows, scorer.skipped, job.about() | {'coverage': coverage}, distances, tables, scorer.weights)
+
+
+def _features(metric, cases, store):
+    """Yields what DistributionMetric.compute takes; a source's features once per generated frame."""
+    for case in cases:
+        generated, reference = store.features(case, parts_of(metric))
+        if metric.needs_source and len(reference):
+            reference = reference.expand(len(generated), -1)
+        yield generated, reference

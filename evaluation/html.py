@@ -1,4 +1,4 @@
-"""report.html: one file that holds the whole result; no scripts, nothing to fetch, light and dark."""
+"""report.html: the whole result in one file, without scripts or external resources, light and dark."""
 
 import base64
 import math
@@ -9,21 +9,21 @@ import jinja2
 
 from evaluation.report import ranked
 from evaluation.scores import mean
-from evaluation.tables import heading, notes, number, table_cell, table_columns, table_rows, verdict
+from evaluation.tables import heading, notes, number, table_cell, table_columns, table_rows
 from metrics.catalogue import CATALOGUE
 from support.files import written_whole
 
-SHOWN = 4                    # worst clips, and best ones
+SHOWN = 4                    # number of worst clips, and of best ones
 WIDTH, HEIGHT = 300, 72      # of a plot, in units of its view box
 BINS = 30
-ONE_BY_ONE = 400             # up to so many clips each has its own block, with its name and value, in a distribution
+ONE_BY_ONE = 400             # most clips for which a distribution has one block per clip, with its name and value
 
 
 def write_html(path, report, pictures):
     """Write the report to `path`, whole or not at all.
 
     report:   evaluation.report.Report
-    pictures: {clip name: path of its picture}; those that are not there are left out
+    pictures: {clip name: path of its picture}; missing ones are left out
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -32,7 +32,7 @@ def write_html(path, report, pictures):
     count = min(SHOWN, max(len(rows) // 2, 1))
     text = environment.get_template('report.html.j2').render(
         report=report, columns=table_columns(report), lines=table_rows(report), notes=notes(report),
-        verdict=verdict(report.summary), best=_best(report), measure=measure, bins=BINS,
+        measure=measure, bins=BINS,
         distributions=[_distribution(report.rows, name) for name in report.summary['counts']],
         clips=[('Worst clips', [_card(row, report, pictures) for row in rows[:count]]),
                ('Best clips', [_card(row, report, pictures) for row in rows[::-1][:count if len(rows) > 1 else 0]])])
@@ -41,20 +41,8 @@ def write_html(path, report, pictures):
 
 
 def _heading(name):
-    """As in other tables; neither the arrow nor half of a range stands alone on a line."""
+    """`heading` with non-breaking spaces before the arrow and within ranges."""
     return '\N{NO-BREAK SPACE}'.join(heading(name).replace(', ', ',\N{NO-BREAK SPACE}').rsplit(' ', 1))
-
-
-def _best(report):
-    """{metric id: the best value in its column}, the copy left aside."""
-    ours, published = table_rows(report)
-    rows = [ours[0][1], *(values for _, table in published for _, values in table)]
-    best = {}
-    for name in table_columns(report):
-        values = [row[name] for row in rows if row.get(name) is not None]
-        pick = min if CATALOGUE[name].direction == 'lower' else max
-        best[name] = pick(values) if len(values) > 1 else None
-    return best
 
 
 # ---------------------------------------------------------------------------- plots
@@ -84,15 +72,15 @@ def _distribution(rows, name):
 
 
 def _card(row, report, pictures):
-    """What is shown of one clip."""
+    """Data of one clip for the template."""
     picture = pictures.get(row.clip)
     data = base64.b64encode(picture.read_bytes()).decode() if picture is not None and picture.is_file() else None
     return {'clip': row.clip, 'frames': row.frames, 'picture': data,
-            'curves': [_curve(row, name) for name in report.summary['counts'] if mean(row.scores[name]) is not None]}
+            'curves': [_curve(row, name) for name in row.scores if mean(row.scores[name]) is not None]}
 
 
 def _curve(row, name):
-    """A metric over the frames of a clip, broken where it is undefined, and over it that of the copied source."""
+    """A metric over the frames of a clip, with gaps where it is undefined, and that of the copied source."""
     values, copied = row.scores[name], row.copied.get(name, [])
     finite = [value for value in values + copied if math.isfinite(value)]
     low, high = min(finite), max(finite)
@@ -101,7 +89,7 @@ def _curve(row, name):
 
 
 def _path(values, low, high):
-    """SVG path through the finite values, oldest left, largest on top."""
+    """SVG path through the finite values: time to the right, values upwards."""
     parts, pen = [], 'M'
     for i, value in enumerate(values):
         if not math.isfinite(value):

@@ -1,17 +1,16 @@
-"""Evaluation protocols by name, and the lists of clips and pairs that they run over.
+"""Evaluation protocols by name, and lists of clips and pairs.
 
-A list names clips by id and moments by time, so that it means the same on every machine: in whatever
-order a folder is listed, wherever the clips lie, at whatever frame rate they were fetched. Its file is
-a CSV with the columns
+A list contains clip ids and times, so it is the same on every machine, whatever the order of a folder, the place of the
+clips, or the frame rate of the download. Its file is a CSV with the columns
 
     source        clip id, or a still
-    source_time   of the source image, in seconds from the clip's first frame; empty: the first frame
+    source_time   time of the source image, in seconds from the clip's first frame; empty: the first frame
     driving       clip id; empty: the source clip itself
-    driving_time  of the one frame that is driven; empty: all of them
-    anchor_time   of the driving frame from which relative motion starts; empty: see `Protocol.relative`
-    anchor        index of that frame, where a list counts frames of its driving clips; in place of its time
+    driving_time  time of the one driving frame; empty: all frames
+    anchor_time   time of the driving frame from which relative motion starts; empty: see `Protocol.relative`
+    anchor        index of that frame, instead of its time, in lists that count frames of their driving clips
 
-of which those that are empty in every row may be left out. All modes read it: evaluate, animate and study.
+A column that is empty in every row may be left out. The modes evaluate, animate and study read lists.
 """
 
 import csv
@@ -30,29 +29,29 @@ from support.errors import UserError, did_you_mean_or_known
 from support.files import written_whole
 
 LISTS = Path(__file__).parent / 'lists'
-LATE = 0.1                   # frames; a time that was rounded may fall this much before its frame
+LATE = 0.1                   # frames; a rounded time may fall this much before its frame
 
 
 # ---------------------------------------------------------------------------- protocols
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is put to the test.
+    """How a model is evaluated.
 
-    text:           what is done, in words
-    cross_identity: the source and the driver are different people
-    include_first:  frame 0, which a same-identity source is taken from, is scored too
-    relative:       the driver's motion since the anchor is added to the source's pose, else the pose is taken as it
-                    is. The anchor is the list's; else the driving frame whose keypoints are nearest to the source's
-    list:           the list it runs over where none is given; None for the whole test set
-    tables:         of the paper (evaluation/published.py) whose rows may stand beside it
+    text:           the procedure in words
+    cross_identity: source and driver are different people
+    include_first:  score frame 0 too, which is the source image of same-identity protocols
+    relative:       add the driver's motion since the anchor frame to the source's pose; otherwise take the driver's
+                    pose. The anchor is the list's, or the driving frame with the keypoints nearest to the source's
+    adapt_scale:    scale relative motion by the ratio of the two faces' sizes
+    list:           the default list; None for the whole test set
     """
     text: str
     cross_identity: bool = False
     include_first: bool = True
     relative: bool = False
+    adapt_scale: bool = False
     list: str | None = None
-    tables: tuple[str, ...] = ()
 
     @property
     def first(self):
@@ -61,39 +60,42 @@ class Protocol:
 
     @property
     def metrics(self):
-        """Ids of the metrics that mean something here, in the order of the paper's tables."""
+        """Ids of the default metrics, in the order of the paper's tables."""
         ids = CROSS_IDENTITY_METRICS if self.cross_identity else SAME_IDENTITY_METRICS
         still = self.list is not None and self.list.startswith('pairs')
         return tuple(name for name in ids if not (still and name.startswith('jitter')))
 
 
-# What identity is compared with: the driving frame, which is the truth, or the source, where that is another person.
+# Identity is compared with the driving frame (same person) or the source image (another person). jitter.pixels is
+# defined for frames of one person.
 SAME_IDENTITY_METRICS = ('fid.source_vs_generated', 'psnr.rgb', 'l1.mean_abs', 'ssim.gauss11', 'lpips.vgg',
                          'akd.mean_abs_xy', 'aed.openface_sq', 'csim.antelopev2_driving', 'ard.mediapipe',
-                         'jitter.pixels', 'jitter.mediapipe')
-CROSS_IDENTITY_METRICS = ('fid.source_vs_generated', 'csim.antelopev2', 'ard.mediapipe', 'aed.openface_sq_source',
-                          'jitter.pixels', 'jitter.mediapipe')
+                         'akd.mediapipe', 'expression.mediapipe', 'jitter.pixels', 'jitter.mediapipe')
+CROSS_IDENTITY_METRICS = ('fid.source_vs_generated', 'csim.antelopev2', 'ard.mediapipe', 'expression.mediapipe',
+                          'aed.openface_sq_source', 'jitter.mediapipe')
 
-_SAME = 'the first frame of each clip is the source, {} of the clip are rebuilt; absolute motion'
-_VOX = ('Table 1, VoxCeleb1', 'Table 2', 'Table 4')
+_SAME = 'the first frame of each clip is the source, {} of the clip are reconstructed; absolute motion'
 
 PROTOCOLS = {
-    'same-identity': Protocol(_SAME.format('all frames, the first included,') + ' (FOMM)', tables=_VOX),
-    'same-identity-no-first': Protocol(_SAME.format('all frames but the first'), include_first=False, tables=_VOX),
+    'same-identity': Protocol(_SAME.format('all frames, the first included,') + ' (FOMM)'),
+    'same-identity-no-first': Protocol(_SAME.format('all frames but the first'), include_first=False),
+    # Scaled as by the flags of the paper's released demo.
     'cross-identity-relative': Protocol(
-        'a source follows another person; motion relative to an anchor frame, scaled to the source (SMAC)',
-        cross_identity=True, relative=True, tables=('Table 3',)),
-    'cross-identity-absolute': Protocol(
-        'a source takes the poses of another person as they are', cross_identity=True, tables=('Table 3',)),
+        'a source follows another person; motion relative to an anchor frame, scaled to the source',
+        cross_identity=True, relative=True, adapt_scale=True),
+    'cross-identity-absolute': Protocol('a source takes the poses of another person unchanged', cross_identity=True),
     'pairs-same': Protocol(
         '2,083 pairs of frames of 100 VoxCeleb1 clips, each pair from one clip; absolute motion (DaGAN, MCNet)',
-        list='pairs-2083-same', tables=('Table 1, VoxCeleb1',)),
+        list='pairs-2083-same'),
+    # use_relative_movement: True, adapt_movement_scale: False in the only config of either repository:
+    # https://github.com/harlanhong/ICCV2023-MCNET/blob/fb6bd7a/config/vox-256.yaml
+    # https://github.com/harlanhong/CVPR2022-DaGAN/blob/b2c1361/config/vox-adv-256.yaml
     'pairs-cross': Protocol(
-        '2,083 pairs of frames of different people of VoxCeleb1; motion relative to an anchor frame (DaGAN, MCNet)',
-        cross_identity=True, relative=True, list='pairs-2083-cross', tables=('Table 3',)),
+        '2,083 pairs of frames of different people of VoxCeleb1; motion relative to an anchor frame, not scaled '
+        '(DaGAN, MCNet)', cross_identity=True, relative=True, list='pairs-2083-cross'),
     'celebv-hq': Protocol(
-        _SAME.format('all frames, the first included,') + '; on 50 clips of CelebV-HQ that no VoxCeleb1 model has seen',
-        list='celebv-hq-50', tables=('Table 1, CelebV-HQ',)),
+        _SAME.format('all frames, the first included,') + '; on 50 clips of CelebV-HQ, unseen by VoxCeleb1 models',
+        list='celebv-hq-50'),
 }
 
 
@@ -108,7 +110,7 @@ def find_protocol(name):
 
 @dataclass(frozen=True)
 class Item:
-    """One row of a list: what drives what. Fields as in the module's docstring; None where the column is empty."""
+    """One row of a list: source and driver. Fields as in the module's docstring; None where the column is empty."""
     source: str
     source_time: float | None = None
     driving: str | None = None
@@ -122,7 +124,7 @@ class Item:
 
     @property
     def name(self):
-        """Tells the row from the others, for people and as a file name."""
+        """Readable name of the row, unique within a list; also a file name."""
         source, driver = (clip_name(clip) for clip in (self.source, self.driver))
         moments = ['' if time is None else f'@{time:g}s' for time in (self.source_time, self.driving_time)]
         same = self.driver == self.source and not any(moments)
@@ -144,7 +146,7 @@ COLUMNS = tuple(field.name for field in fields(Item))
 
 
 def as_csv(items):
-    """The list as text: what is shipped, written beside results, and hashed."""
+    """The list as the text of its CSV file."""
     rows = [astuple(item) for item in items]
     used = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] is not None for row in rows)]
     file = io.StringIO()
@@ -171,11 +173,11 @@ def load_list(name, clip_ids=()):
 
 
 def load_rows(name, clip_ids=()):
-    """The items of a list, each with the words that name its row in a message: [(where, Item)].
+    """The items of a list, each with its place for messages: [(file and row, Item)].
 
-    name:     one of this project's, or the path of a CSV file, ours or of DaGAN's and MCNet's format
-    clip_ids: clips at hand; the lists that are a rule (celebv-hq-50) choose among them
-    raises:   UserError that names the file and the row, or the nearest list
+    name:     a list of this project, or the path of a CSV file in this project's, DaGAN's or MCNet's format
+    clip_ids: available clips, among which the lists in RULES (celebv-hq-50) choose
+    raises:   UserError with the file and the row, or with the nearest list
     """
     if name in RULES:
         return [(name, item) for item in RULES[name](clip_ids)]
@@ -183,7 +185,7 @@ def load_rows(name, clip_ids=()):
     path = path if path.is_file() else Path(name)
     if not path.is_file():
         known = [*RULES, *sorted(file.stem for file in LISTS.glob('*.csv'))]
-        raise UserError(f'there is no list {name}, nor a file of that name{did_you_mean_or_known(name, known, 0.4)}')
+        raise UserError(f'there is no list and no file {name}{did_you_mean_or_known(name, known, 0.4)}')
     columns, rows = _read_csv(path)
     if 'source' not in columns:
         raise UserError(f'{path}: the first row must name the columns, at least "source"; it is {",".join(columns)!r}')
@@ -193,7 +195,7 @@ def load_rows(name, clip_ids=()):
     if unknown:
         raise UserError(f'{path}: unknown column {unknown[0]!r}; known: {", ".join(COLUMNS)}')
     if not rows:
-        raise UserError(f'{path}: names nothing')
+        raise UserError(f'{path}: has no rows')
     return [(where, _item(row, where)) for where, (_, row) in zip(_places(path, rows), rows)]
 
 
@@ -232,10 +234,10 @@ def _item(row, where):
         raise UserError(f'{where}: source is empty')
     for clip in (source, driving):
         if clip and clip_name(clip) in ('', '..'):
-            raise UserError(f'{where}: {clip!r} is no name of a clip')
+            raise UserError(f'{where}: {clip!r} is not a valid clip name')
     if anchor and (not anchor.isdecimal() or time('anchor_time') is not None):
-        raise UserError(f'{where}: anchor is {anchor!r}, must be the index of a frame, or empty; and so where there is '
-                        'an anchor_time')
+        raise UserError(f'{where}: anchor is {anchor!r}, must be the index of a frame; leave it empty where '
+                        'anchor_time is given')
     return Item(source, time('source_time'), driving if driving not in ('', source) else None, time('driving_time'),
                 time('anchor_time'), int(anchor) if anchor else None)
 
@@ -245,11 +247,10 @@ def _item(row, where):
 def import_pairs(path):
     """Items of a CSV of DaGAN and MCNet: columns source, driving and best_frame or frame.
 
-    Fields are frames CLIP.mp4/0000048.png, clips or stills, at paths of the machine they were made on.
-    Their common folder is cut off, and frame numbers become times. The numbers count frames at the rate
-    that each video had when it was fetched. A video some of whose numbers lie beyond its clips' ends
-    (names end in #start#end, at 25 fps) had 30 fps, as the others show: they come up to 1.2 times the
-    length, or never beyond it.
+    Fields are frames CLIP.mp4/0000048.png, clips or stills, with paths of the machine that wrote the list. Their common
+    folder is removed, and frame numbers become times. The numbers count frames at the rate of the downloaded video.
+    That is 30 fps for a video with numbers beyond the end of a clip (names end in #start#end, at 25 fps), otherwise 25:
+    all numbers are below 1.2 times the clip's length.
     """
     rows = _read_csv(path)[1]
     rows = list(zip(_places(path, rows), (row for _, row in rows)))
@@ -257,13 +258,13 @@ def import_pairs(path):
     cells = [[_moment(row.get(column), where) for column in ('source', 'driving')]
              + [_anchor(row.get(anchors), where)] for where, row in rows]
     if not cells:
-        raise UserError(f'{path}: names nothing')
+        raise UserError(f'{path}: has no rows')
 
     named = [clip for row in cells for clip, _ in row if clip]
     try:
         root = os.path.commonpath([os.path.dirname(clip) for clip in named])
     except ValueError as error:
-        raise UserError(f'{path}: {error}; let all begin with /, or none') from None
+        raise UserError(f'{path}: {error}; start all paths with /, or none') from None
     fast = {_video(clip) for row in cells for clip, frame in row if clip and frame and frame >= _length(clip)}
 
     def portable(clip, frame):
@@ -275,7 +276,7 @@ def import_pairs(path):
     for source, driving, (anchor_clip, anchor) in cells:
         driver, anchor_time = portable(driving[0], anchor)
         if anchor_clip and anchor_clip != driving[0]:
-            raise UserError(f'{path}: the anchor {anchor_clip} is no frame of the driving clip {driving[0]}')
+            raise UserError(f'{path}: the anchor {anchor_clip} is not a frame of the driving clip {driving[0]}')
         items.append(Item(*portable(*source), driver if driving[0] != source[0] else None, portable(*driving)[1],
                           anchor_time))
     return items
@@ -292,7 +293,7 @@ def _moment(text, where):
 
 
 def _anchor(text, where):
-    """Of the same form, or a bare frame number of the driving clip."""
+    """As `_moment`, or a frame number of the driving clip alone: (None, number)."""
     text = (text or '').strip()
     try:
         return (None, int(float(text))) if text else (None, None)
@@ -301,7 +302,7 @@ def _anchor(text, where):
 
 
 def _length(clip):
-    """Frames at 25 fps of person#video#start#end.mp4; without limit for other names."""
+    """Frames at 25 fps of person#video#start#end.mp4; infinite for other names."""
     *_, start, end = ['', '', *PurePosixPath(clip).name.removesuffix('.mp4').split('#')]
     return int(end) - int(start) if start.isdecimal() and end.isdecimal() else float('inf')
 
@@ -313,7 +314,7 @@ def _video(clip):
 # ---------------------------------------------------------------------------- lists that are drawn
 
 def _by_hash(names, salt):
-    """Random order that depends on the names alone."""
+    """The names in a random order that depends on names and salt only."""
     return sorted(names, key=lambda name: hashlib.sha256(f'{salt}:{name}'.encode()).digest())
 
 
@@ -336,11 +337,11 @@ def draw_voxceleb1(rows, count=50, seed=0):
 def draw_pairs(clips, person=lambda clip: clip.split('#')[0], count=None, seed=0):
     """Each of `count` clips (all by default) as a source, with a random driver of another person.
 
-    A pure function of the names and the seed. Every clip drives about equally often: once, where people allow it.
+    Depends on names and seed only. All clips drive about equally often: once, where the people permit it.
 
     clips:  ids
     person: of a clip
-    raises: UserError where there is one person only
+    raises: UserError for clips of one person only
     """
     clips = sorted(clips)
     if len({person(clip) for clip in clips}) < 2:
@@ -355,18 +356,18 @@ def draw_pairs(clips, person=lambda clip: clip.split('#')[0], count=None, seed=0
 
 
 def draw_celebv_hq(clips, count=50):
-    """celebv-hq-50: of the test clips at hand, the first `count` in order of their hashes, one per video.
+    """celebv-hq-50: the first `count` available test clips in the order of their hashes, one per video.
 
-    The split is that of `--mode prepare` (datasets/prepare/metadata.py). Clips are <YouTube id>_<number>, as their
-    authors name them, or <YouTube id>#<number>#..., as prepared; both give the same draw.
+    The split is that of `--mode prepare` (datasets/prepare/metadata.py). Clips are named <YouTube id>_<number>, as
+    published, or <YouTube id>#<number>#..., as prepared; both give the same list.
     """
     of_video = {}
     names = {_celebv_hq_name(clip): clip for clip in sorted(clips) if in_test(_celebv_hq_video(clip))}
     for name in _by_hash(names, 'celebv-hq'):
         of_video.setdefault(_celebv_hq_video(name), names[name])
     if not of_video:
-        raise UserError('no clip here is in the test split of CelebV-HQ; their names must be <YouTube id>_<number>, '
-                        f'and about 1 video in {TEST_ONE_IN} is for tests')
+        raise UserError('no clip is in the test split of CelebV-HQ; names must be <YouTube id>_<number>, '
+                        f'and about 1 video in {TEST_ONE_IN} belongs to the split')
     return [Item(clip) for clip in sorted(list(of_video.values())[:count])]
 
 

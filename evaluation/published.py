@@ -1,9 +1,12 @@
-"""What the paper reports (Tables 1 to 4), to stand beside a result; arXiv 2412.00719.
+"""Tables 1 to 4 of the paper, arXiv 2412.00719: means over all frames of 50 clips of a dataset, at 256 px.
 
-Its 50 clips of each data set are not published, so agreement is a matter of the second digit, not of the fourth.
+The paper does not publish its lists of clips. Its rows are shown for orientation, beside results on 50 other clips of
+the same dataset at the same size, and are not ranked with them.
 """
 
-# The metric of ours that computes a column of the paper, and the one for which its definition is not the default.
+SIZE = (256, 256)
+
+# The metric that computes each column of the paper.
 SAME_IDENTITY = {'FID': 'fid.source_vs_generated', 'PSNR': 'psnr.rgb', 'L1': 'l1.mean_abs', 'LPIPS': 'lpips.vgg',
                  'AKD': 'akd.mean_abs_xy', 'AED': 'aed.openface_sq'}
 CROSS_IDENTITY = {'FID': 'fid.source_vs_generated', 'CSIM': 'csim.antelopev2', 'ARD': 'ard.mediapipe'}
@@ -51,3 +54,19 @@ TABLES = {
         split equally: 42.52 25.20 0.0358 0.1857 1.1893 0.1075
         progressive: 43.15 25.30 0.0355 0.1846 1.2039 0.1071"""),
 }
+
+# (protocol, list) -> tables.
+_TABLES_OF = {
+    ('same-identity', 'voxceleb1-50'): ('Table 1, VoxCeleb1', 'Table 2', 'Table 4'),
+    ('celebv-hq', 'celebv-hq-50'): ('Table 1, CelebV-HQ',),
+    ('cross-identity-relative', 'voxceleb1-50-cross'): ('Table 3',),
+}
+
+
+def published_tables(protocol, list_name, sizes):
+    """Names of the TABLES that may be shown beside a result.
+
+    protocol, list_name: names
+    sizes:               set of (height, width) of the scored frames
+    """
+    return _TABLES_OF.get((protocol, list_name), ()) if sizes == {SIZE} else ()

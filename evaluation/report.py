@@ -1,4 +1,4 @@
-"""From scores to a result: means per clip and over clips, and the report files for programs."""
+"""Summary of an evaluation: means over clips and over frames, and the report files for programs."""
 
 import csv
 import hashlib
@@ -21,14 +21,14 @@ from support.weights import weights_hash
 GAIN = 'psnr_gain'
 MEANS = ('mean: over the frames of a clip, then over clips, so that every clip counts the same; '
          'frame_weighted_mean: every frame counts the same')
-GAIN_DEFINITION = ('PSNR of what was generated minus PSNR of the copied source, in dB, per frame, over the frames '
-                   'where both are finite (that leaves out the source frame itself)')
-# By which metric clips are ranked from worst to best: the first of these that was computed.
+COMPARED = 'psnr_compared'
+GAIN_DEFINITION = ('PSNR of the result minus PSNR of the copied source image, in dB, over the frames where both are '
+                   'finite: the source frame itself is left out. psnr_compared: the two means over these frames')
+# The first of these that was computed ranks clips from worst to best.
 RANKING = ('lpips.vgg', 'lpips.alex', 'psnr.rgb', 'csim.antelopev2', 'aed.openface_sq_source', 'ard.mediapipe')
 PACKAGES = ('torch', 'torchvision', 'numpy', 'lpips', 'face-alignment', 'mediapipe', 'pytorch-fid', 'insightface',
             'onnxruntime')
-# Folders that a number may depend on:
-CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'motion', 'support'
+CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'motion', 'support'    # folders that can change a result
 
 
 def subject_of(config, model):
@@ -40,28 +40,43 @@ def subject_of(config, model):
 
 # ---------------------------------------------------------------------------- summary
 
-def summarize(rows, states=None):
+def summarize(rows, distances=None):
     """Means over clips.
 
-    rows:    ClipScores of all clips, one at least
-    states:  summed states of the set metrics
-    returns: {'clips', 'frames', 'model': {metric id: mean}, 'copy': ..., 'psnr_gain', 'frame_weighted_model',
-             'frame_weighted_copy', 'counts': {metric id: frames that are finite, infinite, undefined, and misses}};
-             a value is None where no finite one was seen
+    rows:      ClipScores of all clips, at least one
+    distances: {id: value} of the distribution metrics
+    returns:   {'clips', 'frames', 'model': {metric id: mean}, 'copy': ..., 'frame_weighted_model',
+               'frame_weighted_copy', 'psnr_gain', 'psnr_compared': {'model', 'copy'}, 'details': {metric id: {name:
+               mean over clips}}, 'counts': {metric id: frames that are finite, infinite, undefined, and misses}};
+               a value is None where no finite one exists
     """
     names, copied = (list(dict.fromkeys(name for row in rows for name in getattr(row, kind)))
                      for kind in ('scores', 'copied'))
-    sets = {name: _finite(CATALOGUE[name].compute(state)) for name, state in (states or {}).items()}
+    distances = {name: _finite(value) for name, value in (distances or {}).items()}
+    made, copy = (mean(mean(pair[side] for pair in row.compared) for row in rows) for side in (0, 1))
     return {
         'clips': len(rows),
         'frames': sum(row.frames for row in rows),
-        'model': {name: mean(mean(row.scores[name]) for row in rows) for name in names} | sets,
-        'copy': {name: mean(mean(row.copied[name]) for row in rows) for name in copied},
-        GAIN: mean(mean(row.gain) for row in rows),
-        'frame_weighted_model': {name: mean(value for row in rows for value in row.scores[name]) for name in names},
-        'frame_weighted_copy': {name: mean(value for row in rows for value in row.copied[name]) for name in copied},
+        'model': {name: mean(mean(row.scores.get(name, ())) for row in rows) for name in names} | distances,
+        'copy': {name: mean(mean(row.copied.get(name, ())) for row in rows) for name in copied},
+        GAIN: None if made is None else made - copy,
+        COMPARED: {'model': made, 'copy': copy},
+        'frame_weighted_model': {name: mean(_values(rows, 'scores', name)) for name in names} | distances,
+        'frame_weighted_copy': {name: mean(_values(rows, 'copied', name)) for name in copied},
+        'details': {name: _details(rows, name) for name in names if any(row.details.get(name) for row in rows)},
         'counts': {name: _counts(rows, name) for name in names},
     }
+
+
+def _values(rows, kind, name):
+    """The values of all frames; kind: 'scores' or 'copied'."""
+    return [value for row in rows for value in getattr(row, kind).get(name, ())]
+
+
+def _details(rows, name):
+    """{detail: mean over the clips in which it is defined}."""
+    keys = dict.fromkeys(key for row in rows for key in row.details.get(name, ()))
+    return {key: mean(row.details.get(name, {}).get(key) for row in rows) for key in keys}
 
 
 def _finite(value):
@@ -69,7 +84,7 @@ def _finite(value):
 
 
 def _counts(rows, name):
-    values = [value for row in rows for value in row.scores[name]]
+    values = _values(rows, 'scores', name)
     misses = sum((Counter(row.misses.get(name, {})) for row in rows), Counter())
     return {'finite': sum(map(math.isfinite, values)), 'infinite': sum(map(math.isinf, values)),
             'undefined': sum(map(math.isnan, values)), 'misses': dict(misses)}
@@ -92,13 +107,13 @@ def ranked(rows, summary):
     if name is None:
         return None, []
     sign = -1 if CATALOGUE[name].direction == 'lower' else 1
-    values = {id(row): _or_infinite(row.scores[name]) for row in rows}
+    values = {id(row): _or_infinite(row.scores.get(name, ())) for row in rows}
     known = [row for row in rows if values[id(row)] is not None]
     return name, sorted(known, key=lambda row: sign * values[id(row)])
 
 
 def _or_infinite(values):
-    """The mean; of a clip whose every frame equals its target, infinite PSNR."""
+    """The mean; infinite for the PSNR of a clip in which every frame equals its target."""
     return math.inf if mean(values) is None and math.inf in values else mean(values)
 
 
@@ -106,32 +121,35 @@ def _or_infinite(values):
 
 @dataclass
 class Report:
-    """A result and all that one must know to compare it.
+    """A result with everything that is needed to compare it.
 
-    about:   {what: in words or figures}: protocol, list, coverage, what was evaluated; goes into the JSON as it is
-    tables:  of the paper whose rows stand beside it
-    weights: {file name: SHA-256} of the metrics' networks
+    rows:      ClipScores of all clips
+    skipped:   {metric id: reason}
+    about:     JSON values: protocol, list, coverage, subject
+    distances: {id: value} of the distribution metrics
+    tables:    names of the paper's tables that are shown beside it
+    weights:   {file name: SHA-256} of the metrics' networks
     """
     rows: list
     skipped: dict
     about: dict
-    states: dict = field(default_factory=dict)
+    distances: dict = field(default_factory=dict)
     tables: tuple = ()
     weights: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.summary = summarize(self.rows, self.states)
+        self.summary = summarize(self.rows, self.distances)
         self.codebooks = codebook_usage(self.rows)
 
     def as_json(self):
         summary = self.summary
         return self.about | {
-            'mean': {key: summary[key] for key in ('model', 'copy', GAIN)},
+            'mean': {key: summary[key] for key in ('model', 'copy', GAIN, COMPARED, 'details')},
             'frame_weighted_mean': {'model': summary['frame_weighted_model'], 'copy': summary['frame_weighted_copy']},
             'num_clips': summary['clips'],
             'num_frames': summary['frames'],
             'metrics': {name: _described(name) | summary['counts'].get(name, {}) for name in summary['model']},
-            'definitions': {GAIN: GAIN_DEFINITION, 'copy': 'the source frame repeated', 'means': MEANS},
+            'definitions': {GAIN: GAIN_DEFINITION, 'copy': 'the source image repeated', 'means': MEANS},
             'codebooks': self.codebooks,
             'skipped': self.skipped,
             'weights': self.weights,
@@ -149,14 +167,19 @@ def _row_as_json(row):
     return {'clip': row.clip, 'frames': row.frames,
             'model': {name: mean(values) for name, values in row.scores.items()},
             'copy': {name: mean(values) for name, values in row.copied.items()},
-            GAIN: mean(row.gain),
+            GAIN: _gain(row),
+            'details': row.details,
             'equal_frames': {'model': sum(map(math.isinf, row.scores.get(PSNR, ()))),
                              'copy': sum(map(math.isinf, row.copied.get(PSNR, ())))},
-            'misses': row.misses}
+            'misses': {name: counts for name, counts in row.misses.items() if counts}}
+
+
+def _gain(row):
+    return mean(made - copy for made, copy in row.compared)
 
 
 def code_hash(root):
-    """Hash of every source file below `root` that a number may depend on, names included."""
+    """Hash of the names and contents of all source files below `root` that can change a result."""
     files = [*root.glob('*.py'), *(path for folder in CODE for path in (root / folder).rglob('*.py'))]
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -165,7 +188,7 @@ def code_hash(root):
 
 
 def versions():
-    """Of Python, of this code, and of all packages that a number may depend on; None where one is not installed."""
+    """Versions of Python, of this code and of the packages that can change a result; None where not installed."""
     found = {'python': platform.python_version(), 'code': code_hash(Path(__file__).parents[1])}
     for package in PACKAGES:
         try:
@@ -185,12 +208,16 @@ def write_report(folder, report):
 
 
 def _write_csv(file, report):
-    """One line per clip and one for the mean over clips; an empty cell where there is no finite value."""
+    """One line per clip and one for the mean over clips; an empty cell where no finite value exists."""
     summary = report.summary
     names, copied = list(summary['model']), list(summary['copy'])
+    details = [(name, key) for name, means in summary['details'].items() for key in means]
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['clip', 'frames', *names, *(f'copy_{name}' for name in copied), GAIN])
+    writer.writerow(['clip', 'frames', *names, *(f'copy_{name}' for name in copied), GAIN,
+                     *(f'{name}: {key}' for name, key in details)])
     for row in report.rows:
         writer.writerow([row.clip, row.frames, *(mean(row.scores.get(name, ())) for name in names),
-                         *(mean(row.copied[name]) for name in copied), mean(row.gain)])
-    writer.writerow(['mean', summary['frames'], *summary['model'].values(), *summary['copy'].values(), summary[GAIN]])
+                         *(mean(row.copied.get(name, ())) for name in copied), _gain(row),
+                         *(row.details.get(name, {}).get(key) for name, key in details)])
+    writer.writerow(['mean', summary['frames'], *summary['model'].values(), *summary['copy'].values(), summary[GAIN],
+                     *(summary['details'][name][key] for name, key in details)])

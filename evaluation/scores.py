@@ -1,55 +1,77 @@
-"""Scores per frame: where frames meet metrics, for a model's output and for videos made elsewhere.
+"""Scores of one clip, computed while its frames are generated or read.
 
-Beside what was generated it can score a copy of the source frame: a model that does not beat the copy
-has learnt nothing about motion.
+The source image repeated is scored too, as a baseline: a model that is no better has learnt nothing about motion.
 """
 
+import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 
-from metrics.catalogue import SetMetric, build
+from metrics.catalogue import DistributionMetric, build
 
-COPIED = ('l1.', 'psnr.', 'ssim.', 'lpips.')     # metrics that compare pictures; on a copy the others say nothing
+COPIED = ('l1.', 'psnr.', 'ssim.', 'lpips.', 'akd.mediapipe', 'expression.')     # metrics of the baseline
 PSNR = 'psnr.rgb'
 
 
 @dataclass
 class ClipScores:
-    """What was measured on one clip.
+    """Scores of one clip.
 
-    scores:  {metric id: value of every frame}; NaN where it is undefined or no face was found
-    copied:  likewise, for the source frame repeated
-    misses:  {metric id: {'generated' | 'driving' | 'source': frames without a face}}
-    codes:   {codebook and scale: how often each code was chosen}
+    size:     (height, width) of its frames, pixels
+    scores:   {metric id: value of every frame}; NaN where it is undefined or no face was found
+    copied:   likewise, for the source image repeated
+    misses:   {metric id: {'generated' | 'driving' | 'source': frames without a face}}
+    details:  {metric id: {name: value or None}}, see Metric.details
+    codes:    {codebook and scale: how often each code was chosen}
+    features: {'network.side': (T, D)} of the distribution metrics; not in the JSON
     """
     clip: str
     frames: int = 0
+    size: tuple = ()
     scores: dict = field(default_factory=dict)
     copied: dict = field(default_factory=dict)
     misses: dict = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
     codes: dict = field(default_factory=dict)
+    features: dict = field(default_factory=dict)
 
     def add(self, scores, copied):
-        """Values of the next frames, {metric id: (B,)}."""
+        """Append the values of the next frames, {metric id: (B,)}."""
         for kept, new in ((self.scores, scores), (self.copied, copied)):
             for name, values in new.items():
                 kept.setdefault(name, []).extend(values.tolist())
 
     @property
-    def gain(self):
-        """PSNR over that of the copy, on every frame where both are finite."""
+    def compared(self):
+        """(PSNR of the result, PSNR of the copied source) of every frame where both are finite."""
         pairs = zip(self.scores.get(PSNR, ()), self.copied.get(PSNR, ()))
-        return [made - copy for made, copy in pairs if math.isfinite(made - copy)]
+        return [pair for pair in pairs if all(map(math.isfinite, pair))]
+
+    def of(self, ids):
+        """The ClipScores of these metrics alone, in their order."""
+        kept = {name: {id_: getattr(self, name)[id_] for id_ in ids if id_ in getattr(self, name)}
+                for name in ('scores', 'copied', 'misses', 'details')}
+        return ClipScores(**vars(self) | kept)
+
+    def with_older(self, older):
+        """These scores, and those of an earlier evaluation of the same clip for all other metrics."""
+        kept = {name: getattr(older, name) | getattr(self, name)
+                for name in ('scores', 'copied', 'misses', 'details', 'features')}
+        return ClipScores(**vars(self) | kept)
 
     def as_json(self):
-        return asdict(self) | {'scores': _encoded(self.scores), 'copied': _encoded(self.copied)}
+        stored = asdict(self) | {'scores': _encoded(self.scores), 'copied': _encoded(self.copied)}
+        del stored['features']
+        return stored
 
     @classmethod
     def from_json(cls, stored):
-        return cls(**stored | {'scores': _decoded(stored['scores']), 'copied': _decoded(stored['copied'])})
+        return cls(**stored | {'scores': _decoded(stored['scores']), 'copied': _decoded(stored['copied']),
+                               'size': tuple(stored['size'])})
 
 
 # JSON has neither NaN nor infinity.
@@ -63,16 +85,23 @@ def _decoded(scores):
 
 
 def mean(values):
-    """Of the finite values; None if there are none. Rounded once, so it does not depend on their order."""
+    """Mean of the finite values, None without one; rounded once, so it does not depend on their order."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else None
 
 
-class Scorer:
-    """The metrics of some ids that can work here, on one clip after the other.
+def parts_of(metric):
+    """Names under which a metric's results are stored: its id, or the features that it shares with others."""
+    if isinstance(metric, DistributionMetric):
+        return [f'{metric.network}.{side}' for side in metric.sides()]
+    return [metric.id]
 
-    copies:  also score the source frame repeated, by the metrics that compare pictures
-    skipped: {metric id: why it cannot be computed, and how to get what it needs}
+
+class Scorer:
+    """The metrics of some ids that can be computed here, applied to one clip after the other.
+
+    copies:  also score the source image repeated, by the metrics that are COPIED
+    skipped: {metric id: why it cannot be computed, and what to install}
     raises:  UserError for an unknown id
     """
 
@@ -82,52 +111,60 @@ class Scorer:
         self.copied, _ = build([name for name in ids if copies and name.startswith(COPIED)], device)
 
     @property
-    def sets(self):
-        """Those of the metrics that give one value for all clips together."""
-        return [metric for metric in self.metrics if isinstance(metric, SetMetric)]
-
-    @property
     def weights(self):
         """{file name: SHA-256} of the metrics' networks."""
         return {file: sha for metric in self.metrics for file, sha in metric.weights.items()}
 
-    @torch.inference_mode()
-    def score(self, name, source, batches):
-        """Score one clip while its frames stream by; returns ClipScores.
+    @property
+    def parts(self):
+        """{part: hash of its definition and weights} of all that the metrics store, see `parts_of`."""
+        def digest(metric):
+            definition = metric.network if isinstance(metric, DistributionMetric) else metric.definition
+            return hashlib.sha256(json.dumps([definition, metric.weights]).encode()).hexdigest()[:16]
+        return {part: digest(metric) for metric in self.metrics for part in parts_of(metric)}
 
-        source:  (H, W, 3) uint8, the image that is animated, or None
+    @torch.inference_mode()
+    def score(self, name, source, batches, parts=None):
+        """The ClipScores of a clip.
+
+        source:  (H, W, 3) uint8, the source image, or None
         batches: iterator of (driving frames, generated frames), each B frames (H, W, 3) uint8
+        parts:   compute the metrics of these parts only; None computes all
         """
-        source = None if source is None else _unit([source], self.device)[0]
-        copied = [] if source is None else self.copied
-        for metric in self.metrics + copied:
-            metric.start_clip(source)
-        clip = ClipScores(name)
+        metrics = [metric for metric in self.metrics if parts is None or not parts.isdisjoint(parts_of(metric))]
+        distributions = [metric for metric in metrics if isinstance(metric, DistributionMetric)]
+        metrics = [metric for metric in metrics if metric not in distributions]
+        copied = [metric for metric in self.copied if source is not None and metric.id in {m.id for m in metrics}]
+        source = None if source is None else _unit([source], self.device)
+        for metric in metrics + copied:
+            metric.start_clip(None if source is None else source[0])
+        clip, features = ClipScores(name), {}
         for driving, generated in batches:
-            # Metrics know frames that they have seen by their identity, so all get the same tensors.
+            # Features are cached by the identity of their batch, so all metrics get the same tensors.
             driving, generated = _unit(driving, self.device), _unit(generated, self.device)
-            for metric in self.sets:
-                metric.update(generated, driving)
-            scores = {metric.id: metric(generated, driving) for metric in self.metrics if metric not in self.sets}
-            repeated = source.expand_as(driving) if copied else None
-            clip.add(scores, {metric.id: metric(repeated, driving) for metric in copied})
+            clip.add({metric.id: metric(generated, driving) for metric in metrics},
+                     {metric.id: metric(source, driving) for metric in copied})
+            _add_features(features, distributions, generated=generated, driving=driving)
             clip.frames += len(driving)
-        clip.misses = {metric.id: dict(metric.misses) for metric in self.metrics if metric.misses.total()}
+            clip.size = tuple(generated.shape[2:])
+        _add_features(features, distributions, source=source)
+        clip.features = {part: torch.cat(some) for part, some in features.items()}
+        clip.misses = {metric.id: dict(+metric.misses) for metric in metrics}
+        clip.details = {metric.id: metric.details() for metric in metrics}
         return clip
 
-    def states(self):
-        """Sums of the set metrics over the clip that was scored last: {metric id: {name: tensor}}."""
-        return {metric.id: metric.state() for metric in self.sets}
+
+def _add_features(features, metrics, **frames):
+    """Append the features of frames (B, 3, H, W), by side, to {part: [(B, D)]}; none of a source that is None."""
+    functions = {part: metric.features for metric in metrics for part in parts_of(metric)}
+    for part, function in functions.items():
+        side = part.rpartition('.')[2]
+        if side in frames:
+            known = frames[side] is not None
+            new = function(frames[side]).cpu() if known else features[part.replace(side, 'generated')][0][:0]
+            features.setdefault(part, []).append(new)
 
 
 def _unit(frames, device):
     """Frames (H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def add_states(total, new):
-    """Add Scorer.states of another clip or process into `total`, in place."""
-    for name, state in new.items():
-        kept = total.setdefault(name, {})
-        for key, value in state.items():
-            kept[key] = kept[key] + value if key in kept else value

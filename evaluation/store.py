@@ -1,4 +1,4 @@
-"""What is kept of every clip while an evaluation runs, so that it goes on where it was stopped."""
+"""Scores of every clip on disk, so that an interrupted evaluation resumes and a second one computes what is missing."""
 
 import hashlib
 import json
@@ -6,28 +6,26 @@ import re
 from contextlib import suppress
 from dataclasses import astuple
 
-from evaluation.scores import ClipScores, add_states
+from evaluation.scores import ClipScores
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from support.weights import load_tensors, save_tensors
 
-SUFFIXES = '.json', '.jpg', '.png'     # scores of a clip, and pictures
-SAVE_EVERY = 64        # frames between two savings of the set metrics' sums, which are some 100 MB
-
 
 class Store:
-    """The scores of every clip, on disk as soon as they are known, and found again by what they depend on.
+    """The scores of clips, in one file per clip, and features of the distribution metrics beside them.
 
-    A file's name holds a hash of the settings (model, protocol, metrics and their weights, versions, code) and of the
-    clip's own files, so whatever changes is scored anew. Sums of the set metrics are kept for many clips together:
-    they are large, and exact in whatever order they are added.
+    A file's name holds a hash of all that its frames depend on: settings (model, protocol, versions, code) and the
+    clip's files. In it, each metric has a hash of its definition and weights. What has changed is computed again;
+    nothing is deleted.
+
+    settings: all that the generated frames depend on, as JSON values
+    parts:    {part: hash} of the metrics, Scorer.parts
     """
 
-    def __init__(self, folder, settings, rank=0):
-        self.folder = make_folder(folder)
+    def __init__(self, folder, settings, parts):
+        self.folder, self.parts = make_folder(folder), parts
         self.settings = json.dumps(settings, sort_keys=True)
-        self.own_sums = self.folder / f'sums-{rank}.pt'
-        self.keys, self.states, self.unsaved = [], {}, 0
         self._key_of = {}
 
     def key(self, case):
@@ -41,64 +39,63 @@ class Store:
         return self.folder / f'{readable}-{self.key(case)[:16]}{suffix}'
 
     def read(self, case):
-        """ClipScores, or a text that says why there are none; None if the case has not been scored."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(self.path(case).read_text(encoding='utf-8'))
-            return stored['problem'] if 'problem' in stored else ClipScores.from_json(stored)
+        """ClipScores of what is stored and current, without features; the reason as text where scoring failed; or None.
+        """
+        stored = self._stored(case)
+        if 'problem' in stored or not stored:
+            return stored.get('problem')
+        outdated = self._outdated(case, stored)
+        return ClipScores.from_json(stored['scores']).of([part for part in self.parts if part not in outdated])
 
-    def write(self, case, stored):
+    def missing(self, case):
+        """The parts that are not stored, or with another definition or other weights."""
+        return self._outdated(case, self._stored(case))
+
+    def features(self, case, parts):
+        """The stored features (T, D) of these parts."""
+        tensors = load_tensors(self.path(case, '.pt'))
+        return tuple(tensors[part] for part in parts)
+
+    def write(self, case, scores):
+        """Store the ClipScores, and keep what is stored of other metrics."""
+        stored, features = self._stored(case), self.path(case, '.pt')
+        hashes = stored.get('parts', {}) | {part: self.parts[part] for part in [*scores.scores, *scores.features]}
+        if 'scores' in stored:
+            older = ClipScores.from_json(stored['scores'])
+            if scores.features and features.is_file():
+                with suppress(UserError):
+                    older.features = load_tensors(features)
+            scores = scores.with_older(older)
+        if scores.features:
+            save_tensors(features, scores.features)
+        self._write(case, {'parts': hashes, 'scores': scores.as_json()})
+
+    def write_problem(self, case, problem):
+        """Store why the case cannot be scored, and keep what is stored of it."""
+        self._write(case, self._stored(case) | {'problem': problem})
+
+    def _write(self, case, stored):
         with written_whole(self.path(case)) as path:
             path.write_text(json.dumps(stored, allow_nan=False), encoding='utf-8')
 
-    # Sums
+    def _stored(self, case):
+        """The content of the clip's file; {} without a readable one."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            stored = json.loads(self.path(case).read_text(encoding='utf-8'))
+            if 'scores' in stored:
+                ClipScores.from_json(stored['scores'])
+            return stored
+        return {}
 
-    def add(self, case, states, frames):
-        """Take in the sums of a clip; they are on disk after SAVE_EVERY frames or `save`."""
-        add_states(self.states, states)
-        self.keys.append(self.key(case))
-        self.unsaved += frames
-        if self.unsaved >= SAVE_EVERY:
-            self.save()
-
-    def save(self):
-        if self.unsaved:
-            save_tensors(self.own_sums, {'keys': self.keys, 'states': self.states})
-            self.unsaved = 0
-
-    def gather(self, cases):
-        """Add up the sums of all processes and earlier runs into one file; what is not of these cases is dropped."""
-        wanted, keys, states = {self.key(case) for case in cases}, [], {}
-        files = sorted(self.folder.glob('sums*.pt'))
-        for path in files:
-            with suppress(UserError):
-                found = load_tensors(path)
-                # A file that overlaps was merged before an interruption; one with foreign clips cannot be undone.
-                if wanted.issuperset(found['keys']) and not set(keys) & set(found['keys']):
-                    keys += found['keys']
-                    add_states(states, found['states'])
-        merged = self.folder / 'sums.pt'
-        if keys:
-            save_tensors(merged, {'keys': keys, 'states': states})
-        for path in files:
-            if path != merged or not keys:
-                path.unlink()
-
-    def summed(self):
-        """(keys of the clips that are in, {metric id: summed state}), as `gather` left them."""
-        path = self.folder / 'sums.pt'
-        found = load_tensors(path) if path.is_file() else {'keys': [], 'states': {}}
-        return set(found['keys']), found['states']
-
-    def tidy(self, cases):
-        """Remove what belongs to other settings or clips."""
-        kept = {self.path(case, suffix) for case in cases for suffix in SUFFIXES} | {self.folder / 'sums.pt'}
-        for path in self.folder.glob('*'):          # none where the folder has vanished meanwhile
-            if path not in kept:
-                path.unlink(missing_ok=True)
+    def _outdated(self, case, stored):
+        known, scores = stored.get('parts', {}), stored.get('scores', {}).get('scores', {})
+        without_features = not self.path(case, '.pt').is_file()
+        return {part for part, hash_ in self.parts.items()
+                if known.get(part) != hash_ or part not in scores and without_features}
 
 
 def _signature(clip):
-    """What changes when a clip's files do."""
+    """Name, size and time of a clip's files, which change when the clip does."""
     path = getattr(clip, 'path', None)
     if path is None:
         return None if clip is None else [clip.name, len(clip)]

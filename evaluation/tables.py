@@ -1,48 +1,50 @@
-"""A Report for people: as plain text, as Markdown, and the sentences that belong under any table of it."""
+"""A Report as a table for people: plain text, Markdown, and the sentences below any table of it."""
 
 from evaluation.published import TABLES
-from evaluation.report import GAIN
+from evaluation.report import COMPARED, GAIN
 from metrics.catalogue import CATALOGUE
 
 
 def table_rows(report):
-    """The rows of the table: ours, [(label, {metric id: value})], and the paper's, [(table, rows like ours)]."""
-    ours = [('this result', report.summary['model'])]
-    if report.summary['copy']:
-        ours.append(('copy of the source', report.summary['copy']))
-    return ours, [(table, list(TABLES[table].items())) for table in report.tables]
+    """The rows of the table: (this result's [(label, {metric id: value})], the paper's [(heading, rows likewise)])."""
+    summary = report.summary
+    ours = [('mean over clips', summary['model']), ('mean over frames', summary['frame_weighted_model'])]
+    if summary['copy']:
+        ours.append(('source copied, mean over clips', summary['copy']))
+    return ours, [(f'{table}, as published: mean over frames', list(TABLES[table].items())) for table in report.tables]
 
 
 def table_columns(report):
-    """Metric ids of the table: the paper's, then those that only we have."""
+    """Metric ids of the table: the paper's columns first."""
     published = [name for table in report.tables for row in TABLES[table].values() for name in row]
     return list(dict.fromkeys([*published, *report.summary['model'], *report.skipped]))
 
 
 def table_cell(report, name, values):
-    """What the table shows of {metric id: value}: a number, a dash where there was nothing finite, or a reason."""
+    """Text of a cell for {metric id: value}: a number, a dash where none is finite, 'skipped', or nothing."""
     if name in values:
         return number(name, values[name])
     return 'skipped' if name in report.skipped and values is report.summary['model'] else ''
 
 
 def heading(name):
-    """'PSNR dB ↑' for a metric id."""
+    """Heading of a metric's column, such as 'PSNR dB ↑'."""
     metric = CATALOGUE[name]
     return ' '.join(filter(None, (metric.column, metric.unit, '↓' if metric.direction == 'lower' else '↑')))
 
 
 def number(name, value):
-    """The value as a table shows it; a dash where there is none."""
+    """The value with the metric's decimals; a dash for None."""
     return '–' if value is None else f'{value:.{CATALOGUE[name].decimals}f}'
 
 
 def verdict(summary):
-    """In one sentence, whether the model beats the copy; '' where that was not measured."""
-    gain = summary[GAIN]
-    if gain is None:
+    """A sentence that compares the model with the copied source; '' where that was not measured."""
+    if summary[GAIN] is None:
         return ''
-    return f'{abs(gain):.2f} dB {"better" if gain >= 0 else "WORSE"} than copying the source'
+    made, copy = (round(summary[COMPARED][side], 2) for side in ('model', 'copy'))
+    return (f'PSNR without the source frame: {made:.2f} dB, source copied {copy:.2f} dB: '
+            f'{abs(made - copy):.2f} dB {"better" if made >= copy else "WORSE"}')
 
 
 def misses(summary):
@@ -51,28 +53,45 @@ def misses(summary):
             for name, counts in summary['counts'].items() if counts['misses']]
 
 
+def details(summary):
+    """Sentences with the details of metrics, means over clips."""
+    return [f'{name}, within clips: ' + '; '.join(f'{key} {"–" if value is None else f"{value:.2f}"}'
+                                                  for key, value in found.items())
+            for name, found in summary['details'].items()]
+
+
+def few_frames(report):
+    """A sentence about distribution metrics of fewer frames than features."""
+    fid = [name for name in report.distances if name.startswith('fid.')]
+    frames = report.summary['frames']
+    return [f'{", ".join(fid)}: {frames} frames are fewer than 2048 features, which biases it; compare it with '
+            'results on the same frames only'] if fid and frames < 2048 else []
+
+
+def _remarks(report):
+    return [*filter(None, [verdict(report.summary)]), *details(report.summary), *misses(report.summary),
+            *few_frames(report), *(f'{name} skipped: {why}' for name, why in report.skipped.items())]
+
+
 def format_table(report):
     """The result as plain text for a terminal."""
     summary, names = report.summary, list(report.summary['model'])
-    width = {name: max(len(heading(name)), 9) for name in names}
-    lines = [' ' * 20 + '  '.join(heading(name).rjust(width[name]) for name in names)]
-    for label, values in table_rows(report)[0]:
+    rows = table_rows(report)[0]
+    first, width = max(len(label) for label, _ in rows) + 2, {name: max(len(heading(name)), 9) for name in names}
+    lines = [' ' * first + '  '.join(heading(name).rjust(width[name]) for name in names)]
+    for label, values in rows:
         cells = (table_cell(report, name, values) for name in names)
-        lines.append(f'{label:<20}' + '  '.join(cell.rjust(width[name]) for name, cell in zip(names, cells)))
+        lines.append(label.ljust(first) + '  '.join(cell.rjust(width[name]) for name, cell in zip(names, cells)))
     coverage = report.about.get('coverage')
     listed = f' of {coverage["listed"]} listed' if coverage else ''
-    lines.append(f'means over {summary["clips"]} clips{listed}, {summary["frames"]} frames')
-    if verdict(summary):
-        lines.append(f'the result is {verdict(summary)}')
+    lines.append(f'{summary["clips"]} clips{listed}, {summary["frames"]} frames')
     lines += [f'codes of {name}: {use["used"]} of {use["codes"]} in use, perplexity {use["perplexity"]:.1f}'
               for name, use in report.codebooks.items()]
-    lines += misses(summary)
-    lines += [f'{name} skipped: {why}' for name, why in report.skipped.items()]
-    return '\n'.join(lines)
+    return '\n'.join(lines + _remarks(report))
 
 
 def as_markdown(report):
-    """The table, ours and the paper's, with what it takes to read it."""
+    """The table of the result and the paper's, with notes and definitions."""
     names, (ours, published) = table_columns(report), table_rows(report)
 
     def row(label, values):
@@ -89,24 +108,20 @@ def as_markdown(report):
 
 
 def notes(report):
-    """Sentences that belong under the table: what was done, on how much of the list, what is missing."""
+    """Sentences below the table: protocol, coverage of the list, missing clips, remarks."""
     summary, about = report.summary, report.about
     coverage = about.get('coverage', {})
     sentences = [f'{about["protocol"]["name"]}: {about["protocol"]["text"]}',
-                 f'means over {summary["clips"]} clips, {summary["frames"]} frames']
+                 f'{summary["clips"]} clips, {summary["frames"]} frames']
     if coverage:
         sentences.append(f'list {about["list"]["name"]} ({about["list"]["sha256"][:12]}): '
                          f'{coverage["found"]} of {coverage["listed"]} clips found')
         sentences += [f'{what}: {_some(coverage[what])}' for what in ('missing', 'extra') if coverage[what]]
         sentences += [f'not scored: {name}: {why}' for name, why in coverage['problems'].items()]
-    if verdict(summary):
-        sentences.append(f'this result is {verdict(summary)}')
     if report.tables:
-        sentences.append('published rows: arXiv 2412.00719, at 256 px; the paper does not name its clips, so its last '
-                         'digits mean little beside these')
-    sentences += misses(summary)
-    sentences += [f'{name} skipped: {why}' for name, why in report.skipped.items()]
-    return sentences
+        sentences.append('published rows: arXiv 2412.00719, for orientation only: 50 other clips of the dataset, which '
+                         'the paper does not list')
+    return sentences + _remarks(report)
 
 
 def _some(names, most=5):

@@ -1,32 +1,34 @@
-"""All metrics, by the ids that carry their definitions.
+"""All metrics by id; an id stands for one definition.
 
     metrics, skipped = build(['psnr.rgb', 'lpips.vgg'], device)
     for metric in metrics: metric.start_clip(source)
-    scores = metric(generated, driving)         # (B,); a SetMetric takes update(generated, driving), then state()
+    scores = metric(generated, driving)         # (B,); a DistributionMetric computes one value from features instead
 """
 
-from metrics.base import Metric, SetMetric, Unavailable
+from metrics.base import DistributionMetric, Metric, Unavailable
+from metrics.expression import DenseAkd, Expression
 from metrics.face import Akd, AkdEuclidean, Ard
-from metrics.fid import FidDriving, FidSource
+from metrics.fid import FidDriving, FidSource, KidDriving, KidSource
 from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.image import L1, Psnr, Ssim, SsimUniform
 from metrics.jitter import LandmarkJitter, PixelJitter
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
 from support.errors import UserError, did_you_mean_or_known, nearest
 
-__all__ = ['CATALOGUE', 'Metric', 'SetMetric', 'Unavailable', 'build']
+__all__ = ['CATALOGUE', 'DistributionMetric', 'Metric', 'Unavailable', 'build']
 
 CATALOGUE = {metric.id: metric for metric in (
     L1, Psnr, Ssim, SsimUniform, LpipsVgg, LpipsAlex, LpipsVggUnscaled, LpipsAlexUnscaled, FidSource, FidDriving,
-    Akd, AkdEuclidean, Aed, AedSource, AedEuclidean, Csim, CsimDriving, Ard, PixelJitter, LandmarkJitter)}
+    KidSource, KidDriving, Akd, AkdEuclidean, DenseAkd, Aed, AedSource, AedEuclidean, Csim, CsimDriving, Ard,
+    Expression, PixelJitter, LandmarkJitter)}
 
 
 def build(ids, device):
-    """The metrics of these ids that can work here.
+    """The metrics of these ids whose packages and weights are available.
 
     ids:     keys of CATALOGUE
-    returns: list of Metric in the order of the ids, {id: why it is skipped and how to get it}
-    raises:  UserError for an unknown id, naming the nearest valid one
+    returns: list of Metric in the order of the ids, {id: why it is skipped and what to install}
+    raises:  UserError for an unknown id; the message suggests the nearest one
     """
     unknown = [name for name in ids if name not in CATALOGUE]
     if unknown:
@@ -41,6 +43,6 @@ def build(ids, device):
 
 
 def _hint(name):
-    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}      # 'akd' means the first akd.*
+    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}      # 'akd': the first akd.*
     close = nearest(name, [*CATALOGUE, *families])
     return did_you_mean_or_known(families.get(close, name), CATALOGUE)

@@ -1,15 +1,13 @@
-"""Landmarks and head pose, and how far those of generated faces are from those that drove them: AKD and ARD."""
+"""Landmarks and head pose of generated faces, compared with the driving frames': AKD and ARD."""
 
-import importlib
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import weakref
 from typing import NamedTuple
 
 import torch
 
 from datasets.face_tracker import FaceDetector, landmarker_path
-from metrics.base import Recognition, Remembered, Unavailable, optional, shared
+from metrics.base import Cached, FeatureMetric, Unavailable, optional, shared
 from support.errors import UserError
 from support.weights import checkpoint_path
 
@@ -30,13 +28,13 @@ def face_alignment_network(device):
 def _face_alignment(device, *_paths):
     import face_alignment  # slow to import, and optional
 
-    # Compiled, which is the package's default, it takes minutes to start and is slower on a CPU.
+    # compile=True, the package's default, takes minutes to start and is slower on a CPU.
     return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, flip_input=False,
                                         compile=False)
 
 
 def fan_landmarks(device):
-    """Frames (B, 3, H, W) in [0, 1] -> (B, 68, 2), pixels, of the most certain face; NaN where there is none."""
+    """Frames (B, 3, H, W) in [0, 1] -> (B, 68, 2) in pixels, of the most certain face; NaN without a face."""
     return _fan_landmarks(face_alignment_network(device))
 
 
@@ -45,7 +43,7 @@ def _fan_landmarks(network):
     def landmarks(frames):
         frames = (frames * 255).round()
         found = torch.full((len(frames), 68, 2), torch.nan, dtype=torch.float64)
-        # The faces of a frame come in order of certainty; more than the first would cost time for nothing.
+        # The faces of a frame are sorted by certainty; landmarks of the first suffice.
         faces = [faces[:1] for faces in network.face_detector.detect_from_batch(frames)]
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='No faces were detected')
@@ -53,17 +51,19 @@ def _fan_landmarks(network):
                 if len(points):
                     row.copy_(torch.from_numpy(points[:68]))
         return found
-    return Remembered(landmarks)
+    return Cached(landmarks)
 
 
 class Faces(NamedTuple):
-    """The largest face of each frame; NaN where there is none.
+    """The largest face of each frame; NaN for frames without a face.
 
-    landmarks: (B, 478, 2) in pixels
-    angles:    (B, 3) turns of the head about the camera's x, y and z axis (pitch, yaw, roll), in this order, degrees
+    landmarks:   (B, 478, 2) in pixels
+    angles:      (B, 3) rotation of the head about the camera's x, y and z axis (pitch, yaw, roll), degrees
+    blendshapes: (B, 52) in [0, 1], in MediaPipe's order
     """
     landmarks: torch.Tensor
     angles: torch.Tensor
+    blendshapes: torch.Tensor | None = None
 
 
 def mediapipe_faces():
@@ -76,23 +76,22 @@ def mediapipe_faces():
 
 @shared
 def _mediapipe_faces(_path):
-    # Where there is no PortAudio, MediaPipe keeps an exception from its import, and with it all that the importing
-    # stack holds, until it is too late to close the detector. The stack of a new thread holds nothing.
-    with ThreadPoolExecutor(1) as thread, suppress(ImportError):
-        thread.submit(importlib.import_module, 'mediapipe.tasks.python').result()
-    detector = FaceDetector(max_faces=1)
+    detector = FaceDetector(max_faces=1, blendshapes=True)
 
     def faces(frames):
         found = Faces(*(torch.full((len(frames), *shape), torch.nan, dtype=torch.float64)
-                        for shape in ((478, 2), (3,))))
+                        for shape in ((478, 2), (3,), (52,))))
         images = (frames * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         for i, image in enumerate(images):
             for face in detector.detect(image)[:1]:
                 found.landmarks[i] = torch.from_numpy(face.landmarks)
+                found.blendshapes[i] = torch.from_numpy(face.blendshapes)
                 if face.matrix is not None:
                     found.angles[i] = torch.from_numpy(euler_angles(face.matrix))
         return found
-    return Remembered(faces)
+    cached = Cached(faces)
+    weakref.finalize(cached, detector.close)      # at exit at the latest: later, MediaPipe cannot
+    return cached
 
 
 def euler_angles(matrix):
@@ -103,7 +102,7 @@ def euler_angles(matrix):
 
 # The metrics
 
-class Akd(Recognition):
+class Akd(FeatureMetric):
     id, column, unit = 'akd.mean_abs_xy', 'AKD', 'px'
     definition = ('mean absolute difference of the x and y coordinates of 68 landmarks (face-alignment, 2D, the most '
                   'certain face) to those of the driving frame, in pixels of the frames as they are, 256 x 256 in the '
@@ -111,24 +110,24 @@ class Akd(Recognition):
     source = f'FOMM, MRFA, MCNet and the paper; {POSE_EVALUATION}'
     weight_files = property(lambda self: map(checkpoint_path, FAN_URLS))
 
-    def network(self, device):
+    def load(self, device):
         return fan_landmarks(device)
 
-    def compare(self, generated, wanted):
-        return (generated - wanted).abs().mean((1, 2))
+    def compare(self, generated, target):
+        return (generated - target).abs().mean((1, 2))
 
 
 class AkdEuclidean(Akd):
     id, column = 'akd.euclidean', 'AKD Euclid.'
     definition = ('mean Euclidean distance of 68 landmarks (face-alignment, 2D, the most certain face) to those of the '
                   'driving frame, in pixels of the frames as they are; per frame')
-    source = 'what the texts of the papers say, and their programs do not compute'
+    source = 'as the papers describe AKD; their released code computes akd.mean_abs_xy'
 
-    def compare(self, generated, wanted):
-        return (generated - wanted).norm(dim=2).mean(1)
+    def compare(self, generated, target):
+        return (generated - target).norm(dim=2).mean(1)
 
 
-class Ard(Recognition):
+class Ard(FeatureMetric):
     id, column, unit = 'ard.mediapipe', 'ARD', 'degrees'
     definition = ('mean absolute difference of the three Euler angles (fixed axes x, y, z) of the head, from the '
                   'matrix of MediaPipe\'s Face Landmarker, to those in the driving frame; no wrap-around; '
@@ -136,9 +135,9 @@ class Ard(Recognition):
     source = 'the paper, https://github.com/ShaelynZ/synergize-motion-appearance'
     weight_files = property(lambda self: [landmarker_path()])
 
-    def network(self, device):
+    def load(self, device):
         faces = mediapipe_faces()
         return lambda frames: faces(frames).angles
 
-    def compare(self, generated, wanted):
-        return (generated - wanted).abs().mean(1)
+    def compare(self, generated, target):
+        return (generated - target).abs().mean(1)

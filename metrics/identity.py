@@ -1,4 +1,4 @@
-"""Whether a generated face is still the same person's: AED (OpenFace) and CSIM (ArcFace: Deng et al., CVPR 2019)."""
+"""Identity preservation: AED (OpenFace) and CSIM (ArcFace: Deng et al., CVPR 2019)."""
 
 import functools
 import warnings
@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import torch
 
-from metrics.base import Recognition, Remembered, Unavailable, optional, shared
+from metrics.base import Cached, FeatureMetric, Unavailable, optional, shared
 from metrics.openface import SIZE, OpenFace
 from support.weights import checkpoint_path, load_tensors, load_weights
 
@@ -33,20 +33,20 @@ def _openface(device, path):
     def embeddings(frames):
         rows, columns = (_shrinking(size).to(frames.device) for size in frames.shape[2:])
         return network((rows @ frames @ columns.T).flip(1))
-    return Remembered(embeddings)
+    return Cached(embeddings)
 
 
 @functools.cache
 def _shrinking(size):
-    """(96, size): how scikit-image resizes with its Gaussian against aliasing; linear, so a matrix says it all."""
+    """(96, size) matrix of scikit-image's resize with anti-aliasing, which is linear."""
     from skimage.transform import resize  # slow to import
     return torch.from_numpy(resize(np.eye(size, dtype=np.float32), (SIZE, size), anti_aliasing=size > SIZE))
 
 
 def arcface_embeddings(device):
-    """Frames (B, 3, H, W) in [0, 1] -> (B, 512), of length 1, of the first face; NaN where there is none.
+    """Frames (B, 3, H, W) in [0, 1] -> (B, 512), of length 1, of the first face; NaN for frames without a face.
 
-    The weights are for non-commercial research only, says their licence. Raises Unavailable.
+    The licence of the weights permits non-commercial research only. Raises Unavailable.
     """
     folder = antelope_folder()
     with optional('insightface onnxruntime', []):
@@ -54,12 +54,12 @@ def arcface_embeddings(device):
             return _arcface(str(device), folder)
         except ImportError:
             raise
-        except Exception as error:      # onnxruntime's errors have no other base
+        except Exception as error:      # errors of onnxruntime have no other base class
             raise Unavailable(f'damaged weights in {folder} ({type(error).__name__}): download again') from error
 
 
 def antelope_folder():
-    """Where the two networks are: the archive unpacks into a folder of its own name. Raises Unavailable."""
+    """Folder of the two networks, which may lie in a folder of the archive's name; raises Unavailable."""
     expected = checkpoint_path(ANTELOPE_URL).with_suffix('')
     for folder in (expected, expected / expected.name):
         if all((folder / name).is_file() for name in ANTELOPE_FILES):
@@ -83,12 +83,12 @@ def _arcface(device, folder):
                 for face in network.get(image)[:1]:
                     row.copy_(torch.from_numpy(face.normed_embedding))
         return found
-    return Remembered(embeddings)
+    return Cached(embeddings)
 
 
 # The metrics
 
-class Aed(Recognition):
+class Aed(FeatureMetric):
     id, column = 'aed.openface_sq', 'AED'
     definition = ('squared Euclidean distance of the OpenFace (nn4.small2) embeddings, 128 numbers of length 1, of '
                   'the generated and the driving frame: whole frames, not aligned, resized to 96 x 96 with Gaussian '
@@ -96,11 +96,11 @@ class Aed(Recognition):
     source = 'FOMM, MRFA, MCNet and the paper; https://github.com/AliaksandrSiarohin/pose-evaluation'
     weight_files = property(lambda self: [checkpoint_path(OPENFACE_URL)])
 
-    def network(self, device):
+    def load(self, device):
         return openface_embeddings(device)
 
-    def compare(self, generated, wanted):
-        return (generated - wanted).double().square().sum(1)
+    def compare(self, generated, target):
+        return (generated - target).double().square().sum(1)
 
 
 class AedSource(Aed):
@@ -112,13 +112,13 @@ class AedSource(Aed):
 class AedEuclidean(Aed):
     id, column = 'aed.openface_l2', 'AED Euclid.'
     definition = Aed.definition.replace('squared ', '')
-    source = 'what the texts of the papers say, and their programs do not compute'
+    source = 'as the papers describe AED; their released code computes the squared distance'
 
-    def compare(self, generated, wanted):
-        return super().compare(generated, wanted).sqrt()
+    def compare(self, generated, target):
+        return super().compare(generated, target).sqrt()
 
 
-class Csim(Recognition):
+class Csim(FeatureMetric):
     id, column, direction, needs_source = 'csim.antelopev2', 'CSIM', 'higher', True
     definition = ('cosine of the ArcFace (insightface antelopev2, for non-commercial research only) embeddings of '
                   f'the generated frame and the source image: the first face found at detection size {DETECTION_SIZE}, '
@@ -126,11 +126,11 @@ class Csim(Recognition):
     source = 'the paper for cross-identity, https://github.com/ShaelynZ/synergize-motion-appearance'
     weight_files = property(lambda self: [antelope_folder() / name for name in ANTELOPE_FILES])
 
-    def network(self, device):
+    def load(self, device):
         return arcface_embeddings(device)
 
-    def compare(self, generated, wanted):
-        return (generated * wanted).sum(1)
+    def compare(self, generated, target):
+        return (generated * target).sum(1)
 
 
 class CsimDriving(Csim):

@@ -1,7 +1,7 @@
 """Full-reference image metrics: L1, PSNR, SSIM.
 
 All take prediction and target (B, 3, H, W), float in [0, 1], and return one value per frame (B,).
-Evaluation compares 8-bit frames, as one sees and saves them: clamp, round to 0..255, divide by 255.
+Evaluation compares 8-bit frames, as they are displayed and saved: clamped, rounded to 0..255, divided by 255.
 """
 
 import torch
@@ -31,9 +31,9 @@ def ssim(prediction, target):
 
 
 def _ssim(prediction, target, window, value_range=1, spread=1):
-    """In float64: the variances are small differences of large numbers, and TF32 would drown them.
+    """SSIM in float64, because variances are small differences of large numbers.
 
-    window: (N,) weights along each axis; only where it fits counts
+    window: (N,) weights along each axis; only positions where the whole window fits count
     spread: factor on variances and covariance
     """
     c1, c2 = (SSIM_K1 * value_range) ** 2, (SSIM_K2 * value_range) ** 2
@@ -55,8 +55,8 @@ def gaussian_window(size, sigma):
 
 
 def _blur(x, window):
-    """Mean over the window, where it fits: (B, C, H, W) -> (B, C, H-N+1, W-N+1)."""
-    # A product with banded matrices: in float64 on a CPU, convolutions take five times as long.
+    """Weighted mean over the window, where it fits: (B, C, H, W) -> (B, C, H-N+1, W-N+1)."""
+    # A product with banded matrices: float64 convolutions on a CPU take five times as long.
     return _bands(x.shape[-2], window).to(x).T @ (x @ _bands(x.shape[-1], window).to(x))
 
 
@@ -99,7 +99,7 @@ class Ssim(Metric):
 class SsimUniform(Metric):
     id, column, direction = 'ssim.uniform7_range2', 'SSIM range 2', 'higher'
     definition = ('structural similarity, 7 x 7 uniform window, sample covariance, K1 0.01, K2 0.03, range 2 although '
-                  'the values span 1, which flatters; mean of the RGB channels; per frame')
+                  'values span 1, which inflates it; mean of the RGB channels; per frame')
     source = 'MCNet, by the defaults of scikit-image before 0.19 for floats'
 
     def __call__(self, generated, driving):

@@ -1,14 +1,14 @@
-"""Shaking and flicker from frame to frame, of pixels and of landmarks."""
+"""Shaking and flicker over time, of pixels and of landmarks."""
 
 import torch
 
 from datasets.face_tracker import landmarker_path
-from metrics.base import Recognition
+from metrics.base import FeatureMetric
 from metrics.face import mediapipe_faces
 
 
-class PixelJitter(Recognition):
-    """Second differences in time answer to shaking and flicker, and not to a constant error or one that drifts."""
+class PixelJitter(FeatureMetric):
+    """Second differences in time: sensitive to shaking and flicker, not to a constant or slowly drifting error."""
 
     id, column, decimals = 'jitter.pixels', 'jitter', 4
     definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of the '
@@ -16,19 +16,19 @@ class PixelJitter(Recognition):
                   'third; for consecutive frames of the same person')
     source = 'this project'
 
-    def network(self, device):
+    def load(self, device):
         return lambda frames: frames
 
     def start_clip(self, source=None):
         super().start_clip(source)
         self.last_errors = None
 
-    def compare(self, generated, wanted):
-        errors = generated - wanted
+    def compare(self, generated, target):
+        errors = generated - target
         if self.last_errors is None:
             self.last_errors = torch.full_like(errors[:1], torch.nan).expand(2, *errors.shape[1:])
         errors = torch.cat([self.last_errors, errors])
-        self.last_errors = errors[-2:].clone()     # and not the batch
+        self.last_errors = errors[-2:].clone()     # a copy, so that the batch is freed
         return errors.diff(n=2, dim=0).abs().flatten(1).mean(1)
 
 
@@ -39,6 +39,6 @@ class LandmarkJitter(PixelJitter):
                   'pixels of the frames as they are; per frame from the third; for consecutive frames')
     weight_files = property(lambda self: [landmarker_path()])
 
-    def network(self, device):
+    def load(self, device):
         faces = mediapipe_faces()
         return lambda frames: faces(frames).landmarks

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SIZE = 96     # pixels, width and height of what the network takes
+SIZE = 96     # width and height of its input, pixels
 
 
 class OpenFace(nn.Module):
-    """A face, as 128 numbers on the unit sphere. Load the published state dict strictly, and call eval()."""
+    """Embedding of a face: 128 numbers on the unit sphere. Load the published state dict strictly, and call eval()."""
 
     def __init__(self):
         super().__init__()
@@ -51,14 +51,14 @@ class OpenFace(nn.Module):
 
 
 class Inception(nn.Module):
-    """Branches side by side: k x k convolutions, each behind a 1x1, then a pool, then a plain 1x1 convolution."""
+    """Parallel branches: 1x1 and k x k convolutions, a pool, and a plain 1x1 convolution; their outputs are stacked."""
 
     def __init__(self, width, kernels, pool, pooled=None, plain=None):
         """
-        width:   channels that come in
+        width:   input channels
         kernels: {kernel size: (channels of the 1x1 before it, channels of its own, its stride)}
         pool:    module
-        pooled:  channels of the 1x1 behind the pool, None for no such layer
+        pooled:  channels of the 1x1 after the pool, None for no such layer
         plain:   channels of the plain 1x1, None for no such branch
         """
         super().__init__()
@@ -84,6 +84,6 @@ def _convolution(before, after, kernel, stride=1):
 
 
 def _centred(x, height, width):
-    """x, zeros around it."""
+    """x in the middle of zeros (height, width)."""
     down, right = height - x.shape[2], width - x.shape[3]
     return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))

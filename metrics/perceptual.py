@@ -1,4 +1,4 @@
-"""LPIPS, through the library of its authors, where its backbone's weights are at hand."""
+"""LPIPS, computed by its authors' package, with backbone weights that the user downloads."""
 
 import warnings
 
@@ -16,7 +16,7 @@ BACKBONES = {
 class _Lpips(Metric):
     """Learned perceptual image patch similarity (Zhang et al., CVPR 2018, arXiv 1801.03924), version 0.1."""
 
-    backbone = 'vgg'     # the values of the two do not compare
+    backbone = 'vgg'     # values of the two backbones are not comparable
     scaled = True        # frames are mapped to [-1, 1], as the network was calibrated
 
     def __init__(self, device):
@@ -61,5 +61,5 @@ class LpipsAlexUnscaled(_Lpips):
 def _network(backbone, device, _path):
     import lpips  # slow to import, and optional, shared
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')   # it uses an old spelling
+        warnings.filterwarnings('ignore', category=UserWarning, module='torchvision')   # deprecated arguments
         return lpips.LPIPS(net=backbone, verbose=False).eval().to(device)

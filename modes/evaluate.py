@@ -1,4 +1,4 @@
-"""Score a model, or videos that were made elsewhere, by a named protocol.
+"""Score a model, or videos made elsewhere, by a named protocol.
 
     python run.py --mode evaluate --checkpoint model.pt --path_map data/vox-png/test --list voxceleb1-50
     python run.py --mode evaluate --generated THEIRS --driving data/vox-png/test
@@ -14,17 +14,19 @@ def add_arguments(parser):
     add_model(parser)
     add_device(parser)
     parser.add_argument('--protocol', default='same-identity',
-                        help='same-identity (default) | cross-identity-relative | ...: evaluation/protocols.py')
-    parser.add_argument('--metrics', nargs='+', metavar='ID', help="metric ids; default: the protocol's")
-    parser.add_argument('--list', help='voxceleb1-50 | voxceleb1-50-cross | ... (evaluation/lists/) or a CSV file, '
-                                       "DaGAN's and MCNet's too; default: the protocol's, or the whole test set")
+                        help='same-identity (default) | cross-identity-relative | ...: see evaluation/protocols.py')
+    parser.add_argument('--metrics', nargs='+', metavar='ID', help="metric ids; default: the protocol's metrics")
+    parser.add_argument('--list', help='voxceleb1-50 | voxceleb1-50-cross | ... (evaluation/lists/), or a CSV file in '
+                                       "this project's, DaGAN's or MCNet's format; default: the protocol's list, or "
+                                       'the whole test set')
     parser.add_argument('--path_map', nargs='+', default=[], metavar='[PREFIX=]FOLDER',
-                        help='where the clips are, or those whose ids begin with PREFIX; default: the test set')
+                        help='folder of the clips, or of the clips whose ids start with PREFIX; default: the test set')
     parser.add_argument('--generated', metavar='FOLDER',
-                        help='score these videos, folders of frames or stills instead of a model')
-    parser.add_argument('--driving', metavar='FOLDER', help='what drove them, named alike')
-    parser.add_argument('--source', dest='sources', metavar='FOLDER', help='their sources, named alike')
-    parser.add_argument('--resize', type=int, metavar='PIXELS', help='score --generated at this size')
+                        help='score these videos, frame folders or stills instead of a model')
+    parser.add_argument('--driving', metavar='FOLDER', help='driving videos of --generated, with the same names')
+    parser.add_argument('--source', dest='sources', metavar='FOLDER',
+                        help='source images of --generated, with the same names')
+    parser.add_argument('--resize', type=int, metavar='PIXELS', help='resize --generated to this size before scoring')
 
 
 def run(options):
@@ -42,17 +44,17 @@ def run(options):
 
 
 def check(options):
-    """UserError for flags that do not fit together."""
+    """Raise UserError for flags that exclude each other."""
     if bool(options.generated) != bool(options.driving) or options.sources and not options.generated:
         raise UserError('--generated, --driving and --source belong together: give the first two, or none for a model')
     if options.generated:
-        refuse(options, ('--checkpoint', '--config', '--set', '--path_map'), 'with --generated: no model makes frames')
+        refuse(options, ('--checkpoint', '--config', '--set', '--path_map'), 'with --generated, which needs no model')
     else:
-        refuse(options, ('--resize',), 'without --generated: a model makes frames of its own size')
+        refuse(options, ('--resize',), 'without --generated: models have an image size of their own')
 
 
 def job_of_folders(options, device):
-    """(EvaluationJob of videos that were made elsewhere, the run's folder, None)."""
+    """(EvaluationJob of videos made elsewhere, the run's folder, None)."""
     from evaluation.cases import Selection, choose_items, clips_in, match_cases
     from evaluation.evaluate import EvaluationJob
     from evaluation.protocols import Item, find_protocol

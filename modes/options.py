@@ -5,6 +5,7 @@ from pathlib import Path
 
 from motion.settings import Motion
 from support.errors import UserError
+from support.files import split_assignment
 
 DEFAULT_CONFIG = 'config/vox-256.yaml'
 RENDERING = ('--set', '--device', '--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--smooth')
@@ -108,8 +109,7 @@ def training_config(options):
 
 def named(options):
     """The methods of `add_methods`: {name: checkpoint}, {name: folder}. UserError."""
-    checkpoints = [_named(text) for text in options.checkpoints]
-    folders = [_named(text) for text in options.generated]
+    checkpoints, folders = (list(map(split_assignment, texts)) for texts in (options.checkpoints, options.generated))
     for name, path in folders:
         if name is None or not path.is_dir():
             raise UserError(f'--generated {path}: expected NAME=FOLDER, a folder that is there')
@@ -120,12 +120,6 @@ def named(options):
         if names.count(name) > 1 or '/' in name or name.startswith('.'):
             raise UserError(f'methods {", ".join(names)}: {name} is twice, or no name; give --checkpoints NAME=FILE')
     return dict(checkpoints), dict(folders)
-
-
-def _named(text):
-    """'NAME=PATH' or 'PATH' -> (NAME or None, Path)."""
-    name, _, path = text.rpartition('=')
-    return name or None, Path(path)
 
 
 def _name_of(checkpoint):

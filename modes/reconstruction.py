@@ -1,4 +1,4 @@
-"""Rebuild every test clip from its first frame, and score that.
+"""Reconstruct every test clip from its first frame, and score it.
 
     python run.py --mode reconstruction --checkpoint model.pt
 """
@@ -22,9 +22,6 @@ def run_on(options, device):
     from evaluation.tables import format_table
     from inference import Renderer
     from reconstruction import reconstruct
-    from support import distributed
-    if distributed.rank() > 0:      # --mode evaluate shares clips out; this does not
-        return
     config, model = model_of(options, device)
     params = config.reconstruction_params
     clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
@@ -32,5 +29,6 @@ def run_on(options, device):
     renderer = Renderer(model, device, params.batch_size, config.train_params.precision)
     report = reconstruct(renderer, clips, folder, subject=subject_of(config, model), include_first=params.include_first,
                          save_videos=params.save_videos)
-    print(format_table(report))
-    print(f'videos, metrics.json, metrics.csv and contact_sheet.png are in {folder}')
+    if report is not None:
+        print(format_table(report))
+        print(f'videos, contact_sheet.png, metrics.json, metrics.csv, metrics.md and report.html are in {folder}')

@@ -42,6 +42,15 @@ def is_there(path):
         return False
 
 
+def split_assignment(text):
+    """'NAME=PATH' or 'PATH' -> (NAME or None, Path): the first reading whose path exists; paths may contain '='."""
+    parts = text.split('=')
+    readings = [('='.join(parts[:i]), Path('='.join(parts[i:]))) for i in range(len(parts))]
+    missing = readings[0] if '/' in parts[0] else readings[min(1, len(parts) - 1)]
+    name, path = next((reading for reading in readings if is_there(reading[1])), missing)
+    return name or None, path
+
+
 def remove(path):
     """Removes a file or a folder with all that is in it, if it is there."""
     path = Path(path)

@@ -15,16 +15,17 @@ import torch
 
 import run
 from datasets.video_writer import VideoWriter
-from evaluation import evaluate, store
+from evaluation import evaluate
 from evaluation.cases import Case, ClipFinder, Selection, choose_items, clips_in, find_cases, match_cases
 from evaluation.evaluate import EvaluationJob
 from evaluation.html import write_html
 from evaluation.protocols import PROTOCOLS, Item
+from evaluation.published import published_tables
 from evaluation.report import Report, summarize, write_report
 from evaluation.scores import ClipScores
-from evaluation.tables import as_markdown, format_table
+from evaluation.tables import as_markdown, format_table, verdict
 from inference import Renderer
-from metrics.catalogue import CATALOGUE, SetMetric
+from metrics.catalogue import CATALOGUE, DistributionMetric
 from modules.build import build_model
 from motion.best_frame import find_best_frame
 from support import distributed, streaming
@@ -37,29 +38,28 @@ from visualizer import save_png
 CHEAP = ['l1.mean_abs', 'psnr.rgb', 'jitter.pixels']
 
 
-class Brightness(SetMetric):
-    """Mean level of all frames, and how many were looked at: a set metric without a network."""
-    id, column, definition, source = 'test.brightness', 'level', 'mean level', 'this test'
+class Brightness(DistributionMetric):
+    """Mean difference of levels over all frames: a distribution metric without a network."""
+    id, column, definition, source, network = 'test.brightness', 'level', 'difference of levels', 'this test', 'level'
 
-    def start_clip(self, source=None):
-        super().start_clip(source)
-        self.sums = {'sum': torch.zeros((), dtype=torch.float64), 'count': torch.zeros((), dtype=torch.float64)}
-
-    def update(self, generated, driving):
-        self.sums['sum'] += (generated * 255).double().sum()
-        self.sums['count'] += generated.numel()
-
-    def state(self):
-        return {name: value.clone() for name, value in self.sums.items()}
+    def __init__(self, device):
+        super().__init__(device)
+        self.features = lambda frames: frames.mean((1, 2, 3))[:, None]
 
     @staticmethod
-    def compute(state):
-        return (state['sum'] / state['count']).item()
+    def compute(clips):
+        generated, reference = (torch.cat(side) for side in zip(*clips))
+        return (generated.mean() - reference.mean()).item()
+
+
+class SourceBrightness(Brightness):
+    id, needs_source = 'test.source_brightness', True
 
 
 @pytest.fixture(autouse=True)
-def set_metric(monkeypatch, no_weights):
-    monkeypatch.setitem(CATALOGUE, Brightness.id, Brightness)
+def distribution_metrics(monkeypatch, no_weights):
+    for metric in (Brightness, SourceBrightness):
+        monkeypatch.setitem(CATALOGUE, metric.id, metric)
 
 
 def write_video(path, clip, frames=None, change=lambda frame: frame):
@@ -109,7 +109,7 @@ def test_a_folder_of_videos_gets_all_reports(folders, tmp_path):
     rows = list(csv.DictReader((tmp_path / 'metrics.csv').open()))
     assert [row['clip'] for row in rows] == [f'id{i}#clip' for i in range(5)] + ['mean']
     assert float(rows[1]['l1.mean_abs']) == darker['model']['l1.mean_abs']
-    assert '| the paper |' in (tmp_path / 'metrics.md').read_text()
+    assert 'Follow-Your-Emoji' not in (tmp_path / 'metrics.md').read_text()        # other clips, another size
     assert written['metrics']['jitter.pixels']['undefined'] == 2 * 5        # no motion before the third frame
 
 
@@ -150,7 +150,7 @@ def test_nothing_to_score_is_an_error(folders, tmp_path):
     root = tmp_path / 'data'
     shutil.copytree(folders / 'driving', root / 'driving')
     write_video(root / 'generated' / 'stranger.mp4', ToyClip())
-    with pytest.raises(UserError, match='no clip of the list test is there, such as id0#clip'):
+    with pytest.raises(UserError, match='no clip of the list test is found, such as id0#clip'):
         score_folders(root, tmp_path / 'out')
     for path in (root / 'driving').iterdir():
         (root / 'generated' / path.name).write_text('no video')
@@ -183,7 +183,6 @@ def test_stills_are_pairs_and_sources_come_by_name(tmp_path):
 @pytest.mark.parametrize('metric_ids', [CHEAP, CHEAP + [Brightness.id]])
 def test_an_interrupted_run_goes_on_to_the_same_numbers(folders, tmp_path, monkeypatch, metric_ids):
     _, whole = score_folders(folders, tmp_path / 'whole', metric_ids)
-    monkeypatch.setattr(store, 'SAVE_EVERY', 9)         # the sums are not on disk after every clip
     score, scored = evaluate._score, []
 
     def interrupted(case, *rest):
@@ -198,30 +197,76 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(folders, tmp_path, monke
     assert not (tmp_path / 'parts' / 'metrics.json').exists()
     _, resumed = score_folders(folders, tmp_path / 'parts', metric_ids)
     assert resumed == whole
-    assert scored[4:] in (['id3#clip', 'id4#clip'], ['id2#clip', 'id3#clip', 'id4#clip'])
+    assert scored[4:] == ['id3#clip', 'id4#clip']
 
     scored.clear()
     assert score_folders(folders, tmp_path / 'parts', metric_ids)[1] == whole and scored == []
 
 
-def test_whatever_changes_is_scored_anew(folders, tmp_path, monkeypatch):
-    root, scored = tmp_path / 'data', []
+@pytest.fixture
+def scored(monkeypatch):
+    """[(clip, metric ids)] of what is computed."""
+    score, scored = evaluate.Scorer.score, []
+
+    def counted(self, *arguments):
+        clip = score(self, *arguments)
+        scored.append((clip.clip, [*clip.scores, *clip.features]))
+        return clip
+    monkeypatch.setattr(evaluate.Scorer, 'score', counted)
+    return scored
+
+
+def test_what_has_changed_is_scored_again(folders, tmp_path, scored):
+    root = tmp_path / 'data'
     shutil.copytree(folders, root)
-    score = evaluate._score
-    monkeypatch.setattr(evaluate, '_score', lambda case, *rest: (scored.append(case.item.name), score(case, *rest)))
 
     def scored_by(**changes):
         scored.clear()
         score_folders(root, tmp_path / 'out', **changes)
         return len(scored)
 
-    ids = CHEAP + [Brightness.id]
-    assert scored_by(metric_ids=ids) == 5 and scored_by(metric_ids=ids) == 0
-    assert scored_by(metric_ids=ids, subject={'weights': 'others'}) == 5
-    assert scored_by(metric_ids=CHEAP[:1]) == 5 and scored_by(metric_ids=CHEAP[:1]) == 0
+    assert scored_by() == 5 and scored_by() == 0
+    assert scored_by(subject={'weights': 'others'}) == 5 and scored_by() == 0
     write_video(root / 'generated' / 'id2#clip.mp4', ToyClip(num_frames=10, seed=7))
-    assert scored_by(metric_ids=CHEAP[:1]) == 1
-    assert len(list((tmp_path / 'out' / 'clips').glob('*.json'))) == 5      # what is out of date is gone
+    assert scored_by() == 1
+
+
+def test_an_evaluation_with_fewer_metrics_keeps_the_scores_of_a_larger_one(folders, tmp_path, scored):
+    ids = CHEAP + [Brightness.id]
+    _, large = score_folders(folders, tmp_path, ids)
+    scored.clear()
+    _, small = score_folders(folders, tmp_path, CHEAP[:1])
+    assert list(small['mean']['model']) == CHEAP[:1] and scored == []
+    assert score_folders(folders, tmp_path, ids)[1] == large and scored == []
+
+
+def test_only_missing_metrics_are_computed(folders, tmp_path, scored, monkeypatch):
+    score_folders(folders, tmp_path, CHEAP[:2] + [Brightness.id])
+    scored.clear()
+    _, more = score_folders(folders, tmp_path, CHEAP + [Brightness.id, SourceBrightness.id])
+    # Metrics of one network share their features; those of the source image are new.
+    assert {clip: names for clip, names in scored} == {
+        f'id{i}#clip': ['jitter.pixels', 'level.generated', 'level.source'] for i in range(5)}
+    assert more == score_folders(folders, tmp_path / 'at once', CHEAP + [Brightness.id, SourceBrightness.id])[1]
+    scored.clear()
+    monkeypatch.setattr(CATALOGUE['psnr.rgb'], 'definition', 'another one')
+    score_folders(folders, tmp_path, CHEAP + [Brightness.id])
+    assert [names for _, names in scored] == [['psnr.rgb']] * 5
+
+
+def test_a_failure_keeps_the_scores_of_the_clip(folders, tmp_path, scored, monkeypatch):
+    _, first = score_folders(folders, tmp_path, CHEAP[:1])
+
+    def fail(*arguments):
+        raise UserError('disk full')
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Scorer, 'score', fail)
+        with pytest.raises(UserError, match='none of 5 clips could be scored; the first: disk full'):
+            score_folders(folders, tmp_path, CHEAP)
+    scored.clear()
+    _, again = score_folders(folders, tmp_path, CHEAP)
+    assert again['mean']['model']['l1.mean_abs'] == first['mean']['model']['l1.mean_abs']
+    assert 'l1.mean_abs' not in scored[0][1]
 
 
 # Processes
@@ -303,6 +348,14 @@ def test_relative_motion_starts_at_the_lists_anchor_or_at_the_nearest_frame(mode
     assert report.summary['copy'] == {} and set(written['mean']['model']) == {'jitter.pixels', Brightness.id}
 
 
+def test_motion_is_scaled_as_the_protocol_defines(model):
+    source, driving = ToyClip('a', seed=3), ToyClip('b', num_frames=10)
+    case, = cases_of([source, driving], [Item('a', 0.0, 'b', anchor_time=0.28)])
+    scales = [evaluate._follow(case, PROTOCOLS[name], Renderer(model, 'cpu', 4), source.frame(0)).transfer.scale
+              for name in ('cross-identity-relative', 'pairs-cross')]
+    assert scales[0] != 1 and scales[1] == 1
+
+
 def test_pairs_of_frames_are_taken_at_their_times(model, tmp_path):
     clip = ToyClip('a')
     cases = cases_of([clip], [Item('a', 0.08, driving_time=0.2), Item('a', 0.08, driving_time=9.0)])
@@ -340,7 +393,7 @@ def test_clips_are_found_with_any_suffix_below_any_prefix(folders, tmp_path):
     find = ClipFinder({}, [f'vox/test={folders / "driving"}', str(tmp_path / 'root')], SIZE)
     assert len(find('vox/test/id0#clip')) == 8 and len(find('id9#frames')) == len(find('face.jpg')) == 1
     assert find('id0#clip') is None
-    with pytest.raises(UserError, match='--path_map: .*nowhere is no folder'):
+    with pytest.raises(UserError, match='--path_map: .*nowhere is not a folder'):
         ClipFinder({}, ['nowhere'], SIZE)
 
 
@@ -393,6 +446,7 @@ def test_means_over_clips_and_over_frames_differ_as_defined():
     assert summary['frame_weighted_model']['psnr.rgb'] == pytest.approx((64 + 31) / 3)
     assert summary['copy']['psnr.rgb'] == pytest.approx((15 + 32) / 2)        # the infinite one is left out
     assert summary['psnr_gain'] == pytest.approx((8 - 1) / 2)                 # only frames where both are finite
+    assert summary['psnr_compared'] == {'model': pytest.approx((24 + 31) / 2), 'copy': pytest.approx((16 + 32) / 2)}
     assert summary['counts']['ard.mediapipe'] == {'finite': 3, 'infinite': 0, 'undefined': 1,
                                                   'misses': {'generated': 1}}
 
@@ -405,15 +459,39 @@ def test_scores_survive_their_file():
 
 def test_tables_name_the_copy_the_misses_and_what_was_skipped(tmp_path):
     about = {'protocol': {'name': 'p', 'text': 't'}}
-    report = Report(two_clips(), {'lpips.vgg': 'get it there'}, about, tables=('Table 3',))
+    rows = two_clips()
+    rows[0].details = {'ard.mediapipe': {'jaw': 0.5, 'smile': None}}
+    report = Report(rows, {'lpips.vgg': 'get it there'}, about, {'fid.source_vs_generated': 20.0}, tables=('Table 3',))
     write_report(tmp_path, report)
     written = json.loads((tmp_path / 'metrics.json').read_text())
     assert written['skipped'] == {'lpips.vgg': 'get it there'} and written['mean']['model']['psnr.rgb'] == 31.5
     assert written['clips'][0]['equal_frames'] == {'model': 0, 'copy': 1}
+    assert written['mean']['details'] == {'ard.mediapipe': {'jaw': 0.5, 'smile': None}}
+    assert list(csv.DictReader((tmp_path / 'metrics.csv').open()))[0]['ard.mediapipe: jaw'] == '0.5'
     for text in (format_table(report), as_markdown(report)):
-        assert 'copy of the source' in text and '31.50' in text and 'lpips.vgg skipped: get it there' in text
-        assert 'no face in 1 generated frame' in text and '3.50 dB better' in text
-    assert '| MRFA | 77.63 |' in as_markdown(report)
+        assert 'source copied, mean over clips' in text and 'lpips.vgg skipped: get it there' in text
+        assert 'mean over clips' in text and '31.50' in text and 'mean over frames' in text and '31.67' in text
+        assert 'no face in 1 generated frame' in text and 'within clips: jaw 0.50; smile –' in text
+        assert 'fid.source_vs_generated: 4 frames are fewer than 2048 features' in text
+    assert '| MRFA | 77.63 |' in as_markdown(report) and 'as published: mean over frames' in as_markdown(report)
+
+
+def test_the_gain_is_the_difference_of_the_two_numbers_beside_it():
+    """The copied source equals the first frame, whose PSNR counts for the model alone."""
+    row = ClipScores('clip', 3, scores={'psnr.rgb': [60.0, 20.0, 22.0]}, copied={'psnr.rgb': [math.inf, 14.0, 16.0]})
+    summary = summarize([row])
+    assert summary['model']['psnr.rgb'] == 34 and summary['psnr_gain'] == 6
+    assert verdict(summary) == 'PSNR without the source frame: 21.00 dB, source copied 15.00 dB: 6.00 dB better'
+
+
+@pytest.mark.parametrize('protocol, list_name, size, tables', [
+    ('same-identity', 'voxceleb1-50', 256, 3), ('same-identity', 'voxceleb1-50', 64, 0),
+    ('same-identity', 'all clips', 256, 0), ('same-identity-no-first', 'voxceleb1-50', 256, 0),
+    ('celebv-hq', 'celebv-hq-50', 256, 1), ('pairs-same', 'pairs-2083-same', 256, 0),
+    ('cross-identity-relative', 'voxceleb1-50-cross', 256, 1), ('cross-identity-relative', 'pairs.csv', 256, 0)])
+def test_published_rows_appear_for_their_dataset_and_size_only(protocol, list_name, size, tables):
+    assert len(published_tables(protocol, list_name, {(size, size)})) == tables
+    assert published_tables(protocol, list_name, {(size, size), (size, 2 * size)}) == ()
 
 
 class Links(HTMLParser):
@@ -441,13 +519,13 @@ def test_the_page_is_whole_in_itself(folders, tmp_path):
     links.feed(text)
     assert links.open == [] and len(links.fetched) == 4          # two worst clips and two best ones
     assert all(link.startswith('data:image/jpeg;base64,') for link in links.fetched) and '<script' not in text
-    assert 'Follow-Your-Emoji' in text and '25.30' in text and text.count('class="curve"') == 4 * 3 - 1
+    assert 'Follow-Your-Emoji' not in text and text.count('class="curve"') == 4 * 3 - 1
 
 
 @pytest.mark.parametrize('width', [1000, 1300, 1600])
 def test_a_table_of_all_metrics_scrolls_beside_its_first_column(browser, tmp_path, width):
-    names = [name for name, metric in CATALOGUE.items() if not issubclass(metric, SetMetric)]
-    row = ClipScores('clip', 1, dict.fromkeys(names, [0.5]))
+    names = [name for name, metric in CATALOGUE.items() if not issubclass(metric, DistributionMetric)]
+    row = ClipScores('clip', 1, (256, 256), dict.fromkeys(names, [0.5]))
     about = {'protocol': {'name': 'p', 'text': 't'}, 'list': {'name': 'all', 'sha256': ''}, 'subject': {}}
     write_html(tmp_path / 'report.html', Report([row], {}, about, tables=('Table 1, VoxCeleb1',)), {})
     page = browser.new_page(viewport={'width': width, 'height': 900})
@@ -464,7 +542,8 @@ def test_a_table_of_all_metrics_scrolls_beside_its_first_column(browser, tmp_pat
     first = edges('td:first-child')
     assert first == before and 0 <= first[0] and edges('td:last-child')[1] <= area + 1 < last[1]
     assert page.evaluate('([x, y]) => document.elementFromPoint(x, y).textContent', [
-        first[1] - 5, page.eval_on_selector('tr.ours', 'row => row.getBoundingClientRect().y + 9')]) == 'this result'
+        first[1] - 5, page.eval_on_selector('tr.ours', 'row => row.getBoundingClientRect().y + 9')
+    ]) == 'mean over clips'
     page.close()
 
 
@@ -499,6 +578,6 @@ def test_mistakes_on_the_command_line(folders, tmp_path, capsys):
     assert 'belong together' in message('--generated', folders / 'generated')
     assert 'no such folder' in message('--generated', tmp_path / 'nowhere', '--driving', folders / 'driving')
     (tmp_path / 'empty').mkdir()
-    assert 'holds no videos' in message('--generated', tmp_path / 'empty', '--driving', folders / 'driving')
-    assert 'no clip of the list voxceleb1-50 is there' in message(*videos, '--list', 'voxceleb1-50')
+    assert 'contains no videos' in message('--generated', tmp_path / 'empty', '--driving', folders / 'driving')
+    assert 'no clip of the list voxceleb1-50 is found' in message(*videos, '--list', 'voxceleb1-50')
     assert not (tmp_path / 'log').exists()

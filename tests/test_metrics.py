@@ -10,7 +10,7 @@ import torchvision
 from skimage.metrics import structural_similarity
 
 from metrics import image
-from metrics.base import Metric, Remembered, SetMetric, Unavailable
+from metrics.base import Cached, DistributionMetric, Metric, Unavailable, release_networks, shared
 from metrics.catalogue import CATALOGUE, build
 from metrics.fid import INCEPTION_URL
 from metrics.identity import OPENFACE_URL
@@ -100,7 +100,7 @@ def test_every_metric_says_what_it_is(name):
     metric = CATALOGUE[name]
     assert issubclass(metric, Metric) and metric.id == name and '.' in name
     assert metric.column and metric.definition and metric.source and metric.direction in ('lower', 'higher')
-    assert issubclass(metric, SetMetric) == name.startswith('fid.')
+    assert issubclass(metric, DistributionMetric) == name.startswith(('fid.', 'kid.'))
 
 
 def test_columns_and_definitions_are_told_apart():
@@ -132,20 +132,32 @@ def test_without_weights_the_rest_still_works_and_the_message_says_how_to_get_th
 
 def test_metrics_that_compare_with_the_source_are_undefined_without_one():
     for metric in CATALOGUE.values():
-        assert metric.needs_source == (metric.id in ('fid.source_vs_generated', 'aed.openface_sq_source',
-                                                     'csim.antelopev2'))
+        assert metric.needs_source == (metric.id in ('fid.source_vs_generated', 'kid.source_vs_generated',
+                                                     'aed.openface_sq_source', 'csim.antelopev2'))
 
 
-def test_no_frame_is_looked_at_twice():
+def test_features_of_a_batch_are_computed_once_while_it_lives():
     seen = []
-    look = Remembered(lambda frames: seen.append(len(frames)) or frames.mean())
+    features = Cached(lambda frames: seen.append(len(frames)) or frames.mean())
     generated, driving, copies = torch.rand(2, 3), torch.rand(3, 3), torch.rand(4, 3)
     for frames in (generated, driving, generated, driving, copies, driving):
-        assert look(frames) == frames.mean()
+        assert features(frames) == frames.mean()
     assert seen == [2, 3, 4]
     for _ in range(3):
-        look(torch.rand(2, 3))       # frames that died may leave their id to others
-    assert seen == [2, 3, 4, 2, 2, 2]
+        features(torch.rand(2, 3))       # a new batch may have the id of one that was freed
+    assert seen == [2, 3, 4, 2, 2, 2] and len(features.results) == 3
+
+
+def test_networks_stay_loaded_until_they_are_released():
+    loaded = []
+    load = shared(lambda name: loaded.append(name) or object())
+    first = id(load('a'))                # nobody else holds it
+    assert id(load('a')) == first and loaded == ['a']
+    load('b'), load('c'), load('a')      # two are kept
+    assert loaded == ['a', 'b', 'c', 'a']
+    release_networks()
+    load('a')
+    assert loaded[4:] == ['a']
 
 
 # Memory
@@ -166,7 +178,10 @@ def test_no_metric_keeps_more_than_a_batch(torch_home, name):
     for _ in range(4):
         frames = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
         batches += map(weakref.ref, frames)
-        metric.update(*frames) if isinstance(metric, SetMetric) else metric(*frames)
+        if isinstance(metric, DistributionMetric):
+            [metric.features(side) for side in frames]
+        else:
+            metric(*frames)
     del frames
     alive = sum(batch() is not None for batch in batches)
-    assert alive <= 2       # what was generated and what drove it
+    assert not alive

@@ -1,25 +1,30 @@
-"""Landmarks, head pose and jitter: by hand with made-up landmarks, with random weights, and with MediaPipe on clips."""
+"""Landmarks, head pose, expression and jitter: by hand, with random weights, and with MediaPipe on clips."""
 
 import hashlib
 import itertools
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from datasets.face_tracker import MODEL_URL, SHIPPED_MODEL, landmarker_path
+from datasets.face_tracker import MODEL_URL, SHIPPED_MODEL, FaceDetector, landmarker_path
 from datasets.video import open_clip
+from evaluation.scores import Scorer
+from metrics import expression as expressions
 from metrics import face
-from metrics.base import Remembered, Unavailable
+from metrics.base import Cached, Unavailable
 from metrics.catalogue import build
+from metrics.expression import DenseAkd, Expression
 from metrics.face import Akd, AkdEuclidean, Ard, Faces
 from metrics.jitter import LandmarkJitter, PixelJitter
 from support.weights import checkpoint_path
 from tests.support.random_weights import save_random_weights
-from tests.support.tiny import SHARED
+from tests.support.tiny import ROOT, SHARED
 
 REAL = SHARED / 'real'
 needs_mediapipe = pytest.mark.skipif(not REAL.is_dir(), reason='no clips')
@@ -44,7 +49,7 @@ def landmarks_of_colour(points):
     def landmarks(frames):
         shift = 10 * frames[:, :2].mean((2, 3)).double()
         return torch.where(frames.flatten(1).any(1)[:, None, None], points + shift[:, None], torch.nan)
-    return Remembered(landmarks)
+    return Cached(landmarks)
 
 
 @pytest.fixture
@@ -92,7 +97,7 @@ def test_euler_angles_by_hand():
 def test_a_rotation_in_degrees_gives_that_ard(monkeypatch):
     def turned(frames):
         """Turned by 90 degrees times the frame's mean colour; NaN where nothing was found."""
-        return Faces(None, 90 * frames.mean((2, 3)).double())
+        return Faces(None, 90 * frames.mean((2, 3)).double(), None)
     monkeypatch.setattr(face, 'mediapipe_faces', lambda: turned)
     generated = torch.stack([plain(0.2, 0.1), plain(0, 0), plain(math.nan, 0)])
     ard = Ard('cpu')
@@ -146,7 +151,7 @@ def test_landmarks_are_those_of_the_first_face_of_each_frame(random_fan, monkeyp
                         lambda frames: [boxes[bool(frame.any())] for frame in frames])
     face_in, nobody = torch.randint(0, 256, (3, 256, 256)) / 255, torch.zeros(3, 256, 256)
     frames = torch.stack([nobody, face_in])
-    found = akd.recognise(frames)
+    found = akd.features(frames)
     assert found.shape == (2, 68, 2) and found[0].isnan().all()
 
     image = (face_in * 255).round().byte().permute(1, 2, 0).numpy()
@@ -227,7 +232,7 @@ def test_turning_the_picture_turns_the_head_as_much(landmarker):
     scores = ard(turned, frames)
     assert not ard.misses.total()
     # Roll changes by 12 degrees; pitch and yaw, seen in the camera's axes, by a little.
-    assert (ard.recognise(turned) - ard.recognise(frames))[:, 2].abs().tolist() == pytest.approx([12] * 4, abs=1.5)
+    assert (ard.features(turned) - ard.features(frames))[:, 2].abs().tolist() == pytest.approx([12] * 4, abs=1.5)
     assert scores.tolist() == pytest.approx([4] * 4, abs=1.2)
     assert (ard(frames, frames) == 0).all()
 
@@ -254,3 +259,90 @@ def test_no_face_is_a_miss(landmarker):
     frames = torch.zeros(2, 3, 64, 64)
     ard = Ard('cpu')
     assert ard(frames, frames).isnan().all() and ard.misses == {'generated': 2, 'driving': 2}
+
+
+# Expression
+
+def follow(driving, gain=1.0, shift=0.0):
+    """Blendshapes (T, 52) in which jaw opening, blinks, smile and brows move by `gain` times the driver's motion."""
+    return driving.mean(0) + gain * (driving - driving.mean(0)) + shift
+
+
+@pytest.fixture
+def expression(monkeypatch):
+    """Expression of frames that hold their blendshapes as pixels, NaN for no face."""
+    monkeypatch.setattr(expressions, 'mediapipe_faces', lambda: lambda frames: Faces(None, None, frames.flatten(1)))
+    metric = Expression('cpu')
+    metric.start_clip()
+    return metric
+
+
+def test_expression_is_the_mean_difference_and_what_follows_within_the_clip(expression):
+    driving = torch.rand(30, 52, generator=torch.Generator().manual_seed(0)).double()
+    generated = follow(driving, gain=0.5, shift=0.1)
+    driving[:, 44:46] = 0.3                                   # the driver does not smile
+    generated[4], driving[7] = torch.nan, torch.nan
+    scores = torch.cat([expression(*pair) for pair in zip(generated[:, None].split(8), driving[:, None].split(8))])
+    assert scores.isnan().nonzero().flatten().tolist() == [4, 7] and expression.misses == {'generated': 1, 'driving': 1}
+    torch.testing.assert_close(scores[:4], (generated - driving).abs().mean(1)[:4])
+    details = expression.details()
+    for name in ('jaw opening', 'blinks', 'brows'):           # a constant offset and the level do not count
+        assert details[f'{name}, correlation'] == pytest.approx(1)
+        assert details[f'{name}, amplitude'] == pytest.approx(0.5)
+    assert details['smile, correlation'] is None and details['smile, amplitude'] is None
+    expression.start_clip()
+    expression(-generated[8:, None], driving[8:, None])
+    assert expression.details()['jaw opening, correlation'] == pytest.approx(-1)
+    expression.start_clip()
+    expression(generated[:1, None], driving[8:, None])        # a copied source: one frame against all
+    assert expression.details()['jaw opening, correlation'] == expression.details()['jaw opening, amplitude'] == 0
+
+
+def test_blendshapes_have_the_indices_that_movements_use(landmarker):
+    with FaceDetector(1, blendshapes=True) as detector:
+        image = (frames_of('id10001*', count=1)[0] * 255).byte().permute(1, 2, 0).numpy()
+        shapes, = detector._landmarker.detect(detector._image(np.ascontiguousarray(image))).face_blendshapes
+    names = {shape.index: shape.category_name for shape in shapes}
+    assert {movement: [names[i] for i in indices] for movement, indices in expressions.MOVEMENTS.items()} == {
+        'jaw opening': ['jawOpen'], 'blinks': ['eyeBlinkLeft', 'eyeBlinkRight'],
+        'smile': ['mouthSmileLeft', 'mouthSmileRight'], 'brows': ['browInnerUp', 'browOuterUpLeft', 'browOuterUpRight']}
+
+
+@needs_mediapipe
+def test_a_driver_expresses_itself_and_a_frozen_face_nothing(landmarker):
+    frames = frames_of('id10001*', step=4, count=16)
+    expression, akd = Expression('cpu'), DenseAkd('cpu')
+    expression.start_clip()
+    assert (expression(frames, frames) == 0).all() and (akd(frames, frames) == 0).all()
+    assert expression.details()['jaw opening, correlation'] == pytest.approx(1)
+    frozen, large = frames[:1], torch.nn.functional.interpolate(frames, scale_factor=2, mode='bilinear')
+    assert expression(frozen, frames)[1:].mean() > 0.02 and akd(frozen, frames)[1:].mean() > 2
+    shifted = frames.roll((6, -8), dims=(2, 3))                # 10 px
+    assert akd(shifted, frames).tolist() == pytest.approx([10] * 16, abs=1)
+    twice = akd(large.roll((12, -16), dims=(2, 3)), large)     # pixels of frames of 256
+    assert twice.tolist() == pytest.approx([10] * 16, abs=1)
+
+
+@needs_mediapipe
+def test_the_landmarker_runs_once_per_frame_for_all_metrics(landmarker, monkeypatch):
+    detect, seen = FaceDetector.detect, []
+    monkeypatch.setattr(FaceDetector, 'detect', lambda self, frame: seen.append(1) or detect(self, frame))
+    ids = ['ard.mediapipe', 'akd.mediapipe', 'expression.mediapipe', 'jitter.mediapipe']
+    scorer = Scorer(ids, 'cpu', copies=True)
+    driving = list(open_clip(next((REAL / 'test').glob('id10001*')), 256).read(range(7)))
+    batches = [(driving[i:i + 3], [frame[:, ::-1] for frame in driving[i:i + 3]]) for i in (0, 3, 6)]
+    clip = scorer.score('clip', driving[0], iter(batches))
+    assert len(seen) == 7 + 7 + 1 and set(clip.scores) == set(ids)         # the copied source once
+    assert set(clip.copied) == {'akd.mediapipe', 'expression.mediapipe'}
+    assert clip.copied['expression.mediapipe'][0] == 0 < clip.copied['expression.mediapipe'][6]
+
+
+@needs_mediapipe
+def test_mediapipe_is_loaded_once_and_closed_at_exit(landmarker):
+    """Though no one holds it between two uses, as when frames are tried one by one."""
+    code = ('from metrics import face\nfrom datasets import face_tracker\nopened = []\n'
+            'opener = face_tracker._open_landmarker\n'
+            'face_tracker._open_landmarker = lambda *given: opened.append(1) or opener(*given)\n'
+            'face.mediapipe_faces()\nface.mediapipe_faces()\nprint(len(opened))')
+    ran = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout == '1\n' and 'Exception' not in ran.stderr and 'Traceback' not in ran.stderr

@@ -1,7 +1,6 @@
-"""FID: the distance by hand, against SciPy and torchmetrics; its sums in any order; the network with random weights."""
+"""FID and KID: by hand, against SciPy, torchmetrics and torch-fidelity's formula; the network with random weights."""
 
 import math
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,9 +8,8 @@ import scipy.linalg
 import torch
 
 from metrics import fid
-from metrics.base import Remembered
 from metrics.catalogue import build
-from metrics.fid import FidDriving, FidSource, frechet_distance
+from metrics.fid import FidDriving, FidSource, KidDriving, KidSource, frechet_distance, kernel_distance
 from support.weights import checkpoint_path
 from tests.support.random_weights import inception, save_random_weights
 
@@ -45,65 +43,54 @@ def test_equal_sets_have_no_distance_even_where_covariances_are_singular():
     assert abs(frechet_distance(mean, covariance, mean, covariance)) < 1e-9
 
 
-@pytest.fixture
-def colours(monkeypatch):
-    """Stands in for Inception: mixtures of the mean colour, rounded as the features are."""
-    mixture = torch.randn(3, 32, dtype=torch.float64)
-    monkeypatch.setattr(fid, 'optional', lambda *_: nullcontext())
-    monkeypatch.setattr(fid, '_inception', lambda *_: Remembered(
-        lambda frames: ((frames.mean((2, 3)).double() @ mixture) / fid.STEP).round() * fid.STEP))
-
-
-def summed(metric, clips):
-    """The states of (source, generated, driving) clips, added."""
-    total = {}
-    for source, generated, driving in clips:
-        metric.start_clip(source)
-        for some in zip(generated.split(3), driving.split(3)):
-            metric.update(*some)
-        for name, value in metric.state().items():
-            total[name] = total[name] + value if name in total else value
-    return total
-
-
-def make_clips(lengths):
+def clips_of(lengths, shift=0.0, size=24):
+    """Features of generated and reference frames, clip by clip."""
     generator = torch.Generator().manual_seed(0)
-    return [[torch.rand(*shape, 3, 4, 4, generator=generator) for shape in ((), (n,), (n,))] for n in lengths]
+    return [(torch.randn(count, size, generator=generator) + shift, torch.randn(count, size, generator=generator))
+            for count in lengths]
 
 
-@pytest.mark.parametrize('metric', [FidSource, FidDriving])
-def test_no_order_of_clips_frames_or_batches_changes_a_bit(colours, metric):
-    clips = make_clips([4, 7, 2])
-    expected = summed(metric('cpu'), clips)
-    backwards = [[source, generated.flip(0), driving.flip(0)] for source, generated, driving in reversed(clips)]
-    again = summed(metric('cpu'), backwards)
-    assert expected['generated.count'] == expected['reference.count'] == 13
-    assert all((expected[name] == again[name]).all() for name in expected)
-    assert metric.compute(expected) == metric.compute(again) > 0
+@pytest.mark.parametrize('metric', [FidDriving, KidDriving])
+def test_clips_count_by_their_frames(metric):
+    clips = clips_of([40, 70, 20], shift=0.3)
+    together = [tuple(torch.cat(side) for side in zip(*clips))]
+    assert metric.compute(clips) == pytest.approx(metric.compute(together), rel=1e-9)
+    assert metric.compute(clips) > metric.compute(clips_of([40, 70, 20]))
 
 
-def test_the_reference_is_what_the_id_says(colours):
-    (source, generated, driving), = clips = make_clips([5])
-    repeated = source.expand_as(generated)
-    ours, by_hand = summed(FidSource('cpu'), clips), summed(FidDriving('cpu'), [(None, generated, repeated)])
-    assert all(torch.equal(ours[name], by_hand[name]) for name in ours)
-    assert summed(FidDriving('cpu'), clips)['reference.sum'].ne(ours['reference.sum']).any()
+def test_fid_is_that_of_the_moments_of_all_frames():
+    clips = clips_of([50, 70])
+    sides = [torch.cat(side).double().numpy() for side in zip(*clips)]
+    moments = [torch.from_numpy(value) for side in sides for value in (side.mean(0), np.cov(side, rowvar=False))]
+    assert FidSource.compute(iter(clips)) == pytest.approx(frechet_distance(*moments), rel=1e-9)
 
 
-def test_moments_are_those_of_numpy(colours):
-    metric, clips = FidDriving('cpu'), make_clips([4, 7])
-    state = summed(metric, clips)
-    features = metric.features(torch.cat([driving for _, _, driving in clips])).numpy()
-    mean, covariance = fid._moments(state, 'reference')
-    np.testing.assert_allclose(mean, features.mean(0), atol=1e-12)
-    np.testing.assert_allclose(covariance, np.cov(features, rowvar=False), atol=1e-12)
+def test_kid_by_hand():
+    a, b = torch.tensor([[1., 0], [0, 2]]), torch.tensor([[0., 0], [2, 2]])
+    # k(x, y) = (x y / 2 + 1)^3: within a 1, within b 1, between 1, 8, 1, 27
+    assert kernel_distance(a, b) == pytest.approx(1 + 1 - 2 * (1 + 8 + 1 + 27) / 4)
 
 
-def test_too_few_frames_have_no_distance(colours):
-    assert math.isnan(FidDriving.compute({}))
-    assert math.isnan(FidDriving.compute(summed(FidDriving('cpu'), make_clips([1]))))
-    no_source = [(None, *clip[1:]) for clip in make_clips([4])]
-    assert math.isnan(FidSource.compute(summed(FidSource('cpu'), no_source)))
+def test_kid_is_unbiased_and_fid_is_not():
+    """Two samples of one distribution: the mean over draws is 0 for KID."""
+    draws = [torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(seed)).double() for seed in range(200)]
+    kid = torch.tensor([kernel_distance(*draw) for draw in draws])
+    assert kid.mean().abs() < 3 * kid.std() / 200 ** 0.5
+    assert min(FidDriving.compute([draw]) for draw in draws) > 1
+
+
+def test_kid_of_many_frames_is_the_mean_over_random_subsets(monkeypatch):
+    monkeypatch.setattr(fid, 'SUBSET_SIZE', 30)
+    clips = clips_of([200, 100], shift=0.5)
+    whole = kernel_distance(*(torch.cat(side).double() for side in zip(*clips)))
+    value = KidSource.compute(clips)
+    assert value == KidSource.compute(clips) != whole and value == pytest.approx(whole, rel=0.1)
+
+
+def test_too_few_frames_have_no_distance():
+    for metric in (FidDriving, KidDriving):
+        assert math.isnan(metric.compute(clips_of([1])))
+        assert math.isnan(metric.compute([(torch.rand(9, 24), torch.rand(0, 24))]))        # no source image
 
 
 # The true network
@@ -111,21 +98,11 @@ def test_too_few_frames_have_no_distance(colours):
 def test_inception_loads_its_weights_from_the_place_it_names(torch_home):  # noqa: F811
     pytest.importorskip('pytorch_fid')
     save_random_weights(inception(), checkpoint_path(fid.INCEPTION_URL))
-    metrics, skipped = build(['fid.source_vs_generated', 'fid.driving_vs_generated'], 'cpu')
+    metrics, skipped = build(['fid.source_vs_generated', 'kid.driving_vs_generated'], 'cpu')
     assert not skipped and metrics[0].features is metrics[1].features
     assert list(metrics[0].weights) == ['pt_inception-2015-12-05-6726825d.pth']
-
-    source, generated, driving = torch.rand(3, 64, 64), torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64) * 0.5
-    by_source, by_driving = (summed(metric, [(source, generated, driving)]) for metric in metrics)
-    assert torch.equal(by_source['generated.outer'], by_driving['generated.outer'])
-    same = summed(metrics[1], [(None, generated, generated)])
-    features = metrics[1].features(generated)
+    features = metrics[1].features(torch.rand(2, 3, 64, 64))
     assert features.shape == (2, 2048) and features.isfinite().all() and (features[0] != features[1]).any()
-
-    def few(state):       # features: those of all 2048 take their time
-        return {name: value[tuple(slice(64) for _ in value.shape)] for name, value in state.items()}
-    distance = metrics[1].compute(few(by_driving))
-    assert distance > 0 and abs(metrics[1].compute(few(same))) < 1e-6 * distance
 
 
 def test_without_weights_fid_is_skipped_and_says_how_to_get_them(torch_home):  # noqa: F811

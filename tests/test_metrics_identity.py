@@ -49,7 +49,7 @@ def test_openface_is_the_published_network(openface):
     with np.load(FIXTURE) as fixture:
         image, embedding = (torch.from_numpy(fixture[name]) for name in ('image', 'embedding'))
     aed = Aed('cpu')
-    ours = aed.recognise(image.flip(1))           # which turns the channels round, and leaves 96 x 96 as it is
+    ours = aed.features(image.flip(1))           # which turns the channels round, and leaves 96 x 96 as it is
     torch.testing.assert_close(ours, embedding, atol=1e-5, rtol=0)
     assert list(aed.weights) == ['openface.pth']
 
@@ -59,7 +59,7 @@ def test_frames_are_resized_as_the_papers_do(openface, monkeypatch, size):
     given = []
     monkeypatch.setattr(OpenFace, 'forward', lambda self, image: given.append(image) or image.flatten(1)[:, :128])
     frames = torch.rand(2, 3, *size)
-    Aed('cpu').recognise(frames)
+    Aed('cpu').features(frames)
     for ours, frame in zip(given[0], frames):
         expected = resize(frame.permute(1, 2, 0).numpy()[..., ::-1], (96, 96), anti_aliasing=size[0] > 96)
         np.testing.assert_allclose(ours.permute(1, 2, 0), expected, atol=1e-5)
@@ -68,7 +68,7 @@ def test_frames_are_resized_as_the_papers_do(openface, monkeypatch, size):
 def test_aed_is_the_squared_distance_on_the_sphere(openface):
     generated, driving, source = torch.rand(3, 3, 96, 96), torch.rand(3, 3, 96, 96), torch.rand(3, 96, 96)
     squared, plain, to_source = Aed('cpu'), AedEuclidean('cpu'), AedSource('cpu')
-    a, b, c = (squared.recognise(frames) for frames in (generated, driving, source[None]))
+    a, b, c = (squared.features(frames) for frames in (generated, driving, source[None]))
     torch.testing.assert_close(a.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(squared(generated, driving), (2 - 2 * (a * b).sum(1)).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(plain(generated, driving), squared(generated, driving).sqrt())
@@ -127,7 +127,7 @@ def test_csim_is_the_cosine_of_the_first_faces(antelope):
     dark = torch.zeros_like(dark)
     generated, driving = torch.stack([source, a, dark]), torch.stack([b, b, b])
     to_source, to_driving = Csim('cpu'), CsimDriving('cpu')
-    assert to_source.recognise is to_driving.recognise
+    assert to_source.features is to_driving.features
     assert sorted(to_source.weights) == ['glintr100.onnx', 'scrfd_10g_bnkps.onnx']
 
     reference = FaceAnalysis(name=str(antelope))

@@ -13,10 +13,9 @@ from inference import Renderer
 from reconstruction import reconstruct
 from support.errors import UserError
 from tests.support.toys import NTSC, SIZE, BrokenClip, ToyClip, names_in, renderer, results_in
-from visualizer import (
-    CELL,
-)
+from visualizer import CELL
 
+REPORTS = ['contact_sheet.png', 'list.csv', 'metrics.csv', 'metrics.json', 'metrics.md', 'report.html']
 pytestmark = pytest.mark.usefixtures('no_weights')
 
 
@@ -25,7 +24,7 @@ def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
     made = reconstruct(renderer(model), clips, tmp_path / 'new' / 'out')
 
     out = tmp_path / 'new' / 'out'
-    assert results_in(out) == ['contact_sheet.png', 'metrics.csv', 'metrics.json', 'videos/a#1.mp4', 'videos/b#2.mp4']
+    assert results_in(out) == [*REPORTS, 'videos/a#1.mp4', 'videos/b#2.mp4']
     written = open_clip(out / 'videos' / 'a#1.mp4')
     assert written.fps == NTSC and len(written) == 10
     assert written.read([0])[0].shape == (SIZE, 3 * SIZE, 3)                 # source | driving | prediction
@@ -40,7 +39,7 @@ def test_first_frame_is_rebuilt_from_itself_and_equals_its_copy(model, tmp_path)
     summary = reconstruct(renderer(model), [ToyClip(num_frames=1)], tmp_path, save_videos=False).summary
     assert summary['copy'] == {'l1.mean_abs': 0, 'psnr.rgb': None, 'ssim.gauss11': pytest.approx(1)}
     assert summary['model']['l1.mean_abs'] < 1e-3
-    assert results_in(tmp_path) == ['contact_sheet.png', 'metrics.csv', 'metrics.json']
+    assert results_in(tmp_path) == REPORTS
 
 
 def test_scores_do_not_depend_on_the_batch_size(model, tmp_path):
@@ -58,10 +57,12 @@ def test_leaving_out_the_first_frame(model, tmp_path):
 
 
 def test_a_broken_clip_is_named_and_nothing_half_written_stays(model, tmp_path):
-    with pytest.raises(UserError, match='broken: frame 3'):
-        reconstruct(renderer(model), [ToyClip('good'), BrokenClip('broken')], tmp_path)
-    assert results_in(tmp_path) == ['videos/good.mp4']
-    assert [name for name in names_in(tmp_path) if 'broken' in name or 'partial' in name] == []
+    report = reconstruct(renderer(model), [ToyClip('good'), BrokenClip('broken')], tmp_path)
+    assert 'frame 3 does not decode' in report.about['coverage']['problems']['broken']
+    assert results_in(tmp_path) == [*REPORTS, 'videos/good.mp4']
+    assert not [name for name in names_in(tmp_path) if 'partial' in name]
+    with pytest.raises(UserError, match='none of 1 clips could be scored; the first: broken: frame 3'):
+        reconstruct(renderer(model), [BrokenClip('broken')], tmp_path / 'alone')
 
 
 def test_an_interrupt_leaves_nothing_half_written(model, tmp_path, monkeypatch):
@@ -99,7 +100,7 @@ def test_an_interrupted_reconstruction_goes_on_to_the_same_numbers(model, tmp_pa
         assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'parts' / name).read_bytes()
     (tmp_path / 'parts' / 'videos' / 'b.mp4').unlink()
     assert rebuilt() == 1 and rebuilt() == 0
-    assert rebuilt(subject={'weights': 'others'}) == 3 and rebuilt() == 3       # whose videos lay there meanwhile
+    assert rebuilt(subject={'weights': 'others'}) == 3 and rebuilt() == 3       # the videos were of other weights
 
 
 @pytest.mark.parametrize('clips, message', [
@@ -124,4 +125,4 @@ def test_a_diverged_model_is_named(model, tmp_path):
         model.heat.weight.fill_(float('nan'))
     with pytest.raises(UserError, match='not finite'):
         reconstruct(renderer(model), [ToyClip()], tmp_path)
-    assert names_in(tmp_path) == []
+    assert results_in(tmp_path) == []
