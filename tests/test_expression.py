@@ -33,13 +33,11 @@ class Copy:
 @pytest.mark.parametrize('gain', [0.0, 0.5, 1.0])
 def test_the_share_is_that_of_the_true_change(gain):
     found = expression.measure(Copy(gain), 32, people=2)
-    for share, correlation in found.values():
-        assert share == pytest.approx(gain, abs=0.03)
-        assert correlation == pytest.approx(float(gain > 0), abs=0.05)
+    assert found == pytest.approx(dict.fromkeys(expression.MOVES, gain), abs=0.03)
 
 
 def test_one_part_moves_and_the_head_is_still():
-    rest, moved = expression.pairs('mouth', 2, 64)
+    rest, moved = map(np.stack, zip(*expression.pairs('mouth', 2, 64)))
     rows = np.nonzero(np.abs(rest.astype(int) - moved).max((0, 2, 3)) >= expression.CHANGED)[0]
     assert rows.size and rows.min() > 30                  # nothing above the middle of the face
     assert not {expression.SEED} & {TRAIN_SEED, TEST_SEED, VALIDATION_SEED}
@@ -49,8 +47,7 @@ def test_a_run_is_measured_from_the_command_line(tmp_path, capsys):
     config = tiny()
     weights = build_model(config).state_dict()
     write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 0, 'model': weights, 'ema': weights})
-    arguments = ['--checkpoint', str(tmp_path / 'model.pt'), '--people', '1', '--device', 'cpu', '--picture']
-    assert expression.main([*arguments, str(tmp_path / 'sheet.png')]) == 0
-    assert '| lids |' in capsys.readouterr().out and (tmp_path / 'sheet.png').is_file()
+    assert expression.main(['--checkpoint', str(tmp_path / 'model.pt'), '--people', '1']) == 0
+    assert '| lids |' in capsys.readouterr().out
     assert expression.main(['--checkpoint', str(tmp_path / 'nothing.pt')]) == 2
     assert 'nothing.pt' in capsys.readouterr().err
