@@ -4,14 +4,14 @@ import pytest
 import torch
 
 import run
-from benchmarks.campaign import kill, material
 from config import schema
 from modules import frame_memory, network_memory
 from modules.build import build_discriminator, build_model
 from modules.warp import shapes_alone
 from support.errors import UserError
 from support.hardware import is_out_of_memory
-from tests.test_trust import commands
+from tests.support.command_line import commands
+from tests.support.inputs import CONFIGS, write_inputs
 from tests.support.tiny import tiny
 
 CPU = torch.device('cpu')
@@ -90,7 +90,7 @@ def test_a_frame_is_counted_where_sizes_are_out_of_the_ordinary(monkeypatch):
 
 
 def test_the_sizes_of_all_configs_are_ordinary():
-    for path in material.CONFIGS:
+    for path in CONFIGS:
         assert frame_memory.widest(schema.load(path).model_params) <= frame_memory.USUAL
 
 
@@ -99,7 +99,7 @@ def test_the_sizes_of_all_configs_are_ordinary():
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp('memory')
-    return folder, kill.inputs(folder)
+    return folder, write_inputs(folder / 'inputs')
 
 
 BUILDS = ('train', 'reconstruction', 'animate', 'evaluate', 'inspect', 'study', 'import', 'compare', 'demo', 'export')
@@ -107,7 +107,7 @@ BUILDS = ('train', 'reconstruction', 'animate', 'evaluate', 'inspect', 'study', 
 
 @pytest.mark.parametrize('mode', BUILDS)
 def test_every_mode_that_builds_a_model_says_so_in_one_line(places, mode, capsys):
-    known = {command[1]: command for command in commands(places)}
+    known = {command[1]: command for command in commands(*places)}
     known['export'] = ['--mode', 'export', '--checkpoint', str(places[1]['checkpoint']), '--out', str(places[0] / 'x')]
     too_large = 'discriminator_params.channels=65536' if mode == 'import' else 'image_size=16384'
     assert run.main([*known[mode], '--set', f'model_params.{too_large}']) == 2
@@ -116,7 +116,7 @@ def test_every_mode_that_builds_a_model_says_so_in_one_line(places, mode, capsys
 
 
 def test_the_doctor_says_so_too(places, capsys):
-    doctor = next(command for command in commands(places) if command[1] == 'doctor')
+    doctor = next(command for command in commands(*places) if command[1] == 'doctor')
     assert run.main([*doctor, '--set', 'model_params.image_size=16384']) != 0
     said = capsys.readouterr()
     assert 'not even one sample fits' in said.out + said.err

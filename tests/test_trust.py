@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import run
-from benchmarks.campaign import kill, material
 from datasets.manifest import NAME, Record, read_manifest
 from datasets.prepare.download import download
 from datasets.prepare.metadata import read_celebvhq, read_voxceleb
 from datasets.video import open_clip
 from evaluation.cases import ClipFinder
 from support.errors import UserError
+from tests.support.command_line import commands
+from tests.support.inputs import VOX, videos, write_inputs
 from tests.support.tiny import ROOT
 
 ALIKE = ('\uff0e\uff0e\uff0fx', '..\u2215x', '\u2024\u2024/x', '..\\x')     # full width, division slash, leaders
@@ -45,44 +46,15 @@ print('all ended well')
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
-    """(folder, {name: file}) of what the campaigns run on."""
     folder = tmp_path_factory.mktemp('trust')
-    return folder, kill.inputs(folder)
-
-
-def commands(places):
-    folder, files = places
-    weights = ['--checkpoint', files['checkpoint'], '--device', 'cpu']
-    model = [*weights, '--log_dir', folder / 'log']
-    pair = ['--source_image', files['source'], '--driving_video', files['driving']]
-    short = ['train_params.num_iterations=2', 'train_params.save_every=1']
-    return [[str(part) for part in command] for command in (
-        ['--mode', 'train', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--set',
-         *short, 'train_params.num_workers=1'],
-        ['--mode', 'reconstruction', *model],
-        ['--mode', 'animate', *weights, *pair, '--result_video', folder / 'made.mp4', '--find_best_frame'],
-        ['--mode', 'evaluate', *model, '--metrics', 'psnr.rgb', 'l1.mean_abs'],
-        ['--mode', 'inspect', *model, '--code_frames', '1'],
-        ['--mode', 'study', '--checkpoints', f'a={files["checkpoint"]}', f'b={files["checkpoint"]}', '--pairs', '1',
-         '--checks', '0', '--device', 'cpu', '--out', folder / 'study'],
-        ['--mode', 'import', '--from', 'smac', *(files[f'published{n}'] for n in range(3)), '--config',
-         files['published'], '--out', folder / 'imported.pt'],
-        ['--mode', 'prepare', '--dataset', 'voxceleb1', '--videos', files['videos'], '--metadata', files['metadata'],
-         '--out', folder / 'set', '--size', '16'],
-        ['--mode', 'pack', '--clips', folder / 'set', '--out', folder / 'shards'],
-        ['--mode', 'compare', '--checkpoints', files['checkpoint'], *pair, '--device', 'cpu', '--out',
-         folder / 'compare'],
-        ['--mode', 'demo', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--run_name',
-         'demo', '--set', *short],
-        ['--mode', 'curves', '--run', folder / 'log' / 'demo', '--out', folder / 'curves.png'],
-        ['--mode', 'doctor', '--checkpoint', files['checkpoint'], '--device', 'cpu', '--log_dir', folder / 'log'])]
+    return folder, write_inputs(folder / 'inputs')
 
 
 def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
     """Of what the modes write, too: a group may write, others may read nothing, as umask 007 says."""
     import json
     done = subprocess.run([sys.executable, '-c', WITHOUT_NETWORK, str(ROOT)], cwd=places[0], umask=0o007, text=True,
-                          input=json.dumps(commands(places)), capture_output=True, env=os.environ | {
+                          input=json.dumps(commands(*places)), capture_output=True, env=os.environ | {
                               'OMP_NUM_THREADS': '1', 'NUMBA_DISABLE_JIT': '1', 'TORCH_HOME': str(places[0] / 'torch')})
     assert done.returncode == 0 and 'all ended well' in done.stdout, done.stderr[-2000:]
     written = [path for path in places[0].rglob('*') if 'inputs' not in path.relative_to(places[0]).parts]
@@ -94,7 +66,7 @@ def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
 
 def test_every_mode_is_among_them(places):
     """But for the two that need packages beyond the requirements: they have tests of their own, below."""
-    assert {command[1] for command in commands(places)} | {'web', 'export'} == set(run.MODES)
+    assert {command[1] for command in commands(*places)} | {'web', 'export'} == set(run.MODES)
 
 
 # Of every Python process that starts with it on its path: this machine alone can be reached.
@@ -186,7 +158,7 @@ def test_a_playlist_in_the_clothes_of_a_video_opens_no_address(tmp_path):
 def test_names_of_metadata_stay_in_their_folder(tmp_path, name):
     import csv
     import json
-    row = dict(zip(kill.VOX.strip().split(','), ['aaaaaaaaaaa', 0, 8, '4-2-28-22', 25, 32, 24, 'train', 'id1']))
+    row = dict(zip(VOX.strip().split(','), ['aaaaaaaaaaa', 0, 8, '4-2-28-22', 25, 32, 24, 'train', 'id1']))
     for column in ('video_id', 'person_id'):
         with open(tmp_path / 'x.csv', 'w', newline='') as file:
             writer = csv.DictWriter(file, row)
@@ -220,7 +192,7 @@ def test_names_that_look_alike_are_names_of_their_own():
 def test_names_that_look_like_ways_out_are_no_ways(tmp_path, name):
     """Nobody makes '../x' of them (Unicode's NFKC would): a list finds nothing there, a manifest stays below."""
     (tmp_path / 'clips').mkdir()
-    (tmp_path / 'x.mp4').write_bytes(material.videos()[0][1])
+    (tmp_path / 'x.mp4').write_bytes(videos()[0][1])
     assert ClipFinder({}, [str(tmp_path / 'clips')], 16)(name) is None
     try:
         file = Record(f'{name}#v', name, 'train', 'ok').file
@@ -231,7 +203,7 @@ def test_names_that_look_like_ways_out_are_no_ways(tmp_path, name):
 
 def test_lists_stay_in_the_folders_of_the_path_map(tmp_path):
     (tmp_path / 'clips').mkdir()
-    (tmp_path / 'x.mp4').write_bytes(material.videos()[0][1])
+    (tmp_path / 'x.mp4').write_bytes(videos()[0][1])
     find = ClipFinder({}, [str(tmp_path / 'clips')], 16)
     with pytest.raises(UserError, match='leads out of it'):
         find('../x')

@@ -56,3 +56,10 @@ def wait_for(path, process, seconds=120):
 def random_batch(count, seed=0):
     images = torch.rand(2, count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return {'source': images[0], 'driving': images[1], 'index': torch.arange(count)}
+
+
+def steps_of(board):
+    """{tag: steps} as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(board), size_guidance={'scalars': 0}).Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()['scalars']}

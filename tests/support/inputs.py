@@ -1,27 +1,50 @@
-"""Valid files, small, that the campaigns begin with: made once per process."""
+"""Small valid files of every kind that the project reads, each made once per process."""
 
 import io
+import tempfile
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.parity import weights
+from config import schema
+from datasets.manifest import Record
 from modules.build import build_discriminator, build_model
-from motion.template import MotionTemplate, fingerprint
+from motion.template import MotionTemplate, fingerprint, save
 from modules.talking_head import Keypoints
 from modules.training_state import State
 from tests.support.small import SMALL_METHOD
 from tests.support.tiny import ROOT, SIZES, tiny
 
 CONFIGS = sorted((ROOT / 'config').rglob('*.yaml'))
+VOX = 'video_id,start,end,bbox,fps,width,height,partition,person_id\n'
+IDS = ('id10280#aaaaaaaaaaa#000010#000020', 'id10281#bbbbbbbbbbb#000030#000040', 'id10282#aaaaaaaaaaa#000050#000060')
+_EVALUATED = 'source,source_time,driving,driving_time,anchor_time\n' + ''.join(
+    f'{a},{time},{b},,0.08\n' for a, time in zip(IDS, ('', '0', '0.04')) for b in IDS)
+_DAGAN = 'source,driving,best_frame\n' + ''.join(f'/data/{a}.mp4/0000001.png,/data/{b}.mp4/0000002.png,3\n'
+                                                for a in IDS for b in IDS)
+_PAIRS = 'source,driving,anchor\n' + ''.join(f'{a}.mp4,{b}.mp4,{anchor}\n' for a, anchor in zip(IDS, ('', '0', '3'))
+                                            for b in IDS) + f'still.png,{IDS[0]}.mp4,\n'
+_METADATA = VOX + ''.join(f'{video * 11},{start},{start + 8},4-2-28-22,25,32,24,{part},id{start}\n'
+                           for video, start, part in (('a', 0, 'train'), ('a', 4, 'test'), ('b', 1, 'train')))
+_CLIP = {'ytb_id': 'aaaaaaaaaaa', 'duration': {'start_sec': 0.0, 'end_sec': 0.32},
+        'bbox': {'top': 0.1, 'bottom': 0.9, 'left': 0.2, 'right': 0.8}, 'version': 'v0.1'}
+CELEBVHQ = {'meta_info': {}, 'clips': {'aaaaaaaaaaa_0': _CLIP, 'bbbbbbbbbbb_0': _CLIP | {'ytb_id': 'bbbbbbbbbbb'}}}
+RECORDS = [vars(Record(name, name.split('#')[0], 'train', 'ok', None, 'aaaaaaaaaaa', 0.0, 12, 25, 'square',
+                       (0, 0, 24, 24), 16, 'mp4', f'{n:064x}')) for n, name in enumerate(IDS)]
+TABLES = {'eval-list': [_EVALUATED, _DAGAN], 'pairs-list': [_PAIRS], 'vox-metadata': [_METADATA]}     # kind: CSV files
 
 
-def state_of(config):
-    """The checkpoint of an untrained model: dict."""
+@cache
+def checkpoint():
+    """Bytes of a checkpoint of the smallest model, after one step."""
+    config = smallest()
     torch.manual_seed(0)
     model, discriminator = build_model(config), build_discriminator(config)
     state = State(config.train_params, model, discriminator)
@@ -29,13 +52,7 @@ def state_of(config):
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)
     state.update(True, None)
-    return state.checkpoint(config, 2)
-
-
-@cache
-def checkpoint():
-    """Bytes of a checkpoint of the tiny model, 16 px."""
-    return saved({'format': 1} | state_of(smallest()))
+    return saved({'format': 1} | state.checkpoint(config, 2))
 
 
 def saved(value, **options):
@@ -45,7 +62,7 @@ def saved(value, **options):
 
 
 def smallest(*overrides):
-    """The tiny model with one codebook scale and few channels: loads in milliseconds."""
+    """The config of a model that loads in milliseconds."""
     return tiny('model_params.motion_codebook_params.num_codes=8',
                 'model_params.appearance_codebook_params.num_codes=8',
                 'model_params.autoencoder_params={channels: [8, 8, 4, 4], res_blocks: 1, norm_groups: 2}',
@@ -55,8 +72,7 @@ def smallest(*overrides):
 
 @cache
 def published(source):
-    """{network: its tensors} in the format of a public code, and the config that fits."""
-    from config import schema
+    """([contents of each file in the format of a published code], the config that fits)."""
     if source == 'smac':
         config = smallest()
     else:
@@ -72,16 +88,49 @@ def published(source):
     return [networks], config
 
 
+def write_inputs(folder):
+    """{name: path} of files below `folder` that commands of every mode can name."""
+    files = {'config': 'config.yaml', 'checkpoint': 'model.pt', 'source': 'source.png', 'driving': 'driving.mp4',
+             'metadata': 'metadata.csv', 'videos': 'videos', 'published': 'published.yaml',
+             **{f'published{n}': f'published{n}.pth' for n in range(3)}}
+    (folder / 'videos').mkdir(parents=True)
+    config = smallest('train_params.num_iterations=10', 'train_params.log_every=1', 'train_params.save_every=2',
+                      'train_params.val_every=5', 'train_params.keep_checkpoints=20', 'train_params.batch_size=2',
+                      'model_params.motion_codebook_params.revive_after=2')
+    (folder / 'config.yaml').write_text(yaml.safe_dump(config.as_dict()))
+    (folder / 'model.pt').write_bytes(checkpoint())
+    (folder / 'source.png').write_bytes(pictures()['.png'][0])
+    (folder / 'driving.mp4').write_bytes(videos()[0][1])
+    for name in 'abc':
+        (folder / 'videos' / f'{name * 11}.mp4').write_bytes(videos()[0][1])
+    (folder / 'metadata.csv').write_text(VOX + ''.join(
+        f'{name * 11},{start},{start + 4},{left}-2-28-22,25,32,24,{part},id{name}{start}\n'
+        for left, (name, part) in enumerate((('a', 'train'), ('b', 'train'), ('c', 'test'))) for start in (0, 3, 6)))
+    networks, config = published('smac')
+    (folder / 'published.yaml').write_text(yaml.safe_dump(config.as_dict()))
+    for n, contents in enumerate(networks):
+        (folder / f'published{n}.pth').write_bytes(saved(contents))
+    return {name: folder / file for name, file in files.items()}
+
+
 def template(model):
-    """A MotionTemplate of the model, of 4 frames that stand still."""
+    """A MotionTemplate of the model: 4 frames that do not move."""
     keypoints = Keypoints(torch.zeros(4, 4, 2), torch.eye(2).expand(4, 4, 2, 2).contiguous())
     return MotionTemplate(keypoints, Fraction(25), 1, fingerprint(model), 'still')
 
 
-# ---------------------------------------------------------------------------- pictures and videos
+@cache
+def motion():
+    """Bytes of a motion template that the checkpoint's model can read."""
+    model = build_model(smallest())
+    model.load_state_dict(torch.load(io.BytesIO(checkpoint()), weights_only=True)['ema'])
+    with tempfile.TemporaryDirectory() as folder:
+        save(template(model), path := Path(folder, 'motion.npz'))
+        return path.read_bytes()
+
 
 def frames(count=12, size=(32, 24)):
-    """Noise that moves: (count, height, width, 3) uint8."""
+    """Moving noise: (count, height, width, 3) uint8."""
     rng = np.random.default_rng(0)
     still = np.kron(rng.integers(0, 255, (size[1] // 4, size[0] // 4, 3)), np.ones((4, 4, 1))).astype(np.uint8)
     return np.stack([np.roll(still, 2 * n, axis=1) for n in range(count)])

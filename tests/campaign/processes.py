@@ -1,12 +1,12 @@
-"""run.py in forked processes, which start at once, and can be stopped at any instant, file operation or byte."""
+"""run.py in forked processes, which start at once and can be stopped at any instant, file operation or byte."""
 
 import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,30 @@ from pathlib import Path
 import torch
 
 import run
-from benchmarks.campaign.runner import cpu_time
+from tests.support.agents import free_port
 
+PAGE, TICKS = (os.sysconf(name) for name in ('SC_PAGE_SIZE', 'SC_CLK_TCK'))
 SECONDS = 1800                  # after which a run counts as hung
 COUNT = -1
 CHANGES = ('open', 'os.rename', 'os.remove', 'os.rmdir', 'os.mkdir')
 
 
+def used(pid='self'):
+    """(CPU seconds, bytes in memory) of a process; zeros if there is none."""
+    try:
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()       # proc(5), from the third on
+    except OSError:
+        return 0.0, 0
+    return (int(fields[11]) + int(fields[12])) / TICKS, int(fields[21]) * PAGE
+
+
 @dataclass
 class Stop:
-    """When a run is to be killed, with its whole process group; nothing set: never.
+    """When to kill a run with its whole process group; nothing set: never.
 
-    cpu:       seconds of its first process's CPU time
-    operation: number of the change to files below its folder before which it is killed, from 0; COUNT writes how
-               many there are to 'operations.txt'
+    cpu:       CPU seconds of its first process
+    operation: number, from 0, of the change to files below its folder before which to kill it; COUNT writes how many
+               there are to 'operations.txt'
     byte:      with `operation`: from that change on, a file that grows beyond this size kills the process
     """
     cpu: float | None = None
@@ -39,56 +49,49 @@ class Stop:
 class Run:
     """run.py as forked processes of one group, in `folder`.
 
-    said:     where they print, by default folder/'output.txt'
-    prepare:  called in every process with its rank, before run.py
-    meanwhile: called with this Run again and again while it goes on
+    output:    where they print, by default folder/'output.txt'
+    prepare:   called in every process with its rank, before run.py
+    meanwhile: called with this Run every few milliseconds until it ends
     """
     arguments: list
     folder: Path
     ranks: int = 1
     threads: int = 1
     stop: Stop = field(default_factory=Stop)
-    seconds: float = SECONDS        # after which it counts as hung
-    said: Path | None = None
+    seconds: float = SECONDS
+    output: Path | None = None
     prepare: Callable | None = None
     meanwhile: Callable | None = None
     pids: list = field(default_factory=list)
     code: int | None = None
     cpu: float = 0.0
 
-    def start(self):
-        port = free_port() if self.ranks > 1 else None
-        sys.stdout.flush()
+    def end(self):
+        """Run to the end, or kill when `stop` says so; self, with the first process's code (negative: a signal)."""
+        self.output = self.output or self.folder / 'output.txt'
+        port, end = free_port() if self.ranks > 1 else None, time.monotonic() + self.seconds
         for rank in range(self.ranks):
             pid = os.fork()
             if not pid:
                 self._child(rank, port)
             os.setpgid(pid, self.pids[0] if self.pids else pid)
             self.pids.append(pid)
-        return self
-
-    def wait(self):
-        """Kill it when Stop says so; the exit code of its first process, negative for a signal."""
-        end = time.monotonic() + self.seconds
-        while True:
-            pid, status, usage = os.wait4(self.pids[0], os.WNOHANG)
-            if pid:
-                break
+        while not (found := os.wait4(self.pids[0], os.WNOHANG))[0]:
             if self.meanwhile:
                 self.meanwhile(self)
             if self.stop.cpu is not None and self.cpu_time() >= self.stop.cpu:
                 self.kill()
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f'no end in {self.seconds} s: {self.output()[-300:]}')
+                raise TimeoutError(f'no end in {self.seconds} s: {self.text()[-300:]}')
             time.sleep(0.002 if self.meanwhile or self.stop.cpu is not None else 0.02)
-        self.code, self.cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+        self.code, self.cpu = os.waitstatus_to_exitcode(found[1]), found[2].ru_utime + found[2].ru_stime
         if self.code < 0:
             self.kill()
         for pid in self.pids[1:]:
             os.waitpid(pid, 0)
-        self.kill()             # data loading processes, which outlive the first for a moment
-        return self.code
+        self.kill()             # data loading processes outlive the first for a moment
+        return self
 
     def kill(self, number=signal.SIGKILL):
         try:
@@ -97,20 +100,20 @@ class Run:
             pass
 
     def cpu_time(self):
-        """Seconds that the first process has computed so far."""
-        return cpu_time(self.pids[0])
+        return used(self.pids[0])[0]
 
-    def output(self):
-        return (self.said or self.folder / 'output.txt').read_text(errors='replace')
+    def text(self):
+        return self.output.read_text(errors='replace')
 
     def _child(self, rank, port):
         code = 70
         try:
             os.setpgid(0, self.pids[0] if self.pids else 0)
             os.chdir(self.folder)
-            output = os.open(self.said or 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
                 os.dup2(descriptor, target)
+            sys.stdout, sys.stderr = (open(target, 'w', buffering=1, closefd=False) for target in (1, 2))
             if self.ranks > 1:
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(self.ranks),
                                   MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
@@ -130,16 +133,14 @@ class Run:
         except SystemExit as end:
             code = end.code
         except BaseException:
-            import traceback
             traceback.print_exc()
             code = 1
         finally:
-            sys.stderr.flush()
             os._exit(code or 0)
 
 
 class Operations:
-    """An audit hook that counts changes to files below a folder, and stops before the one it is told."""
+    """An audit hook that counts changes to files below a folder, and stops before the one of Stop."""
 
     def __init__(self, folder, stop):
         self.folder, self.stop, self.count = str(folder.resolve()), stop, 0
@@ -159,9 +160,3 @@ class Operations:
             if isinstance(path, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return False
         return os.path.abspath(os.fsdecode(arguments[0])).startswith(self.folder)
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(('127.0.0.1', 0))
-        return listening.getsockname()[1]

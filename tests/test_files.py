@@ -1,0 +1,127 @@
+"""What the system refuses, and processes that end in the middle of a write: one line, and no incomplete file."""
+
+import errno
+import json
+import os
+import resource
+import threading
+
+import numpy as np
+import pytest
+
+import run
+import train
+from evaluation.store import Store
+from logger import RunFolder
+from support.errors import LONGEST, UserError, one_line
+from support.files import UNFINISHED, make_folder, written_whole
+from tests.support.training import steps_of
+from visualizer import save_png
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    left, left_folder = (tmp_path / f'.{name}.1{UNFINISHED}' for name in ('a.pt', 'export'))
+    left.write_text('half')
+    left_folder.mkdir()
+    (left_folder / 'x').touch()
+    with written_whole(tmp_path / 'b.pt') as mine, written_whole(tmp_path / 'folder', folder=True) as folder:
+        mine.write_text('whole')
+        (folder / 'y').touch()
+        make_folder(tmp_path)
+        assert not left.exists() and not left_folder.exists() and mine.exists() and folder.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['b.pt', 'folder']
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for name in 'xy':
+        with written_whole(tmp_path / 'export', folder=True) as folder:
+            (folder / name).touch()
+    assert [path.name for path in (tmp_path / 'export').iterdir()] == ['y']
+    with pytest.raises(ValueError), written_whole(tmp_path / 'export', folder=True) as folder:
+        raise ValueError
+    assert [path.name for path in tmp_path.rglob('*')] == ['export', 'y']
+
+
+def test_a_run_that_goes_on_drops_what_it_is_about_to_log_again(tmp_path):
+    for last in (3, 5):
+        run = RunFolder(tmp_path)
+        run.rewind(last - 3)
+        for step in range(last - 2, last + 1):
+            run.scalars(step, {'total': float(step)})
+        run.close()
+    with open(tmp_path / 'log.jsonl', 'a') as file:
+        file.write('{"step": 6, "tot')             # killed in the middle
+    run.rewind(5)
+    assert [json.loads(line)['step'] for line in (tmp_path / 'log.jsonl').read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert [int(line.split()[0]) for line in (tmp_path / 'log.txt').read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert steps_of(tmp_path / 'tensorboard') == {'loss/total': [1, 2, 3, 4, 5]}
+
+
+def test_a_picture_of_which_the_disk_takes_only_a_part_is_none(tmp_path):
+    """PIL writes to a path without a look at how many bytes were taken."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match='x.png: cannot be written'):
+            save_png(tmp_path / 'x.png', np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('call', [lambda run: run.scalars(1, {'total': 1.0}), lambda run: run.alarm(1, 'rule', 'text'),
+                                  lambda run: run.save({'step': 1}, 1, keep=1)], ids=['scalars', 'alarm', 'save'])
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, monkeypatch, call):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    run = RunFolder(tmp_path)
+    for target in ('builtins.open', 'os.open', 'torch.save'):
+        monkeypatch.setattr(target, full)
+    with pytest.raises(UserError, match='cannot be written .No space left on device'):
+        call(run)
+
+
+def test_queues_that_do_not_fit_shared_memory_are_one_line(monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr('multiprocessing.Queue', full)
+    with pytest.raises(UserError, match=r'shared memory \(/dev/shm\) has no room .* train_params.num_workers=0'):
+        train.check_queues(2)
+    train.check_queues(0)
+
+
+def test_scores_of_a_folder_that_vanishes_are_made_again_or_refused(tmp_path):
+    store = Store.__new__(Store)
+    store.folder = tmp_path / 'vanished'
+    store.tidy([])
+
+
+@pytest.mark.parametrize('number', run.ADVICE)
+def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, capsys, number):
+    def refused(arguments):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(run, 'parse', refused)
+    assert run.main(['--mode', 'train']) == 2
+    assert capsys.readouterr().err == f'error: [Errno {number}] {os.strerror(number)}; {run.ADVICE[number]}\n'
+
+
+def test_tensorboards_thread_ends_quietly_and_others_do_not(monkeypatch, capsys):
+    """Its error is raised again by the next call; it printed a traceback besides."""
+    monkeypatch.setattr('threading.excepthook', run.thread_ended)
+
+    def end():
+        raise OSError('disk full')
+    theirs = type('Writer', (threading.Thread,), {'__module__': 'tensorboard.summary'})
+    for kind, quiet in ((theirs, True), (threading.Thread, False)):
+        thread = kind(target=end)
+        thread.start()
+        thread.join()
+        assert ('Traceback' in capsys.readouterr().err) != quiet
+
+
+def test_messages_are_one_line_whatever_they_quote():
+    assert one_line(UserError('a\x0bb\u2028c\x1b[2J')) == 'a\\x0bb\\u2028c\\x1b[2J'
+    assert len(one_line(UserError('x' * 10_000))) <= LONGEST
+    assert one_line(UserError('Traceback ...\nsupport.errors.UserError: no clip\n')) == 'no clip'
+    said = 'Caught MemoryError in a worker.\nTraceback (most recent call last):\n  File "x"\nMemoryError'
+    assert one_line(MemoryError(said)) == 'MemoryError'
