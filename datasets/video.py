@@ -207,7 +207,8 @@ def _build_index(path, container, stream):
     if container.format.name == 'gif':
         keys = [0]  # it builds each frame on the one before
     fps = _rate(container, stream, stamps)
-    return _Index(fps, bool(container.streams.audio), timed, stamps, keys, exact(stream.time_base) if timed else 1 / fps)
+    tick = exact(stream.time_base) if timed else 1 / fps
+    return _Index(fps, bool(container.streams.audio), timed, stamps, keys, tick)
 
 
 class _Packet(NamedTuple):

@@ -28,7 +28,8 @@ GAIN_DEFINITION = ('PSNR of the result minus PSNR of the copied source image, in
 RANKING = ('lpips.vgg', 'lpips.alex', 'psnr.rgb', 'csim.antelopev2', 'aed.openface_sq_source', 'ard.mediapipe')
 PACKAGES = ('torch', 'torchvision', 'numpy', 'lpips', 'face-alignment', 'mediapipe', 'pytorch-fid', 'insightface',
             'onnxruntime')
-CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'motion', 'support'    # folders that can change a result
+# Folders that can change a result.
+CODE = 'config', 'datasets', 'evaluation', 'metrics', 'modules', 'motion', 'support'
 
 
 def subject_of(config, model):

@@ -26,8 +26,9 @@ SOURCE = re.compile(r'\b(?:[Ee]qs?\.|Sec\.|Figs?\.|Tables?|RFC|ISO/IEC|ITU-T) ?[
 SOURCES_PER_THOUSAND_LINES = 10
 LOOPS = ('train.py', 'reconstruction.py', 'animate.py', 'animate_pairs.py', 'inference.py', 'validation.py')
 NETWORKS = sorted({path.as_posix() for path in MODULES if len(path.parts) == 2 and path.parts[0] == 'modules'}
-                  - {f'modules/{name}.py' for name in ('__init__', 'build', 'frame_memory', 'network_memory', 'talking_head',
-                                                       'training_memory', 'training_state', 'training_step')})
+                  - {f'modules/{name}.py' for name in ('__init__', 'build', 'frame_memory', 'network_memory',
+                                                       'talking_head', 'training_memory', 'training_state',
+                                                       'training_step')})
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
 SIZED = sorted({path.as_posix() for path in MODULES}

@@ -3,7 +3,6 @@
 A failing input is written, as small as Hypothesis makes it, below log/campaign; in tests/corpus/KIND it is a test.
 """
 
-import argparse
 import copy
 import io
 import json
@@ -32,16 +31,16 @@ from hypothesis import strategies as st
 
 from config import schema
 from logger import RunFolder
-from modes.options import load_model
+from load import load_model
 from modules.build import build_discriminator, build_model
-from modules.training_step import State
+from modules.training_state import State
 from tests.campaign import share_of
 from tests.campaign.processes import used
 from tests.support import inputs
 from tests.support.readers import READERS, check_config, right_or_refused
 from tests.support.tiny import ROOT
 from tools.import_checkpoint import import_published
-from train import begin
+from resume import restore
 
 pytestmark = pytest.mark.campaign
 fuzz = settings(max_examples=share_of(1000), deadline=None, database=None, print_blob=True,
@@ -307,8 +306,7 @@ def test_a_damaged_checkpoint_gives_its_weights_or_is_refused(folder, data):
     content, same = data.draw(weights(CONTENTS, folder / 'canary'))
 
     def load(path):
-        options = argparse.Namespace(checkpoint=str(path), config=None, set=[], log_dir='log', run_name=None)
-        _, network = load_model(options, torch.device('cpu'))
+        _, network = load_model(str(path), device=torch.device('cpu'))
         assert not same or equal(network.state_dict(), CONTENTS['ema']), 'other weights than were saved, without a word'
     read('checkpoint', folder / 'case.pt', folder, content, lambda path, _: right_or_refused(lambda: load(path), path))
 
@@ -326,7 +324,7 @@ def test_training_resumes_from_a_damaged_checkpoint_or_the_one_before(folder, da
         config = inputs.smallest()
         networks = build_model(config), build_discriminator(config)
         state = State(config.train_params, *networks)
-        step = begin(RunFolder(folder / 'run'), config, state).step
+        step = restore(RunFolder(folder / 'run'), config, state).step
         assert step != 2 or not same or equal(state.ema.state_dict(), CONTENTS['ema'])
         for parameter in [parameter for network in networks for parameter in network.parameters()]:
             parameter.grad = torch.zeros_like(parameter)

@@ -81,7 +81,7 @@ def to_uint8(images):
 
 
 def open_container(path):
-    """PyAV's container, whatever encoding its title is in: up to PyAV 18 one that is not UTF-8 is an error otherwise."""
+    """PyAV's container, whatever encoding its title is in: up to PyAV 18, one that is not UTF-8 was an error."""
     return av.open(path, **({} if int(av.__version__.partition('.')[0]) >= 19 else {'metadata_errors': 'ignore'}))
 
 
