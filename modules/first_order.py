@@ -63,10 +63,13 @@ class FirstOrderTalkingHead(TalkingHead):
     def __init__(self, params):
         super().__init__()
         self.params = params
-        self.keypoint_detector = KeypointDetector(params.kp_detector_params, self.observed_channels)
+        self.keypoint_detector = self.build_keypoint_detector()
         self.dense_motion = DenseMotionNetwork(params.dense_motion_params, params.kp_detector_params.num_kp)
         self.encoder = Encoder(params.widths)
         self.head = nn.Conv2d(params.widths[0], 3, 7, padding=3)
+
+    def build_keypoint_detector(self):
+        return KeypointDetector(self.params.kp_detector_params, self.observed_channels)
 
     @property
     def last_weight(self):

@@ -17,6 +17,7 @@ from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, chec
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, shrunk, tokens
+from modules.token_pose import TokenKeypointDetector, TokenLayer, TokenPoseParams
 from modules.warp import from_pixels, occlude, pixel_grid, resize, resize_flow, sample, to_displacement, warp
 from support.ranges import LayerCount, Positive, TensorSize
 
@@ -32,6 +33,9 @@ class StructureParams:
     levels: LayerCount = 2            # of the look-up, each half as fine as the one before
 
 
+PRIORS = 'fomm', 'mtia'
+
+
 @dataclass(frozen=True)
 class MrfaParams:
     image_size: TensorSize = 256         # side of the square image in pixels
@@ -39,13 +43,19 @@ class MrfaParams:
     max_features: TensorSize = 512       # widest feature
     num_down_blocks: LayerCount = 5      # halvings; the flow is refined at num_down_blocks + 1 scales
     flow_update_width: TensorSize = 128  # hidden width of the flow updater
+    prior_model: str = 'fomm'            # keypoint detector: fomm, or mtia, the published model's token transformer
     structure_params: StructureParams = StructureParams()
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10, shared_jacobian=True)
+    token_pose_params: TokenPoseParams = TokenPoseParams()    # of mtia, which takes num_kp from kp_detector_params
     dense_motion_params: DenseMotionParams = DenseMotionParams()
     discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams()
 
     def __post_init__(self):
+        if self.prior_model not in PRIORS:
+            raise ValueError(f'prior_model={self.prior_model!r}: expected one of {", ".join(PRIORS)}')
         check_sizes(self, structure_params=self.dense_motion_params.scale_factor)
+        if self.prior_model == 'mtia':
+            self.token_pose_params.patches_across(self.image_size)
 
     @property
     def widths(self):
@@ -205,7 +215,7 @@ class Mrfa(FirstOrderTalkingHead):
     """Refine FOMM's flow at every scale, warp the source's features by it, decode from coarse to fine."""
 
     Params = MrfaParams
-    checkpointed_blocks = (SourceContext, MotionEncoder, FlowUpdate)
+    checkpointed_blocks = (SourceContext, MotionEncoder, FlowUpdate, TokenLayer)
 
     def __init__(self, params):
         super().__init__(params)
@@ -214,6 +224,12 @@ class Mrfa(FirstOrderTalkingHead):
         self.structure = StructureEncoder(params.structure_params, params.kp_detector_params.num_kp, size)
         self.refinement = MotionRefinement(params, widths)
         self.levels = nn.ModuleList(JoiningLevel(*pair) for pair in zip(widths, widths[1:]))
+
+    def build_keypoint_detector(self):
+        params = self.params
+        if params.prior_model == 'fomm':
+            return super().build_keypoint_detector()
+        return TokenKeypointDetector(params.token_pose_params, params.kp_detector_params.num_kp, params.image_size)
 
     def _source_state(self, observed, keypoints):
         state = super()._source_state(observed, keypoints)

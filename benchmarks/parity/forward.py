@@ -94,8 +94,14 @@ def smac_forward(fixture, config):
 
 
 def mrfa_forward(fixture, config):
-    """Every stored result of MRFA in eval mode: also the moved image and the occlusions of all scales, as one strip."""
-    ours = generate(fixture, config, 'mrfa')
+    """Every stored result of MRFA in eval mode: also the warped image and the occlusions of all scales, as one strip."""
+    # Fixtures of the token transformer that hold no inner tensors are of the plain recipe.
+    model, _ = filled(config, 'mrfa', plain='inner/hr_stem_sub' not in fixture)
+    source, driving = (from_unit(from_fixture(fixture[name])) for name in ('source', 'driving'))
+    with torch.no_grad():
+        if 'inner/hr_stem_sub' in fixture:
+            yield from token_detector(fixture, model.keypoint_detector, to_unit(source))
+        ours = model(source, driving)
     yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion, logit=True)
     strip = [ours.warped_source]
     for occlusion in (*ours.occlusions[1:], ours.occlusions[0]):
@@ -104,6 +110,44 @@ def mrfa_forward(fixture, config):
     yield Comparison('prediction', numpy(to_unit(ours.prediction)), fixture['prediction'], *UNIT)
 
 
+def token_detector(fixture, detector, image):
+    """Every stored inner tensor of MRFA's token transformer: HRNet's branches, then the tokens layer by layer."""
+    backbone, layers = detector.backbone, dict(enumerate(detector.layers))
+    parts = {'stem': backbone.stem, 'layer1': backbone.bottlenecks, 'stage2': backbone.stage2, 'embed': detector.embed}
+    parts |= {('start', i): start for i, start in enumerate(backbone.starts)}
+    parts |= {('stage3', i): module for i, module in enumerate(backbone.stage3)}
+    parts |= {('layer', i): layer for i, layer in layers.items()}
+    parts |= {('attended', i): layer.project for i, layer in layers.items()}
+    with outputs_of(parts) as seen:
+        detector(image)
+    found = {name: calls[0] for name, calls in seen.items()}
+    inputs = {i: found['layer', i][0][0] for i in layers}
+    pictures = {'stem': found['stem'][1], 'layer1': found['layer1'][1], 'transition2_2': found['start', 2][1]}
+    pictures |= {f'transition1_{i}': found['start', i][1] for i in (0, 1)}
+    pictures |= {f'stage2_{i}': picture for i, picture in enumerate(found['stage2'][1])}
+    pictures |= {f'stage3_{m}_{i}': picture for m in range(len(backbone.stage3))
+                 for i, picture in enumerate(found['stage3', m][1])}
+    for name, picture in pictures.items():
+        theirs = fixture[f'inner/hr_{name}_sub']
+        channels, step = picture.shape[1] // theirs.shape[1], picture.shape[2] // theirs.shape[2]
+        yield Comparison(f'inner/hr_{name}_sub', numpy(picture[:, ::channels, ::step, ::step]), theirs, *TOKENS)
+    sequences = {'patch_embedding_sub': (found['embed'][1], 4, 4), 'pos_embedding_sub': (detector.position, 8, 4),
+                 'tokens_before_sub': (inputs[0], 4, 4), 'tokens_after_sub': (found['layer', len(layers) - 1][1], 4, 4),
+                 'tokens_after': (found['layer', len(layers) - 1][1][:, :2 * detector.num_kp], 1, 1)}
+    for i in layers:
+        for what, tensor in (('input', inputs[i]), ('attended', inputs[i] + found['attended', i][1]),
+                             ('output', found['layer', i][1])):
+            sequences[f'tokens_layer_{i}_{what}_sub'] = tensor, 12, 8
+    for name, (tensor, tokens_apart, entries_apart) in sequences.items():
+        yield Comparison(f'inner/{name}', numpy(tensor[:, ::tokens_apart, ::entries_apart]), fixture[f'inner/{name}'],
+                         *TOKENS)
+    for i in (0, len(layers) - 1):
+        rows = layers[i].attention_weights(inputs[i], [0, 13, 150])
+        yield Comparison(f'inner/attention_layer_{i}_rows', numpy(rows), fixture[f'inner/attention_layer_{i}_rows'],
+                         *TOKENS)
+
+
+TOKENS = (1e-4, 2e-5)          # three to ten times the drift of its tokens; a mistake shows a thousand times larger
 DAGAN = (2e-4, 2e-6)           # ten times the drift of its features and its prediction, which are well conditioned
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.parity.comparison import FLOW, IMAGE, Comparison, numpy, relative, relative_array
+from benchmarks.parity.comparison import FLOW, IMAGE, UNIT, Comparison, numpy, relative, relative_array
 from benchmarks.parity.forward import outputs_of, shared_motion
 from benchmarks.parity.weights import filled, from_fixture, images, place, vgg_state
 from modules.build import build_objective
@@ -228,6 +228,7 @@ class Limits:
         self.loss = 1e-6 if exact else 6e-4 if training else 6e-6
         self.term = 1e-6 if exact else 2e-3 if training else 1e-5
         self.flow = (3e-3, 3e-4) if training else FLOW
+        self.logit = (3e-3, 3e-4) if training else UNIT        # of the occlusion, ten times as large
         self.image = (2e-1, 3e-3) if training else (2e-3, 3e-5)
 
 
@@ -239,9 +240,9 @@ def first_order_motion(fixture, seen, limits):
             key = f'kp_{name}_{part}'
             yield Comparison(key, numpy(getattr(keypoints, part)), fixture[key], *limits.flow)
     yield Comparison('deformation', numpy(generated.dense_motion.flow), fixture['deformation'], *limits.flow)
-    logit = generated.dense_motion.occlusion_logit
-    occlusion = logit if seen.source == 'mrfa' else logit.sigmoid()
-    yield Comparison('occlusion_map', numpy(occlusion), fixture['occlusion_map'], *limits.flow)
+    logit, is_logit = generated.dense_motion.occlusion_logit, seen.source == 'mrfa'
+    yield Comparison('occlusion_map', numpy(logit if is_logit else logit.sigmoid()), fixture['occlusion_map'],
+                     *(limits.logit if is_logit else limits.flow))
     pictures = {'out_s4': to_unit(generated.prediction), 'transformed_frame_s4': to_unit(seen.transformed)}
     if seen.source == 'mrfa':
         pictures['warp_img_s4'] = generated.warped_source

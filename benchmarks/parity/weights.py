@@ -51,6 +51,35 @@ def _gain(key):
     return 2 ** 0.5 if key.startswith('vgg19/') or 'down_blocks' in key or 'up_blocks' in key else 1.0
 
 
+def token_recipe(key, shape):
+    """The same where MRFA's keypoint detector is a token transformer: a plain recipe would let the image die in it."""
+    shape = tuple(int(side) for side in shape)
+    if not key.startswith(('model/encoder.pre_feature.', 'model/encoder.transformer.')):
+        return recipe(key, shape)
+    noise = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
+    if key.endswith('.keypoint_token'):
+        weight = 1.5 * noise
+    elif noise.ndim == 4:                # filters of mean 0: the constant part of image and features goes
+        gain = 8 if key.endswith('pre_feature.conv1.weight') else 1.2
+        weight = (noise - noise.mean((1, 2, 3), keepdims=True)) * (gain / np.sqrt(noise[0].size))
+    elif '.branches.' in key and key.endswith('.bn2.weight') or '.layer1.' in key and key.endswith('.bn3.weight'):
+        weight = 0.25 * (1 + 0.1 * noise)
+    elif key.endswith('.patch_to_embedding.weight'):
+        weight = (noise - noise.mean(1, keepdims=True)) / np.sqrt(shape[1])
+    elif key.endswith('.to_qkv.weight'):
+        weight = noise / np.sqrt(shape[1])
+        weight[:2 * shape[1]] *= 2       # queries and keys
+    elif key.endswith('.mlp_head.1.weight'):
+        weight = noise * (2 / np.sqrt(shape[1]))
+    elif key.endswith('.mlp_head_jacobian.1.weight'):
+        weight = noise * (0.25 / np.sqrt(shape[1]))
+    elif key.endswith('.mlp_head_jacobian.1.bias'):
+        weight = np.array([1., 0., 0., 1.]) + 0.1 * noise
+    else:
+        return recipe(key, shape)
+    return from_fixture(np.asarray(weight, dtype=np.float32))
+
+
 def from_fixture(array):
     """A stored float32 array as a tensor of the precision, and in the place, that we compute in."""
     return torch.from_numpy(array).to(_place, torch.get_default_dtype())
@@ -86,9 +115,12 @@ def float64():
         torch.set_default_dtype(torch.float32)
 
 
-def published_state(source, model, discriminator=None):
-    """A checkpoint in the published names and shapes, filled by `recipe`."""
-    constants = FORMATS[source].constants(model)
+def published_state(source, model, discriminator=None, plain=False):
+    """A checkpoint in the published names and shapes, filled by its recipe; plain: by `recipe` in any case."""
+    constants, fill = FORMATS[source].constants(model), recipe
+    if not plain and getattr(model.params, 'prior_model', None) == 'mtia':
+        constants['model/encoder.transformer.pos_embedding'] = model.keypoint_detector.position
+        fill = token_recipe
     state = {}
     for name, shape in published_shapes(source, model, discriminator).items():
         if name in constants:
@@ -96,15 +128,15 @@ def published_state(source, model, discriminator=None):
         elif name.endswith('num_batches_tracked'):
             state[name] = torch.tensor(0)
         else:
-            state[name] = recipe(name, shape)
+            state[name] = fill(name, shape)
     return state
 
 
-def filled(config, source, with_discriminator=False):
+def filled(config, source, with_discriminator=False, plain=False):
     """Our networks, filled through the importer, in eval mode: (model, discriminator or None)."""
     model = build_model(config)
     discriminator = build_discriminator(config) if with_discriminator else None
-    import_tensors(source, published_state(source, model, discriminator), model, discriminator)
+    import_tensors(source, published_state(source, model, discriminator, plain), model, discriminator)
     networks = (model, discriminator) if with_discriminator else (model,)
     for network in networks:
         network.to(_place, torch.get_default_dtype()).eval()

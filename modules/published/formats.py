@@ -19,7 +19,7 @@ import torch
 
 from modules.published.names import (
     dagan_origin, depth_origin, first_order_constants, fomm_origin, mcnet_origin, mrfa_constants, mrfa_origin,
-    smac_constants, smac_origin)
+    mrfa_prior, smac_constants, smac_origin)
 
 
 class ImportFault(ValueError):
@@ -98,11 +98,19 @@ def _mrfa_networks(loaded, ema):
     state = loaded.get('model')
     if not _is_state(state) or not any(name.endswith('decoder.pos_embedding') for name in state):
         return None
-    state = {name: tensor for name, tensor in _without_prefix(state).items() if not name.startswith(MRFA_LOSS)}
-    if 'encoder.kp.weight' not in state:
-        raise ImportFault("the file's keypoint detector is not FOMM's (prior_model: fomm in MRFA's config) but the "
-                          'transformer of prior_model: mtia, which is not built here')
-    return {'model': state}
+    return {'model': {name: tensor for name, tensor in _without_prefix(state).items()
+                      if not name.startswith(MRFA_LOSS)}}
+
+
+PRIOR_CONFIGS = {'mtia': 'mrfa-vox-256.yaml', 'fomm': 'mrfa-fomm-vox-256.yaml'}
+
+
+def _check_prior(model, published):
+    """ImportFault if a file of MRFA has another keypoint detector than the config asks for."""
+    prior = mrfa_prior(published)
+    if prior != model.params.prior_model:
+        raise ImportFault(f"the file's keypoint detector is that of prior_model: {prior}, the config asks for "
+                          f'{model.params.prior_model}; use config/{PRIOR_CONFIGS[prior]}')
 
 
 class Format(NamedTuple):
@@ -114,6 +122,7 @@ class Format(NamedTuple):
     origin:    (model, our name) -> Origin
     constants: model -> published tensors that we recompute
     discriminator: its network's key, which may be absent; None for a method without one
+    check:     (model, published tensors) raises ImportFault if they are of another variant of the method
     """
     method: str
     networks: tuple[str, ...]
@@ -121,6 +130,7 @@ class Format(NamedTuple):
     origin: Callable
     constants: Callable
     discriminator: str | None = 'discriminator'
+    check: Callable = lambda model, published: None
 
 
 FIRST_ORDER_NETWORKS = ('generator', 'kp_detector')
@@ -134,7 +144,8 @@ FORMATS = {
                     first_order_constants),
     'dagan': Format('dagan', (*FIRST_ORDER_NETWORKS, *DEPTH_NETWORKS), _dagan_networks, dagan_origin,
                     first_order_constants),
-    'mrfa': Format('mrfa', ('model',), _mrfa_networks, mrfa_origin, mrfa_constants, discriminator=None),
+    'mrfa': Format('mrfa', ('model',), _mrfa_networks, mrfa_origin, mrfa_constants, discriminator=None,
+                   check=_check_prior),
 }
 
 
@@ -217,6 +228,7 @@ def import_tensors(source, published, model, discriminator=None):
     Raises ImportFault naming the first tensor at fault.
     """
     layout = LAYOUTS[source]
+    layout.check(model, published)
     expected = published_shapes(source, model, discriminator)
     for name, shape in expected.items():
         if name not in published:

@@ -261,6 +261,31 @@ def depth_origin(network, name):
 
 # ---------------------------------------------------------------------------- MRFA (public code)
 
+HRNET_PLACES = [('bottlenecks.', 'layer1.'), ('starts.0.', 'transition1.0.'), ('starts.1.', 'transition1.1.0.'),
+                ('starts.2.', 'transition2.2.0.'), ('stage2.', 'stage2.0.'), ('fusions.', 'fuse_layers.')]
+
+# A convolution and its norm are called conv<n> and bn<n> within a block; elsewhere they are numbered 0 and 1.
+HRNET_LAYERS = [rule for ours, theirs, number in (('conv', 'conv', 0), ('norm', 'bn', 1)) for rule in (
+    (rf'stem\.0\.{ours}\.(.*)', rf'{theirs}1.\1'),
+    (rf'stem\.1\.{ours}\.(.*)', rf'{theirs}2.\1'),
+    (rf'(.*)\.(?:reduce|first)\.{ours}\.(.*)', rf'\1.{theirs}1.\2'),
+    (rf'(.*)\.(?:filter|second)\.{ours}\.(.*)', rf'\1.{theirs}2.\2'),
+    (rf'(.*)\.expand\.{ours}\.(.*)', rf'\1.{theirs}3.\2'),
+    (rf'(.*)\.shortcut\.{ours}\.(.*)', rf'\1.downsample.{number}.\2'),
+    (rf'(.*)\.{ours}\.(.*)', rf'\1.{number}.\2'))]
+
+TOKEN_POSE = [(r'embed\.(.*)', r'patch_to_embedding.\1'),
+              (r'tokens', 'keypoint_token'),
+              (r'position', 'pos_embedding'),
+              (r'layers\.(\d+)\.norm1\.(.*)', r'transformer.layers.\1.0.fn.norm.\2'),
+              (r'layers\.(\d+)\.query_key_value\.(.*)', r'transformer.layers.\1.0.fn.fn.to_qkv.\2'),
+              (r'layers\.(\d+)\.project\.(.*)', r'transformer.layers.\1.0.fn.fn.to_out.0.\2'),
+              (r'layers\.(\d+)\.norm2\.(.*)', r'transformer.layers.\1.1.fn.norm.\2'),
+              (r'layers\.(\d+)\.mlp\.0\.(.*)', r'transformer.layers.\1.1.fn.fn.net.0.\2'),
+              (r'layers\.(\d+)\.mlp\.2\.(.*)', r'transformer.layers.\1.1.fn.fn.net.3.\2'),
+              (r'value_head\.(.*)', r'mlp_head.\1'),
+              (r'jacobian_head\.(.*)', r'mlp_head_jacobian.\1')]
+
 MRFA = [*_hourglass(r'keypoint_detector\.predictor', 'encoder.predictor'),
         (r'keypoint_detector\.(.*)', r'encoder.\1'),
         *_hourglass(r'dense_motion\.hourglass', 'dense_motion.hourglass'),
@@ -282,11 +307,26 @@ MRFA = [*_hourglass(r'keypoint_detector\.predictor', 'encoder.predictor'),
 
 def mrfa_origin(model, name):
     """Where our tensor `name` ('model.…') lies in a checkpoint of MRFA's public code, which has no discriminator."""
-    return Origin('model/' + _substitute(MRFA, name.removeprefix('model.')))
+    part, _, rest = name.removeprefix('model.keypoint_detector.').partition('.')
+    if model.params.prior_model == 'fomm' or not name.startswith('model.keypoint_detector.'):
+        return Origin('model/' + _substitute(MRFA, name.removeprefix('model.')))
+    if part != 'backbone':
+        return Origin('model/encoder.transformer.' + _substitute(TOKEN_POSE, f'{part}.{rest}' if rest else part))
+    published = _substitute(HRNET_LAYERS, rest)
+    for ours, theirs in HRNET_PLACES:
+        published = published.replace(ours, theirs)
+    return Origin(f'model/encoder.pre_feature.{published}')
 
 
 def mrfa_constants(model):
     """Published tensors that follow from the config: the anti-alias kernels."""
-    return {'model/encoder.down.weight': model.keypoint_detector.down.weight,
-            'model/dense_motion.down.weight': model.dense_motion.down.weight,
-            'model/down.weight': model.dense_motion.down.weight}
+    kernels = {'model/dense_motion.down.weight': model.dense_motion.down.weight,
+               'model/down.weight': model.dense_motion.down.weight}
+    if model.params.prior_model == 'fomm':
+        kernels['model/encoder.down.weight'] = model.keypoint_detector.down.weight
+    return kernels
+
+
+def mrfa_prior(names):
+    """The prior_model of a published checkpoint of MRFA, by its tensors' names."""
+    return 'mtia' if any(name.startswith('model/encoder.transformer.') for name in names) else 'fomm'
