@@ -58,7 +58,7 @@ ROWS = {
     'fomm': Row('FOMM', 'fomm-vox-256.yaml', 22.96, 0.0474, 1.4037),                            # Table 1
     'dagan': Row('DaGAN (random depth)', 'dagan-vox-256.yaml', 22.92, 0.0492, 1.5740),
     'mcnet': Row('MCNet', 'mcnet-vox-256.yaml', 24.59, 0.0402, 1.2363),
-    'mrfa': Row('MRFA', 'mrfa-vox-256.yaml', 25.26, 0.0370, 1.1823),
+    'mrfa': Row('MRFA', 'mrfa-fomm-vox-256.yaml', 25.26, 0.0370, 1.1823),
     'baseline': Row('Baseline', 'ablation/baseline.yaml', 24.93, 0.0375, 1.2384),               # Table 2
     'smc': Row('+ SMC', 'ablation/smc.yaml', 24.97, 0.0371, 1.2183),
     'mmc': Row('+ MMC', 'ablation/mmc.yaml', 25.27, 0.0360, 1.2171),

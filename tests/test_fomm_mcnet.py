@@ -55,7 +55,7 @@ def train(config, steps):
 
 # ---------------------------------------------------------------------------- the interface
 
-@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'mrfa-fomm', 'dagan'])
 @torch.no_grad()
 def test_a_batch_gives_what_its_samples_give_alone(name):
     model, source, driving = small_model(name), random_images(3, 1), random_images(3, 2)
@@ -66,7 +66,7 @@ def test_a_batch_gives_what_its_samples_give_alone(name):
         torch.testing.assert_close(together.prediction[i:i + 1], alone.prediction, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'mrfa-fomm', 'dagan'])
 @torch.no_grad()
 def test_one_encoded_source_serves_many_poses(name):
     model, source, driving = small_model(name), random_images(1, 1), random_images(3, 2)
@@ -76,7 +76,7 @@ def test_one_encoded_source_serves_many_poses(name):
     assert not rendered.losses and rendered.source_keypoints is None
 
 
-@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'mrfa-fomm', 'dagan'])
 @torch.no_grad()
 def test_images_are_in_our_range(name):
     model = small_model(name)
@@ -97,7 +97,8 @@ def test_mcnet_shows_the_warped_source_where_it_is_visible():
 @pytest.mark.parametrize('name, sub_network, count', [
     ('fomm', None, 45_575_391 + 14_215_368), ('fomm-adv', None, 45_575_391 + 14_215_368),
     ('mcnet', None, 87_583_005 + 14_258_268), ('mcnet', 'compensation', 25_049_289),
-    ('mrfa', None, 14_153_592 + 37_730_268 + 64_325_476), ('mrfa', 'dense_motion', 37_730_268),
+    ('mrfa-fomm', None, 14_153_592 + 37_730_268 + 64_325_476), ('mrfa-fomm', 'dense_motion', 37_730_268),
+    ('mrfa', None, 12_234_310 + 37_730_268 + 64_325_476), ('mrfa', 'keypoint_detector.backbone', 7_685_632),
     ('dagan', None, 46_096_917 + 14_262_519 + 11_689_512 - 513_000 + 3_152_724)])   # its ResNet without the classifier
 def test_parameters_are_as_many_as_published(name, sub_network, count):
     with torch.device('meta'):
@@ -203,7 +204,8 @@ def test_ablations_are_the_rows_of_both_tables():
 
 def test_a_discriminator_is_built_only_where_it_has_a_weight():
     wanted = {name: needs_discriminator(small_config(name).train_params.objective_params) for name in SMALL_METHOD}
-    assert wanted == {'fomm': False, 'fomm-adv': True, 'mcnet': False, 'mrfa': False, 'dagan': True}
+    assert wanted == {'fomm': False, 'fomm-adv': True, 'mcnet': False, 'mrfa': False, 'mrfa-fomm': False,
+                      'dagan': True}
 
 
 def test_an_unknown_loss_is_refused_by_its_nearest_name():

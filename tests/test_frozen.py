@@ -25,7 +25,7 @@ CASES = {
     'synergy-plus': ('smac', lambda: tiny(config='config/vox-256-plus.yaml')),
     'fomm': ('fomm', lambda: small_config('fomm')),
     'mcnet': ('mcnet', lambda: small_config('mcnet')),
-    'mrfa': ('mrfa', lambda: small_config('mrfa')),
+    'mrfa': ('mrfa', lambda: small_config('mrfa-fomm')),
     'dagan': ('dagan', lambda: small_config('dagan')),
 }
 

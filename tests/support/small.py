@@ -15,13 +15,15 @@ SMALL = ['model_params.image_size=64',
          'train_params.objective_params.loss_weights={l1: 10, perceptual: 0, keypoint_distance: 0}']
 SMALL_FIRST_ORDER = [*SMALL, 'model_params.block_expansion=8', 'model_params.max_features=32',
                      'model_params.discriminator_params={block_expansion: 4, max_features: 32, num_blocks: 3}']
+SMALL_MRFA = [*SMALL_FIRST_ORDER, 'model_params.num_down_blocks=3', 'model_params.flow_update_width=8',
+              'model_params.structure_params={block_expansion: 4, num_blocks: 2, max_features: 16, channels: 8}']
 SMALL_METHOD = {'fomm': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1'],
                 'fomm-adv': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1'],
                 'mcnet': [*SMALL_FIRST_ORDER, 'model_params.memory_channels=16', 'model_params.memory_size=6',
                           'model_params.style_channels=12', 'model_params.style_hidden=8'],
-                'mrfa': [*SMALL_FIRST_ORDER, 'model_params.num_down_blocks=3', 'model_params.flow_update_width=8',
-                         'model_params.structure_params={block_expansion: 4, num_blocks: 2, max_features: 16, '
-                         'channels: 8}'],
+                'mrfa-fomm': SMALL_MRFA,
+                'mrfa': [*SMALL_MRFA, 'model_params.token_pose_params={width: 4, stem_width: 4, num_modules: 2, '
+                         'patch_size: 2, dim: 16, num_heads: 2, num_layers: 2}'],
                 'dagan': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1',
                           'model_params.attention_channels=4',
                           'model_params.depth_params={pretrained: null, block_expansion: 8, num_stages: 3}']}
@@ -40,7 +42,10 @@ def small_model(name):
     """A model whose keypoints have Jacobians, and whose noise would show."""
     torch.manual_seed(0)
     model = build_model(small_config(name))
-    nn.init.normal_(model.keypoint_detector.jacobian.weight, std=0.02)
+    detector = model.keypoint_detector
+    if name == 'mrfa':
+        nn.init.normal_(detector.tokens), nn.init.normal_(detector.value_head[1].weight, std=0.3)
+    nn.init.normal_((detector.jacobian_head[1] if name == 'mrfa' else detector.jacobian).weight, std=0.02)
     model.head.weight.data.mul_(3)
     if name == 'dagan':
         nn.init.constant_(model.attention.gamma, 0.7)
