@@ -1,4 +1,4 @@
-"""MRFA's refinement, iteration by iteration, and the correlation of structure that it reads for a place."""
+"""MRFA's refinement by iteration, the correlation it reads for a place, and the patches that its tokens attend to."""
 
 import torch
 
@@ -13,6 +13,8 @@ def mrfa_figures(model, moment):
         generated = model.render(moment.state, moment.keypoints)
     motions = [motion for _, motion, _, _ in calls]                # before each correction
     figures = [_refinement(moment, motions, generated)]
+    if model.params.prior_model == 'mtia':
+        figures.append(_tokens(model.keypoint_detector, model.observe(moment.driving), moment))
     if moment.at is not None:
         figures.append(_correlation(moment, motions, generated, calls[0][-1]))
     return figures
@@ -34,6 +36,26 @@ def _refinement(moment, motions, generated):
             Panel('share', 'visible before', before), Panel('share', 'visible after', occlusion)]))
     return Figure('refinement', 'Refinement', 'Every iteration starts from the coarse flow M0 with all corrections so '
                   'far, twice as fine, and adds its own. Lengths are in pixels of the image.', rows, numbers)
+
+
+def _tokens(detector, image, moment):
+    """Which patches of the driving image every keypoint's two tokens attend to in the last layer."""
+    with calls_of(detector.layers[-1]) as calls:
+        found = detector(image)
+    learned, side = 2 * detector.num_kp, detector.patches_across
+    read = detector.layers[-1].attention_weights(calls[0][0], range(learned)).mean(1)               # (1, 2K, 2K + P)
+    patches = read[:, :, learned:].unflatten(2, (side, side))
+    rows, numbers = [], {}
+    for k in range(detector.num_kp):
+        maps = patches[:, [k]], patches[:, [detector.num_kp + k]]
+        rows.append(Row(f'keypoint {k}', [
+            Panel('image', 'driving', moment.driving, points=found.value[0, [k]]),
+            *(Panel('heat', f'{name} token reads', value, spread_note(value), unit='attention')
+              for name, value in zip(('keypoint', 'Jacobian'), maps))]))
+        numbers[f'keypoint {k}'] = {f'{name}_share_of_patches': float(value.sum())
+                                    for name, value in zip(('keypoint', 'jacobian'), maps)}
+    return Figure('tokens', 'Tokens', 'Attention of the learned tokens to the patches of the driving image in the last '
+                  'layer, mean over heads. The rest of each row goes to the other tokens.', rows, numbers)
 
 
 def _correlation(moment, motions, generated, volume):

@@ -13,7 +13,7 @@ NUM_BLOCKS = 4         # residual blocks of a branch, and bottlenecks behind the
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, and ReLU unless left out: (B, C, H, W) -> (B, C', H / stride, W / stride)."""
+    """Convolution without bias, batch norm, ReLU if `relu`: (B, C, H, W) -> (B, C', H / stride, W / stride)."""
 
     def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, relu=True):
         super().__init__()

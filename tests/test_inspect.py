@@ -277,6 +277,20 @@ def test_mrfa_shows_each_correction():
 
 
 @torch.no_grad()
+def test_mrfa_shows_what_each_token_reads():
+    model = small_model('mrfa')
+    figure = named_figures(model, moment_of(model))['tokens']
+    assert len(figure.rows) == model.keypoint_detector.num_kp
+    for row, numbers in zip(figure.rows, figure.numbers.values()):
+        image, *maps = row.panels
+        torch.testing.assert_close(image.points, model.keypoints(image.value).value[0, [figure.rows.index(row)]])
+        for value, share in zip(maps, numbers.values()):
+            side = model.keypoint_detector.patches_across
+            assert value.value.shape == (1, 1, side, side) and float(value.value.sum()) == pytest.approx(share)
+            assert 0 < share < 1                                # the other tokens get the rest
+
+
+@torch.no_grad()
 def test_mrfa_shows_the_correlation_of_a_place():
     model = small_model('mrfa')
     moment = moment_of(model, at=(40, 21))

@@ -1,4 +1,4 @@
-"""MRFA's token transformer: names and shapes of the published file, where patches and positions lie, what tokens read."""
+"""MRFA's token transformer: published names and shapes, places of patches and positions, what tokens read."""
 
 import json
 

@@ -94,7 +94,7 @@ def smac_forward(fixture, config):
 
 
 def mrfa_forward(fixture, config):
-    """Every stored result of MRFA in eval mode: also the warped image and the occlusions of all scales, as one strip."""
+    """Every stored result of MRFA in eval mode: also the warped image and the occlusions of all scales."""
     # Fixtures of the token transformer that hold no inner tensors are of the plain recipe.
     model, _ = filled(config, 'mrfa', plain='inner/hr_stem_sub' not in fixture)
     source, driving = (from_unit(from_fixture(fixture[name])) for name in ('source', 'driving'))
