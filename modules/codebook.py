@@ -94,23 +94,49 @@ class Whitening(nn.Module):
         self.register_buffer('mean', torch.zeros(dim))
         self.register_buffer('covariance', torch.eye(dim))
         self.register_buffer('batches', torch.zeros((), dtype=torch.long))
+        self._collected = None     # sums per micro-batch, for `update`; None: each forward pass in training updates
 
     def forward(self, z):
         """(B, D, H, W) -> same, of about zero mean and unit covariance; no gradient flows through the statistics."""
         vectors = z.permute(0, 2, 3, 1)
         if self.training:
-            self._update(vectors.detach().flatten(0, 2))
+            self._observe(vectors.detach().flatten(0, 2))
         floor = self.FLOOR * self.covariance.diagonal().mean()
         root, _ = torch.linalg.cholesky_ex(self.covariance + floor * torch.eye(len(self.mean), device=z.device))
         white = torch.linalg.solve_triangular(root, (vectors - self.mean).flatten(0, 2).t(), upper=False)
         return white.t().view_as(vectors).permute(0, 3, 1, 2)
 
+    def collect(self):
+        """Until `update`, forward passes in training only collect; then, until `release`, they leave statistics alone.
+
+        So a step of several micro-batches uses the statistics of its whole batch.
+        """
+        self._collected, self._complete = [], False
+
+    def update(self):
+        """Update the running statistics by what has been collected."""
+        self._update(self._collected)
+        self._collected, self._complete = [], True
+
+    def release(self):
+        self._collected = None
+
+    def _observe(self, vectors):
+        """Vectors (M, D) of this process."""
+        if self._collected is not None and self._complete:
+            return
+        sums = len(vectors), torch.cat([vectors.sum(0)[None], vectors.t() @ vectors])
+        if self._collected is None:
+            self._update([sums])
+        else:
+            self._collected.append(sums)
+
     @torch.no_grad()
-    def _update(self, vectors):
-        """Let vectors (M, D) of this process count in the running statistics."""
-        sums = [vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.t() @ vectors]
-        distributed.add_up(*sums)
-        mean, square = sums[1] / sums[0], sums[2] / sums[0]
+    def _update(self, parts):
+        """Update the running statistics by (count, sums (1 + D, D)) of each micro-batch of this process."""
+        count, sums = distributed.world() * sum(count for count, _ in parts), sum(sums for _, sums in parts)
+        distributed.add_up(sums)
+        mean, square = sums[0] / count, sums[1:] / count
         self.batches += 1
         weight = (1 / self.batches.float()).clamp(min=self.MOMENTUM)
         self.mean.lerp_(mean, weight)
@@ -126,7 +152,6 @@ class Codebook(nn.Module):
         self.commitment = params.commitment
         self.revive_after = params.revive_after
         self.slices = allocate(params.num_codes, params.num_scales, params.allocation)
-        self.turns = take_turns(self.slices)
         self.whiten = nn.ModuleList(Whitening(params.code_dim) for _ in self.slices if params.whitened)
         bound = 1 / params.num_codes
         self.embedding = nn.Parameter(torch.empty(params.num_codes, params.code_dim).uniform_(-bound, bound))
@@ -134,6 +159,9 @@ class Codebook(nn.Module):
         self.register_buffer('idle', torch.zeros(params.num_codes, dtype=torch.long))
         if params.feature_start:
             self.idle.fill_(params.revive_after)
+        # The codes that each scale revives.
+        for scale, codes in enumerate(take_turns(self.slices)):
+            self.register_buffer(f'turn{scale}', torch.tensor(codes, dtype=torch.long), persistent=False)
 
     def codes(self, scale):
         """The codes that scale 0 (coarsest) .. N-1 (finest) may use: (K_i, D)."""
@@ -164,8 +192,9 @@ class Codebook(nn.Module):
         rank, world = distributed.rank(), distributed.world()
         used = torch.zeros_like(self.idle)
         offers = torch.zeros_like(self.embedding)
-        for part, codes, found in zip(self.slices, self.turns, quantized):
-            used[part][found.indices.flatten()] = 1
+        for scale, (part, found) in enumerate(zip(self.slices, quantized)):
+            codes = getattr(self, f'turn{scale}')
+            used[part].index_fill_(0, found.indices.flatten(), 1)
             # Evenly spread over the global batch.
             features = found.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
             picks = torch.arange(len(codes), device=offers.device) * (world * len(features)) // len(codes)

@@ -49,6 +49,25 @@ class ObjectiveOutput:
     perceptual_terms: Tensor | None = None
 
 
+@dataclass
+class ImageLosses:
+    """Losses on the images that one micro-batch generated.
+
+    losses:      unweighted, detached scalars by name
+    gradients:   of the weighted reconstruction losses, at each prediction (B, 3, H, W)
+    adversarial: unweighted gradients of the discriminator's losses at the first prediction, by name; {} without
+    last_layer:  gradients of reconstruction and adversarial loss at the model's last weight, stacked; None without
+                 adaptive weight
+    norms, terms: ObjectiveOutput.gradient_norms and perceptual_terms
+    """
+    losses: dict[str, Tensor]
+    gradients: list[Tensor]
+    terms: Tensor | None
+    adversarial: dict[str, Tensor] = field(default_factory=dict)
+    last_layer: Tensor | None = None
+    norms: tuple[Tensor, Tensor] | None = None
+
+
 class Objective(nn.Module):
     """Eq. 6. Holds the model, so that one forward pass of this module is all that a step needs (and DDP wraps)."""
 
@@ -65,39 +84,71 @@ class Objective(nn.Module):
                                      if name in network.state_dict()})
             self.perceptual = PerceptualLoss(network, params.perceptual_scales, params.perceptual_imagenet_range)
 
-    def forward(self, source, driving, transform, discriminator=None, motion_only=False):
-        """Rebuild `driving` from `source`, images (B, 3, H, W) in [-1, 1].
+    def forward(self, source, driving, transform, discriminator=None, motion_only=False, image=None):
+        """Reconstruct `driving` from `source`, images (B, 3, H, W) in [-1, 1]; returns the ObjectiveOutput.
 
         transform:     the RandomTransform of this step's equivariance loss
         discriminator: given once adversarial training has begun; its parameters must be frozen for this call
-        motion_only:   score the source image moved along the coarse flow, and train what moves it alone
+        motion_only:   losses are of the source image warped by the coarse flow, and train what computes that flow
+        image:         ImageLosses of these pairs where `survey` has computed them
         """
         generated = self.model.move_source(source, driving) if motion_only else self.model(source, driving)
         losses = dict(generated.losses)
         losses |= self._keypoint_losses(generated, driving, transform)
 
-        # Losses on images meet the networks at the image: their gradient is taken there once ...
-        predictions = [generated.prediction]
-        if generated.first_scale_prediction is not None:
-            predictions.append(generated.first_scale_prediction)
-        image_losses, gradients, terms = self._reconstruction(predictions, driving)
-        norms = None
-        if discriminator is not None:
-            adversarial, adversarial_gradients = self._adversarial(discriminator, generated, driving)
-            if self.params.adaptive_weight:
-                norms = self._last_layer_norms(generated.prediction, gradients[0], adversarial_gradients['adversarial'])
-                adversarial['adaptive_weight'] = adaptive_weight(*norms)
-            image_losses |= adversarial
-            gradients[0] = gradients[0] + sum(self._adversarial_weight(name, image_losses) * gradient
-                                              for name, gradient in adversarial_gradients.items())
+        # Gradients of image losses are computed at the image ...
+        if image is None:
+            image = self._image_losses(generated, driving, discriminator)
+            self.balance([image])
+        gradients = list(image.gradients)
+        if image.adversarial:
+            gradients[0] = gradients[0] + sum(self._adversarial_weight(name, image.losses) * gradient
+                                              for name, gradient in image.adversarial.items())
 
-        # ... and sent down the model once, together with the losses that live inside of it.
+        # ... and backpropagated through the model once, together with its own losses.
         inner = sum(self.weights[name] * loss for name, loss in losses.items())
-        value = inner.detach() + self._weighted(image_losses)
-        carried = sum((prediction * gradient).sum() for prediction, gradient in zip(predictions, gradients))
-        total = inner + carried + (value - inner - carried).detach()
-        losses = {name: loss.detach() for name, loss in (losses | image_losses).items()}
-        return ObjectiveOutput(total, losses, generated, norms, terms)
+        value = inner.detach() + self._weighted(image.losses)
+        at_images = sum((prediction * gradient).sum()
+                        for prediction, gradient in zip(_predictions(generated), gradients))
+        total = inner + at_images + (value - inner - at_images).detach()
+        losses = {name: loss.detach() for name, loss in (losses | image.losses).items()}
+        return ObjectiveOutput(total, losses, generated, image.norms, image.terms)
+
+    def survey(self, source, driving, transform, discriminator=None):
+        """ImageLosses of one micro-batch before any of the step is trained on; arguments as of `forward`.
+
+        For steps of several micro-batches: `balance` them all, then hand each to `forward`. No graph is kept, as only
+        the last layer takes a gradient.
+        """
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(parameter is self.model.last_weight)
+        try:
+            return self._image_losses(self.model(source, driving), driving, discriminator)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_()
+
+    def balance(self, parts):
+        """Set the adaptive weight from the mean gradients of all micro-batches of a step, a list of ImageLosses."""
+        if parts[0].last_layer is None:
+            return
+        found = sum(part.last_layer for part in parts) / len(parts)
+        distributed.add_up(found)
+        norms = (found / distributed.world()).flatten(1).norm(dim=1).unbind()
+        for part in parts:
+            part.norms, part.losses['adaptive_weight'] = norms, adaptive_weight(*norms)
+
+    def _image_losses(self, generated, driving, discriminator):
+        image = ImageLosses(*self._reconstruction(_predictions(generated), driving))
+        if discriminator is not None:
+            losses, image.adversarial = self._adversarial(discriminator, generated, driving)
+            image.losses |= losses
+            if self.params.adaptive_weight:
+                image.last_layer = torch.stack([torch.autograd.grad(
+                    generated.prediction, self.model.last_weight, gradient, retain_graph=True)[0]
+                    for gradient in (image.gradients[0], image.adversarial['adversarial'])]).float()
+        return image
 
     def _keypoint_losses(self, generated, driving, transform):
         transformed = self.model.keypoints(transform.warp_image(driving))
@@ -129,7 +180,7 @@ class Objective(nn.Module):
         return losses, [scale * gradient for scale, gradient in zip(scales, gradients)], terms
 
     def _adversarial(self, discriminator, generated, target):
-        """What the discriminator's output asks for: (losses by name, their gradients at the prediction by name)."""
+        """The generator's losses on the discriminator's output: (losses, gradients at the prediction), both by name."""
         keypoints = generated.driving_keypoints.map(Tensor.detach)
         leaf = generated.prediction.detach().requires_grad_()
         with torch.enable_grad():
@@ -148,13 +199,6 @@ class Objective(nn.Module):
         balance = losses.get('adaptive_weight', 1.0) if name == 'adversarial' else 1.0
         return self.weights[name] * balance
 
-    def _last_layer_norms(self, prediction, *gradients):
-        """Norms that gradients at the prediction have at the last layer's weight, over the global batch."""
-        found = torch.stack([torch.autograd.grad(prediction, self.model.last_weight, gradient, retain_graph=True)[0]
-                             for gradient in gradients]).float()
-        distributed.add_up(found)
-        return (found / distributed.world()).flatten(1).norm(dim=1).unbind()
-
     def _weighted(self, image_losses):
         weights = self.weights
         main, first_scale = (sum(weights[name] * image_losses[f'{which}{name}'] for name in IMAGE_LOSSES
@@ -162,6 +206,11 @@ class Objective(nn.Module):
         adversarial = sum(self._adversarial_weight(name, image_losses) * image_losses[name]
                      for name in ('adversarial', 'feature_matching') if name in image_losses)
         return main + weights['first_scale'] * first_scale + adversarial
+
+
+def _predictions(generated):
+    """The images that are compared with the driving image: the prediction, and I_g^1 if the method has one."""
+    return [image for image in (generated.prediction, generated.first_scale_prediction) if image is not None]
 
 
 class DiscriminatorObjective(nn.Module):

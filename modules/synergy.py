@@ -313,13 +313,13 @@ class Synergy(TalkingHead):
         return {f'{name} {scale}': torch.bincount(found.indices.flatten(), minlength=len(book.codes(scale)))
                 for name, book, quantized in self.codebooks(generated) for scale, found in enumerate(quantized)}
 
-    def observe(self, generated):
+    def keep_for_update(self, generated):
         """Per codebook, per scale: the features that were quantised and the codes that they chose."""
         return [[found._replace(vectors=None, loss=None) for found in quantized]
                 for _, _, quantized in self.codebooks(generated)]
 
-    def after_update(self, observed):
+    def after_update(self, kept):
         """Revive codes that no feature has chosen for long (CodebookParams.revive_after)."""
         books = [part.codebook for name, part in self.named_children() if name in ('motion', 'appearance')]
-        for book, parts in zip(books, zip(*observed, strict=True), strict=True):
+        for book, parts in zip(books, zip(*kept, strict=True), strict=True):
             book.revive([join(scale) for scale in zip(*parts, strict=True)])

@@ -143,11 +143,11 @@ class TalkingHead(nn.Module):
         """
         return {}
 
-    def observe(self, generated: Generated):
+    def keep_for_update(self, generated: Generated):
         """What `after_update` needs of a micro-batch's output; None for most methods."""
 
-    def after_update(self, observed: list) -> None:
-        """Called after each update of the weights, with what `observe` returned for each micro-batch of the step."""
+    def after_update(self, kept: list) -> None:
+        """Called after each update of the weights; kept: what `keep_for_update` returned for each micro-batch."""
 
     def outer_blocks(self):
         """Modules of the classes in `checkpointed_blocks` that are not inside another one."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from modules.build import build_discriminator, build_model, build_objective
+from modules.codebook import Whitening
 from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, needs_discriminator
 from modules.training_state import State
@@ -45,7 +46,7 @@ class StepResult:
     diagnostics:   scalars by name, likewise
     adversarial:   whether the discriminator took part
     motion_only:   whether only keypoints and coarse flow were trained
-    observed:      what TalkingHead.after_update needs, one entry per micro-batch; empty with motion_only
+    kept:          what TalkingHead.after_update needs, one entry per micro-batch; empty with motion_only
     gradient_norm: L2 norm of the model's gradient before clipping, a scalar
     finite:        whether weights were updated: losses and gradient were finite in all processes
     stop:          whether any process was asked to stop
@@ -54,7 +55,7 @@ class StepResult:
     diagnostics: dict[str, Tensor]
     adversarial: bool
     motion_only: bool
-    observed: list = field(default_factory=list)
+    kept: list = field(default_factory=list)
     gradient_norm: Tensor | None = None
     finite: bool = True
     stop: bool = False
@@ -76,6 +77,7 @@ class TrainingStep:
         self.params, self.device = params, device
         self.objective, self.discriminator = objective, discriminator
         self.state = State(params, objective.model, discriminator)
+        self._whitenings = [module for module in objective.model.modules() if isinstance(module, Whitening)]
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == 'bf16')
         # The first step in which all networks and losses take part.
         self.first_full_step = 1 + max(params.motion_iterations,
@@ -98,9 +100,8 @@ class TrainingStep:
 
         If loss or gradient are not finite in any process, all skip the step: nothing changes.
         """
-        torch.manual_seed(hash_seed(self.params.seed, number, distributed.rank()))
         self.state.set_learning_rate(number)
-        restore_buffers = self.state.remember_buffers()
+        restore_buffers = self.state.remember_buffers(self.state.model, self.discriminator)
         result = self.gradients(parts, number)
         result.gradient_norm = self.state.clip_gradients()
         nonfinite = ~torch.isfinite(result.gradient_norm + result.losses['total'])
@@ -116,29 +117,63 @@ class TrainingStep:
     def gradients(self, parts, number):
         """Accumulate the gradients of step `number`, means over the micro-batches; returns the StepResult.
 
+        Gradients do not depend on how a batch is split into micro-batches and processes, up to rounding, except by
+        batch norm, whose statistics are of a micro-batch in all processes.
+
         parts: list of Pairs, images (B, 3, H, W), alike in size
         """
         motion_only = number <= self.params.motion_iterations
         adversarial = self.discriminator is not None and number >= self.first_full_step
-        losses, scalars, observed = [], [], []
-        for part in parts:
-            part = part.to(self.device)
-            with self._exchange(last=len(losses) == len(parts) - 1):
-                output = self.generate(part, adversarial, motion_only)
+        seed = hash_seed(self.params.seed, number, distributed.rank())
+        parts = [part.to(self.device) for part in parts]
+        images = [None] * len(parts)
+        if len(parts) > 1 and not motion_only and (
+                self._whitenings or adversarial and self.objective.params.adaptive_weight):
+            images = self._survey(parts, adversarial, seed)
+        losses, scalars, kept = [], [], []
+        for k, (part, image) in enumerate(zip(parts, images)):
+            torch.manual_seed(seed + k)
+            with self._exchange(last=k == len(parts) - 1):
+                output = self.generate(part, adversarial, motion_only, image)
                 self.backward(output.total / len(parts))
                 losses.append({'total': output.total.detach(), **output.losses})
                 if adversarial:
                     losses[-1] |= self.discriminate(part.driving, output.generated, len(parts))
             scalars.append(diagnostics(output.generated))
             if not motion_only:
-                observed.append(self.state.model.observe(output.generated))
+                kept.append(self.state.model.keep_for_update(output.generated))
             del output
-        return StepResult(_means(losses), _means(scalars), adversarial, motion_only, observed)
+        for whitening in self._whitenings:
+            whitening.release()
+        return StepResult(_means(losses), _means(scalars), adversarial, motion_only, kept)
 
-    def generate(self, part, adversarial, motion_only):
-        """The generator's forward pass: ObjectiveOutput for one micro-batch of Pairs (B, 3, H, W)."""
+    def _survey(self, parts, adversarial, seed):
+        """The ImageLosses of all micro-batches, balanced, with whitening statistics updated by the whole batch.
+
+        What a step learns must not depend on how its batch is split. So everything that is a function of the batch and
+        enters the gradient is computed by a forward pass of its own, without a graph, before the first micro-batch.
+        """
+        restore_buffers = self.state.remember_buffers(self.state.model)
+        for whitening in self._whitenings:
+            whitening.collect()
+        images = []
+        for k, part in enumerate(parts):
+            torch.manual_seed(seed + k)
+            with frozen(self.discriminator) if adversarial else nullcontext(), self._autocast:
+                images.append(self.objective.survey(*part, self.discriminator if adversarial else None))
+        restore_buffers()
+        for whitening in self._whitenings:
+            whitening.update()
+        self.objective.balance(images)
+        return images
+
+    def generate(self, part, adversarial, motion_only, image=None):
+        """The generator's forward pass: ObjectiveOutput for one micro-batch of Pairs (B, 3, H, W).
+
+        image: its ImageLosses if they have been computed
+        """
         with frozen(self.discriminator) if adversarial else nullcontext(), self._autocast:
-            return self._generator(*part, self.discriminator if adversarial else None, motion_only)
+            return self._generator(*part, self.discriminator if adversarial else None, motion_only, image)
 
     def backward(self, total):
         """The generator's backward pass, from the scalar `total`."""
@@ -152,8 +187,9 @@ class TrainingStep:
         return losses
 
     def update(self, result):
-        """Update weights, codes and EMA."""
-        self.state.update(result.adversarial, result.observed)
+        """Update weights, codes and EMA; the result no longer holds what was kept."""
+        kept, result.kept = result.kept, []
+        self.state.update(result.adversarial, kept)
 
     def _distributed(self, module, **options):
         """The module, with gradients averaged over the processes if there are several."""

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,13 +15,12 @@ from config import schema
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
 from modules.training_state import State
-from modules.training_step import build_training_step, draw_transform, micro_batches
 from support.errors import UserError
 from support.signals import StopSignal
 from tests.support.agents import Agents
 from tests.support.small import SMALL_METHOD
 from tests.support.tiny import ROOT, SIZES, tiny
-from tests.support.training import assert_bit_equal, command, environment, final, random_batch, run, wait_for
+from tests.support.training import assert_bit_equal, command, environment, final, run, wait_for
 from train import train
 
 CPU = torch.device('cpu')
@@ -115,46 +113,6 @@ def test_two_machines_equal_one_process(tmp_path):
     for ours, theirs in zip(*logs, strict=True):
         losses = {name: value for name, value in ours.items() if '/' not in name}
         assert {name: theirs[name] for name in losses} == pytest.approx(losses, rel=1e-3)
-
-
-def test_micro_batches_are_the_batch_in_order_with_the_samples_own_transforms():
-    batch, params = random_batch(8), tiny('train_params.batch_size=8', 'train_params.accumulate=4').train_params
-    parts = micro_batches(batch, params)
-    assert torch.equal(torch.cat([part.driving for part in parts]), batch['driving'])
-    assert [len(part.source) for part in parts] == [2, 2, 2, 2]
-    assert torch.equal(parts[3].transform.theta, draw_transform(params.seed, [6, 7]).theta)
-
-
-def test_accumulation_equals_one_batch_in_gradient_and_losses():
-    """Of FOMM in eval mode, whose losses are all means over samples."""
-    config = small('fomm', 'train_params.batch_size=4')
-    gradients, losses = [], []
-    for parts in (1, 4):
-        step = build_training_step(config, CPU)
-        step.objective.eval()
-        params = replace(config.train_params, accumulate=parts)
-        result = step.gradients(micro_batches(random_batch(4), params), step.first_full_step)
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in step.state.model.parameters()]))
-        losses.append(result.losses)
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-5)
-
-
-def test_an_iteration_is_a_function_of_its_number_and_pairs_alone():
-    """Not of random numbers drawn before: the rule that exact resumption rests on."""
-    after = []
-    for seed in (1, 2):
-        step = build_training_step(tiny(), CPU)
-        torch.manual_seed(seed)
-        step(micro_batches(random_batch(2), step.params), 3)
-        after.append(step.state.ema.state_dict())
-    assert_bit_equal(*after)
-
-
-def test_transforms_depend_on_the_sample_alone():
-    together, alone = draw_transform(0, [5, 6, 7]), draw_transform(0, [6])
-    assert torch.equal(together.theta[1:2], alone.theta) and torch.equal(together.control[1:2], alone.control)
-    assert not torch.equal(draw_transform(1, [6]).theta, alone.theta)
 
 
 def train_in(folder, *overrides):
