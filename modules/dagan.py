@@ -84,7 +84,7 @@ class CrossModalAttention(nn.Module):
         query = F.relu(self.query(depth_feature)).expand(warped.shape[0], -1, -1, -1)
         q, k, v = (tokens(x)[:, None] for x in (query, F.relu(self.key(warped)), F.relu(self.value(warped))))
         found = F.scaled_dot_product_attention(q, k, v, scale=1)                        # (B, 1, h*w, C)
-        return self.gamma * untokens(found[:, 0], warped.shape[-2:]) + warped
+        return self.gamma.to(warped.dtype) * untokens(found[:, 0], warped.shape[-2:]) + warped
 
 
 class Dagan(Fomm):

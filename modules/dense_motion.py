@@ -52,15 +52,20 @@ class DenseMotionNetwork(nn.Module):
 
     def encode_source(self, image, keypoints):
         """The part that depends on the source alone: image (B, 3, H, W) -> SourceImage."""
-        small = self.down(image)
+        with torch.autocast(image.device.type, enabled=False):
+            small = self.down(image.float())
         return SourceImage(small, gaussian_heatmaps(keypoints.value, small.shape[-2:], self.kp_variance))
 
     def forward(self, source, source_keypoints, driving_keypoints):
         """DenseMotion for a SourceImage and both Keypoints (B, K, 2); a source of batch 1 serves every driving pose."""
-        batch = driving_keypoints.value.shape[0]
+        # All in fp32, as the keypoint detector: in bf16 the mask alone would move the flow by 0.2 px of 256.
         with torch.autocast(source.image.device.type, enabled=False):
-            motions = self.sparse_motions(source_keypoints, driving_keypoints, source.image)   # (B, K+1, h, w, 2)
-            driving_heatmaps = gaussian_heatmaps(driving_keypoints.value, source.image.shape[-2:], self.kp_variance)
+            return self._forward(source, source_keypoints, driving_keypoints)
+
+    def _forward(self, source, source_keypoints, driving_keypoints):
+        batch = driving_keypoints.value.shape[0]
+        motions = self.sparse_motions(source_keypoints, driving_keypoints, source.image)       # (B, K+1, h, w, 2)
+        driving_heatmaps = gaussian_heatmaps(driving_keypoints.value, source.image.shape[-2:], self.kp_variance)
 
         # Evidence: where keypoints came from and went to, and the source moved by each candidate motion.
         heatmaps = nn.functional.pad(driving_heatmaps - source.heatmaps, (0, 0, 0, 0, 1, 0))   # background first
@@ -72,9 +77,9 @@ class DenseMotionNetwork(nn.Module):
 
         # Decision: which motion each pixel follows, and whether the source shows it at all.
         feature = self.hourglass(evidence)
-        mask = self.mask(feature).float().softmax(dim=1)                                       # (B, K+1, h, w)
+        mask = self.mask(feature).softmax(dim=1)                                               # (B, K+1, h, w)
         flow = (mask[..., None] * motions).sum(1)                                              # (B, h, w, 2)
-        return DenseMotion(flow, self.occlusion(feature).float(), mask, driving_heatmaps)
+        return DenseMotion(flow, self.occlusion(feature), mask, driving_heatmaps)
 
     def move(self, image, source_keypoints, driving_keypoints):
         """Image (B, 3, H, W) moved along the flow between both Keypoints, nothing decoded: (image, DenseMotion)."""

@@ -18,6 +18,8 @@ class RandomTransform:
 
     theta:   (B, 2, 3) affine part
     control: (B, 1, P*P) weights of the splines at a P x P grid of control points
+
+    Positions and Jacobians are fp32, under autocast too: bf16 rounds positions to half a pixel of 256.
     """
 
     def __init__(self, theta, control):
@@ -32,11 +34,12 @@ class RandomTransform:
         return cls(theta, sigma_tps * torch.randn(batch, 1, points ** 2, generator=generator))
 
     def to(self, device):
-        return RandomTransform(self.theta.to(device), self.control.to(device))
+        return RandomTransform(*(_upload(tensor, device) for tensor in (self.theta, self.control)))
 
     def warp_coordinates(self, coordinates):
         """Positions (B, M, 2) -> their images (B, M, 2)."""
-        affine = (self.theta[:, None, :, :2] @ coordinates[..., None])[..., 0] + self.theta[:, None, :, 2]
+        with torch.autocast(coordinates.device.type, enabled=False):
+            affine = (self.theta[:, None, :, :2] @ coordinates[..., None])[..., 0] + self.theta[:, None, :, 2]
         radius = (coordinates[:, :, None] - self.points).abs().sum(-1)                      # (B, M, P*P), L1 as in FOMM
         bend = (self.control * radius.square() * torch.log(radius + 1e-6)).sum(-1, keepdim=True)
         return affine + bend
@@ -58,6 +61,14 @@ class RandomTransform:
         return sample(image, flow, align_corners=False, padding_mode='reflection')
 
 
+def _upload(tensor, device):
+    """The tensor on `device`; a GPU reads it from pinned memory, so that the host does not wait."""
+    device = torch.device(device)
+    if device.type == 'cuda' and tensor.device.type == 'cpu':
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def laplacian(difference):
     """L1 over the bands of a Laplacian pyramid of an image difference (B, 3, H, W), Lap1 of
     Bojanowski et al. (ICML 2018, arXiv 1707.05776).
@@ -74,14 +85,15 @@ def laplacian(difference):
 
 
 def equivariance(keypoints, transformed, transform):
-    """How keypoints of an image and of its warped copy disagree (FOMM Sec. 3.3): (value, jacobian) losses, scalars.
+    """Equivariance losses (value, jacobian), scalars: keypoints should move as the image is warped (FOMM Sec. 3.3).
 
-    keypoints: of the image; transformed: of transform.warp_image(image)
+    keypoints: of the image; transformed: of transform.warp_image(image); both fp32
     """
     value = F.l1_loss(transform.warp_coordinates(transformed.value), keypoints.value)
-    frame = transform.jacobian(transformed.value) @ transformed.jacobian
-    identity = torch.eye(2, device=frame.device)
-    return value, (identity - invert_2x2(keypoints.jacobian) @ frame).abs().mean()
+    with torch.autocast(value.device.type, enabled=False):
+        frame = transform.jacobian(transformed.value) @ transformed.jacobian
+        identity = torch.eye(2, device=frame.device)
+        return value, (identity - invert_2x2(keypoints.jacobian) @ frame).abs().mean()
 
 
 def keypoint_distance(value, hinge):

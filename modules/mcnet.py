@@ -247,7 +247,7 @@ class MCNet(FirstOrderTalkingHead):
 
         # The warped source shows through where it is visible, the decoded image everywhere else.
         visible = resize(occlusion, features.image.shape[-2:])
-        decoded = torch.sigmoid(self.head(state * (1 - visible) + finest).float())
+        decoded = torch.sigmoid(self.head(occlude(state, 1 - visible) + finest).float())
         generated.warped_source = warp(features.image.expand(batch, -1, -1, -1), motion.flow)
         generated.prediction = from_unit(decoded * (1 - visible) + generated.warped_source * visible)
         return generated

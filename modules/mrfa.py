@@ -261,8 +261,10 @@ class Mrfa(FirstOrderTalkingHead):
             generated.occlusions.append(occlusion)
 
             # Warped where the source shows it; elsewhere decoded so far, joined by what the prior alone brings.
-            decoded = self.levels[scale - 1](state, moved) if scale else 0
-            state = occlude(warp(feature, refined.flow), occlusion) + decoded * (1 - occlusion)
+            decoded = self.levels[scale - 1](state, moved) if scale else None
+            state = occlude(warp(feature, refined.flow), occlusion)
+            if scale:
+                state = state + occlude(decoded, 1 - occlusion)
             moved = sample(feature, resize_flow(dense.flow, size), align_corners=False)
 
         # The image itself moves by the flow before its last correction, as in the public code.

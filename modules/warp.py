@@ -25,17 +25,19 @@ def _identity_grid(height, width, device):
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def _pixels_per_unit(height, width, device):
-    return torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
+    return torch.stack([torch.full((), (side - 1) / 2, device=device) for side in (width, height)])
 
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def _corners(many, few, device):
-    """What bilinear resizing (align_corners=True) of `many` pixels to `few` reads: (2 * few,) pixels, their shares."""
-    position = torch.arange(few, dtype=torch.float64, device=device) * ((many - 1) / max(few - 1, 1))
+    """Bilinear resizing (align_corners=True) of `many` pixels to `few`: indices of pixels (2 * few,), their weights."""
+    # Made on the CPU: Apple GPUs have no float64.
+    position = torch.arange(few, dtype=torch.float64) * ((many - 1) / max(few - 1, 1))
     low = position.floor().clamp(max=many - 2)
     upper = position - low
-    return torch.stack([low, low + 1], 1).flatten().long(), torch.stack([1 - upper, upper], 1).flatten().float()
+    pixels, weights = torch.stack([low, low + 1], 1).flatten(), torch.stack([1 - upper, upper], 1).flatten()
+    return pixels.long().to(device), weights.float().to(device)
 
 
 @contextmanager
@@ -78,8 +80,13 @@ def resize_flow(flow, size, align_corners=True):
 
 
 def sample(x, flow, align_corners=True, padding_mode='zeros'):
-    """Read x (B, C, H, W) at the positions `flow` (B, h, w, 2) -> (B, C, h, w)."""
-    return F.grid_sample(x, flow.to(x.dtype), mode='bilinear', padding_mode=padding_mode, align_corners=align_corners)
+    """Read x (B, C, H, W) at the positions `flow` (B, h, w, 2) -> (B, C, h, w), in x's type.
+
+    Positions are at least fp32: near the border, bf16 rounds them to half a pixel of 256.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.grid_sample(x.to(wide), flow.to(wide), mode='bilinear', padding_mode=padding_mode,
+                         align_corners=align_corners).to(x.dtype)
 
 
 def warp(x, flow, align_corners=True):
@@ -88,8 +95,8 @@ def warp(x, flow, align_corners=True):
 
 
 def occlude(x, occlusion, align_corners=True):
-    """Fade x (B, C, H, W) by the occlusion map (B, 1, h, w) in [0, 1]; 1 keeps the feature."""
-    return x * resize(occlusion, x.shape[-2:], align_corners)
+    """Multiply x (B, C, H, W) with the occlusion map (B, 1, h, w) in [0, 1], in x's type; 1 keeps the feature."""
+    return x * resize(occlusion, x.shape[-2:], align_corners).to(x.dtype)
 
 
 class Warped:
