@@ -50,7 +50,7 @@ def train(config, run, device, checkpoint=None):
                  params.motion_iterations)
 
     loader = training_loader(config, training_set(config), step)
-    validation = Validation(config, run, device) if distributed.rank() == 0 else None
+    validation = Validation(adapted, run, device) if distributed.rank() == 0 else None
     run.save_config(config, start)
     means, skipped, stopping, alarms = Means(), SkippedSteps(run, params.max_nonfinite), StopSignal(), Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,

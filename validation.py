@@ -1,4 +1,4 @@
-"""What training shows of itself: scores and a picture on fixed pairs of unseen clips."""
+"""Validation while training: scores and a picture on fixed pairs of unseen clips."""
 
 import logging
 
@@ -13,14 +13,16 @@ log = logging.getLogger(__name__)
 
 
 class Validation:
-    """Scores and a picture on fixed test pairs: first frame of a clip -> some later frame of it."""
+    """Scores and a picture on fixed pairs: the first frame of a clip as source, a random frame as driving image.
 
-    BATCH = 8
+    Frames are rendered at the precision that trains, animate_params.batch_size at once.
+    """
 
     def __init__(self, config, run, device):
         params = config.train_params
         self.run, self.device = run, device
-        self.rows = config.visualizer_params.samples
+        self.rows, self.batch_size = config.visualizer_params.samples, config.animate_params.batch_size
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == 'bf16')
         rng = np.random.default_rng((params.seed, 3))
         clips = validation_clips(config.dataset_params, config.model_params.image_size)
         pairs = [clips[i % len(clips)] for i in range(params.val_pairs)]
@@ -30,19 +32,21 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, model, step):
-        """Score the model (in eval mode) and draw its first rows."""
+        """Score the model, which is in eval mode, and draw the first pairs."""
         predictions = []
-        for start in range(0, len(self.sources), self.BATCH):
-            source, driving = (to_tensor(frames[start:start + self.BATCH], self.device)
+        for start in range(0, len(self.sources), self.batch_size):
+            source, driving = (to_tensor(frames[start:start + self.batch_size], self.device)
                                for frames in (self.sources, self.drivings))
-            state = model.encode_source(source)
-            predictions.extend(to_uint8(model.render(state, model.keypoints(driving)).prediction))
+            with self.autocast:
+                generated = model.render(model.encode_source(source), model.keypoints(driving))
+            predictions.extend(to_uint8(generated.prediction))
         scores = self._scores(predictions)
         self.run.scalars(step, {f'validation/{name}': value for name, value in scores.items()}
                          | {f'copying_source/{name}': value for name, value in self.copying.items()})
 
         source, driving = (to_tensor(frames[:self.rows], self.device) for frames in (self.sources, self.drivings))
-        generated = model(source, driving)
+        with self.autocast:
+            generated = model(source, driving)
         self.run.picture(step, training_sheet(source, driving, generated,
                                               generated.source_keypoints, generated.driving_keypoints))
         log.info('step %d, unseen pairs: %s', step, ', '.join(

@@ -1,4 +1,6 @@
-"""Config -> clips: the data set in a folder, or the embedded heads where none is given."""
+"""Config -> clips: the dataset in a folder, or the synthetic heads without one."""
+
+from itertools import zip_longest
 
 from datasets.frames import find_people
 from datasets.synthetic.clips import synthetic_people
@@ -25,13 +27,19 @@ def test_people(params, size, seed=TEST_SEED):
 
 def test_clips(params, size):
     """All test clips, in order of their names."""
-    return _in_order(test_people(params, size))
+    return _in_order(clip for clips in test_people(params, size).values() for clip in clips)
 
 
 def validation_clips(params, size):
-    """Clips that training is validated on: other people than the test's, but of data sets on disk the test's."""
-    return _in_order(test_people(params, size, VALIDATION_SEED))
+    """Clips that training is validated on: of datasets on disk the test clips, else of other synthetic heads.
+
+    One clip of every person comes first, then a second of each, so that the first few show as many people as they can.
+    """
+    people = {}
+    for person, clips in test_people(params, size, VALIDATION_SEED).items():
+        people.setdefault(person.partition('#')[0], []).extend(clips)      # without id_sampling, `person` is a clip
+    return [clip for clips in zip_longest(*map(_in_order, people.values())) for clip in clips if clip is not None]
 
 
-def _in_order(people):
-    return sorted((clip for clips in people.values() for clip in clips), key=lambda clip: clip.name)
+def _in_order(clips):
+    return sorted(clips, key=lambda clip: clip.name)
