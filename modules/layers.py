@@ -7,6 +7,7 @@ VQGAN: Esser et al., CVPR 2021, arXiv 2012.09841; https://github.com/CompVis/tam
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from modules.convolutions import norm_silu_conv, padded_conv, upsampled_conv
 from modules.products import Conv1x1, attention
@@ -17,9 +18,9 @@ from support import distributed
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation (Ioffe and Szegedy, ICML 2015) over the global batch: eps 1e-5, momentum 0.1.
 
-    Without a process group this is plain batch normalisation. With one, statistics are those of all
-    processes together, on any device (torch's SyncBatchNorm knows GPUs only). The released code means to do so, but
-    its layer falls back to each process's own part of the batch.
+    Without a process group this is plain batch normalisation. With one, statistics are of all processes together, on
+    any device (torch's SyncBatchNorm supports GPUs only). The released code intends this, but its layer falls back to
+    each process's share of the batch.
     """
 
     def forward(self, x):
@@ -27,17 +28,49 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or distributed.world() == 1:
             return super().forward(x)
 
-        values = x.float()
-        count = values.numel() // values.shape[1] * distributed.world()
-        mean = distributed.total(values.sum((0, 2, 3))) / count
-        centred = values - mean[:, None, None]
-        variance = distributed.total(centred.square().sum((0, 2, 3))) / count
+        count = x.numel() // x.shape[1] * distributed.world()
+        y, mean, variance = _GlobalBatchNorm.apply(x, self.weight, self.bias, self.running_mean, count, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return y
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """Batch normalisation over all processes, in fp32, with one exchange forward and one backward.
+
+    Inputs: x (B, C, H, W), weight, bias (C,), shift (C,), number of values per channel in all processes, eps. Returns
+    y (B, C, H, W) in x's type, mean and variance (C,). The sums exchanged are of x - shift, alike in all processes and
+    near the mean, so that the variance, a difference of sums, keeps its digits.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, shift, count, eps):
+        shifted = x.float() - shift[:, None, None]
+        sums = torch.stack([shifted.sum((0, 2, 3)), shifted.square().sum((0, 2, 3))])
+        distributed.add_up(sums)
+        offset, square = sums / count
+        mean, variance = shift + offset, square - offset.square()
+        rstd = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.count = count
+        ctx.mark_non_differentiable(mean, variance)
+        y = (shifted - offset[:, None, None]) * (weight * rstd)[:, None, None] + bias[:, None, None]
+        return y.to(x.dtype), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient, *_):
+        x, weight, mean, rstd = ctx.saved_tensors
+        gradient = gradient.float()
+        normal = (x.float() - mean[:, None, None]) * rstd[:, None, None]
+        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * normal).sum((0, 2, 3))])
+        by_bias, by_weight = sums.clone()              # of this process: DDP averages gradients of parameters
+        distributed.add_up(sums)
+        constant, slope = (sums / ctx.count)[:, :, None, None]
+        by_x = (gradient - constant - normal * slope) * (weight * rstd)[:, None, None]
+        return by_x.to(x.dtype), by_weight, by_bias, None, None, None
 
 
 def group_norm(channels, groups=32):

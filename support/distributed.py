@@ -127,7 +127,7 @@ def world():
 
 
 def add_up(*tensors):
-    """Replace each tensor by its sum over the processes, in place; not differentiable, see `total`."""
+    """Replace each tensor by its sum over the processes, in place; not differentiable."""
     if world() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -137,14 +137,6 @@ def take_maximum(tensor):
     """Replace `tensor` by its element-wise maximum over the processes, in place."""
     if world() > 1:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
-
-
-def total(tensor):
-    """The sum over the processes; gradients flow back to all of them."""
-    if world() == 1:
-        return tensor
-    from torch.distributed.nn.functional import all_reduce
-    return all_reduce(tensor)
 
 
 def any_rank(*flags, device):
