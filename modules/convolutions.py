@@ -105,7 +105,7 @@ def norm_silu_conv(x, norm, conv):
 
     Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved. Both
     are cheap to have again (as in Chen et al., arXiv 1604.06174). A training step of the paper's model (batch of 2 at
-    256 px, one CPU thread) peaks at 5.9 GiB with it and 8.0 GiB without, in no more CPU time: benchmarks/README.md.
+    256 px, one CPU thread) peaks at 5.9 GiB with it and 8.0 GiB without, in no more CPU time.
     """
     if torch.is_grad_enabled():
         return NormSiluConv.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)

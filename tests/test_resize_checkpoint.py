@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import ladder as benchmark
 from config import schema
 from logger import RunFolder, read_checkpoint, write_checkpoint
 from modules.appearance_compensation import partition_windows, reverse_windows
@@ -222,18 +221,3 @@ def test_doctor_says_what_is_taken(small, tmp_path):
     case = Namespace(config=config, size=64, checkpoint=small, run_folder=tmp_path / 'run')
     said = [finding.what for finding in check_checkpoint(case)]
     assert any(line.startswith('from 32 to 64 px: ') and line.endswith(f'new: {NEW_SCALE}') for line in said)
-
-
-# ---------------------------------------------------------------------------- the benchmark
-
-def test_the_benchmark_compares_goes_on_and_draws(tmp_path, capsys, monkeypatch):
-    sets = ['train_params.num_iterations=2', 'train_params.motion_iterations=0', 'train_params.milestones=[1]',
-            'train_params.val_every=2', 'train_params.val_pairs=1',
-            'dataset_params.synthetic_params={train_people: 2, test_people: 1, frames: 4, clips_per_person: 1}']
-    command = ['--seeds', '0', '--out', str(tmp_path), '--device', 'cpu', '--set', *sets]
-    assert benchmark.main(command) == 0
-    first = (tmp_path / 'table.md').read_text()
-    assert [line.split(' | ')[0] for line in first.splitlines()[2:]] == ['| copy of the source', '| 0', '| 2']
-    assert (tmp_path / 'curves.png').stat().st_size and first in capsys.readouterr().out
-    monkeypatch.setattr(benchmark, 'Validation', None)            # nothing is left to score
-    assert benchmark.main(command) == 0 and (tmp_path / 'table.md').read_text() == first

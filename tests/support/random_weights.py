@@ -4,10 +4,6 @@ import numpy as np
 import torch
 import torchvision
 
-from metrics import face, fid, identity
-from metrics.openface import OpenFace
-from metrics.perceptual import BACKBONES
-from support.weights import checkpoint_path
 
 
 def save_random_weights(network, path, gain=1.0):
@@ -23,28 +19,6 @@ def save_random_weights(network, path, gain=1.0):
         return short.as_strided(value.shape, [1] * value.dim())
     torch.save({name: random(name, value) if value.is_floating_point() else value
                 for name, value in network.state_dict().items()}, path)
-
-
-def save_all():
-    """Weights of every network of the metrics but MediaPipe's, under TORCH_HOME. The detector of AKD finds no face."""
-    from face_alignment.detection.sfd.net_s3fd import s3fd
-    from face_alignment.models import FAN
-    networks = [(torchvision.models.vgg16(), BACKBONES['vgg']), (torchvision.models.alexnet(), BACKBONES['alex']),
-                (inception(), fid.INCEPTION_URL), (OpenFace(), identity.OPENFACE_URL),
-                (s3fd(), face.FAN_URLS[0]), (FAN(4), face.FAN_URLS[1])]
-    checkpoint_path(fid.INCEPTION_URL).parent.mkdir(parents=True, exist_ok=True)
-    for network, url in networks:
-        save_random_weights(network, checkpoint_path(url))
-    state = torch.load(checkpoint_path(face.FAN_URLS[0]), weights_only=True)
-    for name in state:
-        if 'mbox_conf' in name:                      # background, everywhere
-            state[name] = torch.zeros_like(state[name])
-            if name.endswith('bias'):
-                state[name][:-1] = 20
-    torch.save(state, checkpoint_path(face.FAN_URLS[0]))
-    folder = checkpoint_path(identity.ANTELOPE_URL).with_suffix('')
-    folder.mkdir()
-    save_antelope(folder)
 
 
 def inception():
