@@ -8,7 +8,7 @@ import torch
 
 from datasets.still import read_image
 from logger import RunFolder, read_checkpoint
-from modules import motion_template
+from motion import template as motion_template
 from modules.build import build_model
 from support.errors import UserError
 from support.weights import load_optimizer, load_weights
