@@ -17,12 +17,10 @@ from tqdm import tqdm
 
 from datasets.video_writer import VideoWriter
 from evaluation.videos import pair_name
-from figures.choice import Extreme, Wanted, as_unit, largest_pose
 from figures.draw import wrapped
 from figures.methods import RenderedMethod, at_size, stream
-from figures.plate import Cell, Paper, Plate, save_for_print
-from figures.rules import BY_SCORE, RULES, indices_of, rule_text
-from figures.zoom import Zoom
+from figures.printed import Cell, FigureStyle, PrintedFigure
+from figures.selection import BY_SCORE, RULES, Zoom, as_unit, indices_of, largest_pose, rule_text, select
 from metrics.catalogue import build
 from support.errors import UserError
 from support.files import make_folder, written_whole
@@ -43,11 +41,11 @@ class Comparison:
     out:     folder
     cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; all cells get their size
     methods: tuple of RenderedMethod and VideoMethod
-    frames:  one of RULES, or a tuple of driving frames by number or rules.Time
+    frames:  one of RULES, or a tuple of driving frames by number or Time
     zoom:    Zoom, or None
     error:   with maps of the error
     videos:  with videos; else only the frames that are shown are rendered
-    paper:   Paper
+    style:   FigureStyle
     raises:  UserError where these do not fit together
     """
     out: Path
@@ -57,10 +55,11 @@ class Comparison:
     zoom: Zoom | None = None
     error: bool = False
     videos: bool = True
-    paper: Paper = Paper()
+    style: FigureStyle = FigureStyle()
 
     def __post_init__(self):
-        self.paper.check(2 + len(self.methods))
+        self.style.check(2 + len(self.methods), self.cases[0].driving.read([0])[0].shape,
+                         len(self.cases) * (1 if self.frames in RULES else len(self.frames)))
         for case in self.cases:
             if (self.error or self.frames in BY_SCORE) and not is_truth(case):
                 what = 'a map of the error' if self.error else f'its {self.frames} frame'
@@ -103,19 +102,20 @@ def compare(job):
     metrics, left_out = build(SCORES, 'cpu') if any(map(is_truth, job.cases)) else ([], {})
     for name, why in left_out.items():
         log.warning('%s is left out: %s', name, why)
-    plate, rows = Plate(job.paper, ['source', 'driving', *job.names]), []
+    figure, rows = PrintedFigure(job.style, ['source', 'driving', *job.names]), []
     for number, case in enumerate(job.cases):
         source = at_size(case.source.read([0])[0], case.driving.read([0])[0].shape)
-        for shot in shots(job, number, source):
-            row = score(metrics, case, shot) | {'zoom': None if job.zoom is None else find_region(job.zoom, case, shot)}
-            plate.row(cells(job, case, source, shot, row))
+        for frame in shown_frames(job, number, source):
+            row = score(metrics, case, frame)
+            row['zoom'] = None if job.zoom is None else find_region(job.zoom, case, frame)
+            figure.row(cells(job, case, source, frame, row))
             rows.append(row)
     if job.error:
-        plate.error_scale()
-    plate.caption(job.rule)
-    save_for_print(out / 'comparison', plate.picture())
+        figure.error_scale()
+    figure.caption(job.rule)
+    figure.save(out / 'comparison')
     report = {'rule': job.rule, 'methods': job.names, 'left_out': left_out,
-              'rows': [row | {'boxes': boxes} for row, boxes in zip(rows, plate.boxes)]}
+              'rows': [row | {'boxes': boxes} for row, boxes in zip(rows, figure.boxes)]}
     for row in report['rows']:
         row['scores'] = dict(zip(job.names, row['scores']))
     with written_whole(out / 'comparison.json') as path:
@@ -125,23 +125,26 @@ def compare(job):
 
 # ---------------------------------------------------------------------------- frames
 
-def shots(job, number, source):
-    """The Shots of a case that are shown, in the order of the rule; the case's video is written meanwhile."""
+def shown_frames(job, number, source):
+    """The ClipFrames of a case to show, in the order of the rule; writes the video of the case meanwhile."""
     case = job.cases[number]
-    wanted = [] if job.frames in RULES else indices_of(job.frames, case.driving.fps)
+    named = [] if job.frames in RULES else indices_of(job.frames, case.driving.fps)
     if job.frames == 'largest_pose':
         method = next(iter(job.rendered), None)
-        wanted = [largest_pose(method.cases[number].driving, method.renderer) if method else largest_pose(case.driving)]
-    chosen = Extreme(job.frames) if job.frames in BY_SCORE else Wanted(wanted)
-    indices = range(len(case.driving)) if job.whole else sorted(set(wanted))
+        named = [largest_pose(method.cases[number].driving, method.renderer) if method else largest_pose(case.driving)]
+    indices = range(len(case.driving)) if job.whole else sorted(set(named))
     path = make_folder(job.out / 'videos') / f'{number:03d}_{pair_name(case)}.mp4' if job.videos else None
     with video(path, case.driving.fps, source, job.names) if path else nullcontext() as write:
-        for shot in tqdm(stream(case, number, job.methods, indices), total=len(indices), unit='frame',
-                         dynamic_ncols=True, desc=pair_name(case)[:40]):
-            chosen.offer(shot)
-            if write is not None:
-                write(source, shot.driving, *shot.made)
-    return chosen.shots()
+        frames = tqdm(stream(case, number, job.methods, indices), total=len(indices), unit='frame',
+                      dynamic_ncols=True, desc=pair_name(case)[:40])
+        return select(written(frames, source, write) if write else frames, job.frames, named)
+
+
+def written(frames, source, write):
+    """Yields ClipFrames after writing them."""
+    for frame in frames:
+        write(source, frame.driving, *frame.made)
+        yield frame
 
 
 @contextmanager
@@ -168,27 +171,27 @@ def label(text, width):
 
 # ---------------------------------------------------------------------------- rows of the figure
 
-def score(metrics, case, shot):
-    """What comparison.json says of a shot; scores is a list of {metric's id: score}, None for equal frames' PSNR."""
-    truth, scores = as_unit(shot.driving), [{} for _ in shot.made]
+def score(metrics, case, frame):
+    """A row of comparison.json; scores holds {metric's id: score} per method, None for the PSNR of equal frames."""
+    truth, scores = as_unit(frame.driving), [{} for _ in frame.made]
     if is_truth(case):
-        scores = [{metric.id: float(metric(made, truth)[0]) for metric in metrics} for made in map(as_unit, shot.made)]
+        scores = [{metric.id: float(metric(made, truth)[0]) for metric in metrics} for made in map(as_unit, frame.made)]
     finite = [{name: value if np.isfinite(value) else None for name, value in found.items()} for found in scores]
-    return {'source': case.source.name, 'driving': case.driving.name, 'frame': shot.index,
+    return {'source': case.source.name, 'driving': case.driving.name, 'frame': frame.index,
             'same_identity': is_truth(case), 'scores': finite}
 
 
-def find_region(zoom, case, shot):
-    """One region for the row: in the truth, else in what the methods made, the first first."""
-    return zoom.region([shot.driving] if is_truth(case) else shot.made, f'{pair_name(case)}, frame {shot.index}')
+def find_region(zoom, case, frame):
+    """One region for the row: found in the truth, otherwise in the first method's frame that shows a face."""
+    return zoom.region([frame.driving] if is_truth(case) else frame.made, f'{pair_name(case)}, frame {frame.index}')
 
 
-def cells(job, case, source, shot, row):
+def cells(job, case, source, frame, row):
     """The Cells of a row of the figure."""
     truth, region = is_truth(case), row['zoom']
     made = []
-    for frame, scores in zip(shot.made, row['scores']):
-        error = error_to_rgb(frame[None], shot.driving[None])[0] if job.error else None
+    for result, scores in zip(frame.made, row['scores']):
+        error = error_to_rgb(result[None], frame.driving[None])[0] if job.error else None
         notes = ['equal' if value is None else SCORES[name].format(value) for name, value in scores.items()]
-        made.append(Cell(frame, region, error, notes))
-    return [Cell(source), Cell(shot.driving, region if truth else None, notes=[f'frame {shot.index}']), *made]
+        made.append(Cell(result, region, error, notes))
+    return [Cell(source), Cell(frame.driving, region if truth else None, notes=[f'frame {frame.index}']), *made]

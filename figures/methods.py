@@ -82,18 +82,18 @@ class VideoMethod:
             yield from clip.read([shown_at(clip, fps, i) for i in indices])
 
 
-class Shot(NamedTuple):
-    """A moment of a case: index of the driving frame, that frame, and what each method made, all of its size."""
+class ClipFrame(NamedTuple):
+    """One driving frame, its index, and the frame of each method, all of one size."""
     index: int
     driving: np.ndarray
     made: list
 
 
 def stream(case, number, methods, indices):
-    """Yields a Shot for each driving frame of case `number`; every method holds a batch in memory, no more."""
+    """Yields a ClipFrame for each driving frame of case `number`; every method holds a batch in memory, no more."""
     made = (method.frames(number, indices) for method in methods)
     for index, driving, *frames in zip(indices, case.frames(indices), *made, strict=True):
-        yield Shot(index, driving, [at_size(frame, driving.shape) for frame in frames])
+        yield ClipFrame(index, driving, [at_size(frame, driving.shape) for frame in frames])
 
 
 def at_size(frame, shape):

@@ -7,7 +7,7 @@
 
 from pathlib import Path
 
-from figures.rules import parse_frames, parse_zoom
+from figures.selection import Zoom, parse_frames, parse_zoom
 from modes.options import add_methods, check_methods, named, refuse, renderers
 from motion.settings import Motion
 from support.errors import UserError
@@ -67,9 +67,8 @@ def prepare(options):
     from evaluation.videos import find_videos, pair_name
     from figures.compare import Comparison
     from figures.methods import RenderedMethod, VideoMethod, largest_cases
-    from figures.plate import Paper
-    from figures.zoom import Zoom
-    zoom, paper = parse_zoom(options.zoom), Paper(options.width_cm, options.background)
+    from figures.printed import FigureStyle
+    zoom, style = parse_zoom(options.zoom), FigureStyle(options.width_cm, options.background)
     zoom = None if zoom is None else Zoom(zoom)
     checkpoints, generated = named(options)
     methods, dataset = [], None
@@ -83,7 +82,7 @@ def prepare(options):
         videos = find_videos(folder, [pair_name(case) for case in cases], name)
         methods.append(VideoMethod(name, tuple(videos.values()), cases))
     return Comparison(Path(options.out), cases, tuple(methods), parse_frames(options.frames), zoom, options.error,
-                      not options.pictures_only, paper)
+                      not options.pictures_only, style)
 
 
 def warn_of_proportions(options):

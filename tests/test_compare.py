@@ -4,6 +4,7 @@ import json
 import re
 import weakref
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,16 +19,13 @@ from datasets.video_writer import VideoWriter
 from evaluation.cases import Case
 from evaluation.protocols import Item
 from figures import compare as figure
-from figures import zoom as zooming
-from figures.choice import as_unit, largest_pose
 from figures.compare import Comparison, compare
 from figures.methods import RenderedMethod, VideoMethod
-from figures.pdf import as_pdf
-from figures.plate import BOX, DPI, Paper
-from figures.rules import Time
-from figures.zoom import Zoom
+from figures.printed import BOX, DPI, FigureStyle
+from figures.selection import Time, Zoom, around, as_unit, largest_pose
 from inference import Renderer
 from logger import write_checkpoint
+from metrics import face
 from metrics.base import Unavailable
 from metrics.face import Faces
 from metrics.perceptual import BACKBONES, LpipsVgg
@@ -39,7 +37,7 @@ from tests.support.random_weights import save_random_weights
 from tests.support.tiny import tiny
 from visualizer import error_to_rgb
 
-SMALL = Paper(8)
+SMALL = FigureStyle(8)
 
 
 class Clip:
@@ -93,11 +91,11 @@ def job_of(tmp_path, *more, truth=True, **how):
         cases = (Case(Item('anna', driving='bert'), clips[0], clips[1]),
                  Case(Item('carl', driving='bert'), clips[2], clips[1]))
     methods = (Fake('Okapi', cases, noisy([3, 9, 1, 27, 5, 5])), Fake('Quagga', cases, dark), *more)
-    return Comparison(tmp_path / 'out', cases, methods, **{'paper': SMALL, 'videos': False} | how)
+    return Comparison(tmp_path / 'out', cases, methods, **{'style': SMALL, 'videos': False} | how)
 
 
 def printed(tmp_path):
-    return np.asarray(Image.open(tmp_path / 'out' / 'comparison.png'))
+    return np.asarray(Image.open(tmp_path / 'out' / 'comparison.png').convert('RGB'))
 
 
 def crop(picture, box):
@@ -209,18 +207,17 @@ def test_lpips_stands_below_psnr_where_its_weights_are(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('background, corner', [('white', 255), ('dark', 24)])
-def test_the_pdf_shows_the_same_picture_at_its_size(tmp_path, background, corner):
-    compare(job_of(tmp_path, paper=Paper(9, background), frames=(0,)))
+def test_the_pdf_has_the_size_of_the_figure_lossless_frames_and_text_as_text(tmp_path, background, corner):
+    compare(job_of(tmp_path, style=FigureStyle(9, background), frames=(0,)))
     picture, data = printed(tmp_path), (tmp_path / 'out' / 'comparison.pdf').read_bytes()
-    assert (picture[0, 0] == corner).all() and data == as_pdf(picture, DPI)
-    width, height = map(float, re.search(rb'/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]', data).groups())
+    assert (picture[0, 0] == corner).all()
+    width, height = map(float, re.search(rb'/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+) ?\]', data).groups())
     assert width == pytest.approx(9 / 2.54 * 72, abs=0.2) and height == pytest.approx(len(picture) * 72 / DPI, abs=0.01)
-    start = data.index(b'stream\n', data.index(b'/FlateDecode')) + len(b'stream\n')
-    assert zlib.decompress(data[start:data.index(b'\nendstream', start)]) == picture.tobytes()
-    table = int(re.search(rb'startxref\n(\d+)', data)[1])
-    assert data[table:].startswith(b'xref\n0 6\n')
-    for number, line in enumerate(data[table:].splitlines()[3:8], 1):
-        assert data[int(line[:10]):].startswith(b'%d 0 obj' % number)
+    assert data.count(b'/Subtype /Image') == 2 * 4 and b'DCTDecode' not in data
+    page = zlib.decompress(data[data.index(b'stream\n', data.index(b'/FlateDecode')) + 7:])
+    shown = b''.join(re.findall(rb'\(([^)]*)\)', page)).replace(b'\0', b'')
+    for text in (b'source', b'Okapi', b'dB', b'frame0', b'Frame0ofeachdrivingvideo'):
+        assert text in shown.replace(b' ', b'')
 
 
 # ---------------------------------------------------------------------------- which frames
@@ -245,8 +242,8 @@ def test_the_largest_pose_is_the_frame_farthest_from_the_first(tmp_path):
 
 
 def test_the_rule_is_printed_under_the_figure(tmp_path, monkeypatch):
-    texts, caption = [], figure.Plate.caption
-    monkeypatch.setattr(figure.Plate, 'caption', lambda plate, text: texts.append(text) or caption(plate, text))
+    texts, caption = [], figure.PrintedFigure.caption
+    monkeypatch.setattr(figure.PrintedFigure, 'caption', lambda self, text: texts.append(text) or caption(self, text))
     report = compare(job_of(tmp_path, frames=(3, 0)))
     assert texts == [report['rule']] == ['Frames 3, 0 of each driving video, counted from 0.']
     bottom = max(box[3] for row in report['rows'] for boxes in row['boxes'] for box in boxes.values())
@@ -260,6 +257,12 @@ def test_at_a_time_the_frame_on_display_is_shown(tmp_path):
     assert report['rule'] == 'Frames 1, at 0.1 s, at 0.16 s of each driving video, counted from 0.'
     with pytest.raises(UserError, match='anna: has no frame 6, only 0 to 5'):
         job_of(tmp_path, frames=(Time(Fraction('0.24')),))
+
+
+def test_more_rows_than_a_picture_can_hold_are_refused_before_the_work(tmp_path):
+    job = job_of(tmp_path)
+    with pytest.raises(UserError, match='400 rows do not fit in one figure; give fewer --pairs or --frames'):
+        replace(job, cases=job.cases * 200)
 
 
 def test_only_what_is_shown_is_rendered_without_videos(tmp_path):
@@ -323,7 +326,7 @@ def test_a_mouth_is_looked_for_in_the_truth_else_in_what_was_made(tmp_path, monk
             landmarks[0, 61], landmarks[0, 291] = torch.tensor([9., 20.]), torch.tensor([19., 20.])
         return Faces(landmarks, torch.zeros(1, 3))
 
-    monkeypatch.setattr(zooming, 'mediapipe_faces', lambda: faces)
+    monkeypatch.setattr(face, 'mediapipe_faces', lambda: faces)
     for truth in (True, False):
         job = job_of(tmp_path, truth=truth, frames=(2,), zoom=Zoom('mouth'))
         for row in compare(job)['rows']:
@@ -340,7 +343,7 @@ def test_a_mouth_is_looked_for_in_the_truth_else_in_what_was_made(tmp_path, monk
 @pytest.mark.parametrize('middle', [(1, 1), (31, 31), (16, 30)])
 def test_a_region_lies_inside_of_the_frame(middle):
     points = np.array(middle) + np.array([[-6, 0], [6, 0], [0, -2], [0, 2]])
-    x, y, w, h = zooming.around(points, 3, (32, 32, 3))
+    x, y, w, h = around(points, 3, (32, 32, 3))
     assert 0 <= x <= x + w <= 32 and 0 <= y <= y + h <= 32 and w == pytest.approx(3 * h, abs=2)
 
 
@@ -348,8 +351,8 @@ def test_a_mouth_without_mediapipe_is_one_line(monkeypatch):
     def missing():
         raise Unavailable('finding faces needs MediaPipe: pip install mediapipe')
 
-    monkeypatch.setattr(zooming, 'mediapipe_faces', missing)
-    with pytest.raises(UserError, match='--zoom mouth needs landmarks, else give x y w h: .*pip install mediapipe'):
+    monkeypatch.setattr(face, 'mediapipe_faces', missing)
+    with pytest.raises(UserError, match='mouth needs landmarks; otherwise give x y w h: .*pip install mediapipe'):
         Zoom('mouth')
 
 
@@ -393,7 +396,7 @@ def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, ca
     assert 'Frames 3, 1 of each driving video' in capsys.readouterr().out
     assert call(*arguments, '--pictures_only', '--out', tmp_path / 'again') == 0
     picture = printed(tmp_path)
-    assert (np.asarray(Image.open(tmp_path / 'again' / 'comparison.png')) == picture).all()
+    assert (np.asarray(Image.open(tmp_path / 'again' / 'comparison.png').convert('RGB')) == picture).all()
     assert len(list((tmp_path / 'out' / 'videos').iterdir())) == 2 and not (tmp_path / 'again' / 'videos').exists()
 
     report = json.loads((tmp_path / 'out' / 'comparison.json').read_text())
@@ -448,7 +451,7 @@ def test_mistakes_are_one_line_and_come_before_the_work(models, tmp_path, capsys
                                                                    f'x={tmp_path}')
     assert '--pairs is not read without --list' in refused(*model, '--source_image', 'x', '--driving_video', 'y',
                                                            '--pairs', 1)
-    assert 'expected largest_pose, worst, best, or numbers' in refused(*model, *pairs, '--frames', 'worst', '3')
+    assert 'expected largest_pose, worst, best, or frame numbers' in refused(*model, *pairs, '--frames', 'worst', '3')
     assert '--frames 1.5: expected' in refused(*model, *pairs, '--frames', '1.5')
     assert 'bert: has no frame 3, only 0 to 2' in refused(*model, *pairs, '--frames', '0.12s')
     assert 'bert: has no frame 3, only 0 to 2' in refused(*model, *pairs, '--frames', 0, 3)

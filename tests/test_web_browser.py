@@ -20,7 +20,7 @@ from PIL import Image
 import run
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from figures.rules import Time, parse_frames
+from figures.selection import Time, parse_frames
 from logger import write_checkpoint
 from modules.build import build_model
 from tests.support.tiny import ROOT, SHARED, tiny

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from figures.rules import parse_frames, parse_zoom
+from figures.selection import parse_frames, parse_zoom
 from support.errors import UserError
 from web import jobs
 from web.controls import Desk, cancels, clip, command, follow, motion, motion_of, named, note, picture

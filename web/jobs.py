@@ -84,12 +84,12 @@ def compare(bench, models, files, motion, shown, folder):
     models: {name: checkpoint}
     files:  (source image, driving video), paths
     motion: motion.settings.Motion
-    shown:  {'frames': figures.rules.parse_frames, 'zoom': parse_zoom, 'background': of figures.plate.PAPERS}
+    shown:  {'frames': figures.selection.parse_frames, 'zoom': parse_zoom, 'background': of figures.printed.COLOURS}
     """
     from figures import compare as side_by_side
     from figures.methods import RenderedMethod, case_of_files, largest_cases
-    from figures.plate import Paper
-    from figures.zoom import Zoom
+    from figures.printed import FigureStyle
+    from figures.selection import Zoom
     check_picture(files[0])
     total, zoom, folder = len(check_clip(files[1])), shown['zoom'] and Zoom(shown['zoom']), Path(folder)
     count, methods = bench.counter(total * len(models)), []
@@ -98,7 +98,7 @@ def compare(bench, models, files, motion, shown, folder):
         methods.append(RenderedMethod(name, model.renderer, (case_of_files(*files, model.size),), motion, count))
     report = side_by_side.compare(side_by_side.Comparison(
         folder, largest_cases(methods), tuple(methods), shown['frames'], zoom,
-        paper=Paper(background=shown['background'])))
+        style=FigureStyle(background=shown['background'])))
     video, = (folder / 'videos').iterdir()
     return Compared(str(video), str(folder / 'comparison.png'), str(folder / 'comparison.pdf'), total, report['rule'])
 
