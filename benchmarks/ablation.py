@@ -2,11 +2,10 @@
 
     python -m benchmarks.ablation [--budget quick|medium|full] [--rows baseline mmc ...] [--seeds 0 1 2] [--out DIR]
 
-All rows see the same samples in the same order for the same number of steps, once per seed; ablation.yaml says at
-what size. Prints a table, in Markdown, beside the paper's figures, and draws a picture. Finished runs are kept:
-the same command goes on where it was stopped, and a run is made anew only if its settings change. The scores of
-finished runs are small files of their own (--results), with which another machine can go on. Settings do not know of
-changes to the code: results say by which code they were made, the table by how many versions.
+All rows see the same samples in the same order for the same number of steps, once per seed; ablation.yaml holds the
+sizes. The command prints a table in Markdown beside the paper's numbers, and draws a picture. Rerun it to resume: a
+finished run is made again only if its settings change. The scores of finished runs are one JSON file (--results), from
+which another machine can continue. Settings do not change with the code: each result names the version of its code.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.ablation_run import Run, digest, make, pictured
-from benchmarks.ablation_scores import SCORES, Truth, copying, read_truth
+from benchmarks.ablation_scores import SCORES, Truth, copying, mean, read_truth
 from config import schema
 from config.changes import changes
 from datasets.build import TEST_SEED, TRAIN_SEED
@@ -39,14 +38,14 @@ from visualizer import CELL, grid, save_png
 
 CONFIGS = Path(__file__).parents[1] / 'config'
 OVERLAY = Path(__file__).with_name('ablation.yaml')
-RESULTS = Path(__file__).with_name('results')
+RESULTS = Path(__file__).with_name('results')           # BUDGET.json: {name of a run: its result}
 SEEDS = (0, 1, 2)
-SPACING = 8                # frames between two that are used of a clip: a third of a second
+SPACING = 8                # every eighth frame of a clip is used: a third of a second
 PAIRED = 'Differences on the same head after the same seed, mean ± standard error over heads and seeds.'
 
 
 class Row(NamedTuple):
-    """One row: its name in the paper, its config, and the paper's PSNR, L1 and AKD on VoxCeleb1."""
+    """A row of the table: its name in the paper, its config, and the paper's PSNR, L1 and AKD on VoxCeleb1."""
     title: str
     config: str
     psnr: float
@@ -146,36 +145,45 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def run_all(runs, pool, jobs, device):
-    """Make the runs that have no result yet, `jobs` at a time."""
-    missing = [run for run in runs if not run.result.is_file()]
+def read_results(path):
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def run_all(runs, results, pool, jobs, device):
+    """Make the runs that have no result, `jobs` at a time; each result is added to the file `results`."""
+    missing = [run for run in runs if run.name not in read_results(results)]
     with tqdm(total=len(missing), desc='training and scoring', unit='run', dynamic_ncols=True) as progress:
         running = {}
         while missing or running:
-            # None waits in the pool's own queue: on Ctrl-C, what is queued there would still be trained.
+            # No run waits in the pool's own queue: on Ctrl-C it would be trained all the same.
             while missing and len(running) < jobs:
                 run = missing.pop(0)
                 running[pool.submit(make, run, device)] = run.name
             for task in wait(running, return_when=FIRST_COMPLETED).done:
-                task.result()
-                progress.set_postfix_str(running.pop(task))
+                name, known = running.pop(task), read_results(results)
+                known[name] = task.result()
+                lines = (f'{json.dumps(name)}: {json.dumps(known[name])}' for name in sorted(known))
+                with written_whole(results) as path:
+                    path.write_text('{%s}\n' % ',\n'.join(lines))
+                progress.set_postfix_str(name)
                 progress.update()
 
 
-def collect(configs, rows, out, root, results):
-    """{row: its runs, one per seed}, reading the heads in `root`, with their scores in the folder `results`."""
+def collect(configs, rows, out, root):
+    """{row: its runs, one per seed}, trained on the heads in `root`."""
     def with_seed(config, seed):
         return replace(config, dataset_params=replace(config.dataset_params, root_dir=str(root)),
                        train_params=replace(config.train_params, seed=seed))
-    return {row: [Run(run_name(configs, row, seed), with_seed(configs[row], seed), out, results) for seed in SEEDS]
+    return {row: [Run(run_name(configs, row, seed), with_seed(configs[row], seed), out) for seed in SEEDS]
             for row in rows}
 
 
-def results_of(runs):
-    """{row: results of its finished runs, by seed}, without rows that have none."""
-    found = {row: {seed: json.loads(run.result.read_text()) for seed, run in zip(SEEDS, of_row) if run.result.is_file()}
+def results_of(runs, results):
+    """{row: {seed: result}} of finished runs, without rows that have none."""
+    known = read_results(results)
+    found = {row: {seed: known[run.name] for seed, run in zip(SEEDS, of_row) if run.name in known}
              for row, of_row in runs.items()}
-    return {row: results for row, results in found.items() if results}
+    return {row: of_row for row, of_row in found.items() if of_row}
 
 
 def table(results, copied):
@@ -186,7 +194,8 @@ def table(results, copied):
     lines = [headings, ['---'] * len(headings),
              ['copy of the source', '', *(f'{copied[name]:.{SCORES[name][1]}f}' for name in names), *[''] * 4]]
     for name, of_row in results.items():
-        cells = [spread([result['scores'][score] for result in of_row.values()], SCORES[score][1]) for score in names]
+        of_seeds = [mean(result['heads']) for result in of_row.values()]
+        cells = [spread([scores[score] for scores in of_seeds], SCORES[score][1]) for score in names]
         row, size = ROWS[name], next(iter(of_row.values()))['parameters']
         lines.append([row.title, str(len(of_row)), *cells, f'{size / 1e6:.2f} M',
                       f'{row.psnr:.2f}', f'{row.l1:.4f}', f'{row.akd:.4f}'])
@@ -195,7 +204,7 @@ def table(results, copied):
 
 def paired_table(results, reference):
     """Markdown: each row minus the reference row on the same heads and seeds, mean ± standard error over both."""
-    names = [name for name in SCORES if name in next(iter(results[reference].values()))['scores']]
+    names = [name for name in SCORES if name in next(iter(results[reference].values()))['heads'][0]]
     headings = [f'minus {ROWS[reference].title}', 'pairs', *(SCORES[name][0] for name in names)]
     lines = [headings, ['---'] * len(headings)]
     for row, of_row in results.items():
@@ -222,7 +231,7 @@ def spread(values, digits):
 
 
 def protocol(config, truth, results):
-    """What the figures of the table are."""
+    """A sentence on what the table holds."""
     versions = len({result['code'] for of_row in results.values() for result in of_row.values()})
     params, size = config.train_params, config.model_params.image_size
     people, frames = truth.frames.shape[:2]
@@ -233,13 +242,13 @@ def protocol(config, truth, results):
 
 
 def picture(runs, truth):
-    """One row per method, its first seed: what it made of the same sources and driving frames."""
+    """One row per method that has been trained here, of its first seed: the same sources and driving frames."""
     rows = [[truth.frames[clip, i] for clip, index in pictured(truth) for i in (0, index)]]
-    for of_row in runs.values():
-        cells = np.asarray(Image.open(next(run.strip for run in of_row if run.strip.is_file())))
-        rows.append(np.split(cells, cells.shape[1] // CELL, axis=1))
+    strips = {row: next((run.strip for run in of_row if run.strip.is_file()), None) for row, of_row in runs.items()}
+    strips = {row: np.asarray(Image.open(strip)) for row, strip in strips.items() if strip}
+    rows += [np.split(cells, cells.shape[1] // CELL, axis=1) for cells in strips.values()]
     titles = ['source / prediction', 'driving / flow'] * (len(rows[0]) // 2)
-    return grid(rows, titles, ['', *(ROWS[name].title for name in runs)])
+    return grid(rows, titles, ['', *(ROWS[name].title for name in strips)])
 
 
 # ---------------------------------------------------------------------------- command line
@@ -247,18 +256,18 @@ def picture(runs, truth):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--budget', choices=('quick', 'medium', 'full'), default='quick',
-                        help='quick: does it run, in minutes; medium: hours of CPU, resumes; full: a GPU')
+                        help='quick: minutes, to see that it runs; medium: hours of a CPU; full: a GPU')
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW',
-                        help=f'of {", ".join(ROWS)}; default all')
+                        help=f'rows to train, of {", ".join(ROWS)}; default all')
     parser.add_argument('--seeds', nargs='+', type=int, choices=SEEDS, default=list(SEEDS), metavar='SEED',
-                        help='train these alone; the table shows all that are finished')
+                        help='train only these; the table shows all finished ones')
     parser.add_argument('--reference', choices=ROWS, default='baseline', metavar='ROW',
-                        help='what the other rows are compared with, head by head; default baseline')
+                        help='the row that others are compared with, head by head; default baseline')
     parser.add_argument('--out', type=Path, help='default log/ablation-BUDGET')
-    parser.add_argument('--results', type=Path, metavar='DIR', help='where the scores of finished runs are kept and '
-                        f'looked for; default {RESULTS.relative_to(CONFIGS.parent)}/BUDGET, of quick OUT/results')
+    parser.add_argument('--results', type=Path, metavar='FILE', help='scores of finished runs, read and extended; '
+                        f'default {RESULTS.relative_to(CONFIGS.parent)}/BUDGET.json, of quick OUT/results.json')
     parser.add_argument('--jobs', type=int,
-                        help='runs at a time, of one thread each; default: one per CPU core, or 4 on a GPU')
+                        help='number of parallel runs, of one thread each; default: one per CPU core, 4 on a GPU')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help="override every row's config")
     options = parser.parse_args(arguments)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -266,16 +275,17 @@ def main(arguments=None):
     out = options.out or Path('log') / f'ablation-{options.budget}'
     try:
         configs = settings(options.budget, options.set)
-        results = options.results or (out / 'results' if options.budget == 'quick' else RESULTS / options.budget)
-        make_folder(results)
+        results = options.results or (out if options.budget == 'quick' else RESULTS) / (
+            'results.json' if options.budget == 'quick' else f'{options.budget}.json')
+        make_folder(results.parent)
         with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), one_thread) as pool:
             try:
                 root = heads(configs[options.rows[0]], out, pool)
-                runs = collect(configs, options.rows, out, root, results)
-                # Seed by seed, so that an early stop leaves whole comparisons.
+                runs = collect(configs, options.rows, out, root)
+                # Seed by seed, so that an early stop leaves complete comparisons.
                 ordered = {run.name: run for seed in options.seeds for run in
                            (of_row[SEEDS.index(seed)] for of_row in runs.values())}
-                run_all(ordered.values(), pool, jobs, device)
+                run_all(ordered.values(), results, pool, jobs, device)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -283,10 +293,10 @@ def main(arguments=None):
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('interrupted; the same command goes on from here', file=sys.stderr)
+        print('interrupted; rerun the same command to resume', file=sys.stderr)
         return 130
 
-    truth, results = read_truth(root), results_of(runs)
+    truth, results = read_truth(root), results_of(runs, results)
     text = table(results, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth, results)}\n'
     if options.reference in results and len(results) > 1:
         text += f'\n{paired_table(results, options.reference)}\n\n{PAIRED}\n'

@@ -1,4 +1,4 @@
-"""One run of benchmarks/ablation.py: train, score, draw; and how its motion phase is shared."""
+"""One run of benchmarks/ablation.py: train, score, draw; its motion phase comes from another run where there is one."""
 
 import contextlib
 import hashlib
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.ablation_scores import evaluate, mean, read_truth
+from benchmarks.ablation_scores import evaluate, read_truth
 from config import schema
 from inference import Renderer
 from logger import RunFolder, read_checkpoint
 from modules.build import build_model
 from modules.training_step import build_training_step
-from support.files import written_whole
+from support.files import make_folder
 from train import train
 from visualizer import enlarge, flow_to_rgb, save_png, to_uint8
 
@@ -28,19 +28,14 @@ CODE = ('modules', 'datasets', 'benchmarks/ablation_*.py', 'train.py')
 
 
 class Run(NamedTuple):
-    """What a working process needs to know of one run."""
+    """One training: its name, its config with seed and data, and the folder of all runs."""
     name: str
-    config: schema.Config      # with its seed, reading the rendered heads
-    out: Path                  # run folders
-    results: Path              # scores and pictures of finished runs
-
-    @property
-    def result(self):
-        return self.results / f'{self.name}.json'
+    config: schema.Config
+    out: Path
 
     @property
     def strip(self):
-        return self.result.with_suffix('.png')
+        return self.out / 'strips' / f'{self.name}.png'
 
 
 def digest(value):
@@ -48,7 +43,7 @@ def digest(value):
 
 
 def make(run, device):
-    """Train, score, draw; the result appears last and whole. Raises KeyboardInterrupt if training was stopped."""
+    """Train, score, draw; the result as a JSON value. Raises KeyboardInterrupt if training was stopped."""
     folder = RunFolder(run.out / 'runs' / run.name)
     schema.save(run.config, folder.path / 'config.yaml')
     begun = time.process_time()
@@ -67,21 +62,18 @@ def make(run, device):
     model.to(device).eval()
     truth = read_truth(Path(run.config.dataset_params.root_dir))
     heads = evaluate(model, truth, device)
+    make_folder(run.strip.parent)
     save_png(run.strip, strip(model, truth, device))
-    result = {'scores': mean(heads), 'heads': heads, 'curve': curve(folder),
-              'parameters': sum(parameter.numel() for parameter in model.parameters()),
-              'cpu_seconds': round(seconds), 'motion_of': shared, 'code': code_version(), 'torch': torch.__version__}
-    with written_whole(run.result) as path:
-        path.write_text(json.dumps(rounded(result), indent=1))
+    return {'parameters': sum(parameter.numel() for parameter in model.parameters()), 'cpu_seconds': round(seconds),
+            'motion_of': shared, 'code': code_version(), 'torch': torch.__version__,
+            'heads': [{name: float(f'{value:.6g}') for name, value in scores.items()} for scores in heads]}
 
-
-# ---------------------------------------------------------------------------- the motion phase
 
 def begin_with_motion(run, folder, device):
-    """Let a run begin after the motion phase of another one that differs from it in AFTER alone, if there is one.
+    """Start a run from the motion phase of another one that differs from it in AFTER alone, if there is one.
 
-    Nothing but MOTION takes part in that phase, and it is built first, so the run goes on as if it had trained it
-    itself. Returns the name of the other run, None if there is none or the run has begun already.
+    Only MOTION takes part in that phase, and it is built first, so the run ends as if it had trained the phase itself.
+    Returns the name of the other run; None if there is none, or if the run resumes.
     """
     params = run.config.train_params
     if folder.newest() or not params.motion_iterations:
@@ -97,7 +89,7 @@ def begin_with_motion(run, folder, device):
 
 
 def before_codebooks(config):
-    """A config (as_dict) without what the motion phase does not depend on."""
+    """A config (as_dict) without the parameters that the motion phase does not depend on."""
     return config | {'model_params': {key: value for key, value in config['model_params'].items() if key not in AFTER}}
 
 
@@ -114,30 +106,11 @@ def take_motion(state, checkpoint):
     state.optimizer.load_state_dict(state.optimizer.state_dict() | {'state': moments})
 
 
-# ---------------------------------------------------------------------------- what is kept of a run
-
-def curve(folder):
-    """PSNR and SSIM on validation pairs while training: {'step', 'psnr', 'ssim'}, lists."""
-    lines = map(json.loads, (folder.path / 'log.jsonl').read_text().splitlines())
-    scored = [line for line in lines if 'validation/psnr' in line]
-    return {'step': [line['step'] for line in scored],
-            **{name: [line[f'validation/{name}'] for line in scored] for name in ('psnr', 'ssim')}}
-
-
 def code_version():
     """Hash of the code that results depend on."""
     files = sorted(path for part in CODE for found in ROOT.glob(part)
                    for path in (found.rglob('*.py') if found.is_dir() else [found]))
     return digest([[str(path.relative_to(ROOT)), path.read_text()] for path in files])
-
-
-def rounded(value):
-    """A JSON value with floats of six digits."""
-    if isinstance(value, float):
-        return float(f'{value:.6g}')
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def pictured(truth):
