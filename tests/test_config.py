@@ -191,11 +191,6 @@ def test_an_empty_config_is_refused(tmp_path, text):
         schema.load(tmp_path / 'x.yaml')
 
 
-def test_a_method_that_is_no_word_is_refused():
-    with pytest.raises(UserError, match='method=.*expected one of'):
-        schema.load(VOX, ['model_params.method=[fomm]'])
-
-
 def test_a_depth_decoder_of_no_width_is_refused():
     with pytest.raises(UserError, match='block_expansion=3: expected at least 4'):
         schema.load(ROOT / 'config' / 'dagan-vox-256.yaml', ['model_params.depth_params.block_expansion=3'])

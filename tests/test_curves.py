@@ -314,12 +314,6 @@ def test_an_alarm_comes_once_and_again_only_after_recovery():
     assert watched([float('nan')] * 20) == ([], [])
 
 
-def test_lines_without_the_scalar_change_nothing():
-    watch, name = Watch(), 'diagnostics/keypoint_spread'
-    lines = [{'step': step} | line for step in range(50, 600, 50) for line in ({name: 0.0}, {'validation/l1': 1})]
-    assert [alarm.step for line in lines for alarm in watch(line)[0]] == [250]
-
-
 def test_every_hard_rule_gives_its_reason_beside_a_reference_too():
     for rule in RULES:
         scalar = rule.scalars.replace('*', 'x')
@@ -357,12 +351,3 @@ def test_training_says_an_alarm_once_and_a_resumed_run_does_not_repeat_it(tmp_pa
     train_in(tmp_path, 'train_params.num_iterations=9')
     assert [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()
             if json.loads(line)['rule'] == name] == [line for line in said if line['rule'] == name]
-
-
-def test_a_run_that_begins_anew_forgets_what_was_logged(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.scalars(50, {'total': 1.0})
-    folder.alarm(50, 'a rule', 'a text')
-    folder.close()
-    train_in(tmp_path, 'train_params.num_iterations=1')
-    assert read_run(tmp_path)['total'].steps.tolist() == [1] and not (tmp_path / 'alarms.jsonl').read_text()

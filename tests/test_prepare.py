@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
-import signal
 import struct
-import subprocess
 import sys
-import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
+from itertools import count
 
 import numpy as np
 import pytest
@@ -36,7 +34,7 @@ from datasets.video_writer import VideoWriter
 from evaluation.protocols import draw_celebv_hq
 from support.errors import UserError
 from tests.support.agents import Agents
-from tests.support.tiny import ROOT, SHARED
+from tests.support.tiny import SHARED
 
 SIZE, BITS = 128, 8
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
@@ -165,7 +163,7 @@ def test_frames_are_those_of_their_time(made, name):
     _, start, end = CLIPS[name]
     record, clip = records[name], open_clip(root / records[name].file)
     assert record.status == OK and clip.fps == record.fps == 25
-    assert len(clip) == record.frames == end - start
+    assert len(clip) == record.frames == end - start and clip._index.keys[:2] == [0, 10]         # short GOPs
     numbers = [number_in(frame) for frame in clip.frames()]
     # A raw video of another rate shows a frame up to half a tick and one of its own frames late.
     assert all(abs(number - expected) <= 1 for number, expected in zip(numbers, range(start, end)))
@@ -183,12 +181,6 @@ def test_crops_land_on_the_faces(made, name, face_model):
             found, expected = detector.detect(frame)[0], detector.detect(original)[0]
             errors.append(np.linalg.norm(found.landmarks - expected.landmarks * SIZE / 256, axis=1).mean())
     assert np.mean(errors) < 1.0 and max(errors) < 1.6, errors    # pixels of 128
-
-
-def test_clips_have_short_gops(made):
-    root, records = made
-    clip = open_clip(root / records['id1#aaaaaaaaaaa#000005#000030'].file)
-    assert clip._index.keys[:3] == [0, 10, 20]
 
 
 def test_a_narrow_box_grows_to_a_square_or_is_squeezed_as_published(raw, made, tmp_path):
@@ -258,14 +250,6 @@ def test_crops_of_few_pixels_are_counted_and_left_out_where_asked(raw, made, tmp
     assert (out / kept.file).stat().st_mtime_ns == stamp
 
 
-def test_what_was_left_out_as_too_small_is_not_opened_again(raw, tmp_path, monkeypatch):
-    few = make(raw, tmp_path / 'data', min_face=161)
-    opened = []
-    monkeypatch.setattr(job, 'open_clip', lambda path: opened.append(path.stem) or open_clip(path))
-    assert make(raw, tmp_path / 'data', min_face=161) == few
-    assert not {'aaaaaaaaaaa', 'bbbbbbbbbbb', 'ccccccccccc'} & set(opened)
-
-
 @pytest.mark.parametrize('format, suffix', [('png', '.png'), ('jpeg', '.jpg')])
 def test_stills(raw, made, tmp_path, format, suffix):
     records = make(raw, tmp_path / 'data', format=format)
@@ -282,46 +266,32 @@ def test_stills(raw, made, tmp_path, format, suffix):
 
 # ---------------------------------------------------------------------------- interruption
 
-def test_a_killed_run_goes_on_to_the_same_result(raw, made, tmp_path):
-    out = tmp_path / 'data'
-    command = [sys.executable, 'run.py', '--mode', 'prepare', '--dataset', 'voxceleb1', '--size', SIZE, '--out', out,
-               '--videos', raw[0], '--metadata', raw[1]]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=os.environ | {'OMP_NUM_THREADS': '1'})
-    deadline = time.monotonic() + 60
-    while process.poll() is None and len(tree(out)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(np.random.default_rng().uniform(0, 0.6))
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() in (-signal.SIGKILL, 0) and tree(out)      # it may have been done before
-    assert make(raw, out) == made[1]
-    assert tree(out) == tree(made[0])
-
-
 class Killed(BaseException):
     pass
 
 
-def test_killed_at_any_frame_or_record(raw, made, tmp_path, monkeypatch):
-    out, rng, kills = tmp_path / 'data', np.random.default_rng(), 0
-    for _ in range(8):
-        left = int(rng.integers(1, 60))
+@contextmanager
+def killed_after(frames):
+    """Preparation within it ends before its n-th frame, and with it the block."""
+    left = count(frames, -1)
 
-        def countdown(*arguments):
-            nonlocal left
-            left -= 1
-            if not left:
-                raise Killed
-            return cut(*arguments)
-        with monkeypatch.context() as patch:
-            patch.setattr(job, 'cut', countdown)
-            try:
-                make(raw, out)
-            except Killed:
-                kills += 1
+    def countdown(*arguments):
+        if next(left) == 1:
+            raise Killed
+        return cut(*arguments)
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(job, 'cut', countdown)
+        yield
+
+
+def test_killed_at_any_frame_or_record(raw, made, tmp_path):
+    out, rng = tmp_path / 'data', np.random.default_rng()
+    for _ in range(8):
+        with killed_after(int(rng.integers(1, 60))):
+            make(raw, out)
         if rng.random() < 0.5 and (manifest := Part().folder(out) / NAME).exists():
             manifest.write_bytes(manifest.read_bytes() + b'{"id": "id9#torn')     # a line that was not finished
-    assert make(raw, out) == made[1] and tree(out) == tree(made[0]) and kills
+    assert make(raw, out) == made[1] and tree(out) == tree(made[0])
 
 
 def test_what_is_done_is_not_done_again(raw, made, tmp_path, monkeypatch):
@@ -362,30 +332,16 @@ def test_parts_make_what_one_process_does(raw, made, tmp_path, order):
     assert list(last) == list(made[1])
 
 
-def test_more_parts_than_videos(raw, made, tmp_path):
-    out, count = tmp_path / 'data', 12
-    results = [make_part(raw, out, index, count) for index in range(count)]
-    # The ninth has the last of the videos; those after it find everything made.
-    assert results[:8] == [None] * 8 and results[8:] == [made[1]] * 4 and tree(out) == tree(made[0])
-
-
 def stamps(root):
     return {path.name: path.stat().st_mtime_ns for path in root.rglob('id*.mp4')}
 
 
-def test_a_killed_part_does_only_what_is_missing(raw, made, tmp_path, monkeypatch):
-    out, left = tmp_path / 'data', 60          # frames until it is killed, in its second clip or later
-
-    def countdown(*arguments):
-        nonlocal left
-        left -= 1
-        if not left:
-            raise Killed
-        return cut(*arguments)
+def test_a_killed_part_does_only_what_is_missing(raw, made, tmp_path):
+    out = tmp_path / 'data'
     make_part(raw, out, 1, 2)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(job, 'cut', countdown)
+    with killed_after(60):                      # in its second clip or later
         make_part(raw, out, 0, 2)
+        pytest.fail('it was not killed')
     before = stamps(out)
     assert {record.source for record in gather(out).values()} >= {'aaaaaaaaaaa', 'bbbbbbbbbbb'}
     assert make_part(raw, out, 0, 2) == made[1] and tree(out) == tree(made[0])

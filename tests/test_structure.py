@@ -1,4 +1,4 @@
-"""Structure: imports point downwards, modules are on the map, code is short and names its sources, ruff is silent."""
+"""Structure: imports point downwards, modules are on the map, code is short, ruff is silent."""
 
 import ast
 import re
@@ -18,18 +18,6 @@ PLACES = [place for floor in FLOORS for place in floor]
 MODULES = sorted(path.relative_to(ROOT) for place in PLACES
                  for path in ([ROOT / f'{place}.py'] if (ROOT / f'{place}.py').is_file()
                               else (ROOT / place).rglob('*.py')) if path.name != '__init__.py')
-
-
-# What says where code comes from: an equation, section, figure or table by its number, a paper, a standard, an address.
-SOURCE = re.compile(r'\b(?:[Ee]qs?\.|Sec\.|Figs?\.|Tables?|RFC|ISO/IEC|ITU-T) ?[A-Z]?\.?\d|arXiv|https?://|'
-                    r'\b(?:CVPR|ICCV|NeurIPS|ECCV|ICLR|ICML|MICCAI|SIGGRAPH|CHI|TIP|INTERSPEECH) (?:19|20)\d\d')
-SOURCES_PER_THOUSAND_LINES = 10
-LOOPS = ('train.py', 'reconstruction.py', 'animate.py', 'animate_pairs.py', 'inference.py', 'validation.py')
-NETWORKS = sorted({path.as_posix() for path in MODULES if len(path.parts) == 2 and path.parts[0] == 'modules'}
-                  - {f'modules/{name}.py' for name in ('__init__', 'build', 'frame_memory', 'network_memory',
-                                                       'talking_head', 'training_memory', 'training_state',
-                                                       'training_step')})
-
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
 SIZED = sorted({path.as_posix() for path in MODULES}
                | {path.relative_to(ROOT).as_posix() for path in (ROOT / 'benchmarks').rglob('*.py')})
@@ -112,16 +100,11 @@ def test_files_functions_and_signatures_are_short():
     assert not [line for path in SIZED for line in too_large(path)]
 
 
-@pytest.mark.parametrize('place', ['modules', 'metrics', 'datasets', LOOPS], ids=str)
-def test_code_says_where_it_comes_from(place):
-    paths = [ROOT / name for name in place] if place == LOOPS else list((ROOT / place).rglob('*.py'))
-    text = ''.join(path.read_text(encoding='utf-8') for path in paths)
-    assert 1000 * len(SOURCE.findall(text)) >= SOURCES_PER_THOUSAND_LINES * text.count('\n')
-
-
-@pytest.mark.parametrize('path', NETWORKS)
-def test_every_network_has_its_source(path):
-    assert SOURCE.search((ROOT / path).read_text(encoding='utf-8'))
+def test_benchmarks_use_no_tests_and_tests_share_helpers_through_support_alone():
+    paths = [*(ROOT / 'benchmarks').rglob('*.py'), *(ROOT / 'tests').rglob('*.py')]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8') for path in paths}
+    assert not [name for name, text in texts.items() if re.search(r'^\s*(?:from|import) tests\.test_', text, re.M)
+                or name.startswith('benchmarks') and re.search(r'^\s*(?:from|import) tests', text, re.M)]
 
 
 def test_the_linter_is_content():
