@@ -1,4 +1,4 @@
-"""Make a reference of finished runs: one recipe, one run per seed. docs/curves/README.md says when and how.
+"""Make a reference of finished runs: one recipe, one run per seed. docs/monitoring.md says how.
 
     python -m curves.record RUN... --name demo-64
 """

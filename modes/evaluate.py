@@ -1,7 +1,7 @@
 """Score a model, or videos made elsewhere, by a named protocol.
 
-    python run.py --mode evaluate --checkpoint model.pt --path_map data/vox-png/test --list voxceleb1-50
-    python run.py --mode evaluate --generated THEIRS --driving data/vox-png/test
+    python run.py --mode evaluate --checkpoint model.pt --path_map data/vox/test --list voxceleb1-50
+    python run.py --mode evaluate --generated THEIRS --driving data/vox/test
 """
 
 from pathlib import Path

@@ -195,7 +195,7 @@ def train_in(folder, name, *overrides):
 
 def test_training_begins_with_the_published_depth_network_and_keeps_it(tmp_path):
     files, given = tmp_path / 'weights_19', f'model_params.depth_params.pretrained={tmp_path / "weights_19"}'
-    with pytest.raises(UserError, match='encoder.pth and .*depth.pth are missing: docs/methods.md'):
+    with pytest.raises(UserError, match='encoder.pth and .*depth.pth are missing: docs/weights.md'):
         train_in(tmp_path / 'run', 'dagan', given)
     halves = depth_files(files, build_model(small_config('dagan')).depth)
     train_in(tmp_path / 'run', 'dagan', given)

@@ -52,7 +52,7 @@ def check_training_weights(case):
                 check_weights_file(path)
             except UserError as error:
                 yield Finding(BLOCKS, f'training begins with a trained {layout} network: {error}', str(path),
-                              f'docs/methods.md, says who publishes {path.name}: put it there')
+                              f'docs/weights.md, says who publishes {path.name}: put it there')
             else:
                 yield Finding(OK, f'{path.name} of the {layout} network is there', str(path))
 
