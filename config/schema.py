@@ -14,7 +14,7 @@ from typing import Annotated
 
 import yaml
 
-from datasets.synthetic.clips import MAX_PEOPLE
+from datasets.synthetic.clips import LANDMARK_NAMES, MAX_PEOPLE
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError, check_config_path, did_you_mean, did_you_mean_or_known
@@ -46,6 +46,17 @@ class SyntheticParams:
     test_people: People = 8           # other identities, one clip each
     clips_per_person: AtLeastOne = 2  # training clips of each identity
     frames: AtLeastOne = 64           # per clip
+    even: bool = False                # training frames with any pose and expression, and people of a wider range
+    augment: bool = False             # training pairs in any light, on any background, from any camera
+    landmarks: tuple[str, ...] = ()   # carried with the pairs, for objective_params; datasets/synthetic/mesh.py: names
+    cache: str | None = None          # folder that keeps what is drawn with `augment`, 4 size^2 bytes a frame
+
+    def __post_init__(self):
+        for name in self.landmarks:
+            if name not in LANDMARK_NAMES:
+                raise ValueError(f'landmarks: unknown landmark {name}{did_you_mean_or_known(name, LANDMARK_NAMES)}')
+        if self.augment and not self.landmarks:
+            raise ValueError('augment: expected the landmarks that the pairs shall carry')
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,12 @@ class DatasetParams:
     max_broken: AtLeastZero = 20  # unreadable training clips that are skipped before the run stops
     augmentation_params: AugmentationParams = AugmentationParams()
     synthetic_params: SyntheticParams = SyntheticParams()
+
+    def __post_init__(self):
+        flips = self.augmentation_params.time_flip or self.augmentation_params.horizontal_flip
+        if self.synthetic_params.landmarks and flips:
+            raise ValueError('synthetic_params.landmarks: landmarks are not flipped; set augmentation_params.time_flip '
+                             'and horizontal_flip to false')
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ class TrainParams:
     clip_apart: tuple[tuple[str, ...], ...] = ()  # groups of networks, each clipped on its own, others not; () all
     ema_decay: Decay = 0.995            # of the weights that validation and inference use
     ema_exclude: tuple[str, ...] = ()   # networks of the model that inference uses without EMA
+    ema_statistics: bool = False        # average batch norm's running statistics too: theirs of small batches are noisy
     precision: str = 'fp32'             # fp32 | bf16 (autocast)
     checkpointing: bool = False         # compute activations twice instead of keeping them: less memory, more time
     keep_freed: bool = True             # CPUs: keep freed memory for other tensors; with checkpointing, small ones

@@ -4,6 +4,7 @@ from itertools import zip_longest
 
 from datasets.frames import find_people
 from datasets.synthetic.clips import synthetic_people
+from datasets.synthetic.varied import Cutouts, VariedPairs
 
 # Of the embedded identities: no test head is ever trained on, and no decision rests on one.
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 0, 1_000_000, 2_000_000
@@ -13,8 +14,16 @@ def training_people(params, size):
     """Training clips of DatasetParams at `size` px: person -> list of clips."""
     if params.root_dir is None:
         heads = params.synthetic_params
-        return synthetic_people(heads.train_people, heads.clips_per_person, heads.frames, size, TRAIN_SEED)
+        return synthetic_people(heads.train_people, heads.clips_per_person, heads.frames, size, TRAIN_SEED, heads.even)
     return find_people(params.root_dir, 'train', params.id_sampling, size)
+
+
+def pair_reader(params, people):
+    """What PairDataset reads pairs of the training clips `people` with: dict(read=...), empty for its own way."""
+    heads = params.synthetic_params
+    if params.root_dir is not None or not heads.landmarks:
+        return {}
+    return dict(read=VariedPairs(heads.landmarks, heads.augment, Cutouts(heads.cache, people)))
 
 
 def test_people(params, size, seed=TEST_SEED):

@@ -184,6 +184,7 @@ class PairDataset(Dataset):
     people:     person -> clips; a clip has `name`, len() and read(indices) -> uint8 (H, W, 3) frames
     seed:       int >= 0
     max_broken: more different damaged clips than this end the run
+    read:       function of clip, indices and rng -> (frames as above, dict of further arrays for the sample)
 
     A clip that raises UserError is replaced by another one: of the same person if there is one
     left, else of another person, drawn from the sample's own random numbers. It is logged once,
@@ -191,12 +192,13 @@ class PairDataset(Dataset):
     met: UserError.
     """
 
-    def __init__(self, people, seed, augmentation, max_broken=20):
+    def __init__(self, people, seed, augmentation, max_broken=20, read=lambda clip, indices, rng: (clip.read(indices), {})):
         if not people:
             raise UserError('there is nobody to train on; the data set has no clips')
         self._people = [(person, list(clips)) for person, clips in sorted(people.items())]
         self._seed = seed
         self._augmentation = augmentation
+        self._read = read
         self._max_broken = max_broken
         self._numbers = {(person, clip.name): n for n, (person, clip) in enumerate(
             (person, clip) for person, clips in self._people for clip in clips)}
@@ -210,13 +212,16 @@ class PairDataset(Dataset):
         return [f'{person}/{name}' for person, name in self._numbers]
 
     def __getitem__(self, i):
-        """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn before)."""
+        """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn before).
+
+        And what `read` gives beside the frames.
+        """
         rng = np.random.default_rng((self._seed, i))
-        frames, skipped = self._draw(i, rng)
+        (frames, further), skipped = self._draw(i, rng)
         pair = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)       # (2, 3, H, W)
         pair = pair.float(memory_format=torch.contiguous_format).div_(255)
         source, driving = self._augmentation(pair, rng).mul_(2).sub_(1)
-        return dict(source=source, driving=driving, index=i, skipped=skipped)
+        return dict(source=source, driving=driving, index=i, skipped=skipped, **further)
 
     def _draw(self, i, rng):
         """Two frames of the first clip drawn that decodes, and how many did not."""
@@ -224,7 +229,7 @@ class PairDataset(Dataset):
         for skipped, (person, clip) in enumerate(self._candidates(i, rng)):
             try:
                 first, second = sorted(rng.integers(len(clip), size=2).tolist())
-                return clip.read([first, second]), skipped
+                return self._read(clip, [first, second], rng), skipped
             except UserError as error:
                 self._note_broken(person, clip, error)
                 last = error

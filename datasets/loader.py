@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.build import training_people
+from datasets.build import pair_reader, training_people
 from datasets.frames import Augmentation, PairDataset, Stream
 from support import distributed
 from support.errors import UserError
@@ -20,7 +20,8 @@ def training_set(config):
     data = config.dataset_params
     augmentation = Augmentation(**vars(data.augmentation_params))
     people = training_people(data, config.model_params.image_size)
-    dataset = PairDataset(people, config.train_params.seed, augmentation, data.max_broken)
+    dataset = PairDataset(people, config.train_params.seed, augmentation, data.max_broken,
+                          **pair_reader(data, people))
     distributed.agree({'config': distributed.digest([str(config)]),
                        'training clips': distributed.digest(dataset.names())})
     return dataset

@@ -8,8 +8,8 @@ from torch import nn
 
 from modules.layers import AntiAlias, Hourglass
 from modules.talking_head import Keypoints
-from modules.warp import identity_grid
-from support.ranges import LayerCount, Positive, Range, Scale, TensorSize
+from modules.warp import identity_grid, invert_2x2
+from support.ranges import AtLeastZero, LayerCount, Positive, Range, Scale, TensorSize
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,12 @@ class KeypointDetectorParams:
     scale_factor: Scale = 0.25                # the detector sees the image at this scale
     temperature: Positive = 0.1               # of the softmax that turns logits into heat maps
     shared_jacobian: bool = False             # one map of Jacobians for all keypoints, as MRFA has it, or one each
+    rigid_keypoints: AtLeastZero = 0          # the first so many span one affine frame in place of learned Jacobians
     padding: Annotated[int, Range(0, 3)] = 0  # of the 7x7 heads; published weights: none, heat maps span [-1, 1]
+
+    def __post_init__(self):
+        if self.rigid_keypoints and not 3 <= self.rigid_keypoints <= self.num_kp:
+            raise ValueError(f'rigid_keypoints={self.rigid_keypoints}: expected 0, or 3 to num_kp={self.num_kp}')
 
 
 class KeypointDetector(nn.Module):
@@ -34,6 +39,9 @@ class KeypointDetector(nn.Module):
         self.down = AntiAlias(in_channels, params.scale_factor)
         self.predictor = Hourglass(in_channels, params.block_expansion, params.num_blocks, params.max_features)
         self.kp = nn.Conv2d(self.predictor.out_channels, params.num_kp, 7, padding=params.padding)
+        self.frame = AffineFrame(params.rigid_keypoints) if params.rigid_keypoints else None
+        if self.frame is not None:
+            return
         self.jacobian = nn.Conv2d(self.predictor.out_channels, 4 * self.num_jacobians, 7, padding=params.padding)
         # Every Jacobian starts as the identity: a keypoint's neighbourhood moves rigidly until learned otherwise.
         nn.init.zeros_(self.jacobian.weight)
@@ -46,12 +54,41 @@ class KeypointDetector(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             feature = self.predictor(self.down(image.float()))
             logits = self.kp(feature)                                                          # (B, K, h, w)
-            jacobians = self.jacobian(feature).unflatten(1, (self.num_jacobians, 4))           # (B, K or 1, 4, h, w)
             heatmap = (logits / self.temperature).flatten(2).softmax(-1).view(logits.shape)
             grid = identity_grid(logits.shape[-2:], logits)
             value = (heatmap[..., None] * grid).sum((2, 3))                                    # (B, K, 2)
-            jacobian = (heatmap[:, :, None] * jacobians).sum((3, 4)).unflatten(-1, (2, 2))
-        return Keypoints(value, jacobian)
+            if self.frame is not None:
+                jacobian = self.frame(value)
+            else:
+                jacobians = self.jacobian(feature).unflatten(1, (self.num_jacobians, 4))       # (B, K or 1, 4, h, w)
+                jacobian = (heatmap[:, :, None] * jacobians).sum((3, 4)).unflatten(-1, (2, 2))
+        return Keypoints(value, jacobian, heatmap if self.training else None)
+
+
+class AffineFrame(nn.Module):
+    """One affine frame of a face, fitted by least squares from a reference to its first `count` keypoints.
+
+    In place of learned Jacobians where keypoints are guided to landmarks, some of which no expression moves. FOMM uses
+    frames as J_S J_D^-1 only (Eq. 4), so that any affine image of the reference gives the same flow.
+    reference: (count, 2) a running mean of the keypoints
+    """
+
+    MOMENTUM = 0.01
+
+    def __init__(self, count):
+        super().__init__()
+        side = torch.arange(count) * 2.4                           # spread evenly, never on a line
+        self.register_buffer('reference', 0.3 * torch.stack([side.cos(), side.sin()], 1))
+
+    def forward(self, value):
+        """Keypoints (B, K, 2) -> (B, K, 2, 2), the same for all keypoints of an image."""
+        points = value[:, :len(self.reference)].detach()         # landmarks alone say where keypoints shall be
+        if self.training:
+            self.reference.lerp_(points.mean(0), self.MOMENTUM)
+        reference = self.reference - self.reference.mean(0)
+        offset = points - points.mean(1, keepdim=True)
+        frame = offset.mT @ reference @ invert_2x2(reference.T @ reference)                    # (B, 2, 2)
+        return frame[:, None].expand(-1, value.shape[1], -1, -1)
 
 
 def gaussian_heatmaps(value, size, variance):

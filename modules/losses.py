@@ -10,6 +10,8 @@ from torch import Tensor
 from modules.warp import identity_grid, invert_2x2, sample
 
 BANDS = 3                 # of the Laplacian pyramid
+NEAR = 0.2                # landmarks that are closer than this keep their offsets, in units of [-1, 1]
+REGION = 0.07             # standard deviation of a region around a landmark, in units of [-1, 1]
 MINIMUM_DISTANCE = 0.2    # keypoints should not come closer than this, in units of [-1, 1]
 
 
@@ -108,6 +110,31 @@ def keypoint_distance(value, hinge):
     if hinge:
         return F.relu(MINIMUM_DISTANCE - distance).mean()
     return (1 - torch.sign(distance - MINIMUM_DISTANCE)).mean()
+
+
+def landmark_guide(keypoints, landmarks):
+    """Losses that ask keypoints to lie on landmarks (B, K, 2), as some of LivePortrait's do (arXiv 2407.03168, Sec. 3.2).
+
+    returns: L1 of the positions, plus L1 of the offsets between landmarks that lie close to each other, such as lids;
+             cross entropy of the heat maps (B, K, h, w) with Gaussians of 1.5 px, against maps that are right on
+             average only
+    """
+    size = keypoints.heatmap.shape[-2:]
+    distance = identity_grid(size, landmarks) - landmarks[:, :, None, None]                  # (B, K, h, w, 2)
+    sigma = 3 / (size[-1] - 1)
+    wanted = torch.softmax((-0.5 * distance.square().sum(-1) / sigma ** 2).flatten(2), -1)
+    entropy = -(wanted * torch.log(keypoints.heatmap.flatten(2) + 1e-8)).sum(-1).mean()
+    error = keypoints.value - landmarks                                                      # (B, K, 2)
+    near = (landmarks[:, :, None] - landmarks[:, None]).square().sum(-1) < NEAR ** 2          # (B, K, K)
+    offsets = ((error[:, :, None] - error[:, None]).abs().mean(-1) * near).sum() / near.sum()
+    return error.abs().mean() + offsets, entropy
+
+
+def region_weights(landmarks, weight, size):
+    """Weights of pixels (B, 1, H, W): `weight` at landmarks (B, K, 2), 1 far from them, Gaussian in between."""
+    distance = identity_grid(size, landmarks) - landmarks[:, :, None, None]                  # (B, K, H, W, 2)
+    near = torch.exp(-0.5 * distance.square().sum(-1) / REGION ** 2).amax(1, keepdim=True)
+    return 1 + (weight - 1) * near
 
 
 class AdversarialForm(NamedTuple):

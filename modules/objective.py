@@ -5,16 +5,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from modules.losses import ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance, laplacian
+from modules.losses import (ADVERSARIAL_FORMS, equivariance, feature_matching, keypoint_distance, landmark_guide,
+                            laplacian, region_weights)
 from modules.perceptual import VGG19, PerceptualLoss
 from modules.talking_head import Generated
 from support import distributed
 from support.errors import did_you_mean_or_known
-from support.ranges import AtLeastZero, NotNegative, Scale
+from support.ranges import AtLeastZero, NotNegative, Positive, Scale
 
 IMAGE_LOSSES = 'l1', 'laplacian', 'perceptual'      # of the prediction, and times `first_scale` of I_g^1
 COMMON_LOSSES = (*IMAGE_LOSSES, 'first_scale', 'adversarial', 'feature_matching',
-                 'equivariance_value', 'equivariance_jacobian', 'keypoint_distance')
+                 'equivariance_value', 'equivariance_jacobian', 'keypoint_distance',
+                 'landmark_guide', 'landmark_heatmap')    # these two need data with a landmark for each keypoint
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ObjectiveParams:
     adversarial: str = 'hinge'               # hinge | lsgan
     adaptive_weight: bool = True             # scale the adversarial loss by VQGAN's balance
     adversarial_start: AtLeastZero = 5001    # last iteration without adversarial training
+    region_weight: Positive = 1.0            # of l1 and laplacian at the landmarks `region_landmarks`
+    region_landmarks: tuple[AtLeastZero, ...] = ()  # numbers of the landmarks that come with the pairs
 
     def __post_init__(self):
         if self.adversarial not in ADVERSARIAL_FORMS:
@@ -84,10 +88,11 @@ class Objective(nn.Module):
                                      if name in network.state_dict()})
             self.perceptual = PerceptualLoss(network, params.perceptual_scales, params.perceptual_imagenet_range)
 
-    def forward(self, source, driving, transform, discriminator=None, motion_only=False, image=None):
+    def forward(self, source, driving, transform, landmarks=None, discriminator=None, motion_only=False, image=None):
         """Reconstruct `driving` from `source`, images (B, 3, H, W) in [-1, 1]; returns the ObjectiveOutput.
 
         transform:     the RandomTransform of this step's equivariance loss
+        landmarks:     (B, 2, K, 2) of both images in [-1, 1], from data that has them
         discriminator: given once adversarial training has begun; its parameters must be frozen for this call
         motion_only:   losses are of the source image warped by the coarse flow, and train what computes that flow
         image:         ImageLosses of these pairs where `survey` has computed them
@@ -95,10 +100,12 @@ class Objective(nn.Module):
         generated = self.model.move_source(source, driving) if motion_only else self.model(source, driving)
         losses = dict(generated.losses)
         losses |= self._keypoint_losses(generated, driving, transform)
+        if landmarks is not None:
+            losses |= self._guide(generated, landmarks)
 
         # Gradients of image losses are computed at the image ...
         if image is None:
-            image = self._image_losses(generated, driving, discriminator)
+            image = self._image_losses(generated, driving, landmarks, discriminator)
             self.balance([image])
         gradients = list(image.gradients)
         if image.adversarial:
@@ -114,7 +121,7 @@ class Objective(nn.Module):
         losses = {name: loss.detach() for name, loss in (losses | image.losses).items()}
         return ObjectiveOutput(total, losses, generated, image.norms, image.terms)
 
-    def survey(self, source, driving, transform, discriminator=None):
+    def survey(self, source, driving, transform, landmarks=None, discriminator=None):
         """ImageLosses of one micro-batch before any of the step is trained on; arguments as of `forward`.
 
         For steps of several micro-batches: `balance` them all, then hand each to `forward`. No graph is kept, as only
@@ -124,7 +131,7 @@ class Objective(nn.Module):
         for parameter in trained:
             parameter.requires_grad_(parameter is self.model.last_weight)
         try:
-            return self._image_losses(self.model(source, driving), driving, discriminator)
+            return self._image_losses(self.model(source, driving), driving, landmarks, discriminator)
         finally:
             for parameter in trained:
                 parameter.requires_grad_()
@@ -139,8 +146,12 @@ class Objective(nn.Module):
         for part in parts:
             part.norms, part.losses['adaptive_weight'] = norms, adaptive_weight(*norms)
 
-    def _image_losses(self, generated, driving, discriminator):
-        image = ImageLosses(*self._reconstruction(_predictions(generated), driving))
+    def _image_losses(self, generated, driving, landmarks, discriminator):
+        regions = None
+        if landmarks is not None and self.params.region_landmarks:
+            regions = region_weights(landmarks[:, 1, self.params.region_landmarks], self.params.region_weight,
+                                     driving.shape[-2:])
+        image = ImageLosses(*self._reconstruction(_predictions(generated), driving, regions))
         if discriminator is not None:
             losses, image.adversarial = self._adversarial(discriminator, generated, driving)
             image.losses |= losses
@@ -151,24 +162,36 @@ class Objective(nn.Module):
         return image
 
     def _keypoint_losses(self, generated, driving, transform):
-        transformed = self.model.keypoints(transform.warp_image(driving))
-        value, jacobian = equivariance(generated.driving_keypoints, transformed, transform)
+        losses = {}
+        if self.weights['equivariance_value'] or self.weights['equivariance_jacobian']:
+            transformed = self.model.keypoints(transform.warp_image(driving))
+            value, jacobian = equivariance(generated.driving_keypoints, transformed, transform)
+            losses = {'equivariance_value': value, 'equivariance_jacobian': jacobian}
         hinge = self.params.keypoint_distance_hinge
-        distance = sum(keypoint_distance(keypoints.value, hinge)
-                       for keypoints in (generated.source_keypoints, generated.driving_keypoints))
-        return {'equivariance_value': value, 'equivariance_jacobian': jacobian, 'keypoint_distance': distance}
+        losses['keypoint_distance'] = sum(keypoint_distance(keypoints.value, hinge) for keypoints in (
+            generated.source_keypoints, generated.driving_keypoints))
+        return losses
 
-    def _reconstruction(self, predictions, target):
-        """IMAGE_LOSSES of each prediction -> (losses by name, gradient at each prediction, perceptual terms)."""
+    def _guide(self, generated, landmarks):
+        found = [landmark_guide(*pair) for pair in zip((generated.source_keypoints, generated.driving_keypoints),
+                                                       landmarks.unbind(1))]
+        return {name: sum(losses) / 2 for name, losses in zip(('landmark_guide', 'landmark_heatmap'), zip(*found))}
+
+    def _reconstruction(self, predictions, target, regions=None):
+        """IMAGE_LOSSES of each prediction -> (losses by name, gradient at each prediction, perceptual terms).
+
+        regions: (B, 1, H, W) weights of pixels, for l1 and laplacian
+        """
         scales = [1.0, self.weights['first_scale']]
         names = ['', 'first_scale_']
         losses, gradients = {}, []
         for name, prediction in zip(names, predictions):
             difference = (prediction.detach() - target).requires_grad_()
             with torch.enable_grad():
-                found = {'l1': difference.abs().mean()}
+                counted = difference if regions is None else difference * regions
+                found = {'l1': counted.abs().mean()}
                 if self.weights['laplacian']:
-                    found['laplacian'] = laplacian(difference)
+                    found['laplacian'] = laplacian(counted)
                 weighted = sum(self.weights[loss] * value for loss, value in found.items())
             gradients += torch.autograd.grad(weighted, difference)
             losses |= {f'{name}{loss}': value.detach() for loss, value in found.items()}

@@ -18,9 +18,11 @@ class Keypoints(NamedTuple):
 
     value:    (B, K, 2) positions (x, y) in [-1, 1]
     jacobian: (B, K, 2, 2) local affine frame around each keypoint; None for methods without one
+    heatmap:  (B, K, h, w) where each keypoint may be, sum 1; FOMM's detector, while training only
     """
     value: Tensor
     jacobian: Tensor | None = None
+    heatmap: Tensor | None = None
 
     def map(self, function):
         """Apply `function` to value and Jacobian: `keypoints.map(Tensor.detach)`."""

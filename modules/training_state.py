@@ -26,7 +26,9 @@ class State:
         average, follow = ([], []), ([], [])
         ema = self.ema.state_dict()
         for name, tensor in model.state_dict(keep_vars=True).items():
-            averaged = isinstance(tensor, torch.nn.Parameter) and name.split('.')[0] not in params.ema_exclude
+            averages = isinstance(tensor, torch.nn.Parameter) or (
+                params.ema_statistics and name.endswith(('running_mean', 'running_var')))
+            averaged = averages and name.split('.')[0] not in params.ema_exclude
             for tensors, own in zip(average if averaged else follow, (ema[name], tensor.detach())):
                 tensors.append(own)
         self._average, self._follow = average, follow

@@ -27,14 +27,16 @@ class Pairs(NamedTuple):
 
     source, driving: (B, 3, H, W) in [-1, 1]
     transform:       the equivariance transform of each pair
+    landmarks:       (B, 2, K, 2) of both images in [-1, 1], for data with landmarks
     """
     source: Tensor
     driving: Tensor
     transform: RandomTransform
+    landmarks: Tensor | None = None
 
     def to(self, device):
         return Pairs(self.source.to(device, non_blocking=True), self.driving.to(device, non_blocking=True),
-                     self.transform.to(device))
+                     self.transform.to(device), None if self.landmarks is None else self.landmarks.to(device))
 
 
 @dataclass
@@ -255,11 +257,12 @@ def _means(parts):
 def micro_batches(batch, params):
     """What the loader gives -> `accumulate` equal Pairs.
 
-    batch: dict(source, driving (B, 3, H, W) in [-1, 1], index (B,), ...)
+    batch: dict(source, driving (B, 3, H, W) in [-1, 1], index (B,), landmarks (B, 2, K, 2) where there are any, ...)
     """
     pieces = [batch[name].chunk(params.accumulate) for name in ('source', 'driving', 'index')]
-    return [Pairs(source, driving, draw_transform(params.seed, index.tolist()))
-            for source, driving, index in zip(*pieces, strict=True)]
+    landmarks = batch['landmarks'].chunk(params.accumulate) if 'landmarks' in batch else [None] * params.accumulate
+    return [Pairs(source, driving, draw_transform(params.seed, index.tolist()), places)
+            for source, driving, index, places in zip(*pieces, landmarks, strict=True)]
 
 
 def draw_transform(seed, indices):

@@ -39,7 +39,7 @@ def train(config, steps):
         optimizer.zero_grad()
         if discriminator is not None:
             discriminator.requires_grad_(False)
-        step = objective(source, driving, transform, discriminator)
+        step = objective(source, driving, transform, discriminator=discriminator)
         step.total.backward()
         losses = {'total': step.total.detach()} | step.losses
         optimizer.step()
@@ -253,7 +253,7 @@ def test_the_objective_is_the_sum_it_says(form):
     params = ObjectiveParams(weights, adversarial=form, adaptive_weight=False)
     objective, discriminate, driving = Objective(Still(), params), Constant(), random_images(2, 6, 8)
     transform = RandomTransform(torch.eye(2, 3).expand(2, 2, 3), torch.zeros(2, 1, 25))
-    step = objective(driving, driving, transform, discriminate)
+    step = objective(driving, driving, transform, discriminator=discriminate)
     step.total.backward()
 
     picture = objective.model.picture.detach().requires_grad_()

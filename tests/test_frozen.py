@@ -39,7 +39,7 @@ def outputs(source, config):
               for seeds in ((1, 3), (2, 4))]
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
     objective = build_objective(config, model).eval()
-    step = objective(*images, transform, discriminator.requires_grad_(False) if adversarial else None)
+    step = objective(*images, transform, discriminator=discriminator.requires_grad_(False) if adversarial else None)
     step.total.backward()
     parameters = [parameter for _, parameter in sorted(model.named_parameters()) if parameter.grad is not None]
     norms = torch.stack([parameter.grad.norm() for parameter in parameters])

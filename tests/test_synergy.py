@@ -200,7 +200,7 @@ def test_total_is_the_weighted_sum_and_its_gradient_that_of_autograd():
     objective = build_objective(config, model)
     source, driving = random_images(2), random_images(2)
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
-    step = objective(source, driving, transform, discriminator.requires_grad_(False))
+    step = objective(source, driving, transform, discriminator=discriminator.requires_grad_(False))
     step.total.backward()
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()

@@ -75,6 +75,20 @@ def _lids(rng, time, gaze_y):
     return max(blink, rest)
 
 
+def any_state(seed: int) -> HeadState:
+    """A pose and an expression drawn from `seed`, each part evenly over its range: what motion rarely shows, too.
+
+    Lids, a third of the time each: open, closed, anything between. The mouth: closed, or open by any amount.
+    """
+    rng = np.random.default_rng([seed, 0xA27])
+    even = lambda low, high: float(rng.uniform(low, high))
+    blink = (even(0, 0.1), even(0.85, 1), even(0.1, 0.85))[rng.integers(3)]
+    return HeadState(yaw=even(-30, 30), pitch=even(-16, 16), roll=even(-12, 12), x=even(-0.08, 0.08),
+                     y=even(-0.05, 0.05), scale=even(0.92, 1.08), jaw=even(0, 1) * (rng.random() < 0.7),
+                     smile=even(-0.4, 1), blink=blink, brow=even(-1, 1), gaze_x=even(-1, 1), gaze_y=even(-1, 1),
+                     pucker=even(-0.3, 0.75) * (rng.random() < 0.5))
+
+
 # ---- clips
 
 @dataclass(frozen=True)
@@ -89,6 +103,7 @@ class SyntheticClip:
     num_frames: int
     size: int
     fps: Fraction = CLIP_FPS
+    even: bool = False                 # each frame in a state of its own (any_state), not along a motion
 
     def __len__(self) -> int:
         return self.num_frames
@@ -97,6 +112,8 @@ class SyntheticClip:
         """Pose and expression of a frame; IndexError beyond the last."""
         if not 0 <= index < self.num_frames:
             raise IndexError(f'{self.name}: frame {index} of {self.num_frames}')
+        if self.even:
+            return any_state(self.motion_seed + index)
         return state_at(self.motion_seed, index / float(self.fps))
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
@@ -108,10 +125,11 @@ class SyntheticClip:
         return (self.read([index])[0] for index in range(self.num_frames))
 
 
-def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, size: int,
-                     seed: int) -> dict[str, list[SyntheticClip]]:
+def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, size: int, seed: int,
+                     even=False) -> dict[str, list[SyntheticClip]]:
     """Clips of `num_people` by name; another seed gives other people with other names.
 
+    even: frames in states of their own (any_state), people with a wider range of features (Identity.wide)
     Raises ValueError for more than MAX_PEOPLE.
     """
     if not 0 < num_people <= MAX_PEOPLE:
@@ -119,7 +137,10 @@ def synthetic_people(num_people: int, clips_per_person: int, num_frames: int, si
     people = {}
     for number in range(seed * MAX_PEOPLE, seed * MAX_PEOPLE + num_people):
         name, identity = f'id{number:05d}', Identity.sample(number)
-        people[name] = [_clip(name, identity, number, clip, num_frames, size) for clip in range(clips_per_person)]
+        if even:
+            identity = identity.wide(number)
+        people[name] = [replace(_clip(name, identity, number, clip, num_frames, size), even=even)
+                        for clip in range(clips_per_person)]
     return people
 
 

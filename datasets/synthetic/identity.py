@@ -4,7 +4,7 @@ Lengths are in head units: the head is about 2 high, from the chin at y = -1 to 
 x grows to the right of the image, y upwards and z towards the viewer. Colours are RGB in [0, 1].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class HeadState:
     brow: float = 0.0      # -1 frowning .. 1 raised
     gaze_x: float = 0.0    # -1 .. 1, to the right of the image
     gaze_y: float = 0.0    # -1 .. 1, upwards
+    pucker: float = 0.0    # 0 at rest .. 1 lips together as for an o; negative stretches them
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Appearance:
     cloth_pattern: str     # one of CLOTH_PATTERNS
     neckline: float        # depth of the collar
 
+    teeth: float = 1.0     # how far the upper ones show in the open mouth; 0 not at all
+    mouth_light: float = 1.0    # brightness of what lies behind the teeth
+    lashes: float = 1.0    # strength
+    liner: float = 0.0     # make-up around the eyes: 0 none .. 1 strong
+    lid_shade: float = 0.0      # how much darker, or below 0 lighter, the lids are than the skin
+
 
 @dataclass(frozen=True)
 class Light:
@@ -107,6 +114,24 @@ class Identity:
         """The person that belongs to `seed`, always the same."""
         rng = np.random.default_rng([seed, 0x1DE1717])
         return Identity(_sample_appearance(rng), sample_light(rng), _sample_backdrop(rng))
+
+    def wide(self, seed: int) -> 'Identity':
+        """This person with features farther from the average, and in stronger or weaker light."""
+        rng = np.random.default_rng([seed, 0x51DE])
+        a, factor = self.appearance, lambda low, high: float(rng.uniform(low, high))
+        appearance = replace(
+            a, eye_open=a.eye_open * factor(0.55, 1.3), eye_width=a.eye_width * factor(0.85, 1.15),
+            eye_y=a.eye_y + factor(-0.03, 0.03), brow_y=a.brow_y + factor(-0.05, 0.04),
+            brow_thick=a.brow_thick * factor(0.4, 1.2), face_width=a.face_width * factor(0.94, 1.08),
+            mouth_width=a.mouth_width * factor(0.72, 1.1), mouth_y=a.mouth_y + factor(-0.02, 0.09),
+            lip_upper=a.lip_upper * factor(0.5, 1.5), lip_lower=a.lip_lower * factor(0.6, 1.5),
+            nose_length=a.nose_length * factor(0.72, 1.05), chin=a.chin + factor(-0.08, 0.03), nose_width=a.nose_width * factor(0.85, 1.3),
+            lips=_mix(a.lips, a.skin, factor(0, 0.7)), skin=_jitter(rng, a.skin, 0.03),
+            teeth=factor(-0.3, 1.3), mouth_light=factor(0.4, 2.2), lashes=factor(0.2, 1.3),
+            liner=max(0.0, factor(-1, 1)), lid_shade=factor(-0.15, 0.4))
+        light = replace(self.light, azimuth=factor(-80, 80), elevation=factor(0, 65), key=factor(0.3, 0.95),
+                        ambient=factor(0.2, 0.6))
+        return replace(self, appearance=appearance, light=light)
 
 
 HAIR_STYLES = ('bald', 'buzz', 'short', 'swept', 'fringe', 'curly', 'bob', 'long')

@@ -15,7 +15,7 @@ from datasets.synthetic.shape import (JAW_DROP, SLIT, body_loft, bump, curve, he
 
 SKIN, EYE, MOUTH = 0, 1, 2    # how a triangle is painted: by its texture alone, or as it moves
 PARTS = ('head', 'body', 'ear', 'curtain', 'glasses')        # each with its own texture
-EXPRESSIONS = ('jaw', 'smile', 'brow')
+EXPRESSIONS = ('jaw', 'smile', 'brow', 'pucker')
 
 PIVOT = np.array([0.0, -0.62, -0.22], np.float32)            # where the head turns on the neck
 BODY_PIVOT = np.array([0.0, -1.9, -0.2], np.float32)
@@ -26,13 +26,14 @@ LANDMARK_NAMES = (
     'right_brow_outer',
     'nose_bridge', 'nose_tip', 'nose_left', 'nose_right', 'nose_base',
     'mouth_left', 'mouth_right', 'upper_lip_top', 'upper_lip', 'lower_lip', 'lower_lip_bottom', 'chin',
-    'left_cheek', 'right_cheek', 'left_jaw', 'right_jaw', 'forehead')
+    'left_cheek', 'right_cheek', 'left_jaw', 'right_jaw', 'forehead',
+    'left_lid_upper', 'left_lid_lower', 'right_lid_upper', 'right_lid_lower')
 
 
 class Mesh(NamedTuple):
     """All parts as one triangle mesh.
 
-    shapes:    (1 + 3, V, 6) neutral position and normal, then what each of EXPRESSIONS adds at full strength
+    shapes:    (1 + 4, V, 6) neutral position and normal, then what each of EXPRESSIONS adds at full strength
     rigid:     (V,) 1 moves with the head, 0 with the body
     surface:   (V, 5) u, v within the part's texture; x, y of the neutral face; slit 0 at the upper lip .. 1 at the l
     triangles: (T, 3) vertex numbers, anticlockwise seen from outside
@@ -53,7 +54,7 @@ class Mesh(NamedTuple):
 class Grid(NamedTuple):
     """One part before it joins the mesh; R rows, C columns."""
     part: str
-    shapes: np.ndarray                                       # (4, R, C, 3)
+    shapes: np.ndarray                                       # (5, R, C, 3)
     rigid: np.ndarray                                        # (R, C)
     surface: np.ndarray                                      # (R, C, 5)
     two_sided: bool
@@ -62,7 +63,7 @@ class Grid(NamedTuple):
 # ---- the parts
 
 def _expressions(a: Appearance, point, slit):
-    """Displacements (3, ..., 3) of the face for a full jaw, smile and brow.
+    """Displacements (4, ..., 3) of the face for a full jaw, smile, brow and pucker.
 
     Blend shapes: Lewis et al., Eurographics 2014, https://doi.org/10.2312/egst.20141042
     """
@@ -91,7 +92,11 @@ def _expressions(a: Appearance, point, slit):
 
     raised = bump(side, y, 0.25, a.brow_y, 0.24, 0.10) * front
     brow = np.stack([np.zeros_like(x), 0.075 * raised, 0.01 * raised], -1)
-    return np.stack([jaw, smile, brow])
+
+    # The corners of the mouth come together, and the lips forward.
+    around = np.exp(-((y - a.mouth_y) / 0.13) ** 2 - (x / 0.38) ** 4) * front
+    pucker = np.stack([-0.45 * x * around, np.zeros_like(x), 0.05 * around * profile], -1)
+    return np.stack([jaw, smile, brow, pucker])
 
 
 def _head(a: Appearance, num_rows, num_columns) -> Grid:
@@ -269,10 +274,11 @@ def _kind(a: Appearance, surface):
 # ---- landmarks
 
 def landmark_positions(a: Appearance, head: Grid):
-    """Surface coordinates (u, v) of LANDMARK_NAMES; pupils at rest."""
+    """Surface coordinates (u, v) of LANDMARK_NAMES; pupils at rest, lids at the middle of the eye."""
     tip, out, inn = nose_tip(a), a.eye_x + a.eye_width, a.eye_x - a.eye_width
     tilt = a.eye_tilt * a.eye_width
     left = {'eye_outer': (out, a.eye_y + tilt), 'eye_inner': (inn, a.eye_y - tilt), 'pupil': (a.eye_x, a.eye_y),
+            'lid_upper': (a.eye_x, a.eye_y), 'lid_lower': (a.eye_x, a.eye_y),
             'brow_outer': (0.43, a.brow_y), 'brow_middle': (0.28, a.brow_y + a.brow_arch),
             'brow_inner': (0.12, a.brow_y),
             'cheek': (0.40, -0.22), 'jaw': (0.40, -0.72), 'nose': (0.11 * a.nose_width, tip - 0.045),

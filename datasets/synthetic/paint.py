@@ -284,6 +284,8 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
               * (1 - 0.6 * state.blink))
     closed = smoothstep(-soft, soft, rest - ey) * smoothstep(-soft, soft, ey - lid) * within
     out = skin * (1 - 0.30 * crease - 0.10 * closed)[:, None]
+    if a.lid_shade:
+        out = out * (1 - a.lid_shade * within * np.exp(-((ey - 0.8 * rest) / 0.4) ** 2))[:, None]
 
     # The ball: white, shaded by the lid above it; iris, pupil and two lights.
     px, py = pupil_position(a, state)
@@ -304,7 +306,10 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
     opening = smoothstep(-soft, soft, lid - ey) * smoothstep(-soft, soft, ey - lower) * (np.abs(ex) < 1)
     out = out + opening[:, None] * (ball - out)
     lashes = (np.exp(-((ey - lid - 0.03) / (0.065 + 0.6 * soft)) ** 2) * smoothstep(1.08, 0.95, np.abs(ex))
-              * (0.75 + 0.25 * ex))
+              * (0.75 + 0.25 * ex) * a.lashes)
+    if a.liner:
+        lashes = lashes + a.liner * np.exp(-(np.maximum(ey - lid, 0) / 0.16) ** 2) * smoothstep(1.15, 0.9, np.abs(ex)) * (
+            ey > lower)
     under = 0.35 * np.exp(-((ey - lower) / (0.04 + soft)) ** 2) * smoothstep(1.05, 0.9, np.abs(ex))
     dark = np.asarray((*(0.35 * np.asarray(a.hair)), 0.05))
     return paint(out, dark, np.clip((0.06 / (0.06 + 0.4 * soft)) * 0.95 * lashes + under, 0, 1))
@@ -335,11 +340,11 @@ def paint_mouth(a: Appearance, state, x, slit, blur):
     from_top, from_bottom = slit * gap, (1 - slit) * gap
     soft = 0.6 * blur + 0.004
     out = np.empty((len(x), 4), np.float32)
-    out[:] = (0.13, 0.035, 0.04, 0.0)
+    out[:] = np.multiply((0.13, 0.035, 0.04, 0.0), a.mouth_light)
     paint = lambda under, colour, opacity: under + opacity[:, None] * (np.asarray(colour, np.float32) - under)
     tongue = smoothstep(soft, -soft, np.hypot(x / 0.62, from_bottom - 0.005) - 0.095) * (state.jaw > 0.15)
     out = paint(out, (0.58, 0.24, 0.25, 0.3), 0.9 * tongue)
-    teeth = smoothstep(-soft, soft, 0.058 - 0.25 * x * x - from_top)
+    teeth = smoothstep(-soft, soft, 0.058 * a.teeth - 0.25 * x * x - from_top)
     gaps = np.exp(-((np.abs((np.abs(x) / 0.046) % 1 - 0.5) - 0.5) / 0.10) ** 2)
     white = (0.86, 0.84, 0.78) * (1 - 0.25 * gaps - 1.6 * x * x)[:, None]
     out = paint(out, np.concatenate([white, np.full((len(x), 1), 0.3)], 1), teeth)

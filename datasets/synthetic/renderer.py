@@ -24,11 +24,13 @@ class Rendered(NamedTuple):
     landmarks: (L, 2) float32 pixel positions (x, y) of LANDMARK_NAMES, (0, 0) at the centre of the first pixel
     visible:   (L,) bool, False where something else is in front or the point is outside the image
     pose:      (3,) float32 yaw, pitch, roll in degrees
+    cover:     (H, W) uint8, how much of each pixel the person covers, 255 all of it
     """
     image: np.ndarray
     landmarks: np.ndarray
     visible: np.ndarray
     pose: np.ndarray
+    cover: np.ndarray
 
 
 class Posed(NamedTuple):
@@ -56,7 +58,7 @@ def rotation(yaw, pitch, roll):
 
 def pose(mesh: Mesh, state: HeadState, size: int) -> Posed:
     """Deform, turn and project every vertex."""
-    weights = np.array([1, state.jaw, state.smile, state.brow], np.float32)
+    weights = np.array([1, state.jaw, state.smile, state.brow, state.pucker], np.float32)
     shape = np.tensordot(weights, mesh.shapes, 1)                                         # (V, 6)
     head = rotation(state.yaw, state.pitch, state.roll)
     # The shoulders take little part in the movements of the head.
@@ -218,8 +220,11 @@ def lit(light: Light, normal, paint):
 
 # ---- pictures
 
-def render(identity: Identity, state: HeadState, size: int) -> Rendered:
-    """The picture of a person in a state, size x size pixels; smoothed at edges alone (Whitted, SIGGRAPH 1979)."""
+def render(identity: Identity, state: HeadState, size: int, backdrop=None) -> Rendered:
+    """The image of a person in a state, size x size pixels; antialiased at edges only (Whitted, SIGGRAPH 1979).
+
+    backdrop: (size, size, 3) float32 in [0, 1], shown behind the person instead of the identity's own
+    """
     mesh, textures = build_mesh(identity.appearance, size), atlas(identity.appearance, size)
     posed = pose(mesh, state, size)
     fine = posed.pixel * SUPER + (SUPER - 1) / 2    # the same positions in samples
@@ -237,12 +242,17 @@ def render(identity: Identity, state: HeadState, size: int) -> Rendered:
                       np.concatenate([rows, fine_rows / 2 - 0.25])], 1)
     colours = shade(identity, state, mesh, posed, textures, which, place.astype(np.float32), size)
 
-    picture = paint_backdrop(identity.backdrop, size).copy()
+    if backdrop is None:
+        backdrop = paint_backdrop(identity.backdrop, size)
+    # The fourth channel is what the person covers.
+    picture = np.concatenate([backdrop, np.zeros((size, size, 1), np.float32)], -1)
+    colours = np.concatenate([colours, np.ones((len(colours), 1), np.float32)], -1)
     picture[rows, columns] = colours[:len(rows)]
     _blend_edges(picture, edges, fine_rows, fine_columns, colours[len(rows):])
     landmarks, visible = _landmarks(identity, state, mesh, posed, depth, size)
-    return Rendered((picture * 255 + 0.5).astype(np.uint8), landmarks, visible,
-                    np.float32([state.yaw, state.pitch, state.roll]))
+    picture = (picture * 255 + 0.5).astype(np.uint8)
+    return Rendered(np.ascontiguousarray(picture[..., :3]), landmarks, visible,
+                    np.float32([state.yaw, state.pitch, state.roll]), picture[..., 3])
 
 
 def _edges(mesh: Mesh, number, depth):
@@ -259,15 +269,15 @@ TENT = np.float32([1, 3, 3, 1]) / 8                          # over the samples 
 
 
 def _blend_edges(picture, edges, fine_rows, fine_columns, colours):
-    """Average samples around edge pixels into picture (size, size, 3), in place; colours (N, 3) of those that hit."""
+    """Average samples around edge pixels into picture (size, size, C), in place; colours (N, C) of those that hit."""
     size = SUPER * len(picture)
-    samples = np.empty((size * size, 3), np.float32)    # filled around the edges only
+    samples = np.empty((size * size, picture.shape[-1]), np.float32)    # filled around the edges only
     rows, columns = _samples_of(_dilated(edges))
     samples[rows * size + columns] = picture[rows // 2, columns // 2]
     samples[fine_rows * size + fine_columns] = colours
 
     rows, columns = np.nonzero(edges)
-    blend = np.zeros((len(rows), 3), np.float32)
+    blend = np.zeros((len(rows), picture.shape[-1]), np.float32)
     above, beside = (np.clip(2 * pixels + np.arange(-1, 3)[:, None], 0, size - 1) for pixels in (rows, columns))
     for down, row in zip(TENT, above * size):
         for across, column in zip(TENT, beside):
@@ -299,20 +309,21 @@ def _landmarks(identity, state, mesh: Mesh, posed: Posed, depth, size):
     weights = mesh.landmark_weights[..., None]
     position = (posed.pixel[mesh.landmark_vertices] * weights).sum(1)
     near = (posed.depth[mesh.landmark_vertices] * weights[..., 0]).sum(1)
-    position += _gaze_shift(identity, state, size)
+    position += _eye_shift(identity, state, size)
     inside = ((position > -0.5) & (position < size - 0.5)).all(1)
     sample = np.clip(np.rint(position * 2 + 0.5).astype(int), 0, 2 * size - 1)
     return position.astype(np.float32), inside & (near > depth[sample[:, 1], sample[:, 0]] - 0.06)
 
 
-def _gaze_shift(identity, state, size):
-    """How far gaze moves each landmark (L, 2) in pixels: the pupils only."""
+def _eye_shift(identity, state, size):
+    """How far from the middle of its eye each landmark (L, 2) is, in pixels: pupils and lids; 0 for all others."""
     a = identity.appearance
-    across, up = pupil_position(a, state)
+    to_pixels = _eye_to_pixels(a, state, size)
+    upper, lower = (float(height) for height in eye_lids(a, state, np.float32(0)))
     shift = np.zeros((len(LANDMARK_NAMES), 2), np.float32)
-    pixels = _eye_to_pixels(a, state, size) @ np.float32([across, up])
-    for name in ('left_pupil', 'right_pupil'):
-        shift[LANDMARK_NAMES.index(name)] = pixels
+    for name, place in (('pupil', pupil_position(a, state)), ('lid_upper', (0, upper)), ('lid_lower', (0, lower))):
+        for side in ('left', 'right'):
+            shift[LANDMARK_NAMES.index(f'{side}_{name}')] = to_pixels @ np.float32(place)
     return shift
 
 

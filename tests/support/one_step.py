@@ -17,7 +17,7 @@ def one_step(config, change=lambda model: None, layout=torch.channels_last, devi
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0)).to(device)
     objective = build_objective(config, model).eval().to(device, memory_format=layout)
     change(model)
-    step = objective(*images, transform, discriminator.requires_grad_(False))
+    step = objective(*images, transform, discriminator=discriminator.requires_grad_(False))
     step.total.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     return step.generated.prediction.detach().cpu(), torch.stack(list(step.losses.values())).cpu(), gradient.cpu()
