@@ -192,7 +192,8 @@ class PairDataset(Dataset):
     met: UserError.
     """
 
-    def __init__(self, people, seed, augmentation, max_broken=20, read=lambda clip, indices, rng: (clip.read(indices), {})):
+    def __init__(self, people, seed, augmentation, max_broken=20,
+                 read=lambda clip, indices, rng: (clip.read(indices), {})):
         if not people:
             raise UserError('there is nobody to train on; the data set has no clips')
         self._people = [(person, list(clips)) for person, clips in sorted(people.items())]

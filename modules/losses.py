@@ -113,7 +113,7 @@ def keypoint_distance(value, hinge):
 
 
 def landmark_guide(keypoints, landmarks):
-    """Losses that ask keypoints to lie on landmarks (B, K, 2), as some of LivePortrait's do (arXiv 2407.03168, Sec. 3.2).
+    """Losses that guide keypoints to landmarks (B, K, 2), as LivePortrait guides some (arXiv 2407.03168, Sec. 3.2).
 
     returns: L1 of the positions, plus L1 of the offsets between landmarks that lie close to each other, such as lids;
              cross entropy of the heat maps (B, K, h, w) with Gaussians of 1.5 px, against maps that are right on

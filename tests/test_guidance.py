@@ -13,8 +13,8 @@ from modules.talking_head import Keypoints
 from modules.training_step import build_training_step, micro_batches
 from modules.warp import identity_grid
 from support.errors import UserError
-from tests.tiny import ROOT
-from train import training_set
+from tests.support.tiny import ROOT
+from datasets.loader import training_set
 
 SMALL = ['dataset_params.synthetic_params.train_people=2', 'dataset_params.synthetic_params.frames=3',
          'dataset_params.synthetic_params.cache=null', 'train_params.batch_size=2', 'train_params.num_iterations=2']

@@ -125,7 +125,8 @@ class Identity:
             brow_thick=a.brow_thick * factor(0.4, 1.2), face_width=a.face_width * factor(0.94, 1.08),
             mouth_width=a.mouth_width * factor(0.72, 1.1), mouth_y=a.mouth_y + factor(-0.02, 0.09),
             lip_upper=a.lip_upper * factor(0.5, 1.5), lip_lower=a.lip_lower * factor(0.6, 1.5),
-            nose_length=a.nose_length * factor(0.72, 1.05), chin=a.chin + factor(-0.08, 0.03), nose_width=a.nose_width * factor(0.85, 1.3),
+            nose_length=a.nose_length * factor(0.72, 1.05), chin=a.chin + factor(-0.08, 0.03),
+            nose_width=a.nose_width * factor(0.85, 1.3),
             lips=_mix(a.lips, a.skin, factor(0, 0.7)), skin=_jitter(rng, a.skin, 0.03),
             teeth=factor(-0.3, 1.3), mouth_light=factor(0.4, 2.2), lashes=factor(0.2, 1.3),
             liner=max(0.0, factor(-1, 1)), lid_shade=factor(-0.15, 0.4))

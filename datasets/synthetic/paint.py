@@ -308,7 +308,8 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
     lashes = (np.exp(-((ey - lid - 0.03) / (0.065 + 0.6 * soft)) ** 2) * smoothstep(1.08, 0.95, np.abs(ex))
               * (0.75 + 0.25 * ex) * a.lashes)
     if a.liner:
-        lashes = lashes + a.liner * np.exp(-(np.maximum(ey - lid, 0) / 0.16) ** 2) * smoothstep(1.15, 0.9, np.abs(ex)) * (
+        liner = a.liner * np.exp(-(np.maximum(ey - lid, 0) / 0.16) ** 2)
+        lashes = lashes + liner * smoothstep(1.15, 0.9, np.abs(ex)) * (
             ey > lower)
     under = 0.35 * np.exp(-((ey - lower) / (0.04 + soft)) ** 2) * smoothstep(1.05, 0.9, np.abs(ex))
     dark = np.asarray((*(0.35 * np.asarray(a.hair)), 0.05))
