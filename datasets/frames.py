@@ -170,6 +170,11 @@ class Augmentation:
         return pair
 
 
+def read_frames(clip, indices, rng):
+    """The frames of a clip at `indices`, and nothing else for the sample; `rng` is for readers that vary them."""
+    return clip.read(indices), {}
+
+
 class PairDataset(Dataset):
     """An endless stream of training pairs: two frames of one clip of one person.
 
@@ -192,8 +197,7 @@ class PairDataset(Dataset):
     met: UserError.
     """
 
-    def __init__(self, people, seed, augmentation, max_broken=20,
-                 read=lambda clip, indices, rng: (clip.read(indices), {})):
+    def __init__(self, people, seed, augmentation, max_broken=20, read=read_frames):
         if not people:
             raise UserError('there is nobody to train on; the data set has no clips')
         self._people = [(person, list(clips)) for person, clips in sorted(people.items())]

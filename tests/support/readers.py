@@ -19,7 +19,7 @@ from datasets.still import read_image
 from datasets.video import open_clip
 from evaluation.cases import ClipFinder, cases_of_list, find_cases
 from evaluation.protocols import load_list
-from modules import motion_template
+from motion import template as motion_template
 from modules.build import build_discriminator, build_model
 from modules.frame_memory import check_frame
 from modules.warp import shapes_alone
