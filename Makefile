@@ -1,17 +1,26 @@
+# One virtual environment per Python version: make test PYTHON=python3.12 uses .venv-3.12. `.venv` is the first one made.
 PYTHON ?= python3
-RUN := .venv/bin/python
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+RUN := $(VENV)/bin/python
 
-.PHONY: demo test
+.PHONY: demo test versions
 
 # Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64.
 # One thread for the networks, which are too small to gain from a second, and one process that draws heads.
-demo: .venv/installed
+demo: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) run.py --mode demo
 
-test: .venv/installed
+test: $(VENV)/installed
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -q -n 2 --dist loadfile tests
 
-.venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv
+# Installed versions of the required packages.
+versions: $(VENV)/installed
+	@$(RUN) --version
+	@$(RUN) -m pip freeze -r requirements.txt | sed '/^##/,$$d'
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	test -e .venv || ln -sfn $(VENV) .venv
 	touch $@

@@ -1,13 +1,10 @@
 """Still images: read as uint8 (H, W, 3) RGB, whatever they are stored as; a still as a clip of one frame."""
 
 import io
-from contextlib import suppress
 from fractions import Fraction
-from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from support.errors import UserError
@@ -30,9 +27,6 @@ def read_still(path):
     try:
         data = np.fromfile(path, np.uint8)
         with Image.open(io.BytesIO(data)) as image:     # refuses absurd sizes, before a pixel is decoded
-            if image.format == 'JPEG' and image.mode in ('RGB', 'L') and _ends(data) and (decode := _fast_decoder()):
-                with suppress(RuntimeError):            # PIL says better what is wrong
-                    return decode(torch.from_numpy(data)).permute(1, 2, 0).numpy()
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError as error:
         raise UserError(f'{path}: no such image') from error
@@ -40,27 +34,6 @@ def read_still(path):
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = 'not an image, or empty' if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f'{path}: cannot be read as an image ({reason}); replace or remove the file') from error
-
-
-@lru_cache(maxsize=1)
-def _fast_decoder():
-    """torchvision's, for JPEG alone: damaged PNG ends the process in it (tests/corpus/image), and gains nothing.
-
-    Imported at the first JPEG, as it takes half a second and 160 MiB. None: PIL reads all stills.
-    """
-    try:
-        from torchvision.io import ImageReadMode, decode_image
-    except ImportError:          # its end is announced for a later torchvision
-        return None
-    return partial(decode_image, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-
-
-def _ends(data):
-    """Whether the JPEG, uint8 (N,), has its last marker (ITU-T T.81, Table B.1: EOI).
-
-    torchvision reads those as PIL does, twice as fast, and fills what is cut off with grey.
-    """
-    return data[-2:].tobytes() == b'\xff\xd9'
 
 
 def _to_rgb(image):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections import namedtuple
 
 import imageio.v3 as iio
@@ -19,7 +20,8 @@ from modules.build import build_model
 from support import hardware, weights
 from support.errors import UserError
 from tests.support.tiny import SHARED, tiny
-from tools.doctor import data
+from tools.doctor import config as doctor_config
+from tools.doctor import data, environment
 from tools.doctor.finding import BLOCKS
 from tools.doctor.weights import check_weights_file
 
@@ -254,3 +256,41 @@ def test_damaged_videos_of_many_kinds_are_all_named(setup, capsys):
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, setup.root / 'train' / f'eve#{name}')
     code, answer = setup.examine(capsys, '--set', 'dataset_params.max_broken=2')
     assert code == 1 and '4 of 6 clips cannot be read' in blocking(answer)['training data'], answer
+
+
+# ---------------------------------------------------------------------------- packages that are there but do not work
+
+def test_a_video_that_does_not_come_back_blocks_and_a_gif_warns(setup, monkeypatch, capsys):
+    _, answer = setup.examine(capsys)
+    tried = [finding['what'] for finding in answer['findings'] if finding['check'] == 'video']
+    assert {f'wrote a small {kind} and read the same frames' for kind in ('MP4', 'GIF')} <= set(tried)
+
+    def unreadable(path):
+        raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
+    monkeypatch.setattr(environment, 'open_clip', unreadable)
+    code, answer = setup.examine(capsys)
+    assert code == 1 and 'small MP4 cannot be written and read: TypeError' in blocking(answer)['video']
+    assert [finding['severity'] for finding in answer['findings'] if 'small GIF' in finding['what']] == ['warning']
+
+
+def test_a_package_that_cannot_be_imported_is_not_called_available(setup, monkeypatch, tmp_path, capsys):
+    (tmp_path / 'pytorch_fid.py').write_text('print("noise on stdout")\nimport numpy.gone\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'pytorch_fid', raising=False)
+    monkeypatch.setattr(environment, 'NEEDED', ('torch', 'no_such_package'))
+    code, answer = setup.examine(capsys)
+    assert code == 1 and 'no_such_package cannot be imported (not installed)' in blocking(answer)['versions']
+    fid, = (finding for finding in answer['findings'] if 'FID' in finding['what'])
+    assert fid['severity'] == 'note' and "pytorch-fid: No module named 'numpy.gone'" in fid['todo']
+
+
+def test_a_frame_that_is_not_finite_blocks(real_estimate, monkeypatch, capsys):
+    real = build_model
+
+    def broken(config):
+        model = real(config)
+        torch.nn.init.constant_(next(model.parameters()), float('nan'))
+        return model
+    monkeypatch.setattr(doctor_config, 'build_model', broken)
+    code, answer = real_estimate.examine(capsys)
+    assert code == 1 and 'cpu renders no valid frame' in blocking(answer)['memory']

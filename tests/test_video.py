@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from datasets import still, video
+from datasets import video
 from datasets.still import read_image
 from datasets.video import VideoClip, open_clip
 from datasets.video_writer import VideoWriter
@@ -247,13 +247,3 @@ def test_odd_real_stills():
         assert read_image(folder / name).shape == (256, 256, 3)
     with pytest.raises(UserError, match='zero_byte.png'):
         read_image(folder / 'zero_byte.png')
-
-
-@needs_shared
-def test_the_fast_decoder_reads_what_pil_reads(monkeypatch):
-    paths = sorted(path for path in SHARED.glob('*/*/*') if path.suffix in ('.png', '.jpg')) \
-        + [path for path in sorted((SHARED / 'bad').iterdir()) if path.suffix in ('.png', '.jpg')
-           and path.stat().st_size]
-    fast = [read_image(path) for path in paths]
-    monkeypatch.setattr(still, '_fast_decoder', lambda: None)
-    assert len(paths) > 20 and all(np.array_equal(read_image(path), image) for path, image in zip(paths, fast))

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import time
 
 import torch
 
@@ -107,3 +108,15 @@ def check_memory(case):
     else:
         yield Finding(OK, f'about {case.needed / GIB:.1f} GiB for a training step of {case.part} at once in fp32, '
                           f'{limit / GIB:.1f} GiB free', where)
+        yield _try_frame(case)
+
+
+def _try_frame(case):
+    """One frame rendered with untrained weights: a device or a package that is present may not work."""
+    image = torch.zeros(1, 3, case.size, case.size, device=case.device)
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        frame = build_model(case.config).to(case.device).eval()(image, image).prediction
+        if frame.shape != image.shape or not frame.isfinite().all():
+            return Finding(BLOCKS, f'{case.device} renders no valid frame', todo='pip install --force-reinstall torch')
+    return Finding(OK, f'rendered one frame, in {time.perf_counter() - begin:.1f} s with building the model')

@@ -1,12 +1,19 @@
 """Packages, devices, codecs, and what is optional."""
 
-import importlib.util
 import os
 import platform
+import sys
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
 from metrics.face import FAN_URLS
 from metrics.fid import INCEPTION_URL
 from metrics.identity import ANTELOPE_URL, OPENFACE_URL
@@ -17,6 +24,7 @@ from tools.doctor.finding import BLOCKS, GIB, NOTE, OK, WARNING, Finding
 from tools.doctor.weights import check_weights_file
 
 NEEDED = 'torch', 'torchvision', 'numpy', 'yaml', 'tqdm', 'av', 'PIL', 'tensorboard'
+REINSTALL_AV = 'pip install --force-reinstall av'
 
 
 class Extra(NamedTuple):
@@ -46,9 +54,21 @@ EXTRAS = (
 
 def check_versions(case):
     yield Finding(OK, f'Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.platform()}')
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        yield Finding(BLOCKS, f'missing packages: {", ".join(missing)}', todo='pip install -r requirements.txt')
+    for name in NEEDED:
+        if reason := cannot_import(name):
+            yield Finding(BLOCKS, f'{name} cannot be imported ({reason})', todo='pip install -r requirements.txt')
+
+
+def cannot_import(module):
+    """Why a module cannot be imported; None if it can. What it prints goes to stderr."""
+    try:
+        with redirect_stdout(sys.stderr):
+            import_module(module)
+        return None
+    except ModuleNotFoundError as error:
+        return 'not installed' if error.name == module else str(error)
+    except Exception as error:      # a package that does not fit another one fails in any way
+        return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
 def check_device(case):
@@ -67,19 +87,39 @@ def check_video(case):
     versions = sorted(av.library_versions.items())
     libraries = ', '.join(f'{name} {".".join(map(str, version))}' for name, version in versions)
     yield Finding(OK, f'PyAV {av.__version__} with {libraries}')
-    uses = ('h264', 'r', 'reading mp4'), ('libx264', 'w', 'writing mp4'), ('vp9', 'r', 'reading webm')
-    for codec, mode, use in uses:
+    if 'vp9' not in av.codecs_available:
+        yield Finding(WARNING, 'these FFmpeg libraries lack vp9, needed for reading WebM', todo=REINSTALL_AV)
+    for name, severity in (('a.mp4', BLOCKS), ('a.gif', WARNING)):
         try:
-            av.codec.Codec(codec, mode)
-        except av.error.FFmpegError:
-            yield Finding(WARNING, f'these FFmpeg libraries lack {codec}, needed for {use}',
-                          todo='pip install --force-reinstall av')
+            write_and_read(name)
+        except Exception as error:
+            yield Finding(severity, f'a small {name[2:].upper()} cannot be written and read: '
+                                    f'{type(error).__name__}: {error}', todo=REINSTALL_AV)
+        else:
+            yield Finding(OK, f'wrote a small {name[2:].upper()} and read the same frames')
+
+
+def write_and_read(name):
+    """Write three frames of 32x32 as a video and read them; an exception where they do not come back."""
+    frames = [np.full((32, 32, 3), 60 * number, np.uint8) for number in range(1, 4)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        with VideoWriter(path, 25) as writer:
+            for frame in frames:
+                writer.write(frame)
+        clip = open_clip(path)
+        found = clip.read(range(len(clip)))
+        if clip.fps != 25 or np.abs(np.subtract(found, frames, dtype=int)).max() > 8:
+            raise ValueError(f'{len(clip)} frames at {clip.fps} frames per second, or other colours than were written')
 
 
 def check_extras(case):
     for extra in EXTRAS:
-        missing = [package for module, package in extra.packages.items() if importlib.util.find_spec(module) is None]
-        absent = [f'pip install {" ".join(missing)}'] if missing else []
+        reasons = {package: cannot_import(module) for module, package in extra.packages.items()}
+        missing = [package for package, reason in reasons.items() if reason]
+        absent = [f'pip install --upgrade {" ".join(missing)}'
+                  + ''.join(f' ({package}: {reasons[package]})' for package in missing
+                            if reasons[package] != 'not installed')] if missing else []
         for url in extra.files:
             absent += _weights_todo(url)
         if absent:
