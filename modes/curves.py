@@ -20,7 +20,7 @@ def run(options):
     from curves.compare import compare
     from curves.draw import draw
     from curves.history import read_run
-    from support.files import make_folder, write_picture, written_whole
+    from support.files import make_folder, refuse_overwriting, write_picture, written_whole
     folder = Path(options.run)
     curves, config = read_run(folder), references.config_of(folder)
     reference = (references.read_reference(options.reference) if options.reference else references.nearest(config))
@@ -30,6 +30,7 @@ def run(options):
         print('no steps in common yet: nothing to draw')
         return
     out = Path(options.out or folder / 'curves.png')
+    refuse_overwriting([out], (folder / 'log.jsonl', folder / 'config.yaml'))
     make_folder(out.parent)
     with written_whole(out) as path:
         figure = draw(panels, findings, f'{folder.name} beside {reference.name}',

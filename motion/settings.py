@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import UserError
+from support.files import refuse_overwriting
 
 STARTS = ('first', 'nearest', 'nearest-keypoints')
 
@@ -141,6 +142,8 @@ class AnimationSettings(Settings):
                             'driver, counted from 0')
         if self.crop == 'none' and (self.paste_back or any(self.face_index)):
             raise UserError(f'{"--paste_back" if self.paste_back else "--face_index"} needs --crop auto')
+        refuse_overwriting((self.result_video, self.save_motion, self.preview if self.crop == 'auto' else None),
+                           (self.source, self.driving))
 
     @property
     def source(self):

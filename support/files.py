@@ -51,6 +51,16 @@ def split_assignment(text):
     return name or None, path
 
 
+def refuse_overwriting(results, inputs):
+    """UserError if a file to write is one of the `inputs`, by whatever path or link; None and clips are passed over."""
+    def paths(files):
+        return [Path(file) for file in files if isinstance(file, (str, Path)) and is_there(Path(file))]
+    for result in paths(results):
+        for given in paths(inputs):
+            if result.samefile(given):
+                raise UserError(f'{result}: the result would replace an input ({given}); choose another name')
+
+
 def remove(path):
     """Removes a file or a folder with all that is in it, if it is there."""
     path = Path(path)

@@ -14,7 +14,8 @@ import train
 from evaluation.store import Store
 from logger import RunFolder
 from support.errors import LONGEST, UserError, one_line
-from support.files import UNFINISHED, make_folder, written_whole
+from support.files import UNFINISHED, make_folder, refuse_overwriting, written_whole
+from tests.support.tiny import ROOT
 from tests.support.training import steps_of
 from visualizer import save_png
 
@@ -40,6 +41,43 @@ def test_a_folder_is_replaced_whole(tmp_path):
     with pytest.raises(ValueError), written_whole(tmp_path / 'export', folder=True) as folder:
         raise ValueError
     assert [path.name for path in tmp_path.rglob('*')] == ['export', 'y']
+
+
+@pytest.mark.parametrize('way', ['same', 'dotted', 'link', 'hard link', 'linked folder'])
+def test_a_result_never_replaces_an_input(tmp_path, monkeypatch, way):
+    """By whatever name it is called: the user's video was lost."""
+    driver = tmp_path / 'driver.mp4'
+    driver.write_text('precious')
+    names = {'same': 'driver.mp4', 'dotted': f'../{tmp_path.name}/driver.mp4', 'linked folder': 'here/driver.mp4'}
+    result = tmp_path / names.get(way, 'result.mp4')
+    (tmp_path / 'here').symlink_to(tmp_path)
+    if 'link' in way and not result.exists():
+        (result.symlink_to if way == 'link' else result.hardlink_to)(driver)
+    refuse_overwriting([tmp_path / 'new.mp4', None], [driver, object(), None])
+    with pytest.raises(UserError, match='would replace an input'):
+        refuse_overwriting([None, str(result)], ['gone.png', driver])
+
+
+@pytest.mark.parametrize('command', [
+    '--mode animate --checkpoint gone.pt --source_image s.png --driving_video d.mp4 --result_video d.mp4',
+    '--mode animate --checkpoint gone.pt --source_video s.mp4 --driving_video d.mp4 --result_video s.mp4',
+    '--mode animate --checkpoint gone.pt --source_image d_crop.png --driving_video s.mp4 --crop auto '
+    '--result_video d.mp4',
+    '--mode animate --checkpoint gone.pt --source_image s.png --driving_motion d.npz --result_video d.npz',
+    '--mode animate --checkpoint gone.pt --driving_video d.mp4 --save_motion d.mp4',
+    '--mode import --from smac a.pt d.pt --config config/demo-64.yaml --out d.pt',
+    '--mode prepare --dataset folder --videos . --out .'])
+def test_no_mode_replaces_what_it_reads(tmp_path, monkeypatch, capsys, command):
+    """Refused before anything is read: none of these files is what its name says."""
+    names = 's.png', 's.mp4', 'd.npz', 'a.pt', 'd.pt', 'd_crop.png', *(() if 'd_crop' in command else ['d.mp4'])
+    for name in names:
+        (tmp_path / name).write_text(name)
+    command = command.replace('config/', f'{ROOT}/config/').split()
+    monkeypatch.chdir(tmp_path)
+    assert run.main(command) == 2
+    said = capsys.readouterr().err
+    assert 'would replace an input' in said or 'would mix with its raw videos' in said
+    assert all((tmp_path / name).read_text() == name for name in names)
 
 
 def test_a_run_that_goes_on_drops_what_it_is_about_to_log_again(tmp_path):

@@ -6,7 +6,7 @@ from logger import write_checkpoint
 from modules.build import build_discriminator, build_model
 from modules.published.formats import FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors
 from support.errors import UserError
-from support.files import make_folder
+from support.files import make_folder, refuse_overwriting
 from support.weights import load_tensors
 
 
@@ -20,6 +20,7 @@ def import_published(source, files, config, out):
     if config.method != layout.method:
         raise UserError(f'--from {source} gives a {layout.method} model, the config describes {config.method}: '
                         'give another --config')
+    refuse_overwriting([out], files)
     names = ', '.join(map(str, files))
     try:
         loaded = [load_tensors(file) for file in files]

@@ -88,6 +88,8 @@ class Wanted:
             raise UserError(f'--dataset {self.dataset} needs --metadata: {SOURCES[self.dataset].url}')
         elif self.command:
             check_command(self.command)
+        if self.root.resolve() == self.videos.resolve():
+            raise UserError(f'{self.root}: the data set would mix with its raw videos; choose another --out')
 
 
 def prepare(wanted, workers=1, part=Part()):
