@@ -175,12 +175,13 @@ def _fit(text, width, font):
     return text + '…'
 
 
-def training_sheet(source, driving, generated, source_keypoints=None, driving_keypoints=None):
+def training_sheet(source, driving, generated, source_keypoints=None, driving_keypoints=None, captions=None):
     """What the model saw and made, one row per sample, as one image.
 
     source, driving: (B, 3, H, W) in [-1, 1]
     generated:       Generated for them
     *_keypoints:     their Keypoints, drawn on the images; None draws none
+    captions:        one text per row; None for none
     """
     sources, drivings, predictions = to_uint8(source), to_uint8(driving), to_uint8(generated.prediction)
     columns = {
@@ -195,7 +196,7 @@ def training_sheet(source, driving, generated, source_keypoints=None, driving_ke
         columns[f'flow {i} ({flow.shape[1]} px)'] = flow_to_rgb(flow)
     for i, occlusion in enumerate(generated.occlusions):
         columns[f'visible {i} ({occlusion.shape[2]} px)'] = occlusion_to_rgb(occlusion)
-    return grid(list(zip(*columns.values())), list(columns))
+    return grid(list(zip(*columns.values())), list(columns), captions)
 
 
 def _with_keypoints(images, keypoints):

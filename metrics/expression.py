@@ -6,7 +6,7 @@ Blendshapes: Grishchenko et al., arXiv 2309.05782; landmarks: Grishchenko et al.
 import torch
 
 from datasets.face_tracker import landmarker_path
-from metrics.base import FeatureMetric
+from metrics.base import FeatureMetric, Unavailable
 from metrics.face import mediapipe_faces
 
 # Indices of blendshapes; a movement is their mean.
@@ -30,6 +30,20 @@ def landmark_distance(generated, target):
 def landmarks_at_256(faces, frames):
     """Landmarks (B, 478, 2) of frames (B, 3, H, W), in pixels of frames whose longer side is 256."""
     return faces(frames).landmarks * (256 / max(frames.shape[2:]))
+
+
+def face_scores(generated, target):
+    """{'expression': (B,), 'landmarks': (B,), pixels at 256} of frames (B, 3, H, W) in [0, 1]; NaN without both faces.
+
+    The distances of Expression and DenseAkd; {} where MediaPipe is not available.
+    """
+    try:
+        faces = mediapipe_faces()
+    except Unavailable:
+        return {}
+    sides = generated, target
+    return {'expression': expression_distance(*(faces(frames).blendshapes for frames in sides)),
+            'landmarks': landmark_distance(*(landmarks_at_256(faces, frames) for frames in sides))}
 
 
 class Expression(FeatureMetric):
