@@ -7,29 +7,22 @@ from torch import nn
 from modules.layers import AntiAlias, to_unit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WIDTHS = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M', 512, 512, 512, 512, 'M', 512)
 TAPS = (1, 6, 11, 20, 29)    # relu1_1 .. relu5_1 in torchvision's numbering of VGG19's `features`
 
 
 class VGG19(nn.Module):
-    """VGG19 up to relu5_1 with torchvision's parameter names (`features.N.weight`); frozen."""
+    """torchvision's VGG19 up to relu5_1 (Simonyan and Zisserman, ICLR 2015), frozen."""
 
     def __init__(self):
         super().__init__()
-        layers, channels = [], 3
-        for width in WIDTHS:
-            if width == 'M':
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-                channels = width
-        self.features = nn.Sequential(*layers)
+        from torchvision.models.vgg import cfgs, make_layers  # slow to import
+        self.features = make_layers(cfgs['E'][:17])
         self.register_buffer('mean', torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer('std', torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
         self.requires_grad_(False)
 
     def forward(self, image):
-        """image (B, 3, H, W), normalised as if it were in [0, 1] -> five feature maps, relu1_1 .. relu5_1."""
+        """image (B, 3, H, W), normalised as an image in [0, 1] -> five feature maps, relu1_1 .. relu5_1."""
         x = (image - self.mean) / self.std
         taps = []
         for index, layer in enumerate(self.features):
@@ -45,8 +38,8 @@ class PerceptualLoss(nn.Module):
     def __init__(self, network, scales=(1, 0.5, 0.25, 0.125), imagenet_range=False):
         """imagenet_range: map images from [-1, 1] to [0, 1], the range that the network was trained on.
 
-        This paper's released code does not map them, and its numbers depend on it. FOMM's are in [0, 1] to begin with:
-        mapped before they are made smaller, as that pads with 0, black in one range and grey in the other.
+        This paper's released code does not map them. FOMM's images are in [0, 1]; the mapping comes before downscaling,
+        whose padding of 0 is black in [0, 1] and grey in [-1, 1].
         """
         super().__init__()
         self.imagenet_range = imagenet_range
@@ -54,11 +47,9 @@ class PerceptualLoss(nn.Module):
         self.pyramid = nn.ModuleList(AntiAlias(3, scale) for scale in scales)
 
     def value_and_gradient(self, predictions, target):
-        """Loss and its gradient at each prediction, level by level: each is freed once its gradient is taken.
+        """Loss and its gradient at each prediction, one level of the pyramid at a time, which saves memory.
 
-        The target is seen once, without gradient; predictions one after the other, for the sake of memory.
-
-        predictions: list of (B, 3, H, W), as many as are compared with the one target (B, 3, H, W)
+        predictions: list of (B, 3, H, W), all compared with the target (B, 3, H, W), whose features are computed once
         returns:     terms (predictions, levels, layers) of the loss, unweighted; list of gradients (B, 3, H, W)
         """
         leaves = [prediction.detach().requires_grad_() for prediction in predictions]
