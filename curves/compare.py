@@ -22,7 +22,7 @@ class Band(NamedTuple):
 
     steps:              rising
     low, median, high:  of the seeds
-    floor, ceiling:     between which other seeds of the recipe stay; infinite where there is one seed alone
+    floor, ceiling:     between which other seeds of the recipe stay; infinite where that is unknown
     """
     steps: np.ndarray
     low: np.ndarray
@@ -56,13 +56,14 @@ class Panel:
     reference: Band
 
 
-def compare(run, reference):
+def compare(run, reference, same_config=True):
     """{scalar: Curve} of a run and a Reference -> (Panels, in the run's order; Findings by scalar, the earliest first).
 
-    A scalar has one Finding at most: that it breaks a hard rule, or left its band for long, or is not finite.
+    A scalar has one Finding at most: that it breaks a hard rule, or left its band for long, or is not finite. Without
+    the same config, bands do not apply.
     """
-    panels = [make_panel(scalar, curve, [seed[scalar] for seed in reference.seeds.values() if scalar in seed])
-              for scalar, curve in run.items()]
+    panels = [make_panel(scalar, curve, [seed[scalar] for seed in reference.seeds.values() if scalar in seed],
+                         same_config) for scalar, curve in run.items()]
     panels = [panel for panel in panels if panel is not None]
     found = {}
     for finding in [*map(out_of_band, panels), *hard_findings(run)]:
@@ -75,13 +76,13 @@ def compare(run, reference):
     return panels, {finding.scalar: finding for finding in sorted(found.values())}
 
 
-def make_panel(scalar, curve, seeds):
+def make_panel(scalar, curve, seeds, banded=True):
     """The Panel of a run's Curve and the seeds', or None where they have no steps in common."""
     grid = common_steps(curve.finite(), seeds)
     if not len(grid):
         return None
     return Panel(scalar, curve, smoothed(averaged(curve, grid), window(seeds, grid)),
-                 make_band(seeds, grid), make_band(seeds, common_steps(seeds[0], seeds)))
+                 make_band(seeds, grid, banded), make_band(seeds, common_steps(seeds[0], seeds), banded))
 
 
 def common_steps(curve, seeds):
@@ -99,8 +100,11 @@ def window(seeds, grid):
     return max(1, round(len(steps) / WINDOW / each))
 
 
-def make_band(seeds, grid):
-    """The Band of several Curves on steps `grid`; widened by ratios where all values are above 0."""
+def make_band(seeds, grid, banded=True):
+    """The Band of several Curves on steps `grid`; widened by ratios where all values are above 0.
+
+    Its floor and ceiling are infinite for one seed, and if not `banded`.
+    """
     width = window(seeds, grid)
     values = np.stack([smoothed(averaged(seed, grid), width) for seed in seeds])
     whole = np.concatenate([smoothed(seed.values, window([seed], seed.steps)) for seed in seeds])
@@ -108,8 +112,8 @@ def make_band(seeds, grid):
     if ratios:
         values, whole = np.log(values), np.log(whole)
     low, median, high = values.min(0), np.median(values, 0), values.max(0)
-    margin = np.full(len(grid), np.inf)      # one seed does not tell how far others lie
-    if len(seeds) > 1:
+    margin = np.full(len(grid), np.inf)
+    if banded and len(seeds) > 1:
         margin = (WIDENED / (len(seeds) - 1) * smoothed(high - low, 3 * width) + TOLERANCE * np.ptp(whole)
                   + ROUNDING * (1 if ratios else np.abs(whole).max()))
     band = low, median, high, low - margin, high + margin

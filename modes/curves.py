@@ -24,8 +24,9 @@ def run(options):
     folder = Path(options.run)
     curves, config = read_run(folder), references.config_of(folder)
     reference = (references.read_reference(options.reference) if options.reference else references.nearest(config))
-    panels, findings = compare(curves, reference)
-    say(reference, references.differences(config, reference.config), curves, panels, findings)
+    different = references.differences(config, reference.config)
+    panels, findings = compare(curves, reference, same_config=not different)
+    say(reference, different, curves, panels, findings)
     if not panels:
         print('no steps in common yet: nothing to draw')
         return
@@ -46,12 +47,13 @@ def seeds(reference):
 def say(reference, different, curves, panels, findings):
     """Print what the run is compared with, what is not normal, and what could not be compared."""
     print(f'{len(panels)} scalars beside reference {reference.name} ({seeds(reference)})')
-    if len(reference.seeds) == 1:
-        print('one seed does not tell how far others lie: only what no reference is needed for is judged')
     if different:
-        named = [f'{key} {ours} (there {theirs})' for key, (ours, theirs) in list(different.items())[:NAMED]]
+        named = [f'{key} {ours} (reference: {theirs})' for key, (ours, theirs) in list(different.items())[:NAMED]]
         more = f', and {len(different) - NAMED} more' if len(different) > NAMED else ''
-        print(f'its config is another one: {", ".join(named)}{more}')
+        print(f'the configs differ: {", ".join(named)}{more}')
+    if different or len(reference.seeds) == 1:
+        why = 'another config has other curves' if different else 'one seed does not show how far others lie'
+        print(f'{why}: checked against the limits that need no reference only')
     for finding in findings.values():
         print(finding.text)
     if not findings:

@@ -207,7 +207,19 @@ def test_one_seed_alone_judges_by_limits_alone(tmp_path, shelf, capsys):
                                                   'diagnostics/keypoint_spread': lambda step, v: 0.001})
     assert findings(folder).keys() == {'diagnostics/keypoint_spread'}
     assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
-    assert 'one seed does not tell' in capsys.readouterr().out
+    assert 'one seed does not show' in capsys.readouterr().out
+
+
+def test_a_run_of_another_config_is_checked_against_limits_alone(tmp_path, capsys):
+    changes = {'total': lambda step, v: 9 * v, 'diagnostics/keypoint_spread': lambda step, v: 0.001}
+    same = write_run(tmp_path / 'same', changes=changes)
+    other = write_run(tmp_path / 'other', changes=changes, overrides=['train_params.learning_rate=0.01'])
+    found = {}
+    for folder in (same, other):
+        assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
+        found[folder] = [line.partition(':')[0] for line in capsys.readouterr().out.splitlines()]
+    assert {'total', 'diagnostics/keypoint_spread'} <= set(found[same])
+    assert 'diagnostics/keypoint_spread' in found[other] and 'total' not in found[other]
 
 
 def test_the_nearest_reference_has_the_method_and_then_the_fewest_differences(tmp_path):
@@ -266,10 +278,11 @@ def test_the_command(tmp_path, capsys):
         file.write('{"step": 2000, "my_loss": 3}\n')
     assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 'reference heads (3 seeds)' in lines[0] and 'train_params.batch_size 4 (there 2)' in lines[1]
-    assert [line.partition(':')[0] for line in lines[2:4]] == ['diagnostics/keypoint_spread',
+    assert 'reference heads (3 seeds)' in lines[0] and 'train_params.batch_size 4 (reference: 2)' in lines[1]
+    assert lines[2] == 'another config has other curves: checked against the limits that need no reference only'
+    assert [line.partition(':')[0] for line in lines[3:5]] == ['diagnostics/keypoint_spread',
                                                                'without a reference, not drawn']
-    assert lines[3].endswith(': my_loss')
+    assert lines[4].endswith(': my_loss')
     assert min(Image.open(folder / 'curves.png').size) > 500
     out = tmp_path / 'new' / 'x.png'
     assert run.main(['--mode', 'curves', '--run', str(folder), '--reference', 'heads', '--out', str(out)]) == 0
