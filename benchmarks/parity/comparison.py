@@ -34,7 +34,7 @@ def numpy(tensor):
 def relative(name, ours, theirs, tolerance=1e-3, floor=1e-6):
     """Two scalars; the difference may be `tolerance` of theirs, and anything below `floor`."""
     ours, theirs = float(ours), float(theirs)
-    limit = tolerance * max(abs(theirs), floor / tolerance)
+    limit = max(tolerance * abs(theirs), floor)
     return Comparison(name, np.array([ours]), np.array([theirs]), limit, limit)
 
 
