@@ -1,4 +1,4 @@
-"""What codes mean: how often each is chosen, the image windows that choose it, the flow it decodes to."""
+"""What codes stand for: usage counts, the image windows nearest to each code, the flow it decodes to."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ from modules.codebook import Codebook, Quantized, perplexity
 from modules.synergy import Synergy
 from visualizer import INK
 
-WINDOWS = 6                  # kept of every code: those nearest to it, each of another frame
-CONTEXT = 3                  # side of what is kept around a window, in windows
-TILE, LARGE = 32, 72         # sides of a code in a map of all codes, and of a window in an atlas, pixels
-COLUMNS = 32                 # of a map of all codes
+WINDOWS = 6                  # kept per code: the nearest ones, each from another frame
+CONTEXT = 3                  # side of the kept picture around a window, in windows
+TILE, LARGE = 32, 72         # sides of a code in the map of all codes, and of a window in an atlas, pixels
+COLUMNS = 32                 # of the map of all codes
 SHOWN = 24                   # most used codes in an atlas
-CHART = (1024, 96)           # of a bar chart, pixels
-BESIDE = 100                 # width of what is written beside a row of windows, pixels
+CHART = (1024, 96)           # size of a bar chart, pixels
+BESIDE = 100                 # width of the text beside a row of windows, pixels
 
 
 class Chosen(NamedTuple):
@@ -69,10 +69,10 @@ def motion_code_flows(motion):
 
 
 class CodeUse:
-    """Counts one codebook's choices at one scale over many frames, and keeps the image windows nearest to each code.
+    """Usage counts of one codebook at one scale over many frames, and the image windows nearest to each code.
 
-    counts:  (K_i,) how often each code was chosen
-    nearest: (K_i, WINDOWS) distance of each kept window's feature from the code, ascending; inf where there is none
+    counts:  (K_i,) number of places that chose each code
+    nearest: (K_i, WINDOWS) distance from the code to the feature of each kept window, ascending; inf for none
     windows: (K_i, WINDOWS, w, w, 3) uint8, CONTEXT windows wide
     """
 
@@ -84,7 +84,7 @@ class CodeUse:
         self.windows = np.zeros((self.count, WINDOWS, side, side, 3), np.uint8)
 
     def add(self, chosen, frame):
-        """One frame (H, W, 3) uint8 and what was chosen for it."""
+        """Add one frame (H, W, 3) uint8 and its Chosen codes."""
         indices = chosen.quantized.indices[0].cpu().numpy()                                  # (h, w)
         distance = chosen.distance[0].cpu().numpy()
         self.counts += np.bincount(indices.ravel(), minlength=self.count)
@@ -111,7 +111,7 @@ class CodeUse:
 
 
 def count_codes(frames, uses, size):
-    """Add frames to `uses`, {'BOOK SCALE': CodeUse}; frames: pairs (frame (H, W, 3) uint8, {'BOOK SCALE': Chosen})."""
+    """Add pairs (frame (H, W, 3) uint8, {'BOOK SCALE': Chosen}) to `uses`, {'BOOK SCALE': CodeUse}."""
     for frame, chosen in frames:
         for name, found in chosen.items():
             if name not in uses:
@@ -121,7 +121,7 @@ def count_codes(frames, uses, size):
 
 
 def code_windows(uses):
-    """{(book, code): the window nearest to it over all scales, (w, w, 3) uint8}, for codes that were chosen."""
+    """{(book, code): the nearest window of all scales, (w, w, 3) uint8} of all codes in use."""
     best = {}
     for use in uses.values():
         for code in np.flatnonzero(use.counts).tolist():
@@ -134,18 +134,18 @@ def code_windows(uses):
 # ---------------------------------------------------------------------------- pictures
 
 def draw_usage(uses, about):
-    """Bar charts of how often each code was chosen, one per book and scale, as one sheet (H, W, 3) uint8.
+    """Bar charts of code usage per book and scale, as one sheet (H, W, 3) uint8.
 
-    about: over which frames, in words
+    about: the frames counted, in words
     """
     writer = Writer(CHART[0] + 2 * EDGE, 'Code usage',
-                    f'How often each code was chosen {about}. Red marks codes that were never chosen; lines divide '
-                    'the groups of codes that scales add.')
+                    f'Number of places that chose each code, {about}. Red: codes never chosen. Lines separate the '
+                    'groups of codes that each scale adds.')
     for name, use in uses.items():
         numbers = use.as_json()
         most = 100 * use.counts.max() / use.counts.sum()
         writer.text(f'{_readable(name)}: {numbers["used"]} of {use.count} codes chosen, perplexity '
-                    f'{numbers["perplexity"]:.1f}, {most:.1f} % of all places choose the same', TEXT, INK)
+                    f'{numbers["perplexity"]:.1f}; the most frequent code has {most:.1f} % of all places', TEXT, INK)
         edges = {other.first + other.count - use.first for other in uses.values() if other.book == use.book}
         writer.picture(draw_bars(use.counts, *CHART, [edge for edge in sorted(edges) if 0 < edge < use.count]), EDGE,
                        writer.y)
@@ -154,17 +154,17 @@ def draw_usage(uses, about):
 
 
 def draw_all_codes(book, uses, size, flows=None):
-    """Every code of a book in the order of its index: its flow where it has one, else the window nearest to it.
+    """A sheet of all codes of a book by index: the flow a motion code decodes to, else the nearest image window.
 
     uses:  {'BOOK SCALE': CodeUse} of this book
     flows: (K, p, p, 2) residual flows of all codes, or None
     """
     stops = sorted({use.first + use.count for use in uses.values()})
     live = sorted({code + use.first for use in uses.values() for code in np.flatnonzero(use.counts).tolist()})
-    what = 'the image window that is nearest to it' if flows is None else 'the flow that it decodes to'
+    what = 'the nearest image window' if flows is None else 'the flow it decodes to'
     writer = Writer(COLUMNS * (TILE + 2) + 2 * EDGE, f'{book.capitalize()} codes',
-                    f'All {stops[-1]} codes by their index, {COLUMNS} to a row; each shows {what}. '
-                    f'Grey: the {stops[-1] - len(live)} codes never chosen.')
+                    f'All {stops[-1]} codes by index, {COLUMNS} per row: {what}. Grey: {stops[-1] - len(live)} codes '
+                    'never chosen.')
     if flows is None:
         windows = code_windows(uses)
         tiles = {code: _enlarged(_middle(windows[book, code]), TILE) for code in live}
@@ -181,18 +181,18 @@ def draw_all_codes(book, uses, size, flows=None):
         writer.y += -(-(stop - start) // COLUMNS) * (TILE + 2) + GAP
     if flows is not None:
         writer.picture(colour_wheel(WHEEL), EDGE, writer.y)
-        writer.text(f'Direction as seen from the middle of the wheel; full colour is {scales.motion["residual"]:g} px '
-                    'of the image or more.', TEXT, FAINT, EDGE + WHEEL + GAP)
+        writer.text(f'Direction from the centre of the wheel; full colour: {scales.motion["residual"]:g} image pixels '
+                    'or more.', TEXT, FAINT, EDGE + WHEEL + GAP)
         writer.y += WHEEL
     return writer.sheet()
 
 
 def draw_atlas(name, use):
-    """The codes of a scale that are used most, in two columns: number and share beside the windows nearest to it."""
+    """A sheet of the most used codes of a scale: number, share of all places, nearest windows."""
     side = BESIDE + WINDOWS * (LARGE + 4)
     writer = Writer(2 * (side + EDGE) + GAP, f'What codes stand for: {_readable(name)}',
-                    f'The {SHOWN} codes used most, with the share of places that choose them, and the image windows '
-                    'nearest to them, each of another frame. The line is the window; around it is as much again.')
+                    f'The {SHOWN} most used codes, their share of all places, and their nearest image windows, each '
+                    'from another frame. The outline marks the window.')
     codes = [code for code in np.argsort(-use.counts, kind='stable')[:SHOWN].tolist() if use.counts[code]]
     rows, top = -(-len(codes) // 2), writer.y
     for i, code in enumerate(codes):
@@ -211,7 +211,7 @@ def _readable(name):
 
 
 def _middle(window):
-    """What is not around it: (w, w, 3) -> (w / CONTEXT, w / CONTEXT, 3)."""
+    """The window without its context: (w, w, 3) -> (w / CONTEXT, w / CONTEXT, 3)."""
     side = len(window) // CONTEXT
     return window[(CONTEXT - 1) // 2 * side:][:side, (CONTEXT - 1) // 2 * side:][:, :side]
 
@@ -221,7 +221,7 @@ def _enlarged(window, side):
 
 
 def _outlined(window):
-    """A window with what is around it at the size of the atlas, a thin line around the window itself."""
+    """A window and its context at the size of the atlas, with an outline around the window."""
     picture = Image.fromarray(_enlarged(window, LARGE))
     ImageDraw.Draw(picture).rectangle((LARGE // CONTEXT, LARGE // CONTEXT, 2 * LARGE // CONTEXT - 1,
                                        2 * LARGE // CONTEXT - 1), outline=(255, 255, 255))

@@ -1,8 +1,8 @@
-"""`--mode compare`: methods side by side, as in the paper's Fig. 6 and 9, and as videos.
+"""`--mode compare`: methods side by side, as a printed figure like the paper's Fig. 6 and 9, and as videos.
 
-    compare/comparison.png  .pdf    rows are pairs, columns source, driving and methods; at print quality
-           /comparison.json         which frames and why, their scores, and where they are in the figure
-           /videos/000_PAIR.mp4     the same columns, moving
+    compare/comparison.png  .pdf    rows: pairs; columns: source, driving, methods; 300 dpi
+           /comparison.json         the rule, the frames shown, their scores and positions in the figure
+           /videos/000_PAIR.mp4     the same columns as a video
 """
 
 import json
@@ -28,25 +28,25 @@ from support.streaming import write_behind
 from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb
 
 SCORES = {'psnr.rgb': '{:.2f} dB', 'lpips.vgg': 'LPIPS {:.3f}'}     # below a cell
-VIDEO_CELL = 256          # least height of a frame in a video, pixels
-LABEL = 16                # height of its labels, pixels
+VIDEO_CELL = 256          # smallest height of a frame in a video, pixels
+LABEL = 16                # height of a label in a video, pixels
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, and how to show it.
+    """Settings of a comparison.
 
     out:     folder
-    cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; all cells get their size
+    cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; they set the size of all cells
     methods: tuple of RenderedMethod and VideoMethod
     frames:  one of RULES, or a tuple of driving frames by number or Time
     zoom:    Zoom, or None
-    error:   with maps of the error
-    videos:  with videos; else only the frames that are shown are rendered
+    error:   show error maps
+    videos:  write videos; otherwise only the frames of the figure are rendered
     style:   FigureStyle
-    raises:  UserError where these do not fit together
+    raises:  UserError for settings that contradict each other
     """
     out: Path
     cases: tuple
@@ -62,13 +62,13 @@ class Comparison:
                          len(self.cases) * (1 if self.frames in RULES else len(self.frames)))
         for case in self.cases:
             if (self.error or self.frames in BY_SCORE) and not is_truth(case):
-                what = 'a map of the error' if self.error else f'its {self.frames} frame'
-                raise UserError(f'{pair_name(case)}: {what} needs the truth, and the driver is another video than the '
-                                'source; name the same one twice')
+                what = '--error' if self.error else f'--frames {self.frames}'
+                raise UserError(f'{pair_name(case)}: {what} needs the ground truth; give the same video as source and '
+                                'as driver')
             named = [] if self.frames in RULES else indices_of(self.frames, case.driving.fps)
             outside = [index for index in named if not 0 <= index < len(case.driving)]
             if outside:
-                raise UserError(f'{case.driving.name}: has no frame {outside[0]}, only 0 to {len(case.driving) - 1}')
+                raise UserError(f'{case.driving.name} has no frame {outside[0]}; its last one is {len(case.driving) - 1}')
             if self.zoom is not None:
                 self.zoom.check(case.driving.read([0])[0].shape, case.driving.name)
 
@@ -82,22 +82,22 @@ class Comparison:
 
     @property
     def rule(self):
-        """How frames were chosen, in words."""
+        """How the frames were chosen, as a sentence."""
         return rule_text(self.frames, self.names, [method.name for method in self.rendered])
 
     @property
     def whole(self):
-        """Whether all frames are made: they are shown, or searched, or depend on those before them."""
+        """Whether all frames are rendered: for videos, for a rule, or because smoothing depends on earlier frames."""
         return self.videos or self.frames in BY_SCORE or any(method.motion.smooth for method in self.rendered)
 
 
 def is_truth(case):
-    """Whether the driving frames show what results should be: the source is the first of them."""
+    """Whether the driving frames are the ground truth: source and driver are one video."""
     return case.item.driver == case.item.source
 
 
 def compare(job):
-    """Write all of a Comparison into its folder; returns what comparison.json holds. Raises UserError."""
+    """Write a Comparison into its folder; returns the content of comparison.json. Raises UserError."""
     out = make_folder(job.out)
     metrics, left_out = build(SCORES, 'cpu') if any(map(is_truth, job.cases)) else ([], {})
     for name, why in left_out.items():
@@ -149,7 +149,7 @@ def written(frames, source, write):
 
 @contextmanager
 def video(path, fps, source, names):
-    """Yields a function that writes source, driving frame and what each method made, side by side under their names."""
+    """Yields a function that writes source, driving frame and results side by side under their names."""
     height = max(VIDEO_CELL, source.shape[0])
     width = enlarge(source, height).shape[1]
     labels = beside(*(label(name, width) for name in ('source', 'driving', *names)))
@@ -162,7 +162,7 @@ def video(path, fps, source, names):
 
 
 def label(text, width):
-    """A line of text in the middle, (H, width, 3) uint8; what does not fit is cut off."""
+    """A centred line of text, (H, width, 3) uint8, cut if it is too long."""
     font, strip = ImageFont.load_default(LABEL), Image.new('RGB', (width, 2 * LABEL), BACKGROUND)
     line = wrapped(text, font, width)[0]
     ImageDraw.Draw(strip).text((width / 2, LABEL), line, INK, font, 'mm')

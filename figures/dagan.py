@@ -1,4 +1,4 @@
-"""DaGAN's depth, what attention from it adds, and where a place attends to."""
+"""Figures of DaGAN: disparities, the effect of attention, and the attention of one place."""
 
 from figures.figure import READ_CODES, Figure, Panel, Row, length, range_note
 from modules.codebook import perplexity
@@ -6,7 +6,7 @@ from modules.layers import to_unit
 
 
 def dagan_figures(model, moment):
-    """Figures of DaGAN beyond what all methods have."""
+    """Figures of DaGAN beyond the common ones."""
     figures = [_depth(model, moment), _attention(moment)]
     return figures if moment.at is None else [*figures, _reads(model, moment)]
 
@@ -15,8 +15,8 @@ def _depth(model, moment):
     images = {'source': moment.source, 'driving': moment.driving, 'result': moment.generated.prediction}
     disparities = {'source': moment.generated.disparity} | {
         name: model.depth(to_unit(images[name])) for name in ('driving', 'result')}
-    return Figure('depth', 'Depth', 'Disparity by the depth network, in (0, 1): white is near. Keypoints are found in '
-                  'image and disparity; that of the result is only looked at.',
+    return Figure('depth', 'Depth', 'Disparity of the depth network, in (0, 1); white is near. Keypoints are detected '
+                  'in image and disparity. That of the result is shown for comparison only.',
                   [Row('', [Panel('image', name, image) for name, image in images.items()]),
                    Row('', [Panel('map', f'disparity of the {name}', disparities[name],
                                   range_note(disparities[name]), 'disparity') for name in images])],
@@ -25,31 +25,31 @@ def _depth(model, moment):
 
 
 def _attention(moment):
-    """The warped feature before and after."""
+    """The warped feature before and after attention."""
     before, after = moment.generated.warped, moment.generated.attended
     change = length(after - before)
     share = float(change.square().sum().sqrt() / before.float().norm())
-    return Figure('attention', 'What attention adds', 'The warped feature before and after attention from the '
-                  "source's disparity, drawn in the same colours.",
+    return Figure('attention', 'Effect of attention', 'The warped feature before and after attention with queries '
+                  'from the source disparity, in the same colours.',
                   [Row('', [Panel('feature', 'warped feature', before, basis='feature'),
                             Panel('feature', 'with attention', after, basis='feature'),
-                            Panel('heat', 'what changed', change, f'{100 * share:.1f} % of the feature',
+                            Panel('heat', 'change', change, f'{100 * share:.1f} % of the feature',
                                   unit='of features')])], {'relative_change': share})
 
 
 def _reads(model, moment):
-    """What the place `moment.at` of the source attends to."""
+    """Attention of the place `moment.at` of the source."""
     warped, side = moment.generated.warped, moment.generated.warped.shape[-1]
     weights = model.attention.weights(moment.state.features.depth_feature, warped)[0, moment.token(side)]    # (h*w,)
     places = [{'x': int(place) % side, 'y': int(place) // side, 'share': float(share)}
               for share, place in zip(*weights.topk(READ_CODES))]
     x, y = moment.at
-    return Figure('reads', f'Attention of x {x}, y {y}', "The source's disparity at this place asks, the warped "
-                  'feature answers, and what is found is added at the same place of the driving pose: queries are not '
-                  'warped, as in the public code.',
-                  [Row('', [Panel('image', 'source, asks', moment.source, points=moment.place),
+    return Figure('reads', f'Attention of x {x}, y {y}', 'The query is the source disparity at this place; '
+                  'keys and values are the warped feature. The result is added at the same place of the driving pose: '
+                  'queries are not warped, as in the public code.',
+                  [Row('', [Panel('image', 'source: query', moment.source, points=moment.place),
                             Panel('map', 'disparity', moment.generated.disparity, unit='disparity'),
-                            Panel('image', 'result, gets it', moment.generated.prediction, points=moment.place),
-                            Panel('heat', 'what it reads', 100 * weights.view(1, 1, side, side),
+                            Panel('image', 'result', moment.generated.prediction, points=moment.place),
+                            Panel('heat', 'attention', 100 * weights.view(1, 1, side, side),
                                   f'perplexity {perplexity(weights):.1f} of {side ** 2}', unit='% of attention')])],
                   {'at': [x, y], 'places': places})

@@ -1,4 +1,4 @@
-"""Panels of figures/figure.py as pictures: colours, and one scale per quantity and sheet."""
+"""Draws the panels of figures/figure.py: colours, with one scale per quantity and sheet."""
 
 import colorsys
 import math
@@ -12,24 +12,24 @@ from modules.warp import identity_grid
 from visualizer import BACKGROUND, INK, draw_keypoints, enlarge, heat_to_rgb, motion_to_rgb, occlusion_to_rgb, to_uint8
 
 EMPTY, FAINT, BAR = (52, 52, 52), (150, 150, 150), (99, 199, 207)
-QUANTILE = 0.995             # of amounts: the rest may be outliers, and gets the colour of the largest
-LEAST_PX = 1                 # of a full scale of lengths: less than a pixel shall not look like motion
+QUANTILE = 0.995             # of a quantity, at the end of its scale; larger values are clipped
+LEAST_PX = 1                 # smallest full scale of lengths, so that less than a pixel does not look like motion
 ARROWS = 12                  # along each side of a picture
-BLEND = 0.65                 # of index colours over the image
-GOLDEN = 0.618034            # of the hue circle between neighbouring indices: the next is always far away
+BLEND = 0.65                 # opacity of index colours over the image
+GOLDEN = 0.618034            # of the hue circle between neighbouring indices, so that they are far apart
 
 
 # ---------------------------------------------------------------------------- scales of a sheet
 
 class Scales:
-    """What colours mean on one sheet, so that all its panels of one kind compare.
+    """Colour scales of one sheet, shared by all its panels of one kind.
 
     panels: those of the sheet; size: side of the images, pixels
     windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
-    least:  pixels that get full saturation, and white, if nothing moves as far
-    motion: {'flow' and 'residual': pixels of the image with full saturation}; residuals would be white beside flows
-    heat:   {unit: amount drawn white}
-    maps:   {unit: (amount drawn black, amount drawn white)}
+    least:  smallest full scale of lengths, pixels
+    motion: {'flow' and 'residual': image pixels drawn fully saturated}; separate, as residuals are much smaller
+    heat:   {unit: value drawn white}
+    maps:   {unit: (value drawn black, value drawn white)}
     bases:  {basis: Basis}
     """
 
@@ -66,13 +66,13 @@ class Basis:
         vectors = torch.cat([_vectors(feature) for feature in features])                    # (N, C)
         self.mean = vectors.mean(0)
         directions = torch.linalg.svd(vectors - self.mean, full_matrices=False).Vh[:3]
-        # The sign of a principal direction means nothing; its largest entry shall be positive, so that colours repeat.
+        # The sign of a principal direction is arbitrary: make its largest entry positive, so that colours repeat.
         self.directions = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
         projected = (vectors - self.mean) @ self.directions.T
         self.low, self.high = projected.quantile(0.01, 0), projected.quantile(0.99, 0)
 
     def colours(self, feature):
-        """(1, C, h, w) -> (h, w, 3) uint8; no variation is grey."""
+        """(1, C, h, w) -> (h, w, 3) uint8; grey without variation."""
         projected = (_vectors(feature) - self.mean) @ self.directions.T
         span = self.high - self.low
         share = torch.where(span > 1e-6, (projected - self.low) / span.clamp(min=1e-6), 0.5).clamp(0, 1)
@@ -86,19 +86,19 @@ def _vectors(feature):
 
 
 def _largest(amounts):
-    """Of tensors of amounts: the largest, outliers left aside."""
+    """The QUANTILE of tensors of values."""
     amounts = torch.cat(amounts).float().cpu().sort().values
     return float(amounts[math.ceil(QUANTILE * (len(amounts) - 1))])
 
 
 def residual(panel):
-    """(1, h, w, 2) float32: what a flow adds to standing still; a residual as it is."""
+    """(1, h, w, 2) float32: the displacement of a flow, or a residual unchanged."""
     value = panel.value.detach().float().cpu()
     return value - identity_grid(value.shape[1:3], value) if panel.kind == 'flow' else value
 
 
 def round_up(value):
-    """To 1, 1.5, 2, 3, 5 or 7 times a power of ten, so that legends read easily; 1 for nothing."""
+    """Round up to 1, 1.5, 2, 3, 5 or 7 times a power of ten, for readable legends; 0 becomes 1."""
     if not value > 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -172,7 +172,7 @@ DRAWN_AS = {'image': _image, 'flow': _flow, 'residual': _flow, 'share': _share, 
 # ---------------------------------------------------------------------------- parts of pictures
 
 def index_colours(indices):
-    """Whole numbers (...) -> (..., 3) uint8, the same colour for the same number, neighbours far apart."""
+    """Integers (...) -> (..., 3) uint8: equal colours for equal numbers, distant ones for neighbours."""
     numbers, places = np.unique(indices, return_inverse=True)
     colours = [colorsys.hsv_to_rgb(i * GOLDEN % 1, 0.45 + 0.55 * (i * 0.37 % 1), 0.55 + 0.45 * (i * 0.23 % 1))
                for i in numbers.tolist()]
@@ -182,7 +182,7 @@ def index_colours(indices):
 def draw_arrows(picture, motion):
     """A copy of `picture` (H, W, 3) with arrows of `motion` (2, h, w), x and y in pixels of the picture.
 
-    An arrow begins at its pixel and ends where that pixel is fetched from; what moves less than a pixel gets a dot.
+    An arrow points from a pixel to the position it is sampled from; motion below one pixel is a dot.
     """
     picture = Image.fromarray(picture)
     draw = ImageDraw.Draw(picture)
@@ -202,9 +202,9 @@ def draw_arrows(picture, motion):
 
 
 def draw_bars(values, width, height, marks=()):
-    """A bar chart of `values` (K,), 0 or more, over the whole width; what is 0 is marked at the bottom in red.
+    """A bar chart of `values` (K,), at least 0, over the whole width; zeros are marked in red at the bottom.
 
-    marks: positions between bars at which a thin line divides the chart
+    marks: positions between bars to draw a thin line at
     """
     picture = Image.new('RGB', (width, height), EMPTY)
     draw = ImageDraw.Draw(picture)
@@ -223,7 +223,7 @@ def draw_bars(values, width, height, marks=()):
 
 
 def colour_wheel(side):
-    """(side, side, 3) uint8: the colour of every displacement up to full saturation, around the middle."""
+    """(side, side, 3) uint8: the colours of displacements around the centre, up to full saturation."""
     axis = (np.arange(side) + 0.5) / side * 2 - 1
     x, y = np.meshgrid(axis, axis)
     wheel = motion_to_rgb(np.stack([x, y])[None])[0]
@@ -237,7 +237,7 @@ def heat_scale(width, height):
 
 
 def wrapped(text, font, width):
-    """Lines of `text`, at most `width` pixels wide; words longer than that are broken."""
+    """`text` as lines of at most `width` pixels; longer words are broken."""
     lines = []
     for word in text.split():
         if lines and font.getlength(f'{lines[-1]} {word}') <= width:

@@ -12,21 +12,21 @@ from torch import Tensor
 
 from modules.warp import resize_flow, warp
 
-READ_CODES = 5           # codes named of those that a place reads most
+READ_CODES = 5           # codes or places with the largest attention that are shown
 
 
 class Panel(NamedTuple):
     """One picture of a figure.
 
     kind, value: image (1, 3, H, W) in [-1, 1]; flow (1, h, w, 2), positions in [-1, 1]; residual (1, h, w, 2), a
-                 difference of two flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), 0 or more; map (1, 1, h, w)
-                 of any sign; feature (1, C, h, w); indices (1, h, w), whole numbers; bars (K,), 0 or more; code (), its
-                 number in the book `basis`
-    note:        figures to print below
-    unit:        of a heat or map; those of one unit share their scale, and a map without unit has its own
-    basis:       features of one basis share the three directions that are drawn as red, green and blue
+                 difference of flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), at least 0; map (1, 1, h, w) of
+                 any sign; feature (1, C, h, w); indices (1, h, w), integers; bars (K,), at least 0; code (), its index
+                 in the book `basis`
+    note:        numbers to print below
+    unit:        of a heat or map; panels of one unit share a scale, a map without a unit has its own
+    basis:       features of one basis share the three directions drawn as red, green and blue
     points:      (K, 2) in [-1, 1], keypoints to draw on an image
-    under:       (1, 3, H, W), the image that indices lie over
+    under:       (1, 3, H, W), the image below indices
     """
     kind: str
     title: str
@@ -39,13 +39,13 @@ class Panel(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Panels side by side, with a text above them; None leaves a place empty."""
+    """Panels side by side under a caption; None leaves a cell empty."""
     caption: str
     panels: list[Panel | None]
 
 
 class Figure(NamedTuple):
-    """One sheet: a file name without suffix, a title, what to see in it, rows, and its numbers, ready for JSON."""
+    """One sheet: file name without suffix, title, explanation, rows, and numbers for JSON."""
     name: str
     title: str
     text: str
@@ -55,15 +55,15 @@ class Figure(NamedTuple):
 
 @dataclass
 class Moment:
-    """One driving frame and what rendering made of it: all that figures are drawn from. Batches of one.
+    """One driving frame and its rendering, the input of all figures. Batches of one.
 
     source, driving:   (1, 3, H, W) in [-1, 1]
     state:             SourceState
     driving_keypoints: of the driving image
-    keypoints:         those that were rendered, after motion transfer
-    generated:         what `render` gave
-    same_identity:     the driving frame is the truth
-    at:                (x, y) in pixels of the image, a place to look at closely; None for none
+    keypoints:         the rendered ones, after motion transfer
+    generated:         the output of `render`
+    same_identity:     the driving frame is the ground truth
+    at:                (x, y) in pixels of the image, the place whose attention is shown, or None
     """
     source: Tensor
     driving: Tensor
@@ -85,7 +85,7 @@ class Moment:
         return torch.tensor([self.at]) * 2 / (self.size - 1) - 1
 
     def token(self, grid):
-        """Index of `at` on a token grid of grid x grid."""
+        """Index of `at` in a grid of grid x grid tokens."""
         x, y = (min(int(place * grid / self.size), grid - 1) for place in self.at)
         return y * grid + x
 
@@ -104,7 +104,7 @@ def psnr(image, target):
 
 
 def difference(image, other):
-    """Mean absolute difference over colours of images in [-1, 1], as a share of their range: (1, 1, H, W)."""
+    """Mean absolute difference over colours of images in [-1, 1], as a fraction of the range: (1, 1, H, W)."""
     return (image.float().clamp(-1, 1) - other.float().clamp(-1, 1)).abs().mean(1, keepdim=True) / 2
 
 
@@ -134,7 +134,7 @@ def calls_of(module):
         handle.remove()
 
 
-# ---------------------------------------------------------------------------- what all methods have
+# ---------------------------------------------------------------------------- common figures
 
 def common_figures(model, moment):
     """Figures of every method."""
@@ -147,19 +147,19 @@ def first_order_figures(model, moment):
 
 
 def motion_figure(moment):
-    """Keypoints, every flow of `Generated` with what it adds to the one before, occlusion, the source it moves."""
+    """Keypoints; every flow of `Generated` with its residual, occlusion, and the source warped by it."""
     generated, size = moment.generated, moment.size
-    rows = [Row('what is given and what is made', [
+    rows = [Row('inputs and result', [
         Panel('image', 'source', moment.source, points=moment.state.keypoints.value[0]),
         Panel('image', 'driving', moment.driving, points=moment.driving_keypoints.value[0]),
         Panel('image', 'result', generated.prediction, points=moment.keypoints.value[0])])]
     numbers, before = {}, None
     for i, flow in enumerate(generated.flows):
-        moved = Panel('image', f'source moved by M{i}', warp(moment.source, flow))
+        warped = Panel('image', f'source warped by M{i}', warp(moment.source, flow))
         occlusion = ([Panel('share', f'visible {i}', generated.occlusions[i],
                             f'mean {generated.occlusions[i].mean():.3f}')]
                      if i < len(generated.occlusions) else [])
-        panels = [Panel('flow', f'flow M{i}', flow), moved, *occlusion]
+        panels = [Panel('flow', f'flow M{i}', flow), warped, *occlusion]
         if before is not None:
             residual = flow - resize_flow(before, flow.shape[1:3])
             change = pixels(residual, size)
@@ -169,18 +169,20 @@ def motion_figure(moment):
         rows.append(Row(f'scale {i}' if i else 'coarse', panels))
         before = flow
     numbers |= {f'visible {i}': float(occlusion.mean()) for i, occlusion in enumerate(generated.occlusions)}
-    return Figure('motion', 'Motion', 'Flows say for every pixel of the result where in the source it is fetched from; '
-                  'M0 is the coarse flow, every further one adds its residual. Lengths are in pixels of the image.',
+    return Figure('motion', 'Motion', 'A flow gives, for every pixel of the result, the position in the source that it '
+                  'is sampled from. M0 is the coarse flow; each further one adds its residual. Lengths are in pixels of '
+                  'the image.',
                   rows, numbers)
 
 
 def coarse_figure(moment):
-    """What the coarse flow was made of, for methods whose Generated holds FOMM's `dense_motion`."""
+    """Parts of the coarse flow, for methods whose Generated holds FOMM's `dense_motion`."""
     motion = moment.generated.dense_motion
-    return Figure('coarse', 'Coarse flow', 'M0 blends the motions around each keypoint and the still background.',
+    return Figure('coarse', 'Coarse flow',
+                  'M0 is a weighted sum of the motions around each keypoint and of a static background.',
                   [Row('', [Panel('flow', 'flow M0', motion.flow),
                             Panel('indices', 'candidate motion', motion.mask.argmax(1),
-                                  'most weight; one colour per keypoint'),
+                                  'largest weight; one colour per keypoint'),
                             Panel('share', 'keypoint heat maps', motion.driving_heatmaps.amax(1, keepdim=True))])], {})
 
 
@@ -203,16 +205,16 @@ def ablation_figure(model, moment):
                 numbers[title]['psnr'] = psnr(made, moment.driving)
                 notes = [f'{numbers[title]["psnr"]:.2f} dB', *notes]
             panels.append((Panel('image', title, made, ', '.join(notes)),
-                           Panel('heat', 'what changed', 100 * change, unit='% of range')))
+                           Panel('heat', 'change', 100 * change, unit='% of range')))
         images, changes = zip(*panels)
         return [Row(caption, list(images)), Row('', list(changes))]
 
-    rows = row('the whole model, and without all parts of one kind',
+    rows = row('whole model, and without all parts of one kind',
                [('whole model', ()), *((f'no {kind}', parts) for kind, parts in kinds.items()),
                 *([('none at all', model.parts)] if len(kinds) > 1 else [])])
     for kind, parts in kinds.items():
         if len(parts) > 1:
-            rows += row(f'{kind}, one scale off', [(f'no {part}', (part,)) for part in parts])
-    truth = 'PSNR is against the driving frame. ' if moment.same_identity else ''
-    return Figure('ablation', 'Ablation at inference', f'The same frame with parts of the method switched off. {truth}'
-                  'Below each: where it differs from the whole model.', rows, numbers)
+            rows += row(f'{kind}: without one scale', [(f'no {part}', (part,)) for part in parts])
+    truth = 'PSNR with respect to the driving frame. ' if moment.same_identity else ''
+    return Figure('ablation', 'Ablation at inference', f'The same frame without parts of the method. {truth}'
+                  'Below: the difference from the whole model.', rows, numbers)

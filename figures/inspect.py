@@ -1,8 +1,8 @@
-"""`--mode inspect`: everything there is to see of a model at a few driving frames, and what its codes mean.
+"""`--mode inspect`: figures of a model at a few driving frames, and of its codebooks over many.
 
-    inspect/01-motion.png  01-codebooks.png  ...   the figures of each moment
-           /codes-usage.png  codes-motion.png ...  of the codebooks, over many frames
-           /inspect.html                           all of them in one file that needs nothing else
+    inspect/01-motion.png  01-codebooks.png  ...   figures of each driving frame
+           /codes-usage.png  codes-motion.png ...  figures of the codebooks
+           /inspect.html                           all figures in one self-contained file
            /inspect.json                           the numbers of every figure
 """
 
@@ -48,10 +48,10 @@ log = logging.getLogger(__name__)
 
 
 class InspectCase(NamedTuple):
-    """A source image (H, W, 3) uint8 and the frames of a driving clip that are drawn.
+    """A source image (H, W, 3) uint8, a driving clip, and its frames to draw.
 
-    relative:      motion since the clip's first frame is added to the source's pose, else the pose is taken as it is
-    same_identity: the driving frame shows what the result should be
+    relative:      transfer motion relative to the first frame of the clip; otherwise absolute poses
+    same_identity: the driving frame is the ground truth
     """
     name: str
     source: np.ndarray
@@ -63,12 +63,12 @@ class InspectCase(NamedTuple):
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What to draw beyond the frames themselves.
+    """Options of the figures.
 
-    at:          (x, y), a pixel of the image whose attention is drawn, or None
+    at:          (x, y), the pixel whose attention is drawn, or None
     arrows:      draw arrows over flows
-    code_clips:  clips over which codes are counted, each driven by itself from its first frame
-    code_frames: how many of their frames, evenly spread; 0 for all
+    code_clips:  clips over which code usage is counted, each reconstructed from its first frame
+    code_frames: number of their frames, evenly spread; 0 for all
     """
     at: tuple[int, int] | None = None
     arrows: bool = False
@@ -76,13 +76,13 @@ class InspectOptions:
     code_frames: int = 0
 
     def counted(self):
-        """How many frames codes are counted over, in words."""
+        """The frames over which codes are counted, in words."""
         total = sum(map(len, self.code_clips))
         return f'over {min(self.code_frames or total, total)} frames of {len(self.code_clips)} clips'
 
 
 class Sheet(NamedTuple):
-    """A finished picture (H, W, 3) uint8: file name, title, and the text that it already bears, for the page."""
+    """A finished picture (H, W, 3) uint8 with file name, title, and its text, for the page."""
     file: str
     title: str
     text: str
@@ -90,13 +90,13 @@ class Sheet(NamedTuple):
 
 
 def inspect(model, cases, folder, *, device, precision='fp32', options=InspectOptions(), about=None):
-    """Draw all figures of `cases` into `folder`; returns what inspect.json holds.
+    """Write all figures of `cases` into `folder`; returns the content of inspect.json.
 
     model:   TalkingHead on `device`, in eval mode
     cases:   InspectCases
     options: InspectOptions
-    about:   {what: text} on the head of the page and of the JSON
-    raises:  UserError for frames or places that are not there
+    about:   {label: text} at the top of the page and of the JSON
+    raises:  UserError for frames or pixels that do not exist
     """
     _check(cases, options.at)
     folder = make_folder(folder)
@@ -127,10 +127,10 @@ def _check(cases, at):
     for case in cases:
         outside = [index for index in case.frames if not 0 <= index < len(case.driving)]
         if outside:
-            raise UserError(f'{case.driving.name}: has no frame {outside[0]}, only 0 to {len(case.driving) - 1}')
+            raise UserError(f'{case.driving.name} has no frame {outside[0]}; its last one is {len(case.driving) - 1}')
         size = len(case.source)
         if at is not None and not all(0 <= place < size for place in at):
-            raise UserError(f'--at {at[0]} {at[1]}: lies outside of the picture of {size}x{size} pixels')
+            raise UserError(f'--at {at[0]} {at[1]}: must lie within {size}x{size} pixels')
 
 
 def figures_of(model, moment):
@@ -169,7 +169,7 @@ def _count(model, clips, limit, device, precision):
 
 @torch.inference_mode()
 def _count_clip(model, clip, indices, uses, device, precision):
-    """Adds the frames of one clip; False where the method has no codes."""
+    """Add the frames of one clip; returns False for methods without codes."""
     renderer = Renderer(model, device, batch_size=1, precision=precision)
     driven = renderer.follow(clip.read([0])[0])
     for made in driven.render(frame for index in indices for frame in clip.read([index])):
@@ -202,7 +202,7 @@ def _save(folder, sheets):
 
 
 def _for_page(sheet):
-    """What the page needs of a sheet: a palette would blur photographs, so it is the PNG that was saved."""
+    """A sheet as the page's template takes it, with its PNG in base64."""
     file = io.BytesIO()
     Image.fromarray(sheet.picture).save(file, format='PNG')
     height, width, _ = sheet.picture.shape

@@ -1,4 +1,4 @@
-"""MCNet's memory: its channels (the paper's Fig. 1e), what a face makes of it at each scale, what is found in it."""
+"""Figures of MCNet: channels of its memory (Fig. 1e of the paper), its conditioning, and what each scale recalls."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from torch import Tensor
 from figures.figure import READ_CODES, Figure, Panel, Row, length, range_note
 from modules.codebook import perplexity
 
-CHANNELS = 6             # of a memory drawn one by one, evenly spread over all
+CHANNELS = 6             # channels of a memory that are drawn, evenly spread
 
 
 class MemoryUse(NamedTuple):
-    """One scale of one frame: projected feature (1, C, h, w), the memory conditioned on it (1, C, M, M), what was
-    recalled from that, and the feature with it."""
+    """One scale of one frame: projected feature (1, C, h, w), memory conditioned on it (1, C, M, M), what attention
+    recalls from it, and the refined feature."""
     feature: Tensor
     memory: Tensor
     recalled: NamedTuple
@@ -20,7 +20,7 @@ class MemoryUse(NamedTuple):
 
 
 def mcnet_figures(model, moment):
-    """Figures of MCNet beyond what all methods have."""
+    """Figures of MCNet beyond the common ones."""
     compensation, uses = model.compensation, []
     for feature in moment.generated.features:
         memory = compensation.conditioned(feature, moment.state.keypoints.value)
@@ -31,7 +31,7 @@ def mcnet_figures(model, moment):
 
 
 def _memory(memory, uses):
-    """Fig. 1e, and the same channels of the memory that each scale gets."""
+    """Fig. 1e: channels of the memory, before conditioning and for each scale."""
     chosen = [i * memory.shape[1] // CHANNELS for i in range(CHANNELS)]
 
     def row(caption, memory, basis):
@@ -41,13 +41,13 @@ def _memory(memory, uses):
     rows = [row('the meta-memory, before conditioning', memory, 'memory')]
     rows += [row(f'scale {i}: conditioned on the source keypoints and the feature of {use.feature.shape[-1]} px',
                  use.memory, 'conditioned') for i, use in enumerate(uses, 1)]
-    return Figure('memory', 'Memory', 'What was learned of all faces, and what is made of it for this one. Some of its '
-                  f'{memory.shape[1]} channels, each from its smallest value, black, to its largest. Conditioning is a '
-                  'convolution: a channel after it is another than that of the same number before it.', rows, {})
+    return Figure('memory', 'Memory', 'The memory of all faces, and conditioned on this one: some of its '
+                  f'{memory.shape[1]} channels, each from its smallest value (black) to its largest. Conditioning is a '
+                  'convolution, so equal numbers before and after it do not mean the same channel.', rows, {})
 
 
 def _recall(uses):
-    """What the feature of each scale gets from the memory."""
+    """What the feature of each scale recalls from the memory."""
     rows, numbers = [], {}
     for i, use in enumerate(uses, 1):
         basis, change = f'scale {i}', length(use.refined - use.feature)
@@ -56,16 +56,16 @@ def _recall(uses):
         rows.append(Row(f'scale {i}', [
             Panel('feature', 'warped feature', use.feature, basis=basis),
             Panel('feature', 'values in memory', use.recalled.value, basis=basis),
-            Panel('feature', 'found for it', use.recalled.found, basis=basis),
+            Panel('feature', 'recalled', use.recalled.found, basis=basis),
             Panel('feature', 'refined feature', use.refined, basis=basis),
-            Panel('heat', 'what changed', change, f'{100 * share:.1f} % of the feature', unit='of features')]))
-    return Figure('recall', 'What the memory adds', 'Half of the channels of each warped feature, projected; the '
-                  'values that the conditioned memory holds, pulled towards such features in training; what attention '
-                  'finds in them for each place; and the feature with what it lacked.', rows, numbers)
+            Panel('heat', 'change', change, f'{100 * share:.1f} % of the feature', unit='of features')]))
+    return Figure('recall', 'Effect of the memory', 'For each scale: half of the channels of the warped '
+                  'feature, projected; the values of the conditioned memory, trained to resemble such features; what '
+                  'attention recalls for each place; the refined feature.', rows, numbers)
 
 
 def _reads(compensation, uses, moment):
-    """Where in the memory the place `moment.at` looks."""
+    """Attention of the place `moment.at` over the memory."""
     panels, numbers = [Panel('image', 'result', moment.generated.prediction, points=moment.place)], {}
     for i, use in enumerate(uses, 1):
         side = use.memory.shape[-1]
@@ -76,5 +76,5 @@ def _reads(compensation, uses, moment):
         panels.append(Panel('heat', f'scale {i}', 100 * weights.view(1, 1, side, side),
                             f'perplexity {perplexity(weights):.1f} of {side ** 2}', unit='% of attention'))
     x, y = moment.at
-    return Figure('reads', f'Memory read for x {x}, y {y}', 'Share of attention that each place of the memory gets.',
+    return Figure('reads', f'Memory read for x {x}, y {y}', 'Share of attention of each place of the memory.',
                   [Row('', panels)], {'at': [x, y], 'places': numbers})

@@ -1,4 +1,4 @@
-"""Where the frames of a comparison come from: models that render here, and videos that were made elsewhere."""
+"""Sources of frames for a comparison: models that render here, and existing videos."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from motion.settings import Motion
 
 
 def case_of_files(source, driving, size):
-    """The Case of two files at `size` px: an image, or the first frame of a video, follows a video; UserError.
+    """The Case of an image, or the first frame of a video, that follows a video, at `size` pixels. UserError.
 
-    The same file twice is its own truth.
+    If both are one file, the driving frames are the ground truth.
     """
     same = Path(source).resolve() == Path(driving).resolve()
     return Case(Item(source, driving=None if same else driving), open_any(source, size, open_constant_rate),
@@ -28,16 +28,16 @@ def case_of_files(source, driving, size):
 
 
 def largest_cases(methods):
-    """The cases of the RenderedMethod with the largest images, at whose size all are shown; the first of equals."""
+    """The cases of the first RenderedMethod with the largest images; all methods are shown at that size."""
     return max(methods, key=lambda method: method.renderer.model.params.image_size).cases
 
 
 @dataclass(frozen=True)
 class RenderedMethod:
-    """A method whose frames are made here.
+    """A method that renders its frames.
 
     cases: those of the comparison, at the model's image size
-    watch: function of nothing, called before each frame is given; what it raises ends the comparison
+    watch: called before each frame; an exception in it ends the comparison
     """
     name: str
     renderer: Renderer
@@ -46,13 +46,12 @@ class RenderedMethod:
     watch: Callable[[], None] | None = None
 
     def frames(self, number, indices):
-        """Yields its frames (H, W, 3) uint8 of a case, for driving frames: a list, or the range of all, which streams.
-        """
+        """Yields the frames (H, W, 3) uint8 of a case for these driving frames, a list, or the range of all."""
         case = self.cases[number]
         driven = self.renderer.follow(case.source.read([0])[0], case.driving, self.motion, case.anchor)
         for batch in driven.render(case.frames(indices)):
             frames = batch.frames
-            del batch              # what the model made beside them is large, and would wait for the other methods
+            del batch              # frees the model's features before other methods render
             for frame in frames:
                 if self.watch is not None:
                     self.watch()
@@ -61,9 +60,9 @@ class RenderedMethod:
 
 @dataclass(frozen=True)
 class VideoMethod:
-    """A method whose videos were made elsewhere: a clip for each of the comparison's cases.
+    """A method with an existing video for each case.
 
-    Raises UserError for a clip that is too short to be of its pair.
+    Raises UserError for a clip that is too short for its pair.
     """
     name: str
     clips: tuple
@@ -74,7 +73,7 @@ class VideoMethod:
             check_length(clip, case.driving, pair_name(case), self.name)
 
     def frames(self, number, indices):
-        """Yields what is shown while the driving frames are; as of RenderedMethod."""
+        """Yields the frames on display at the times of the driving frames; as RenderedMethod."""
         clip, fps = self.clips[number], self.cases[number].driving.fps
         if isinstance(indices, range):
             yield from at_rate(clip, fps, len(indices))
@@ -90,7 +89,7 @@ class ClipFrame(NamedTuple):
 
 
 def stream(case, number, methods, indices):
-    """Yields a ClipFrame for each driving frame of case `number`; every method holds a batch in memory, no more."""
+    """Yields a ClipFrame for each driving frame of case `number`; each method holds one batch in memory."""
     made = (method.frames(number, indices) for method in methods)
     for index, driving, *frames in zip(indices, case.frames(indices), *made, strict=True):
         yield ClipFrame(index, driving, [at_size(frame, driving.shape) for frame in frames])

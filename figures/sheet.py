@@ -1,4 +1,4 @@
-"""A Figure as one sheet: title, rows of panels with their texts, legends. No text lies over a picture."""
+"""Lays out a Figure as one sheet: title, rows of panels with texts above and below, legends."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -6,18 +6,18 @@ from PIL import Image, ImageDraw, ImageFont
 from figures.draw import FAINT, Scales, colour_wheel, draw_panel, heat_scale, wrapped
 from visualizer import BACKGROUND, CELL, INK
 
-LARGE_CELL = 256             # for models of that size and more
+LARGE_CELL = 256             # side of a cell for models of this size and above
 HEADING, TEXT = 20, 14       # heights of text, pixels
-LINE = TEXT + 6              # of one line of text with its air
+LINE = TEXT + 6              # height of a line of text, pixels
 GAP, EDGE = 12, 16           # between cells; around the sheet
-WHEEL, BAR = 96, (160, 14)   # of legends, pixels
+WHEEL, BAR = 96, (160, 14)   # sizes of legends, pixels
 
 
 def draw_sheet(figure, size, arrows=False, windows=None):
     """(the Figure as a picture (H, W, 3) uint8, its Scales).
 
     size:    side of the model's images, pixels
-    arrows:  draw some over flows
+    arrows:  draw arrows over flows
     windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
     """
     scales = Scales([panel for row in figure.rows for panel in row.panels if panel], size, windows)
@@ -35,9 +35,9 @@ def draw_sheet(figure, size, arrows=False, windows=None):
 
 
 class Writer:
-    """A sheet from top to bottom, under a title and a text: notes what goes where, draws it when the height is known.
+    """Lays out a sheet from top to bottom, under a title and a text, and draws it once its height is known.
 
-    y: where the next row begins, pixels
+    y: top of the next row, pixels
     """
 
     def __init__(self, width, title, text):
@@ -47,11 +47,11 @@ class Writer:
         self.y += GAP
 
     def text(self, text, height, colour, left=EDGE, width=None):
-        """Paragraph at the current height, wrapped; moves on below it."""
+        """Append a wrapped paragraph."""
         self.y = self.write(text, height, colour, left, self.y, width or self.width - left - EDGE)
 
     def row(self, cells, side):
-        """Cells (title, picture, note) or None, side by side: titles above, notes below their pictures."""
+        """Append cells (title, picture, note) or None, side by side: titles above, notes below the pictures."""
         font = ImageFont.load_default(TEXT)
         texts = [cell and (wrapped(cell[0], font, side), wrapped(cell[2], font, side)) for cell in cells]
         above, below = (max(len(text[i]) for text in texts if text) * LINE for i in range(2))
@@ -68,7 +68,7 @@ class Writer:
         self.parts.append((Image.fromarray(picture), left, top))
 
     def write(self, text, height, colour, left, top, width):
-        """The same at another place; returns where the next line would be."""
+        """Write a wrapped paragraph at a position; returns the top of the next line."""
         return self._lines(wrapped(text, ImageFont.load_default(height), width), height, colour, left, top)
 
     def _lines(self, lines, height, colour, left, top):
@@ -90,15 +90,15 @@ class Writer:
 
 
 def _legend(writer, scales, has_indices):
-    """What the colours mean, below the rows."""
+    """Append the legends of all colours."""
     top, left = writer.y + GAP, EDGE
     ends = [top]
     if scales.motion:
         writer.picture(colour_wheel(WHEEL), left, top)
         writer.y = top
-        full = ', '.join(f'of a {kind} {amount:g} px or more' for kind, amount in scales.motion.items())
-        writer.text('The colour of a motion says in which direction the source is looked up, as seen from the middle '
-                    f'of the wheel. White stands still; full colour is, {full}.', TEXT, FAINT,
+        full = ', '.join(f'{kind} {amount:g} px' for kind, amount in scales.motion.items())
+        writer.text('Hue: direction in which the source is sampled, from the centre of the wheel. White: no motion. '
+                    f'Full colour at: {full}.', TEXT, FAINT,
                     left + WHEEL + GAP, min(300, writer.width - left - WHEEL - GAP - EDGE))
         ends += [writer.y, top + WHEEL]
         left += WHEEL + 300 + 3 * GAP
@@ -109,10 +109,10 @@ def _legend(writer, scales, has_indices):
         writer.picture(heat_scale(*BAR), left, writer.y + 3)
         writer.text(f'0 to {full:g} {unit}', TEXT, FAINT, left + BAR[0] + GAP)
     for unit, (low, high) in scales.maps.items():
-        writer.text(f'{unit}: black is {low:.3g}, white {high:.3g}', TEXT, FAINT, left)
+        writer.text(f'{unit}: black {low:.3g}, white {high:.3g}', TEXT, FAINT, left)
     if scales.bases:
-        writer.text('Features: red, green and blue are their three main directions, found once for all that are side '
-                    'by side at a scale.', TEXT, FAINT, left)
+        writer.text('Features: red, green and blue are their three principal directions, shared by the panels of a '
+                    'scale.', TEXT, FAINT, left)
     if has_indices:
-        writer.text('Indices: one colour per number; equal colours are equal numbers.', TEXT, FAINT, left)
+        writer.text('Indices: one colour per number.', TEXT, FAINT, left)
     writer.y = max(*ends, writer.y)

@@ -1,4 +1,4 @@
-"""The paper's Fig. 7, 8, 10 and 11 of one moment, the codes it chose, and those that a place reads."""
+"""Figures of the paper's model: its Fig. 7, 8, 10 and 11, the chosen codes, the codes that one place reads."""
 
 from contextlib import ExitStack
 
@@ -10,7 +10,7 @@ from modules.codebook import perplexity
 
 
 def synergy_figures(model, moment):
-    """Figures of Synergy beyond what all methods have; those of a codebook that is not built are left out."""
+    """Figures of Synergy beyond the common ones, for the codebooks that it has."""
     chosen = chosen_codes(model, moment.generated, moment.driving)
     figures = [coarse_figure(moment)]
     if chosen:
@@ -23,15 +23,15 @@ def synergy_figures(model, moment):
 
 
 def _codebooks(moment, chosen):
-    """Fig. 7 and 8: what goes into the codebooks beside what comes out."""
+    """Fig. 7 and 8: inputs and outputs of the codebooks."""
     generated, numbers, rows = moment.generated, {}, []
     for i in range(max(found.scale for found in chosen.values()) + 1):
         panels = []
         if f'motion {i + 1}' in chosen:
-            flow, rebuilt = generated.flows[i], generated.reconstructions[i]
-            error = pixels(rebuilt - flow, moment.size)
+            flow, decoded = generated.flows[i], generated.reconstructions[i]
+            error = pixels(decoded - flow, moment.size)
             numbers[f'motion {i + 1}'] = {'error_px_mean': float(error.mean()), 'error_px_max': float(error.max())}
-            panels += [Panel('flow', f'flow M{i}', flow), Panel('flow', f'M{i} from codes', rebuilt),
+            panels += [Panel('flow', f'flow M{i}', flow), Panel('flow', f'M{i} from codes', decoded),
                        Panel('heat', 'error', error, spread_note(error, 'px'), unit='px')]
         if f'appearance {i + 1}' in chosen:
             quantized, error = chosen[f'appearance {i + 1}'].quantized, chosen[f'appearance {i + 1}'].distance[:, None]
@@ -42,12 +42,12 @@ def _codebooks(moment, chosen):
                        Panel('heat', 'distance', error, f'{100 * share:.1f} % of the feature', unit='of features')]
         rows.append(Row(f'scale {i + 1}', panels))
     return Figure('codebooks', 'Codebooks',
-                  'Left: each flow before it is refined, and rebuilt from motion codes (Fig. 7). '
-                  'Right: encoded driving features, and the appearance codes nearest to them (Fig. 8).', rows, numbers)
+                  'Left: each flow before refinement, and reconstructed from motion codes (Fig. 7). '
+                  'Right: encoded driving features, and their nearest appearance codes (Fig. 8).', rows, numbers)
 
 
 def _indices(moment, chosen):
-    """Which codes were chosen where."""
+    """The codes chosen at every place."""
     rows, numbers = [Row('', [Panel('image', 'driving', moment.driving)])], {}
     for i in range(max(found.scale for found in chosen.values()) + 1):
         panels = []
@@ -59,12 +59,12 @@ def _indices(moment, chosen):
                 panels.append(Panel('indices', f'{book}, scale {i + 1}', indices + found.first,
                                     f'{used} of {found.count} codes', under=moment.driving))
         rows[0].panels.extend(panels) if not i else rows.append(Row('', [None, *panels]))
-    return Figure('indices', 'Codes chosen', 'The index of the nearest code at every place, one colour per code; '
-                  'inspect.json has the indices.', rows, numbers)
+    return Figure('indices', 'Chosen codes', 'The index of the nearest code at every place, one colour per code; '
+                  'inspect.json holds the indices.', rows, numbers)
 
 
 def _appearance(model, moment):
-    """Fig. 11: warped beside compensated features, and what each scale's compensation does to the frame."""
+    """Fig. 11: features before and after compensation, and the effect of each scale on the frame."""
     generated, rows, numbers = moment.generated, [], {}
     for i in range(model.appearance_scales):
         part = f'appearance {i + 1}'
@@ -74,15 +74,15 @@ def _appearance(model, moment):
         rows.append(Row(f'scale {i + 1}', [
             Panel('feature', f'warped, scale {i + 1}', generated.warped[i], basis=part),
             Panel('feature', 'compensated', generated.compensated[i], basis=part),
-            Panel('image', 'frame without it', made),
-            Panel('heat', 'what it changes', effect, spread_note(effect, '%'), unit='% of range')]))
+            Panel('image', 'frame without', made),
+            Panel('heat', 'change', effect, spread_note(effect, '%'), unit='% of range')]))
     return Figure('appearance', 'Appearance',
-                  'Warped features before and after compensation (Fig. 11), drawn in the same colours, and what the '
-                  'frame loses when the compensation of that scale is switched off.', rows, numbers)
+                  'Warped features before and after compensation (Fig. 11), in the same colours, and the frame without '
+                  'the compensation of that scale.', rows, numbers)
 
 
 def _reads(model, moment):
-    """Which codes cross-attention reads for the place `moment.at`, mean over heads and layers."""
+    """Cross-attention of the place `moment.at` over the codes, mean over heads and layers."""
     books = [(name, module) for name, module in (('motion', getattr(model, 'motion', None)),
                                                  ('appearance', getattr(model, 'appearance', None))) if module]
     with ExitStack() as stack:
@@ -106,14 +106,14 @@ def _reads(model, moment):
             rows.append(Row('', panels))
     x, y = moment.at
     return Figure('reads', f'Codes read for x {x}, y {y}',
-                  'Share of the cross-attention that each code gets, mean over heads and layers, and the codes that '
-                  'get most: the flow that a motion code decodes to, an image window that is nearest to an appearance '
-                  'code, its number where no window chose it.', rows,
+                  'Share of cross-attention per code, mean over heads and layers, and the codes with the largest '
+                  'shares: the flow that a motion code decodes to, the image window nearest to an appearance code, or '
+                  'its number if no window chose it.', rows,
                   {'at': [x, y], 'codes': numbers})
 
 
 def _code_panel(book, code, flows):
-    """A code that is read: its flow where it has one, else a place for an image window that chooses it."""
+    """Panel of one code: its flow if `flows` are given, else the image window nearest to it."""
     title, note = f'code {code["code"]}', f'{100 * code["share"]:.1f} %'
     if flows is None:
         return Panel('code', title, torch.tensor(code['code']), note, basis=book)

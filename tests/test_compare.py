@@ -255,7 +255,7 @@ def test_at_a_time_the_frame_on_display_is_shown(tmp_path):
     report = compare(job)
     assert [row['frame'] for row in report['rows']] == [2, 1, 4] * 2
     assert report['rule'] == 'Frames 1, at 0.1 s, at 0.16 s of each driving video, counted from 0.'
-    with pytest.raises(UserError, match='anna: has no frame 6, only 0 to 5'):
+    with pytest.raises(UserError, match='anna has no frame 6; its last one is 5'):
         job_of(tmp_path, frames=(Time(Fraction('0.24')),))
 
 
@@ -453,10 +453,10 @@ def test_mistakes_are_one_line_and_come_before_the_work(models, tmp_path, capsys
                                                            '--pairs', 1)
     assert 'expected largest_pose, worst, best, or frame numbers' in refused(*model, *pairs, '--frames', 'worst', '3')
     assert '--frames 1.5: expected' in refused(*model, *pairs, '--frames', '1.5')
-    assert 'bert: has no frame 3, only 0 to 2' in refused(*model, *pairs, '--frames', '0.12s')
-    assert 'bert: has no frame 3, only 0 to 2' in refused(*model, *pairs, '--frames', 0, 3)
-    assert 'anna--bert: its worst frame needs the truth' in refused(*model, *pairs, '--frames', 'worst')
-    assert 'anna--bert: a map of the error needs the truth' in refused(*model, *pairs, '--error')
+    assert 'bert has no frame 3; its last one is 2' in refused(*model, *pairs, '--frames', '0.12s')
+    assert 'bert has no frame 3; its last one is 2' in refused(*model, *pairs, '--frames', 0, 3)
+    assert 'anna--bert: --frames worst needs the ground truth' in refused(*model, *pairs, '--frames', 'worst')
+    assert 'anna--bert: --error needs the ground truth' in refused(*model, *pairs, '--error')
     assert '--zoom 1 2 3: expected x y w h' in refused(*model, *pairs, '--zoom', 1, 2, 3)
     assert '--zoom 20 0 16 16: must lie within 32x32' in refused(*model, *pairs, '--zoom', 20, 0, 16, 16)
     assert '--background blue: expected white or dark' in refused(*model, *pairs, '--background', 'blue')

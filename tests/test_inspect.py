@@ -236,7 +236,7 @@ def test_what_mcnet_finds_is_its_values_weighted_by_what_it_reads():
     shares = panel(figures['reads'], 'scale 1').value.flatten() / 100
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
     values = panel(figures['recall'], 'values in memory', row=0).value[0].flatten(1)             # (C, M*M)
-    found = panel(figures['recall'], 'found for it', row=0).value[0]
+    found = panel(figures['recall'], 'recalled', row=0).value[0]
     side = found.shape[-1]
     torch.testing.assert_close(values @ shares, found[:, 21 * side // 64, 40 * side // 64])
 
@@ -262,10 +262,10 @@ def test_mrfa_shows_each_correction():
     torch.nn.init.zeros_(model.refinement.update.motion[-1].weight)
     torch.nn.init.zeros_(model.refinement.update.motion[-1].bias)
     prior = model.render(moment.state, moment.keypoints).flows
-    torch.testing.assert_close(panel(figure, 'M0 and all so far', row=0).value, prior[1])
+    torch.testing.assert_close(panel(figure, 'flow so far', row=0).value, prior[1])
     total = torch.zeros(1, 2, 4, 4)                             # corrections so far, in pixels of their grid
     for i, flow in enumerate(moment.generated.flows[1:]):
-        before, correction = (panel(figure, title, row=i).value for title in ('M0 and all so far', 'correction'))
+        before, correction = (panel(figure, title, row=i).value for title in ('flow so far', 'correction'))
         torch.testing.assert_close(before + correction, flow)
         torch.testing.assert_close(panel(figure, 'refined', row=i).value, flow)
         total = 2 * F.interpolate(total, flow.shape[1:3], mode='bilinear', align_corners=True)
@@ -300,11 +300,11 @@ def test_mrfa_shows_the_correlation_of_a_place():
     by_hand = torch.einsum('c,chw->hw', driving[0, :, 21 // 4, 40 // 4], source[0]) / len(driving[0]) ** 0.5
     torch.testing.assert_close(panel(figure, 'correlation').value[0, 0], by_hand)
     # The 16 px iteration reads its own grid: what it sees is cut out of the whole around where its flow points.
-    flow = panel(named_figures(model, moment)['refinement'], 'M0 and all so far', row=1).value[0, 21 // 4, 40 // 4]
+    flow = panel(named_figures(model, moment)['refinement'], 'flow so far', row=1).value[0, 21 // 4, 40 // 4]
     steps = torch.arange(-3, 4) * 2 / 15
     around = flow + torch.stack(torch.meshgrid(steps, steps, indexing='ij')[::-1], -1)
     expected = F.grid_sample(by_hand[None, None], around[None], align_corners=True)
-    torch.testing.assert_close(panel(figure, '7 x 7 around it', row=2).value, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(panel(figure, '7 x 7 around the flow', row=2).value, expected, atol=1e-4, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------- DaGAN
@@ -319,7 +319,7 @@ def test_dagan_shows_disparities_and_what_a_place_attends_to():
                                    model.depth(to_unit(image)))
     before, after = (panel(figures['attention'], title).value for title in ('warped feature', 'with attention'))
     torch.testing.assert_close(model.decode(after), moment.generated.prediction)
-    shares = panel(figures['reads'], 'what it reads').value.flatten() / 100
+    shares = panel(figures['reads'], 'attention').value.flatten() / 100
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
     y, x = 21 * 16 // 64, 40 * 16 // 64
     found = tokens(F.relu(model.attention.value(before)))[0].T @ shares
