@@ -1,9 +1,9 @@
-"""A page in the browser: animate, inspect, compare, live.
+"""Serve a local web page: animate, inspect, compare, live.
 
     pip install -r requirements-extra.txt
     python run.py --mode web --checkpoint log/demo-64 model.pt
 
-Listens on this machine alone unless --host says otherwise. Without --checkpoint, the newest run below log/ is shown.
+It listens on this machine only, unless --host is given. Without --checkpoint it loads the newest run below log/.
 """
 
 import functools
@@ -22,13 +22,13 @@ log = logging.getLogger('run')
 
 def add_arguments(parser):
     parser.add_argument('--checkpoint', nargs='+', default=[], metavar='[NAME=]FILE',
-                        help='models, or run folders; the first is shown first. Default: the newest run below log/')
+                        help='checkpoints or run folders, the first preselected; default: the newest run below log/')
     add_set(parser)
     add_device(parser)
-    parser.add_argument('--port', type=int, default=7860, help='default 7860')
-    parser.add_argument('--host', default=LOCAL[0], help='address to listen on; default 127.0.0.1, this machine alone')
-    parser.add_argument('--auth', metavar='USER:PASSWORD', help='ask visitors for these; needed with --host')
-    parser.add_argument('--share', choices=('never',), default='never', help='never: no tunnel to the outside is made')
+    parser.add_argument('--port', type=int, default=7860, help='port to listen on; default 7860')
+    parser.add_argument('--host', default=LOCAL[0], help='address to listen on; default 127.0.0.1, this machine only')
+    parser.add_argument('--auth', metavar='USER:PASSWORD',
+                        help='require this login, needed with --host; it is sent unencrypted, over plain HTTP')
 
 
 def run(options):
@@ -39,30 +39,30 @@ def run(options):
     models = {name: str(path) for name, path in checkpoints.items()}
     from web.page import Address, serve
     serve(models, functools.partial(load, overrides=options.set, device=options.device),
-          Address(*address, share=options.share != 'never'))
+          Address(*address))
 
 
 def address_of(options):
-    """(host, port, (user, password) or None); UserError for a page that anybody could use."""
+    """(host, port, (user, password) or None). UserError for a public page without a login."""
     user, _, password = (options.auth or '').partition(':')
     if options.auth is not None and not (user and password):
         raise UserError('--auth: expected USER:PASSWORD')
     if options.host not in LOCAL:
         if options.auth is None:
-            raise UserError(f'--host {options.host}: everybody who reaches this machine could use the page and its '
-                            'models; give --auth USER:PASSWORD too')
-        log.warning('--host %s: the page can be reached from other machines, unencrypted; --auth is all that guards it',
-                    options.host)
+            raise UserError(f'--host {options.host}: everyone who reaches this machine could use the page and its '
+                            'models; add --auth USER:PASSWORD')
+    if options.auth is not None:
+        log.warning('--auth: the page speaks plain HTTP, so password and pictures travel unencrypted; outside of a '
+                    'trusted network, put a proxy with TLS before it')
     return options.host, options.port, (user, password) if options.auth else None
 
 
 def newest_run():
-    """The run folder below log/ that was written last; UserError says how to make one."""
+    """The most recently written run folder below log/. UserError without one."""
     found = sorted(LOG_DIR.glob('*/checkpoints/*.pt'), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f'there is no run below {LOG_DIR}/ to show; train the demo, six minutes on two cores: '
-                        'python run.py --mode demo')
-    log.info('showing the newest run, %s', found[-1].parents[1])
+        raise UserError(f'no run below {LOG_DIR}/; give --checkpoint, or train the demo: python run.py --mode demo')
+    log.info('loading the newest run, %s', found[-1].parents[1])
     return str(found[-1].parents[1])
 
 

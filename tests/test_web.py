@@ -1,21 +1,30 @@
 """The page of `--mode web` without a browser: its worker, its files, its guard, its command line."""
 
 import functools
+import io
 import os
+import signal
+import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from modes.web import newest_run
+from figures.selection import parse_frames
+from modes.web import address_of, newest_run
 from support.errors import UserError
 from tests.support.command_line import refused
-from tests.support.web_jobs import ask_for, count, die, fail, hang, loads, variable, write_clip
+from tests.support.tiny import ROOT
+from tests.support.web_jobs import (
+    ask_for, broken, count, die, fail, hang, hold, loads, portraits, process, render, unpicklable, unreadable, variable,
+    write_clip)
+from web import live, worker as web_worker
 from web.files import Files
-from web.guard import ROUTES
-from web.limits import MOST_FRAMES, check_clip, check_picture
+from web.guard import ROUTES, cut_off
+from web.limits import MOST_FRAMES, check_clip, check_moments, check_picture
 from web.worker import MOST_WAITING, Cancelled, Worker
 
 
@@ -32,7 +41,7 @@ def test_jobs_find_their_model_and_return_or_are_refused(worker, capfd):
     assert worker.ask('a', functools.partial(ask_for, checkpoint='x')).result() == 'X'
     with pytest.raises(UserError, match='^not so$'):
         worker.ask('a', functools.partial(fail, error=UserError('not so'))).result()
-    with pytest.raises(UserError, match='went wrong on our side'):      # a bug: the visitor sees no stack trace
+    with pytest.raises(UserError, match='internal error'):      # a bug: the visitor sees no stack trace
         worker.ask('a', functools.partial(fail, error=ZeroDivisionError())).result()
 
 
@@ -44,7 +53,8 @@ def test_progress_is_told_and_a_queue_is_one(worker):
 
 
 @pytest.mark.parametrize('job', [functools.partial(count, total=10_000), hang])
-def test_cancelling_frees_the_worker_whatever_it_does(worker, job):
+def test_cancelling_frees_the_worker_whatever_it_does(worker, job, monkeypatch):
+    monkeypatch.setattr(web_worker, 'GRACE', 1)
     task, after = worker.ask('a', job), worker.ask('b', functools.partial(ask_for, checkpoint='y'))
     task.started.wait()
     worker.cancel_all('a')
@@ -53,11 +63,71 @@ def test_cancelling_frees_the_worker_whatever_it_does(worker, job):
     assert after.result() == 'Y'
 
 
-def test_what_waits_is_cancelled_too_and_the_line_is_not_endless(worker):
+def test_cancelling_in_the_middle_of_a_batch_keeps_the_process_and_its_models(worker):
+    before = worker.ask('a', process).result()
+    task = worker.ask('a', render)
+    task.started.wait()
+    time.sleep(3)                                   # the network runs, for ten seconds
+    started = time.monotonic()
+    worker.cancel_all('a')
+    with pytest.raises(Cancelled):
+        task.result()
+    assert worker.ask('b', process).result() == before and time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize('job, message', [(unpicklable, 'internal error'), (unreadable, 'internal error'),
+                                          (lambda worker: 1, 'internal error'), (broken, 'ab')])
+def test_a_job_has_an_end_even_if_its_answer_cannot_travel(worker, job, message):
+    task = worker.ask('a', job)
+    assert task.finished.wait(60)
+    with pytest.raises(UserError, match=message):
+        task.result()
+    assert worker.ask('a', functools.partial(ask_for, checkpoint='w')).result() == 'W'
+
+
+def test_what_waits_ends_when_the_page_does():
+    worker = Worker(loads)
+    tasks = [worker.ask('a', hang) for _ in range(2)]
+    worker.close()
+    assert all(task.finished.wait(10) for task in tasks)
+
+
+def test_a_portrait_is_forgotten_even_while_the_queue_is_full(worker, monkeypatch):
+    monkeypatch.setattr(web_worker, 'MOST_WAITING', 0)
+    for session in ('me', 'you'):
+        worker.ask('', functools.partial(hold, session=session), limited=False).result()
+    worker.ask('', functools.partial(live.forget, session='me'), limited=False).result()
+    assert worker.ask('', portraits, limited=False).result() == ['you']
+
+
+def test_an_interrupt_prints_no_traceback_of_the_worker():
+    code = """
+import functools, time
+from tests.support.web_jobs import ask_for, loads
+from web.worker import Worker
+if __name__ == '__main__':
+    worker = Worker(loads)
+    worker.ask('a', functools.partial(ask_for, checkpoint='x')).result()
+    print('ready', flush=True)
+    try:
+        time.sleep(100)
+    except KeyboardInterrupt:
+        time.sleep(1)
+        worker.close()
+"""
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, start_new_session=True, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == 'ready\n'
+    os.killpg(process.pid, signal.SIGINT)           # as a terminal does: the whole group
+    assert process.communicate(timeout=60)[1] == ''
+
+
+def test_what_waits_is_cancelled_too_and_the_line_is_not_endless(worker, monkeypatch):
+    monkeypatch.setattr(web_worker, 'GRACE', 1)
     running = worker.ask('a', hang)
     running.started.wait()
     waiting = [worker.ask('b', hang) for _ in range(MOST_WAITING)]
-    with pytest.raises(UserError, match='visitors are waiting'):
+    with pytest.raises(UserError, match='jobs are waiting'):
         worker.ask('c', hang)
     for session in 'ab':
         worker.cancel_all(session)
@@ -91,7 +161,7 @@ def test_a_visitors_files_go_and_others_stay():
         files.forget('me')
         assert not mine.exists() and not made.exists() and shared.exists() and outside.exists()
         for path in ('/etc/passwd', str(files.root / '..' / '..' / 'etc' / 'passwd'), str(files.root), str(mine)):
-            with pytest.raises(UserError, match='not there any more'):
+            with pytest.raises(UserError, match='no longer exists'):
                 files.take('me', path)
         assert files.shown(f'{shared}: is bad', shared) == 'y.png: is bad'
     assert not files.root.exists()
@@ -112,19 +182,29 @@ def test_what_is_too_much_is_refused(tmp_path, monkeypatch):
     text.write_text('not a video')
     Image.new('1', (6000, 5000)).save(picture)
     write_clip(clip, 5)
-    with pytest.raises(UserError, match='notes.mp4: is no video that can be read'):
+    with pytest.raises(UserError, match='notes.mp4: is not a readable video'):
         check_clip(text)
-    with pytest.raises(UserError, match='is no video; expected'):
+    with pytest.raises(UserError, match='is not a video; expected'):
         check_clip(picture)
     with pytest.raises(UserError, match='6000x5000 pixels'):
         check_picture(picture)
-    with pytest.raises(UserError, match='is no picture'):
+    with pytest.raises(UserError, match='is not a readable picture'):
         check_picture(text)
     assert len(check_clip(clip)) == 5
     monkeypatch.setattr('web.limits.MOST_FRAMES', 4)
     with pytest.raises(UserError, match='has 5 frames; this page takes 4'):
         check_clip(clip)
     assert MOST_FRAMES >= 1500
+    assert check_moments(parse_frames(['largest_pose'])) == 'largest_pose'
+    assert len(check_moments(parse_frames(map(str, range(12))))) == 12
+    with pytest.raises(UserError, match='13 frames to print; this page takes 12 at most'):
+        check_moments(parse_frames(map(str, range(13))))
+
+
+def test_equal_uploads_of_two_visitors_are_two_files():
+    upload = pytest.importorskip('gradio.route_utils').GradioUploadFile
+    cut_off()
+    assert len({upload(io.BytesIO(b'same')).sha.hexdigest() for _ in range(2)}) == 2
 
 
 # ---------------------------------------------------------------------------- the command line
@@ -132,12 +212,17 @@ def test_what_is_too_much_is_refused(tmp_path, monkeypatch):
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert 'python run.py --mode demo' in refused(capsys, '--mode', 'web')
-    assert '--auth USER:PASSWORD too' in refused(capsys, '--mode', 'web', '--host', '0.0.0.0')
+    assert 'add --auth USER:PASSWORD' in refused(capsys, '--mode', 'web', '--host', '0.0.0.0')
     assert 'expected USER:PASSWORD' in refused(capsys, '--mode', 'web', '--auth', 'me')
     assert '--port 0' in refused(capsys, '--mode', 'web', '--port', '0')
-    assert 'invalid choice' in refused(capsys, '--mode', 'web', '--share', 'always')
     monkeypatch.setitem(sys.modules, 'gradio', None)
     assert 'pip install -r requirements-extra.txt' in refused(capsys, '--mode', 'web', '--checkpoint', 'x.pt')
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0'])
+def test_a_password_over_plain_http_is_said_to_be_plain(host, caplog):
+    assert address_of(Namespace(host=host, port=7860, auth='me:secret')) == (host, 7860, ('me', 'secret'))
+    assert 'unencrypted' in caplog.text and 'secret' not in caplog.text
 
 
 def test_the_newest_run_is_taken(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The tab Animate: everything that `--mode animate` does with one pair."""
+"""The tab Animate: the options of `--mode animate` for one source and one driver."""
 
 import functools
 import shlex
@@ -11,16 +11,16 @@ from motion.settings import AnimationSettings
 from support.errors import UserError
 from web import jobs
 from web.controls import (
-    Desk, cancels, clip, command, follow, model, motion, motion_of, named, note, picture)
+    PageContext, cancel_button, clip, command, follow, model, motion, motion_of, named, note, picture, runs)
 
 STILL, VIDEO, TEMPLATE = 'a picture', 'a video', 'a motion template'
-ALONE, BESIDE, PASTED = 'result alone', 'source, driver and result', 'pasted back into the whole source'
-WHOLE, CUT = 'squeeze the whole picture', 'cut around the face'
+ALONE, BESIDE, PASTED = 'result alone', 'source, driver and result', 'pasted back into the source picture'
+WHOLE, CUT = 'whole picture, squeezed', 'crop around the face'
 
 
-def add_animate(desk: Desk):
-    """Lay out the tab; returns (source picture, driving video), which others may fill."""
-    page = _layout(desk)
+def add_animate(context: PageContext):
+    """Lay out the tab; returns its components (source picture, driving video)."""
+    page = _layout(context)
     shown = ('status', 'result', 'saved', 'command', 'faces', 'animate', 'look', 'cancel')
     inputs = {part for name, part in page.items() if name not in shown}
 
@@ -29,64 +29,63 @@ def add_animate(desk: Desk):
 
         def make_job():
             nonlocal settings
-            settings = settings_of(desk, session, chosen)
-            return functools.partial(jobs.animate, checkpoint=desk.models[chosen['model']], settings=settings)
+            settings = settings_of(context, session, chosen)
+            return functools.partial(jobs.animate, checkpoint=context.models[chosen['model']], settings=settings)
         yield note('…'), None, *[gr.update(value=None, visible=False)] * 2
-        for status, made in follow(desk, session, make_job, *_files(chosen)):
+        for status, made in follow(context, session, make_job, *_files(chosen)):
             if made is None:
                 yield status, gr.skip(), gr.skip(), gr.skip()
             else:
                 saved = [path for path in (made.video, made.motion) if path]
                 yield (note(f'Done: {made.frames} frames.'), made.video, gr.update(value=saved, visible=True),
-                       gr.update(value=command_line(desk.models[chosen['model']], settings), visible=True))
+                       gr.update(value=command_line(context.models[chosen['model']], settings), visible=True))
 
     def look(given, request: gr.Request):
         chosen, session = named(page, given), request.session_hash
 
         def make_job():
             if chosen['driver_kind'] == TEMPLATE:
-                raise UserError('a motion template has no faces to look at')
-            settings = settings_of(desk, session, chosen | {'crop': CUT})
-            return functools.partial(jobs.find_faces, checkpoint=desk.models[chosen['model']], settings=settings)
-        for status, found in follow(desk, session, make_job, *_files(chosen)):
+                raise UserError('a motion template has no faces; choose a driving video')
+            settings = settings_of(context, session, chosen | {'crop': CUT})
+            return functools.partial(jobs.find_faces, checkpoint=context.models[chosen['model']], settings=settings)
+        for status, found in follow(context, session, make_job, *_files(chosen)):
             if found is None:
                 yield status, gr.skip(), gr.skip(), gr.skip()
             else:
-                yield (note(f'{found.source} face(s) in the source, {found.driving} in the driver.'),
+                yield (note(f'{found.source} face(s) in the source, {found.driving} in the driving video.'),
                        gr.update(value=found.picture, visible=True),
                        *(gr.update(choices=list(range(count))) for count in (found.source, found.driving)))
 
-    page['animate'].click(animate, inputs, [page[name] for name in ('status', 'result', 'saved', 'command')],
-                          concurrency_limit=None, show_progress='hidden', api_name=False)
-    page['look'].click(look, inputs, [page[name] for name in ('status', 'faces', 'source_face', 'driving_face')],
-                       concurrency_limit=None, show_progress='hidden', api_name=False)
-    cancels(desk, page['cancel'])
+    runs(context, page['animate'], page['cancel'], animate, inputs,
+         [page[name] for name in ('status', 'result', 'saved', 'command')])
+    runs(context, page['look'], page['cancel'], look, inputs,
+         [page[name] for name in ('status', 'faces', 'source_face', 'driving_face')])
     return page['source_image'], page['driving_video']
 
 
-def _layout(desk):
+def _layout(context):
     """{name: component}."""
     page = {}
     with gr.Row():
         with gr.Column(min_width=280):
-            page['source_kind'] = gr.Radio([STILL, VIDEO], value=STILL, label='Source: who is to move')
+            page['source_kind'] = gr.Radio([STILL, VIDEO], value=STILL, label='Source')
             page['source_image'] = picture('Portrait', elem_id='source')
             page['source_video'] = clip('Source video', visible=False, elem_id='source-video')
         with gr.Column(min_width=280):
-            page['driver_kind'] = gr.Radio([VIDEO, TEMPLATE], value=VIDEO, label='Driver: how to move')
+            page['driver_kind'] = gr.Radio([VIDEO, TEMPLATE], value=VIDEO, label='Driving motion')
             page['driving_video'] = clip('Driving video', elem_id='driver')
             page['driving_motion'] = gr.File(label='Motion template', file_types=['.npz'], visible=False,
                                              elem_id='template')
         with gr.Column(min_width=280):
-            page['model'] = model(desk)
+            page['model'] = model(context)
             page['result'] = gr.Video(label='Result', interactive=False, height=300, autoplay=True, loop=True,
                                       buttons=['download'], elem_id='result')
     with gr.Row():
         page['animate'] = gr.Button('Animate', variant='primary', elem_id='animate')
-        page['look'] = gr.Button('Look for faces first')
-        page['cancel'] = gr.Button('Cancel', variant='stop', elem_id='cancel')
+        page['look'] = gr.Button('Find faces')
+        page['cancel'] = cancel_button(context, elem_id='cancel')
     page['status'] = gr.HTML(elem_id='status')
-    page['faces'] = gr.Image(label='Faces by number, and what will be cut out: source, driver', visible=False,
+    page['faces'] = gr.Image(label='Numbered faces and crops: source, driver', visible=False,
                              interactive=False, buttons=['fullscreen'], elem_id='faces')
     page['saved'] = gr.File(label='Download', visible=False, interactive=False, file_count='multiple', elem_id='saved')
     page['command'] = command()
@@ -99,17 +98,18 @@ def _layout(desk):
 def _options(page):
     with gr.Accordion('Options', open=False):
         with gr.Row():
-            page['crop'] = gr.Radio([WHOLE, CUT], value=WHOLE, label='Crop', info='Models know heads in a square')
-            page['source_face'] = gr.Dropdown([0], value=0, label='Face of the source', info='0 is the largest')
-            page['driving_face'] = gr.Dropdown([0], value=0, label='Face of the driver', info='0 is the largest')
+            page['crop'] = gr.Radio([WHOLE, CUT], value=WHOLE, label='Crop',
+                                    info='Models are trained on square crops of heads')
+            page['source_face'] = gr.Dropdown([0], value=0, label='Source face', info='0 is the largest')
+            page['driving_face'] = gr.Dropdown([0], value=0, label='Driver face', info='0 is the largest')
             page['show'] = gr.Radio([ALONE, BESIDE, PASTED], value=ALONE, label='Show')
         with gr.Row():
             motion(page)
         with gr.Row():
             page['source_end'] = gr.Radio(['loop', 'hold'], value='loop', label='End of a source video', min_width=200,
-                                          info='Where it is shorter than the motion')
-            page['save_motion'] = gr.Checkbox(label='Save the motion', min_width=200,
-                                              info='A template of the driver\'s motion to download, without its face')
+                                          info='If it is shorter than the driving motion')
+            page['save_motion'] = gr.Checkbox(label='Save motion', min_width=200,
+                                              info='Download the driving motion as a template, without the face')
 
 
 def _switch(radio, parts):
@@ -121,15 +121,15 @@ def _files(chosen):
     return [chosen[name] for name in ('source_image', 'source_video', 'driving_video', 'driving_motion')]
 
 
-def settings_of(desk, session, chosen):
-    """The AnimationSettings that were chosen, with results in a new folder; UserError for a missing file."""
+def settings_of(context, session, chosen):
+    """The chosen AnimationSettings, with a new folder for the results. UserError for a missing file."""
     source = 'source_image' if chosen['source_kind'] == STILL else 'source_video'
     driving = 'driving_video' if chosen['driver_kind'] == VIDEO else 'driving_motion'
-    files = {name: desk.files.take(session, chosen[name]) for name in (source, driving)}
+    files = {name: context.files.take(session, chosen[name]) for name in (source, driving)}
     for name, path in files.items():
         if path is None:
-            raise UserError(f'bring {"a portrait" if name == source else "a driver"} first')
-    folder, cut = desk.files.new(session), chosen['crop'] == CUT
+            raise UserError(f'upload a {"portrait" if name == source else "driver"} first')
+    folder, cut = context.files.new(session), chosen['crop'] == CUT
     return AnimationSettings(
         **files, source_end=chosen['source_end'] if source == 'source_video' else 'loop',
         save_motion=str(folder / 'motion.npz') if chosen['save_motion'] else None,
@@ -139,7 +139,7 @@ def settings_of(desk, session, chosen):
 
 
 def command_line(checkpoint, settings):
-    """The command that makes the same result from files of the same names in the current folder."""
+    """The command that gives the same result for these files, in the folder that holds them."""
     named = {name: Path(path).name for name in ('source_image', 'source_video', 'driving_video', 'driving_motion',
                                                 'save_motion', 'result_video') if (path := getattr(settings, name))}
     faces = (0,) if not any(settings.face_index) else settings.face_index

@@ -1,4 +1,4 @@
-"""Where the page keeps what visitors bring and get: one folder, of which each visitor's part goes when they go."""
+"""Uploads and results of the page, in one temporary folder; a visitor's files are deleted when the visitor leaves."""
 
 import tempfile
 import threading
@@ -10,7 +10,7 @@ from support.files import make_folder, remove
 
 
 class Files:
-    """A folder that is gone when the server stops; Gradio's uploads go there too. A context manager."""
+    """The folder, also of Gradio's uploads, as a context manager that deletes it at the end."""
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix='talking-heads-')
@@ -24,23 +24,23 @@ class Files:
         self._folder.cleanup()
 
     def new(self, session):
-        """A folder for the results of one job of a visitor."""
+        """A new folder for the results of a visitor's job."""
         folder = make_folder(self.root / 'results' / uuid.uuid4().hex)
         self._remember(session, folder)
         return folder
 
     def take(self, session, path):
-        """An uploaded file that a visitor refers to; None for none. UserError for a path that no upload gave."""
+        """The absolute path of a visitor's upload; None for None. UserError for any other path."""
         if not path:
             return None
         path = Path(path).resolve()
         if self.root not in path.parents or not path.is_file():
-            raise UserError('a file is not there any more; bring it again')
+            raise UserError('a file no longer exists; upload it again')
         self._remember(session, path)
         return str(path)
 
     def forget(self, session):
-        """Remove what a visitor has brought and got; examples stay."""
+        """Delete the uploads and results of a visitor; examples stay."""
         with self._lock:
             paths = self._own.pop(session, set()) - {path for paths in self._own.values() for path in paths}
         for path in paths:
@@ -48,7 +48,7 @@ class Files:
                 remove(path)
 
     def shown(self, text, *paths):
-        """A message without this machine's folders."""
+        """`text` without the folders of these paths."""
         for path in filter(None, paths):
             text = text.replace(str(path), Path(path).name)
         return text.replace(f'{self.root}/', '')

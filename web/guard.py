@@ -1,8 +1,7 @@
-"""What of Gradio the page does not need is not there: routes, foreign hosts, calls to the outside, decoders.
+"""Restricts Gradio: allowed routes and hosts only, no outgoing requests, no decoding of uploads in the server.
 
-Gradio can fetch addresses that a request names, keep runs in buckets elsewhere, and write an app by prompt. Requests
-pass only where the page sends them, and the browser is told to load nothing from anywhere else. What visitors bring is
-handed on as it is: Gradio would open pictures in the server.
+Gradio can fetch addresses that a request names, store runs in remote buckets, and write an app from a prompt. Only the
+routes that the page uses pass, and a policy forbids the browser to load anything from elsewhere.
 """
 
 import base64
@@ -28,8 +27,7 @@ ENVIRONMENT = {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_SHARE': 'False', 'HF
 class Guard:
     """ASGI middleware around Gradio's app.
 
-    hosts: names under which the page may be asked for, or None for any: a page elsewhere whose name was made to point
-           to this machine is none of them
+    hosts: allowed Host headers, against DNS rebinding; None allows any
     """
 
     def __init__(self, app, hosts):
@@ -43,7 +41,7 @@ class Guard:
         host = dict(scope['headers']).get(b'host', b'').decode('latin-1')
         if not ROUTES.fullmatch(scope['path']) or self.hosts and re.sub(r':\d+$', '', host) not in self.hosts:
             await send({'type': 'http.response.start', 'status': 404, 'headers': [(b'content-type', b'text/plain')]})
-            await send({'type': 'http.response.body', 'body': b'not here'})
+            await send({'type': 'http.response.body', 'body': b'not found'})
             return
 
         async def with_policy(message):
@@ -55,18 +53,25 @@ class Guard:
 
 
 def undecoded(component, payload):
-    """Path of the file that a picture or video component holds, encoded bytes of a camera's frame, or None."""
+    """The value of a picture or video component: the path of its file, the bytes of a camera frame, or None."""
     if payload is None:
         return None
     return payload.path or base64.b64decode(payload.url.partition(',')[2])
 
 
 def cut_off():
-    """Before Gradio is imported: no analytics; after it: it fetches no address that a request names, and opens no file.
-    """
+    """Import Gradio without analytics, outgoing requests and decoders; each upload gets a folder of its own."""
     os.environ.update(ENVIRONMENT)
     from gradio import Image, Video, processing_utils
-    # In the classes: of a component that an event has changed, Gradio makes a new one.
+    from gradio.route_utils import GradioUploadFile
+    # Gradio names the folder of an upload by its content: two visitors would share, and delete, the same file.
+    begin = GradioUploadFile.__init__
+
+    def begin_uniquely(upload, *given, **named):
+        begin(upload, *given, **named)
+        upload.sha.update(os.urandom(16))
+    GradioUploadFile.__init__ = begin_uniquely
+    # In the classes, because Gradio creates new components after events.
     Image.preprocess = Video.preprocess = undecoded
 
     def refuse(url, *_, **__):

@@ -1,6 +1,6 @@
-"""What the worker does for the page: each job is a function of a web.worker.Bench, and picklable with its arguments.
+"""Jobs of the worker: picklable functions of a web.worker.WorkerState that render as the command line does.
 
-All rendering is that of the command line: animate.py, figures/, inference.py. Slow imports wait for a job.
+Modules that are slow to import are imported by the jobs.
 """
 
 from pathlib import Path
@@ -11,26 +11,26 @@ from web.limits import MOST_FRAMES, check_clip, check_picture
 
 EXAMPLES, EXAMPLE_FRAMES = 3, 50
 PORTRAIT_SIZE, DRIVER_SIZE = 256, 128
-EXAMPLE_SEED = 1_000_000   # of the embedded identities that nothing is trained on
-CODE_FRAMES = 50           # frames of the driver over which Inspect counts codes
-PICTURE = 448              # side of a small model's picture that is to be clicked into, pixels; about
+EXAMPLE_SEED = 1_000_000   # of synthetic heads outside of every training set
+CODE_FRAMES = 50           # driving frames over which Inspect counts codes
+PICTURE = 448              # approximate side of the picture to click into, pixels
 
 
 class Animated(NamedTuple):
-    """Paths of what was made, or None, and how many frames in how many seconds."""
+    """Paths of the video and of the motion template, or None, and the number of frames."""
     video: str | None
     motion: str | None
     frames: int
 
 
-def begin(bench, checkpoints, folder):
-    """Load all models, and draw examples into the folder; returns [(path of a portrait, path of a driver)]."""
+def begin(worker, checkpoints, folder):
+    """Load all models and render examples into the folder; returns [(path of a portrait, path of a driving video)]."""
     from datasets.synthetic.clips import synthetic_people
     from datasets.video_writer import VideoWriter
     from support.files import make_folder
     from visualizer import save_png
     for checkpoint in checkpoints:
-        bench.model(checkpoint)
+        worker.model(checkpoint)
     make_folder(folder)
     people = (synthetic_people(2 * EXAMPLES, 1, EXAMPLE_FRAMES, size, EXAMPLE_SEED)
               for size in (PORTRAIT_SIZE, DRIVER_SIZE))
@@ -46,8 +46,8 @@ def begin(bench, checkpoints, folder):
     return examples
 
 
-def _check(settings, bench, checkpoint):
-    """Check the files of AnimationSettings before anything decodes them; returns the number of frames."""
+def _check(settings, worker, checkpoint):
+    """Check the files of AnimationSettings against the limits; returns the number of frames to render."""
     from motion import template as motion_template
     if settings.source_image:
         check_picture(settings.source_image)
@@ -55,22 +55,22 @@ def _check(settings, bench, checkpoint):
         check_clip(settings.source_video)
     if settings.driving_video:
         return len(check_clip(settings.driving_video))
-    length = len(motion_template.load(settings.driving_motion, bench.model(checkpoint).renderer.model))
+    length = len(motion_template.load(settings.driving_motion, worker.model(checkpoint).renderer.model))
     if length > MOST_FRAMES:
         raise UserError(f'{settings.driving_motion}: holds {length} frames; this page takes {MOST_FRAMES} at most')
     return length
 
 
-def animate(bench, checkpoint, settings):
-    """Animated by AnimationSettings whose result lies in an existing folder."""
+def animate(worker, checkpoint, settings):
+    """Render AnimationSettings into their existing folder; returns Animated."""
     from animate import animate_files
-    total = _check(settings, bench, checkpoint)
-    animate_files(settings, bench.model(checkpoint).renderer, watch=bench.counter(total))
+    total = _check(settings, worker, checkpoint)
+    animate_files(settings, worker.model(checkpoint).renderer, watch=worker.counter(total))
     return Animated(settings.result_video, settings.save_motion, total)
 
 
 class Compared(NamedTuple):
-    """Paths of what `--mode compare` made, how many frames, and by which rule some were chosen for print."""
+    """Paths of the outputs of `--mode compare`, the number of frames, and the rule that chose those of the figure."""
     video: str
     figure: str
     pdf: str
@@ -78,8 +78,8 @@ class Compared(NamedTuple):
     rule: str
 
 
-def compare(bench, models, files, motion, shown, folder):
-    """Compared: a pair through all models, into the folder.
+def compare(worker, models, files, motion, shown, folder):
+    """Compare all models on one pair, in the folder; returns Compared.
 
     models: {name: checkpoint}
     files:  (source image, driving video), paths
@@ -92,9 +92,9 @@ def compare(bench, models, files, motion, shown, folder):
     from figures.selection import Zoom
     check_picture(files[0])
     total, zoom, folder = len(check_clip(files[1])), shown['zoom'] and Zoom(shown['zoom']), Path(folder)
-    count, methods = bench.counter(total * len(models)), []
+    count, methods = worker.counter(total * len(models)), []
     for name, checkpoint in models.items():
-        model = bench.model(checkpoint)
+        model = worker.model(checkpoint)
         methods.append(RenderedMethod(name, model.renderer, (case_of_files(*files, model.size),), motion, count))
     report = side_by_side.compare(side_by_side.Comparison(
         folder, largest_cases(methods), tuple(methods), shown['frames'], zoom,
@@ -104,40 +104,40 @@ def compare(bench, models, files, motion, shown, folder):
 
 
 class Faces(NamedTuple):
-    """Path of a picture with numbered faces and crops, and how many faces there are in source and driver."""
+    """Path of a picture with numbered faces and crops, and the number of faces in source and driver."""
     picture: str
     source: int
     driving: int
 
 
-def find_faces(bench, checkpoint, settings):
-    """Faces of AnimationSettings with a driving video, before it is animated."""
+def find_faces(worker, checkpoint, settings):
+    """Find the faces of AnimationSettings with a driving video; returns Faces."""
     from animate import find_faces, looked_at
     from datasets.constant_rate import open_constant_rate
     from datasets.still import Still
-    _check(settings, bench, checkpoint)
+    _check(settings, worker, checkpoint)
     source = Still(settings.source) if settings.source_image else open_constant_rate(settings.source)
     driving = open_constant_rate(settings.driving)
-    bench.check()
+    worker.check()
     crops = find_faces([looked_at(source), looked_at(driving)], (settings.source, settings.driving),
-                       (*settings.face_index, 0), bench.model(checkpoint).size, settings.preview)
+                       (*settings.face_index, 0), worker.model(checkpoint).size, settings.preview)
     return Faces(str(settings.preview), *(len(crop.boxes) for crop in crops))
 
 
 # ---------------------------------------------------------------------------- Inspect
 
 class Frame(NamedTuple):
-    """Path of a driving frame, as the model sees it, enlarged so many times; and how many frames there are."""
+    """Path of a driving frame at the model's size, enlarged by a factor; and the number of frames."""
     picture: str
     enlarged: int
     length: int
 
 
-def show_frame(bench, checkpoint, driving, index, folder):
-    """Frame `index` of a driving video, squeezed into the model's size, into the folder."""
+def show_frame(worker, checkpoint, driving, index, folder):
+    """Save frame `index` of a driving video at the model's size in the folder; returns Frame."""
     from datasets.constant_rate import open_constant_rate
     from visualizer import enlarge, save_png
-    length, size = len(check_clip(driving)), bench.model(checkpoint).size
+    length, size = len(check_clip(driving)), worker.model(checkpoint).size
     index = min(index, length - 1)
     times = max(1, round(PICTURE / size))
     path = Path(folder) / f'frame-{index}.png'
@@ -145,7 +145,7 @@ def show_frame(bench, checkpoint, driving, index, folder):
     return Frame(str(path), times, length)
 
 
-def inspect(bench, checkpoint, files, index, shown, folder):
+def inspect(worker, checkpoint, files, index, shown, folder):
     """Draw the figures of one driving frame into the folder; returns [(path, title)] of the pictures.
 
     files: (source image, driving video), paths
@@ -156,7 +156,7 @@ def inspect(bench, checkpoint, files, index, shown, folder):
     from datasets.still import read_image
     from figures.inspect import InspectCase, InspectOptions, inspect
     check_picture(files[0])
-    length, model = len(check_clip(files[1])), bench.model(checkpoint)
+    length, model = len(check_clip(files[1])), worker.model(checkpoint)
     source, driving = squeeze(read_image(files[0]), open_constant_rate(files[1]), model.size, files)
     case = InspectCase(Path(files[0]).stem, source, driving, [min(index, length - 1)], shown['relative'],
                        same_identity=False)

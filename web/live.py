@@ -1,7 +1,6 @@
-"""Live: the visitor's camera drives a portrait, frame by frame.
+"""Rendering of camera frames for the tab Live.
 
-A frame that comes while the worker is busy, with an earlier one or with somebody's animation, is dropped: what is shown
-is as old as one frame takes, however slow the machine.
+A frame that arrives while the worker is busy is dropped, so the latency is that of one frame on any machine.
 """
 
 import io
@@ -12,29 +11,29 @@ from typing import NamedTuple
 from support.errors import UserError
 from web.limits import MOST_PIXELS, check_picture
 
-MOST_SESSIONS = 4          # portraits that are held ready in the worker; the longest unused one makes room
+MOST_SESSIONS = 4          # encoded portraits kept in the worker; the least recently used one goes first
 RATE_OVER = 2.0            # seconds over which the frame rate is averaged
 
 
 # ---------------------------------------------------------------------------- in the worker
 
 class LiveFrame(NamedTuple):
-    """A JPEG of what was made of a camera frame, and how long the model took, seconds."""
+    """The result for a camera frame as a JPEG, and the seconds that the model took."""
     jpeg: bytes
     seconds: float
 
 
-def render(bench, session, checkpoint, source, camera, anew):
-    """LiveFrame of a camera frame, a JPEG, PNG or WebP in bytes.
+def render(worker, session, checkpoint, source, camera, anew):
+    """The LiveFrame of a camera frame, bytes of a JPEG, PNG or WebP.
 
     source: path of the portrait
-    anew:   take this frame's pose as the reference from which motion is counted; the first of a session always is
+    anew:   use this frame as the reference of relative motion, as the first of a session always is
     """
     from visualizer import to_uint8
     started = time.monotonic()
-    model = bench.model(checkpoint)
+    model = worker.model(checkpoint)
     frame = _square(camera, model.size)
-    held = bench.state.setdefault('live', OrderedDict())
+    held = worker.state.setdefault('live', OrderedDict())
     key = (checkpoint, source)
     if anew or held.get(session, (None,))[0] != key:
         held[session] = key, _follow(model, source, frame)
@@ -45,13 +44,13 @@ def render(bench, session, checkpoint, source, camera, anew):
     return LiveFrame(_jpeg(to_uint8(generated.prediction)[0]), time.monotonic() - started)
 
 
-def forget(bench, session):
-    """Let go of a session's portrait."""
-    bench.state.get('live', {}).pop(session, None)
+def forget(worker, session):
+    """Release the encoded portrait of a session."""
+    worker.state.get('live', {}).pop(session, None)
 
 
 def _follow(model, source, frame):
-    """The DrivenSource of a portrait whose motion counts from this frame."""
+    """The DrivenSource of a portrait, with this frame as reference of relative motion."""
     from datasets.still import read_image, resized
     from inference import DrivenSource
     check_picture(source)
@@ -59,7 +58,7 @@ def _follow(model, source, frame):
 
 
 def _square(camera, size):
-    """The middle square of an encoded frame, (size, size, 3) uint8."""
+    """The central square of an encoded frame, (size, size, 3) uint8."""
     import numpy as np
     from PIL import Image
 
@@ -67,12 +66,12 @@ def _square(camera, size):
     try:
         with Image.open(io.BytesIO(camera)) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise UserError('the camera sends too many pixels')
+                raise UserError('the frames of the camera are too large')
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             return resized(np.asarray(image.convert('RGB').crop((left, top, left + side, top + side))), size)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError('the camera sends no pictures that can be read') from error
+        raise UserError('the frames of the camera cannot be decoded') from error
 
 
 def _jpeg(frame):
@@ -85,7 +84,7 @@ def _jpeg(frame):
 # ---------------------------------------------------------------------------- in the server
 
 class Meter:
-    """How fast frames came out lately, and how long each took from its arrival at the server."""
+    """Frame rate of the last RATE_OVER seconds, and latency from arrival at the server, seconds."""
 
     def __init__(self):
         self.shown, self.latency, self.dropped = deque(), 0.0, 0

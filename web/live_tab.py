@@ -1,4 +1,4 @@
-"""The tab Live: the visitor's camera drives a portrait."""
+"""The tab Live: the camera of the visitor drives a portrait."""
 
 import base64
 import functools
@@ -8,15 +8,15 @@ import gradio as gr
 
 from support.errors import UserError
 from web import live
-from web.controls import Desk, camera, model, note, picture, trouble
+from web.controls import PageContext, camera, model, note, picture, trouble
 from web.worker import Cancelled
 
-STREAM_EVERY = 0.05        # seconds between two frames that the browser sends
-LONGEST = 3600             # seconds of one stream
+STREAM_EVERY = 0.05        # seconds between two frames sent by the browser
+LONGEST = 3600             # seconds of one stream, at most
 
 
 class Sessions:
-    """Of each visitor: a meter, and whether the next frame is to be the reference."""
+    """For each visitor, a frame-rate meter and whether the next frame becomes the reference."""
 
     def __init__(self):
         self.meters, self.anew = {}, set()
@@ -29,8 +29,8 @@ class Sessions:
         self.anew.discard(session)
 
 
-def add_live(desk: Desk):
-    """Lay out the tab; returns (source picture, function that forgets a session)."""
+def add_live(context: PageContext):
+    """Lay out the tab; returns (its source picture, function that forgets a visitor)."""
     sessions = Sessions()
     with gr.Row():
         with gr.Column(min_width=280):
@@ -38,38 +38,38 @@ def add_live(desk: Desk):
         with gr.Column(min_width=280):
             film = camera('Camera', elem_id='camera')
         with gr.Column(min_width=280):
-            which = model(desk)
+            which = model(context)
             shown = gr.HTML(elem_id='live')
-    reference = gr.Button('Take the present pose as reference', elem_id='reference')
-    status = gr.HTML(note('Motion counts from the first frame: look at the camera as the portrait does, then press '
-                          'Record. Frames that come too fast are dropped.'), elem_id='live-status')
+    reference = gr.Button('Use the current pose as reference', elem_id='reference')
+    status = gr.HTML(note('Motion is relative to the first frame: take the pose of the portrait, then press Record. '
+                          'Frames that arrive while the worker is busy are dropped.'), elem_id='live-status')
 
     def drive(frame, source, which, request: gr.Request):
         arrived, session = time.monotonic(), request.session_hash
         if frame is None:
             return gr.skip(), gr.skip()
         meter = sessions.meter(session)
-        if not desk.worker.idle():
+        if not context.worker.idle():
             meter.dropped += 1
-            return gr.skip(), note('The worker is busy with another job; frames are dropped meanwhile.')
+            return gr.skip(), note('The worker is busy with another job; frames are dropped.')
         try:
-            path = desk.files.take(session, source)
+            path = context.files.take(session, source)
             if path is None:
-                raise UserError('bring a portrait first')
+                raise UserError('upload a portrait first')
             anew = session in sessions.anew
             sessions.anew.discard(session)
-            job = functools.partial(live.render, session=session, checkpoint=desk.models[which], source=path,
+            job = functools.partial(live.render, session=session, checkpoint=context.models[which], source=path,
                                     camera=frame, anew=anew)
-            made = desk.worker.ask(session, job).result()
+            made = context.worker.ask(session, job).result()
         except UserError as error:
-            return gr.skip(), trouble(desk.files.shown(str(error), source))
+            return gr.skip(), trouble(context.files.shown(str(error), source))
         except Cancelled:
             return gr.skip(), gr.skip()
         meter.add(arrived)
         picture = base64.b64encode(made.jpeg).decode()
-        return (f'<img class="live" alt="the portrait, driven" src="data:image/jpeg;base64,{picture}">',
-                note(f'{meter.rate:.1f} frames/s, {1000 * meter.latency:.0f} ms in the server '
-                     f'({1000 * made.seconds:.0f} ms of it the model)'))
+        return (f'<img class="live" alt="animated portrait" src="data:image/jpeg;base64,{picture}">',
+                note(f'{meter.rate:.1f} frames/s, latency {1000 * meter.latency:.0f} ms '
+                     f'(model {1000 * made.seconds:.0f} ms)'))
 
     def take_reference(request: gr.Request):
         sessions.anew.add(request.session_hash)
@@ -77,4 +77,7 @@ def add_live(desk: Desk):
     film.stream(drive, [film, source, which], [shown, status], stream_every=STREAM_EVERY, time_limit=LONGEST,
                   concurrency_limit=None, show_progress='hidden', api_name=False)
     reference.click(take_reference, queue=False, api_name=False)
-    return source, sessions.forget
+    def forget(session):
+        sessions.forget(session)
+        context.worker.ask('', functools.partial(live.forget, session=session), limited=False)
+    return source, forget

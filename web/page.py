@@ -1,7 +1,4 @@
-"""The page: four tabs, examples, and a server around them.
-
-Gradio draws it; nothing of it comes from elsewhere. See web/guard.py for what is kept out.
-"""
+"""The page of `--mode web`, built with Gradio: four tabs, examples, and the server."""
 
 import functools
 import logging
@@ -18,18 +15,17 @@ from web.guard import LOCAL_HOSTS, Guard, cut_off
 from web.limits import MOST_BYTES
 from web.worker import Worker
 
-FORGET_AFTER = 3600        # seconds after which uploads that no job has used are removed
+FORGET_AFTER = 3600        # seconds after which unused uploads are deleted
 STYLE = Path(__file__).parent / 'page.css'
-FONT = ['system-ui', 'sans-serif']      # of the visitor's machine
+FONT = ['system-ui', 'sans-serif']      # installed ones: nothing is downloaded
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen; auth is (user, password) or None; share is Gradio's tunnel."""
+    """Where to listen; auth is (user, password) or None."""
     host: str = '127.0.0.1'
     port: int = 7860
     auth: tuple[str, str] | None = None
-    share: bool = False
 
     @property
     def local(self):
@@ -37,10 +33,10 @@ class Address:
 
 
 def serve(models, load, address):
-    """Show the page until it is interrupted.
+    """Serve the page until it is interrupted.
 
     models:  {name: checkpoint}
-    load:    picklable function of a checkpoint, gives web.worker.LoadedModel
+    load:    picklable function of a checkpoint that returns a web.worker.LoadedModel
     address: Address
     raises:  UserError where Gradio is missing, the port is taken, a model cannot be loaded
     """
@@ -52,7 +48,7 @@ def serve(models, load, address):
             raise UserError(f'--mode web needs Gradio ({error.name} is missing): '
                             'pip install -r requirements-extra.txt') from None
         worker = Worker(load)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # so that what follows is tidied up
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # runs the cleanup below
         try:
             job = functools.partial(jobs.begin, checkpoints=list(models.values()), folder=files.root / 'examples')
             _show(worker, files, models, worker.ask('', job).result(), address)
@@ -61,7 +57,7 @@ def serve(models, load, address):
 
 
 def _keep_in(files):
-    """Have Gradio keep what it gets in our folder, which goes."""
+    """Make Gradio store uploads in our folder."""
     os.environ['GRADIO_TEMP_DIR'] = str(files.root)
     os.environ['GRADIO_EXAMPLES_CACHE'] = str(files.root / 'none')
 
@@ -69,23 +65,23 @@ def _keep_in(files):
 def _show(worker, files, models, examples, address):
     import gradio as gr
     from starlette.middleware import Middleware
-    logging.getLogger('httpx').setLevel(logging.WARNING)      # Gradio asks itself whether it is there
-    from web.controls import Desk
+    logging.getLogger('httpx').setLevel(logging.WARNING)      # Gradio requests its own page at the start
+    from web.controls import PageContext
     hosts = LOCAL_HOSTS if address.local else None
-    page = build(Desk(worker, files, models, examples))
+    page = build(PageContext(worker, files, models, examples))
     page.queue(max_size=32, api_open=False)
     try:
         _, url, _ = page.launch(
-            server_name=address.host, server_port=address.port, auth=address.auth, share=address.share, quiet=True,
+            server_name=address.host, server_port=address.port, auth=address.auth, share=False, quiet=True,
             prevent_thread_lock=True, max_file_size=MOST_BYTES, show_error=False, ssr_mode=False, pwa=False,
             mcp_server=False, enable_monitoring=False, footer_links=[], run_history=False, css_paths=STYLE,
             theme=gr.themes.Default(font=FONT, font_mono=['ui-monospace', 'monospace']),
             app_kwargs={'middleware': [Middleware(Guard, hosts=hosts)], 'docs_url': None, 'redoc_url': None})
     except OSError as error:
         raise UserError(f'--port {address.port}: cannot listen there ({error}); choose another') from error
-    except ValueError as error:      # Gradio calls its own page before it goes on, and gives up after some seconds
-        raise UserError(f'the page does not answer on {address.host}: this machine is too busy, or a proxy stands '
-                        'between (no_proxy=localhost,127.0.0.1 goes around it); try again') from error
+    except ValueError as error:      # Gradio requests its own page at the start and gives up after some seconds
+        raise UserError(f'the page does not answer on {address.host}: this machine is busy, or a proxy intercepts '
+                        'requests; set no_proxy=localhost,127.0.0.1 and try again') from error
     print(f'The page is at {url} (Ctrl-C ends it)', flush=True)
     try:
         page.block_thread()
@@ -93,7 +89,7 @@ def _show(worker, files, models, examples, address):
         page.close(verbose=False)
 
 
-def build(desk):
+def build(context):
     """The gr.Blocks of the page."""
     import gradio as gr
 
@@ -105,17 +101,17 @@ def build(desk):
         gr.Markdown('# Talking heads')
         for name, add in (('Animate', add_animate), ('Inspect', add_inspect), ('Compare', add_compare)):
             with gr.Tab(name):
-                pair = add(desk)
-                gr.Examples([list(example) for example in desk.examples], list(pair), label='Drawn heads to try',
+                pair = add(context)
+                gr.Examples([list(example) for example in context.examples], list(pair), label='Synthetic heads',
                             cache_examples=False)
         with gr.Tab('Live'):
-            source, forget_live = add_live(desk)
-            gr.Examples([[portrait] for portrait, _ in desk.examples], [source], label='Drawn heads to try',
+            source, forget_live = add_live(context)
+            gr.Examples([[portrait] for portrait, _ in context.examples], [source], label='Synthetic heads',
                         cache_examples=False)
 
         def leave(request: gr.Request):
-            desk.worker.cancel_all(request.session_hash)
+            context.worker.cancel_all(request.session_hash)
             forget_live(request.session_hash)
-            desk.files.forget(request.session_hash)
+            context.files.forget(request.session_hash)
         page.unload(leave)
     return page

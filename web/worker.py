@@ -1,17 +1,19 @@
-"""The one process in which the page's models run, and the one queue before it.
+"""The process in which the page's models run, and its queue.
 
     worker = Worker(load)                       # load(checkpoint) -> LoadedModel, called in the process
     task = worker.ask(session, functools.partial(web.jobs.animate, ...))
     for progress in task.progress(): ...        # while it waits and runs
     task.result()                               # or UserError, Cancelled
 
-A job is a picklable function of a Bench. Uploads are decoded here and nowhere else: whatever a file does to a decoder,
-the server goes on, and a new process takes the next job. Memory is that of one job, however many visitors there are.
+A job is a picklable function of a WorkerState. Uploads are decoded in this process alone: if a file crashes a decoder,
+the server keeps running and a new process takes the next job. Memory is that of one job, whatever the number of
+visitors. Every job ends, with a value or an error.
 """
 
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -20,15 +22,16 @@ from typing import Any
 
 from support.errors import UserError
 
-MOST_WAITING = 8           # jobs before the worker; the next visitor is asked to come again
-GRACE = 1.0                # seconds in which a cancelled job may end by itself
-REPORT_EVERY = 0.1         # seconds between two reports of progress
+MOST_WAITING = 8           # queued jobs; further ones are refused
+GRACE = 5.0                # seconds after which a cancelled job that has not ended is killed with the process
+REPORT_EVERY = 0.1         # seconds between reports of progress
+FAILED = 'internal error; see the log of the server'
 
 log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """The visitor does not want it any more."""
+    """The visitor has cancelled the job."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Progress:
 # ---------------------------------------------------------------------------- in the server
 
 class Task:
-    """A job that was asked for."""
+    """A queued or running job."""
 
     def __init__(self, worker, session, job):
         self.worker, self.session, self.job = worker, session, job
@@ -75,16 +78,14 @@ class Task:
         return self._value
 
     def finish(self, value=None, error=None):
-        self._value, self._error = value, error
-        self.finished.set()
-
-    def cancel(self):
-        """Returns at once; the worker is free within GRACE seconds."""
-        self.worker.cancel(self)
+        """End with a value or an error; without effect after the first call."""
+        if not self.finished.is_set():
+            self._value, self._error = value, error
+            self.finished.set()
 
 
 class Worker:
-    """Runs one job after the other in a process of its own. Thread-safe."""
+    """Runs jobs one after another in its own process. Thread-safe."""
 
     def __init__(self, load):
         self._load, self._waiting, self._current = load, deque(), None
@@ -93,41 +94,42 @@ class Worker:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def ask(self, session, job):
-        """The Task of a job; UserError where too many wait already."""
+    def ask(self, session, job, limited=True):
+        """The Task of a job; if `limited`, raises UserError when the queue is full."""
         task = Task(self, session, job)
         with self._change:
-            if len(self._waiting) >= MOST_WAITING:
-                raise UserError(f'{MOST_WAITING} visitors are waiting already; try again in a few minutes')
+            if limited and len(self._waiting) >= MOST_WAITING:
+                raise UserError(f'{MOST_WAITING} jobs are waiting already; try again in a few minutes')
             self._waiting.append(task)
             self._change.notify_all()
         return task
 
     def idle(self):
-        """Whether a job that is asked for now would begin at once."""
+        """Whether a new job would begin at once."""
         with self._change:
             return self._current is None and not self._waiting
 
+    def tasks(self, session):
+        """The visitor's unfinished tasks."""
+        with self._change:
+            return [task for task in (*self._waiting, self._current)
+                    if task is not None and task.session == session and not task.finished.is_set()]
+
     def before(self, task):
-        """How many jobs come before this one; 0 when it runs."""
+        """Number of jobs before this one; 0 when it runs."""
         with self._change:
             return self._waiting.index(task) + (self._current is not None) if task in self._waiting else 0
 
-    def cancel(self, task):
-        with self._change:
-            if task in self._waiting:
-                self._waiting.remove(task)
-                task.finish(error=Cancelled())
-            elif task is self._current and task.cancelled_at is None:
-                task.cancelled_at = time.monotonic()
-                self._cancelled.set()
-
     def cancel_all(self, session):
-        """Cancel whatever a visitor has asked for."""
+        """End the visitor's tasks at once; the worker is free within GRACE seconds."""
         with self._change:
-            tasks = [task for task in (*self._waiting, self._current) if task is not None and task.session == session]
-        for task in tasks:
-            self.cancel(task)
+            for task in self.tasks(session):
+                if task in self._waiting:
+                    self._waiting.remove(task)
+                else:
+                    task.cancelled_at = time.monotonic()
+                    self._cancelled.set()
+                task.finish(error=Cancelled())
 
     def close(self):
         with self._change:
@@ -136,7 +138,7 @@ class Worker:
         self._process.kill()
         self._thread.join()
 
-    # The thread that speaks with the process
+    # The thread that talks to the process
 
     def _start(self):
         context = multiprocessing.get_context('spawn')      # a fork of a process with threads may never wake up
@@ -158,17 +160,23 @@ class Worker:
             with self._change:
                 self._change.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
+                    for task in self._waiting:
+                        task.finish(error=Cancelled())
                     return
                 task = self._current = self._waiting.popleft()
                 self._cancelled.clear()
                 task.started.set()
-            outcome = self._run(task)
+            outcome = {'error': UserError(FAILED)}
+            try:
+                outcome = self._run(task)
+            except Exception:      # an answer that cannot be unpickled, a process that cannot be started
+                log.exception('a job has failed')
             with self._change:
                 self._current = None
             task.finish(**outcome)
 
     def _run(self, task):
-        """What `Task.finish` takes."""
+        """Arguments of `Task.finish`."""
         try:
             self._connection.send(task.job)
             while True:
@@ -184,16 +192,16 @@ class Worker:
                     return {kind: value}
         except (EOFError, OSError):
             self._restart()
-            return {'error': UserError('the worker has died, most likely for want of memory; it starts anew, '
+            return {'error': UserError('the worker has died, most likely out of memory, and restarts; '
                                        'try a smaller picture or a shorter clip')}
 
 
 # ---------------------------------------------------------------------------- in the process
 
-class Bench:
-    """What jobs find in the worker's process: models that stay loaded, and a way to report.
+class WorkerState:
+    """Loaded models, progress and cancellation, for jobs in the worker's process.
 
-    state: dict in which jobs may keep things from one to the next
+    state: dict that jobs may keep things in for later jobs
     """
 
     def __init__(self, load, send, cancelled):
@@ -201,13 +209,16 @@ class Bench:
         self._models, self.state = {}, {}
 
     def model(self, checkpoint):
-        """The LoadedModel of a checkpoint; the first time takes a while."""
+        """The LoadedModel of a checkpoint, loaded once; its networks raise Cancelled between layers."""
         if checkpoint not in self._models:
-            self._models[checkpoint] = self._load(checkpoint)
+            loaded = self._models[checkpoint] = self._load(checkpoint)
+            # A batch of frames takes seconds on a CPU: between frames would be too late to keep the process alive.
+            for module in loaded.renderer.model.modules():
+                module.register_forward_pre_hook(lambda *_: self.check())
         return self._models[checkpoint]
 
     def counter(self, total, before=0):
-        """A function to be called once for every frame, of `total` of which `before` are done; it raises Cancelled."""
+        """A function to call once per frame of `total`, `before` of them done; it reports and raises Cancelled."""
         started, reported, done = time.monotonic(), 0, before
 
         def count():
@@ -220,31 +231,31 @@ class Bench:
         return count
 
     def check(self):
+        """Raise Cancelled if the visitor has cancelled the job."""
         if self._cancelled.is_set():
             raise Cancelled
 
 
 def serve(connection, cancelled, load):
-    """The worker's process: one job after the other until the server hangs up."""
+    """Main function of the worker's process: runs jobs until the server closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C reaches the whole group; the server ends this process
     os.environ['TQDM_DISABLE'] = '1'
-    # Else threads wait for one another by turning round and round: where other programs want the cores too, a frame of
-    # Live took 3 s in the place of 0.06 s.
+    # OpenMP's threads otherwise spin while they wait: with other programs on the cores, a frame of Live took 3 s
+    # instead of 0.06 s.
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
     logging.basicConfig(level=logging.INFO, format='worker: %(message)s')
-    bench = Bench(load, connection.send, cancelled)
+    worker = WorkerState(load, connection.send, cancelled)
     while True:
         try:
             job = connection.recv()
         except EOFError:
             return
-        connection.send(_outcome(job, bench))
-
-
-def _outcome(job, bench):
-    try:
-        return 'value', job(bench)
-    except (UserError, Cancelled) as error:
-        return 'error', error
-    except Exception:
-        log.exception('a job has failed')
-        return 'error', UserError('something went wrong on our side; the log of the server says what')
+        try:
+            connection.send(('value', job(worker)))
+        except Cancelled:
+            connection.send(('error', Cancelled()))
+        except UserError as error:
+            connection.send(('error', UserError(str(error))))
+        except Exception:          # of the job, or an answer that cannot be pickled
+            log.exception('a job has failed')
+            connection.send(('error', UserError(FAILED)))

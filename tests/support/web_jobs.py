@@ -2,39 +2,92 @@
 
 import os
 import time
+from types import SimpleNamespace
+
+from support.errors import UserError
 
 SIZE = 64
 
 
 def loads(checkpoint):
-    return checkpoint.upper()
+    """A stand-in for a LoadedModel; that of 'layers' has a network whose frame takes 200 layers of 50 ms."""
+    model = SimpleNamespace(modules=tuple)
+    if checkpoint == 'layers':
+        from torch import nn
+
+        class Slow(nn.Module):
+            def forward(self, x):
+                time.sleep(0.05)
+                return x
+        model = nn.Sequential(*(Slow() for _ in range(200)))
+    return SimpleNamespace(name=checkpoint.upper(), renderer=SimpleNamespace(model=model))
 
 
-def ask_for(bench, checkpoint):
-    return bench.model(checkpoint)
+def ask_for(worker, checkpoint):
+    return worker.model(checkpoint).name
 
 
-def fail(bench, error):
+def render(worker):
+    return worker.model('layers').renderer.model(0)
+
+
+def process(worker):
+    return os.getpid()
+
+
+def portraits(worker):
+    return list(worker.state.get('live', {}))
+
+
+def hold(worker, session):
+    worker.state.setdefault('live', {})[session] = None
+
+
+def unpicklable(worker):
+    return lambda: None
+
+
+class Broken(UserError):
+    """Pickles, but does not unpickle."""
+
+    def __init__(self, one, other):
+        super().__init__(f'{one}{other}')
+
+
+def broken(worker):
+    raise Broken('a', 'b')
+
+
+class Unreadable:
+    def __reduce__(self):
+        return fail, (None, ValueError())
+
+
+def unreadable(worker):
+    return Unreadable()
+
+
+def fail(worker, error):
     raise error
 
 
-def die(bench):
+def die(worker):
     os._exit(1)
 
 
-def count(bench, total):
-    counter = bench.counter(total)
+def count(worker, total):
+    counter = worker.counter(total)
     for _ in range(total):
         counter()
         time.sleep(0.02)
     return total
 
 
-def variable(bench, name):
+def variable(worker, name):
     return os.environ.get(name)
 
 
-def hang(bench):
+def hang(worker):
     time.sleep(1000)
 
 
