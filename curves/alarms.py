@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class Alarm(NamedTuple):
-    """A rule that is broken: since when, when that was said, and the {scalar: value} that broke it then."""
+    """A broken rule: since which step, when it was reported, and the {scalar: value} at that step."""
     rule: Rule
     since: int
     step: int
@@ -17,7 +17,7 @@ class Alarm(NamedTuple):
 
     @property
     def text(self):
-        """One line: what, by which figures, why."""
+        """One line: what, which values, why."""
         (name, value), *others = self.broken.items()
         more = f' and {len(others)} more' if others else ''
         return (f'{self.rule.name}: {name} {value:.3g}{more}, {self.rule.side} {self.rule.limit:g} since step '
@@ -25,7 +25,7 @@ class Alarm(NamedTuple):
 
 
 class Watch:
-    """Follows figures, interval by interval: a function of the figures alone, so a resumed run goes on alike."""
+    """Checks the values of each log interval against the rules; its state depends on them only, so a run can resume."""
 
     def __init__(self, rules=None):
         """rules: default all; those without a limit are passed over."""
@@ -37,7 +37,7 @@ class Watch:
         step, new, over = figures['step'], [], []
         for place, rule in enumerate(self.rules):
             if not any(map(rule.matches, figures)):
-                continue                     # a line of validation says nothing of training
+                continue                     # a line of validation holds no values of training
             broken = {name: figures[name] for name in rule.crossing(figures)}
             if not broken:
                 self.since.pop(place, None)
@@ -49,16 +49,16 @@ class Watch:
 
 
 class Alarms:
-    """The alarms of a run that trains: into its log, and as lines of alarms.jsonl beside log.jsonl."""
+    """The alarms of a training run, written to its log and to alarms.jsonl."""
 
     def __init__(self, run):
-        """run: RunFolder; what it has logged so far counts, and is not said again."""
+        """run: RunFolder; values that it has logged before count, and are not reported again."""
         self.run, self.watch = run, Watch()
         for figures in run.figures():
             self.watch(figures)
 
     def __call__(self, step, figures):
-        """Look at the figures {name: value} of the log interval that ends at `step`."""
+        """Check the values {name: value} of the log interval that ends at `step`."""
         new, over = self.watch({'step': step} | figures)
         for alarm in new:
             log.warning('step %d: %s', step, alarm.text)

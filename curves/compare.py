@@ -1,4 +1,4 @@
-"""A run beside a reference: for each scalar the band of the reference's seeds, and whether the run left it for long."""
+"""Comparison of a run with a reference: per scalar the band of the seeds, and the steps at which the run leaves it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from curves.history import Curve, averaged, smoothed
 from curves.rules import ABOVE, BELOW, MACHINE, RULES, reason_of
 
 WINDOW = 15              # running means are over one point in so many
-WIDENED = 3              # over one less than the seeds: by so many times their distance others may lie beyond them ...
-TOLERANCE = 0.1          # ... and by so much of the way that a scalar goes over the whole reference
+WIDENED = 3              # margin of a band = 3 / (number of seeds - 1) times the range of the seeds ...
+TOLERANCE = 0.1          # ... plus this share of the range of the scalar over the complete reference
 ROUNDING = 0.01          # ... and of its size
 LONG, ENOUGH = 10, 5     # out of the band for one point in so many on end, and for so many (or all), is for long
-FEWEST = 3               # points that can be judged
+FEWEST = 3               # points to compare
 
 
 class Band(NamedTuple):
-    """What is normal for a scalar, each (N,).
+    """The normal range of a scalar, each (N,).
 
     steps:              rising
     low, median, high:  of the seeds
-    floor, ceiling:     between which other seeds of the recipe stay; infinite where that is unknown
+    floor, ceiling:     the range of other seeds of the recipe; infinite where that is unknown
     """
     steps: np.ndarray
     low: np.ndarray
@@ -32,8 +32,8 @@ class Band(NamedTuple):
     ceiling: np.ndarray
 
 
-class Finding(NamedTuple):
-    """What is not normal of a scalar: from which step to which, and the line that says so."""
+class Anomaly(NamedTuple):
+    """An anomaly of a scalar: its first and last step, and its line of text."""
     first: int
     last: int
     scalar: str
@@ -41,13 +41,13 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One scalar of a run beside a reference.
+class ScalarComparison:
+    """One scalar of a run and of a reference.
 
-    curve:     the run's Curve as it was logged
-    calm:      the same as running means on the band's steps (N,)
-    band:      Band of the reference on the steps that both have
-    reference: Band of all its own steps, to be drawn
+    curve:     the run's Curve as logged
+    calm:      its running means on the band's steps (N,)
+    band:      Band of the reference on the common steps
+    reference: Band on all steps of the reference, for drawing
     """
     scalar: str
     curve: Curve
@@ -57,36 +57,36 @@ class Panel:
 
 
 def compare(run, reference, same_config=True):
-    """{scalar: Curve} of a run and a Reference -> (Panels, in the run's order; Findings by scalar, the earliest first).
+    """{scalar: Curve} of a run, Reference -> (list of ScalarComparison, {scalar: Anomaly}, the earliest first).
 
-    A scalar has one Finding at most: that it breaks a hard rule, or left its band for long, or is not finite. Without
-    the same config, bands do not apply.
+    A scalar has one Anomaly at most: it breaks a hard rule, leaves its band for long, or is not finite. Without the same
+    config, bands do not apply.
     """
     panels = [make_panel(scalar, curve, [seed[scalar] for seed in reference.seeds.values() if scalar in seed],
                          same_config) for scalar, curve in run.items()]
     panels = [panel for panel in panels if panel is not None]
     found = {}
-    for finding in [*map(out_of_band, panels), *hard_findings(run)]:
-        if finding is not None:       # a hard rule has the last word, but the scalar may have left its band before
-            before = found.get(finding.scalar, finding)
-            found[finding.scalar] = finding._replace(first=min(finding.first, before.first))
+    for anomaly in [*map(out_of_band, panels), *hard_anomalies(run)]:
+        if anomaly is not None:       # a hard rule decides, but the scalar may have left its band before
+            before = found.get(anomaly.scalar, anomaly)
+            found[anomaly.scalar] = anomaly._replace(first=min(anomaly.first, before.first))
     for scalar, curve in run.items():
-        if scalar not in found and (finding := not_finite(scalar, curve)):
-            found[scalar] = finding
-    return panels, {finding.scalar: finding for finding in sorted(found.values())}
+        if scalar not in found and (anomaly := not_finite(scalar, curve)):
+            found[scalar] = anomaly
+    return panels, {anomaly.scalar: anomaly for anomaly in sorted(found.values())}
 
 
 def make_panel(scalar, curve, seeds, banded=True):
-    """The Panel of a run's Curve and the seeds', or None where they have no steps in common."""
+    """The ScalarComparison of a run's Curve and the seeds', or None where they have no steps in common."""
     grid = common_steps(curve.finite(), seeds)
     if not len(grid):
         return None
-    return Panel(scalar, curve, smoothed(averaged(curve, grid), window(seeds, grid)),
-                 make_band(seeds, grid, banded), make_band(seeds, common_steps(seeds[0], seeds), banded))
+    return ScalarComparison(scalar, curve, smoothed(averaged(curve, grid), window(seeds, grid)),
+                            make_band(seeds, grid, banded), make_band(seeds, common_steps(seeds[0], seeds), banded))
 
 
 def common_steps(curve, seeds):
-    """Steps at which both sides have figures: of the side that logged less often."""
+    """The steps of the side that logged less often, within the range of both."""
     if not seeds or not len(curve.steps):
         return np.array([], int)
     first, last = (end(*(side.steps[i] for side in (curve, *seeds))) for end, i in ((max, 0), (min, -1)))
@@ -112,7 +112,7 @@ def make_band(seeds, grid, banded=True):
     if ratios:
         values, whole = np.log(values), np.log(whole)
     low, median, high = values.min(0), np.median(values, 0), values.max(0)
-    margin = np.full(len(grid), np.inf)
+    margin = np.full(len(grid), np.inf)      # one seed has no range
     if banded and len(seeds) > 1:
         margin = (WIDENED / (len(seeds) - 1) * smoothed(high - low, 3 * width) + TOLERANCE * np.ptp(whole)
                   + ROUNDING * (1 if ratios else np.abs(whole).max()))
@@ -123,7 +123,7 @@ def make_band(seeds, grid, banded=True):
 # ---------------------------------------------------------------------------- what is not normal
 
 def out_of_band(panel):
-    """The Finding that a run is out of the band for long, of the longest such stretch; or None."""
+    """The Anomaly that a run is out of the band for long, of the longest such stretch; or None."""
     if panel.scalar in MACHINE:
         return None
     band, calm, stretches = panel.band, panel.calm, []
@@ -136,21 +136,21 @@ def out_of_band(panel):
     first, last = int(band.steps[start]), int(band.steps[stop - 1])
     ours, theirs = np.median(calm[start:stop]), np.median(band.median[start:stop])
     until = 'on' if stop == len(calm) else f'to {last}'
-    return Finding(first, last, panel.scalar, f'{panel.scalar}: {side} the band from step {first} {until} '
+    return Anomaly(first, last, panel.scalar, f'{panel.scalar}: {side} the band from step {first} {until} '
                    f'({ours:.3g}, there {theirs:.3g}): {reason_of(panel.scalar, side)}')
 
 
 def not_finite(scalar, curve):
-    """The Finding that a Curve has points that are not finite, or None."""
+    """The Anomaly that a Curve has points that are not finite, or None."""
     steps = curve.steps[~np.isfinite(curve.values)]
     if not len(steps):
         return None
-    return Finding(int(steps[0]), int(steps[-1]), scalar, f'{scalar}: not finite at {len(steps)} of '
+    return Anomaly(int(steps[0]), int(steps[-1]), scalar, f'{scalar}: not finite at {len(steps)} of '
                    f'{len(curve.steps)} points, first at step {steps[0]}')
 
 
-def hard_findings(run):
-    """Findings of the scalars that break a rule with a limit, whatever a reference says."""
+def hard_anomalies(run):
+    """Anomalies of the scalars that break a rule with a limit, independent of a reference."""
     found = []
     for rule in RULES:
         matching = [scalar for scalar in run if rule.matches(scalar)] if rule.limit is not None else []
@@ -160,7 +160,7 @@ def hard_findings(run):
 
 
 def broken_by(rule, curves):
-    """Findings that {scalar: Curve} break a rule, as training would have found it, until it holds again."""
+    """Anomalies by which {scalar: Curve} break a rule, as in training, each until the rule holds again."""
     watch, lines, raised, last = Watch([rule]), {}, None, None
     for scalar, curve in curves.items():
         for step, value in zip(*curve):
@@ -172,6 +172,6 @@ def broken_by(rule, curves):
             break
     if raised is None:
         return []
-    return [Finding(raised.since, last, scalar, f'{scalar}: {value:.3g} at step {raised.step}, {rule.side} '
+    return [Anomaly(raised.since, last, scalar, f'{scalar}: {value:.3g} at step {raised.step}, {rule.side} '
                     f'{rule.limit:g} since step {raised.since}: {rule.reason}')
             for scalar, value in raised.broken.items()]

@@ -13,10 +13,10 @@ OUTSIDE, OUTSIDE_TEXT = '#e0912f', '#a85f00'
 ORDER = ('', 'validation', 'diagnostics', 'codes_used', 'perplexity', 'data', 'copying_source')
 
 
-def draw(panels, findings, title, names):
-    """A matplotlib Figure of Panels; scalars that have a Finding stand out.
+def draw(panels, anomalies, title, names):
+    """A matplotlib Figure of ScalarComparisons; scalars with an anomaly are highlighted.
 
-    title: of the picture; names: (the run's, the reference's with its number of seeds), for the legend
+    title: of the figure; names: (the run's, the reference's with its number of seeds), for the legend
     """
     panels = sorted(panels, key=lambda panel: place(panel.scalar))
     columns = min(COLUMNS, len(panels))
@@ -27,7 +27,7 @@ def draw(panels, findings, title, names):
                            top=1 - (HEAD + 0.25) / height, wspace=0.24, hspace=0.38)
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     for i, (axes, panel) in enumerate(zip(grid, panels)):
-        draw_panel(axes, panel, findings.get(panel.scalar))
+        draw_panel(axes, panel, anomalies.get(panel.scalar))
         if i >= len(panels) - columns:       # the lowest of its column
             axes.tick_params(labelbottom=True)
             axes.set_xlabel('step', fontsize=9)
@@ -46,7 +46,7 @@ def place(scalar):
     return ORDER.index(group) if group in ORDER else len(ORDER)
 
 
-def draw_panel(axes, panel, finding):
+def draw_panel(axes, panel, anomaly):
     whole, (steps, values) = panel.reference, panel.curve.finite()
     for low, high, colour in ((whole.floor, whole.ceiling, NORMAL), (whole.low, whole.high, SEEDS)):
         axes.fill_between(whole.steps, low, high, where=np.isfinite(high), color=colour, linewidth=0)
@@ -56,10 +56,10 @@ def draw_panel(axes, panel, finding):
     scale(axes, np.concatenate([values, whole.low, whole.high]))
     broken = panel.curve.steps[~np.isfinite(panel.curve.values)]
     axes.plot(broken, np.zeros(len(broken)), 'x', color=OUTSIDE, transform=axes.get_xaxis_transform(), clip_on=False)
-    if finding:
-        axes.axvspan(finding.first, finding.last, color=OUTSIDE, alpha=0.18, linewidth=0)
-    axes.set_title(panel.scalar, fontsize=9, color=OUTSIDE_TEXT if finding else 'black',
-                   fontweight='bold' if finding else 'normal')
+    if anomaly:
+        axes.axvspan(anomaly.first, anomaly.last, color=OUTSIDE, alpha=0.18, linewidth=0)
+    axes.set_title(panel.scalar, fontsize=9, color=OUTSIDE_TEXT if anomaly else 'black',
+                   fontweight='bold' if anomaly else 'normal')
     axes.tick_params(labelsize=7.5)
     axes.spines[['top', 'right']].set_visible(False)
 

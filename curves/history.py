@@ -22,7 +22,7 @@ class Curve(NamedTuple):
 def read_run(folder):
     """{scalar: Curve} of the run in a folder (Path), in the order of its log.
 
-    Raises UserError where nothing is logged.
+    Raises UserError if nothing is logged.
     """
     points = {}
     for figures in RunFolder(folder, writes=False).figures():
@@ -31,20 +31,20 @@ def read_run(folder):
             if name == 'step' or not isinstance(value, (int, float)):
                 continue
             steps, values = points.setdefault(name, ([], []))
-            while steps and steps[-1] >= step:      # a run went on from before: what it makes again counts
+            while steps and steps[-1] >= step:      # a run resumed from an earlier step: the later line counts
                 steps.pop(), values.pop()
             steps.append(step), values.append(value)
     if not points:
         logs = sorted(str(path.parent) for path in folder.parent.glob('*/log.jsonl'))
-        raise UserError(f'{folder}: no figures in log.jsonl there; --run names the folder of a run that has trained'
+        raise UserError(f'{folder}: log.jsonl holds no values; give the folder of a run that has trained with --run'
                         f'{did_you_mean(folder, logs)}')
     return {name: Curve(np.array(steps), np.array(values, float)) for name, (steps, values) in points.items()}
 
 
 def averaged(curve, grid):
-    """Values (len(grid),) of a Curve on rising steps `grid`: each the mean over the points since the step before.
+    """Means (len(grid),) of a Curve over the intervals that end at the rising steps `grid`.
 
-    NaN where there are none.
+    NaN for intervals without points.
     """
     spacing = grid[1] - grid[0] if len(grid) > 1 else grid[0]
     steps, values = curve.finite()
@@ -56,7 +56,7 @@ def averaged(curve, grid):
 
 
 def smoothed(values, width):
-    """Running means over `width` values, fewer at the ends; NaN counts as absent, infinities stay."""
+    """Running means over `width` values, fewer at the ends; NaN is ignored, infinities remain."""
     padded = np.pad(values, (width // 2, width - 1 - width // 2), constant_values=np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)       # of windows that are all NaN

@@ -1,4 +1,4 @@
-"""Make a reference of finished runs: one recipe, one run per seed. docs/monitoring.md says how.
+"""A reference from finished runs: one recipe, one run per seed (docs/monitoring.md).
 
     python -m curves.record RUN... --name demo-64
 """
@@ -21,10 +21,10 @@ def record(folders, name):
     seeds = [config['train_params']['seed'] for config in configs]
     for folder, seed in zip(folders, seeds):
         if seeds.count(seed) > 1:
-            raise UserError(f'{folder}: seed {seed} is there twice; a reference has one run per seed')
+            raise UserError(f'{folder}: seed {seed} appears twice; give one run per seed')
     config = configs[0]
     root = config['dataset_params']['root_dir']
-    config['dataset_params']['root_dir'] = root and Path(root).name      # where it lay is nobody's business
+    config['dataset_params']['root_dir'] = root and Path(root).name      # the path is private
     return Reference(name, config, dict(sorted(zip(seeds, map(read_run, folders)))))
 
 

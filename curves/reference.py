@@ -1,6 +1,6 @@
-"""Reference curves: what a recipe's runs look like, several seeds of it, in docs/curves/NAME.jsonl.
+"""Reference curves of a recipe, of several seeds, in docs/curves/NAME.jsonl.
 
-The first line holds the recipe, {"reference": NAME, "config": {...}}; each other one scalars of a seed that were logged
+The first line holds the recipe, {"reference": NAME, "config": {...}}. Each other line holds scalars of a seed, logged
 at the same steps, {"seed": 0, "steps": [...], "values": {scalar: [...]}}.
 """
 
@@ -45,7 +45,7 @@ def names():
 
 
 def read_reference(name):
-    """The Reference of that name; UserError with the nearest one where there is none."""
+    """The Reference of that name; UserError with the nearest name if there is none."""
     if name not in names():
         raise UserError(f'--reference {name}: there is no such reference{did_you_mean_or_known(name, names())}')
     head, *lines = map(json.loads, (FOLDER / f'{name}.jsonl').read_text().splitlines())
@@ -58,7 +58,7 @@ def read_reference(name):
 
 
 def write_reference(reference, folder):
-    """Write NAME.jsonl into the folder, whole or not at all; returns its path."""
+    """Write NAME.jsonl into the folder, completely or not at all; returns its path."""
     lines = [{'reference': reference.name, 'config': reference.config}]
     for seed, curves in reference.seeds.items():
         together = {}
@@ -88,9 +88,9 @@ def config_of(folder):
 
 
 def recipe(config):
-    """Nested dicts of a config -> {'section.key': value} of what shapes the curves.
+    """Nested dicts of a config -> {'section.key': value} of the keys that shape the curves.
 
-    Of the data's place the last folder counts: where it lies differs from machine to machine.
+    Of the data's path only the last folder counts: the rest differs between machines.
     """
     values = {key: value for key, value in flat(config).items() if not key.startswith(FREE)}
     root = values.get('dataset_params.root_dir')

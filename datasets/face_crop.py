@@ -1,4 +1,4 @@
-"""Square crops around a face, framed as the models' training data are, and the way back into the whole picture."""
+"""Square crops around a face, framed like the training data, and compositing of a crop into its source image."""
 
 import logging
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Square:
-    """A square part of a frame, whole pixels; it may reach beyond the frame, whose edge is repeated there."""
+    """A square part of a frame, in integer pixels; beyond the frame the edge is repeated."""
     left: int
     top: int
     side: int
@@ -61,7 +61,7 @@ def square_around(boxes, shape):
 
 
 def _within(start, side, length):
-    """`start`, moved so that start..start + side lies in 0..length, or covers it."""
+    """`start`, shifted so that start..start + side lies in 0..length, or covers it."""
     return round(min(max(start, min(0, length - side)), max(0, length - side)))
 
 
@@ -69,9 +69,9 @@ def _within(start, side, length):
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """Where the face of a picture or clip is.
+    """The face of an image or clip.
 
-    square: to be cut out
+    square: the crop
     height: of the face, median, pixels
     frame:  (H, W, 3) the first frame with the face
     boxes:  of all faces in that frame, the largest first
@@ -83,14 +83,14 @@ class FaceCrop:
 
 
 def find_crop(detector, frames, name, which=0):
-    """The one square that holds a face through a whole clip; a steady square keeps the head's own motion.
+    """The fixed square that holds a face through a clip; a fixed crop keeps the head's motion.
 
     detector: datasets.face_tracker.FaceDetector
-    frames:   uint8 (H, W, 3) in the order of time; of a still, the one
+    frames:   uint8 (H, W, 3) in order; of a still, one frame
     name:     of the file, for messages
-    which:    number of the face in the first frame that has so many, the largest is 0; it is followed from there
+    which:    index of the face, by size from 0, in the first frame with so many faces; it is followed from there
     returns:  FaceCrop
-    raises:   UserError that names the file if the face is in no frame
+    raises:   UserError, with the file's name, if the face is in no frame
     """
     boxes, most, shown = [], 0, None
     for frame in frames:
@@ -114,7 +114,7 @@ def _distance(a, b):
 
 
 def warn_of_small_faces(crop, name, size):
-    """Logs what a crop will not make a good picture of, for a model of `size` px images."""
+    """Log a warning for crops that suit a model of `size` px images badly."""
     if crop.square.side < LEAST_SIDE * size:
         log.warning('%s: the face is only %.0f px high and gets enlarged to %.0f; expect a blurred result, '
                     'use a larger picture', name, crop.height, crop.height * size / crop.square.side)
@@ -143,7 +143,7 @@ class CroppedClip:
 
 
 class PasteBack:
-    """Lays what was made of a crop back into the picture that it was cut from, with a soft edge.
+    """Composites a generated crop into the image that it was cut from, with a soft edge.
 
     The operator "over" of Porter and Duff, SIGGRAPH 1984.
 
@@ -169,7 +169,7 @@ class PasteBack:
 
 
 def _ramp(first, side, length):
-    """(side,) in [0, 1]: opacity along one axis, soft at the ends, but not where the picture ends too."""
+    """(side,) in [0, 1]: opacity along one axis, soft at the ends unless they are the image's border."""
     middle = (np.arange(side, dtype=np.float32) + 0.5) / side
     before = middle if first > 0 else np.ones_like(middle)
     after = 1 - middle if first + side < length else np.ones_like(middle)

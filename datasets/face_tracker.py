@@ -1,4 +1,4 @@
-"""Faces in frames: boxes, landmarks and head pose, found by MediaPipe's Face Landmarker.
+"""Detection of faces in frames by MediaPipe's Face Landmarker: boxes, landmarks and head pose.
 
 https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker
 """
@@ -32,8 +32,8 @@ class Face:
     box:         (x0, y0, x1, y1) around the landmarks, pixels: chin to hairline, not the whole head
     landmarks:   (478, 2) x and y in pixels; 0 and 1 are the edges of the frame's first pixel. The last ten are the
                  irises (Grishchenko et al., arXiv 2006.10962)
-    matrix:      (4, 4) from MediaPipe's canonical face, in centimetres, to a camera that looks at the middle of the
-                 searched part: rotation, scale, translation; None where it could not be solved for
+    matrix:      (4, 4) from MediaPipe's canonical face, in centimetres, to a camera at the centre of the searched
+                 part: rotation, scale, translation; None if there is no solution
     blendshapes: (52,) in [0, 1], in MediaPipe's order; None unless the detector computes them
     """
     box: tuple[float, float, float, float]
@@ -49,11 +49,11 @@ class Face:
 
 
 class FaceDetector:
-    """Finds the faces of a frame, each frame by itself; a context manager. For one thread, on the CPU.
+    """A detector of the faces in single frames; a context manager, for one thread, on the CPU.
 
-    max_faces:   at most so many are found in a frame
+    max_faces:   largest number of faces per frame
     blendshapes: compute them too
-    Raises UserError where the package or its model file is missing; the message says how to get them.
+    Raises UserError if the package or its model file is missing; the message says how to get them.
     """
 
     def __init__(self, max_faces=5, blendshapes=False):
@@ -69,10 +69,10 @@ class FaceDetector:
         self._landmarker.close()
 
     def detect(self, frame):
-        """Frame uint8 (H, W, 3) RGB -> list of Face, the largest first; empty where there is none.
+        """Frame uint8 (H, W, 3) RGB -> list of Face, largest first.
 
-        The model shrinks what it is given, so it misses faces below a ninth of the longer side. Where it finds none,
-        squares of the shorter side are searched one by one.
+        The model reduces its input and misses faces below a ninth of the longer side. If it finds none, squares of the
+        shorter side are searched one by one.
         """
         faces = self._search(frame) or _distinct(face for left, top, part in _squares(frame)
                                                  for face in self._search(part, left, top))
@@ -112,7 +112,7 @@ def _squares(frame):
 
 
 def _distinct(faces):
-    """The faces without those that were found before, in another square."""
+    """The faces without those that another square has given before."""
     kept = []
     for face in faces:
         if all(overlap(face.box, other.box) < 0.3 for other in kept):

@@ -19,9 +19,8 @@ class FrameFolder:
     """A folder of PNG or JPEG stills, one per frame, as a clip at 25 fps.
 
     Sorted naturally (frame 10 after frame 9). The folder's name may end in `.mp4`, as in FOMM's
-    VoxCeleb; `name` is without it. A gap in the numbering is logged once and the clip simply
-    has fewer frames. Stills of different sizes are refused by name, even if `size` is given: a
-    crop that changes its size within a clip is no clip of one head.
+    VoxCeleb; `name` is without it. A gap in the numbering is logged once; the clip then
+    has fewer frames. Stills of different sizes are rejected by name, even if `size` is given.
     """
 
     fps = CLIP_FPS      # stills do not carry a rate
@@ -52,20 +51,20 @@ class FrameFolder:
 
     @cached_property
     def _names(self):
-        # One string: a data set of 4 million frames must fit in every worker, as str objects it does not.
+        # One string: 4 million frame names must fit in every worker, which they do not as str objects.
         names = sorted(_still_names(self.path), key=_natural_order)
         if not names:
             raise UserError(f'{self.path}: no PNG or JPEG frames in this folder')
         stems = [Path(name).stem for name in names]
         twice = next((b for a, b in zip(stems, stems[1:]) if a == b), None)
         if twice is not None:
-            raise UserError(f'{self.path}: frame {twice} is there twice, with different suffixes; remove one')
+            raise UserError(f'{self.path}: frame {twice} exists twice, with different suffixes; remove one')
         _report_gap(self.path, stems)
         return '/'.join(names)
 
     @cached_property
     def _stored_shape(self):
-        """(H, W, 3) of the first still, which the others must have."""
+        """(H, W, 3) of the first still; all others must have it too."""
         return read_still(self.path / self._names.split('/', 1)[0]).shape
 
     def _frame(self, name):
@@ -97,7 +96,7 @@ def _natural_order(name):
 
 
 def _report_gap(path, stems):
-    """Logs where the frame numbers jump; a constant step (every 5th frame kept) is no gap."""
+    """Log gaps in the frame numbers; a constant step (every 5th frame) is no gap."""
     endings = [re.search(r'\d+$', stem) for stem in stems]
     if len(stems) < 3 or not all(endings):
         return
@@ -105,7 +104,7 @@ def _report_gap(path, stems):
     steps = [b - a for a, b in zip(numbers, numbers[1:])]
     jumps = [number for number, step in zip(numbers, steps) if step != min(steps)]
     if jumps:
-        log.warning('%s: %d gap(s) in the frame numbers, the first after %d; the clip goes on across it',
+        log.warning('%s: %d gap(s) in the frame numbers, the first after %d; the clip continues across it',
                     path, len(jumps), jumps[0])
 
 

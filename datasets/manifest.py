@@ -1,10 +1,10 @@
-"""The manifest of a prepared data set: what became of every clip, one JSON object per line.
+"""The manifest of a prepared dataset: a record of every clip, one JSON object per line.
 
     <root>/manifest.jsonl
 
-It says which clips a data set has, who is in them and why others are missing. While it is prepared, each part of it
-(datasets/prepare/parts.py) has such a file of its own, with a line more when a clip is done, so a run that is killed
-loses at most the clip at hand; of lines with the same id the last one counts.
+It lists the clips of a dataset, their people, and the reasons for missing clips. During preparation each part
+(datasets/prepare/parts.py) has its own manifest and adds a line per finished clip, so a killed run loses at most the
+current clip. Of lines with the same id the last one counts.
 
 Clips are named and timed as those of VoxCeleb (Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612) in FOMM's
 preparation of them: https://github.com/AliaksandrSiarohin/video-preprocessing
@@ -22,7 +22,7 @@ from support.errors import UserError
 from support.files import writing, written_whole
 
 NAME = 'manifest.jsonl'
-CLIP_FPS = Fraction(25)      # of the clips of data sets, and what the numbers in their names count: VoxCeleb's rate
+CLIP_FPS = Fraction(25)      # of all clips, and of the frame numbers in their names, as in VoxCeleb
 
 OK = 'ok'                    # the clip is there
 FAILED = 'failed'            # could not be made
@@ -38,15 +38,15 @@ class Record:
     """One clip of the manifest.
 
     id:        person#video#start#end, start and end in frames at 25 fps; the name of the clip
-    person:    who is in it, as far as is known: the part of the name before the first '#'
+    person:    the part of the name before the first '#'
     partition: 'train' or 'test'
     status:    one of STATUSES
-    error:     why there is no clip, one line; null if there is one
-    source:    name of the video that it was cut from; null if there was none
+    error:     why the clip is missing, one line; null if it exists
+    source:    name of its video; null if there was none
     start:     seconds from the first frame of that video
-    frames:    how many the clip has, at `fps`
+    frames:    number of frames, at `fps`
     crop:      'square', 'legacy' or 'face': how `box` was chosen
-    box:       (x0, y0, x1, y1) in pixels of the upright video; outside of it the border was repeated
+    box:       (x0, y0, x1, y1) in pixels of the upright video; outside of it the border is repeated
     size:      side of the clip's frames, pixels
     format:    'mp4', 'png' or 'jpeg'
     hash:      SHA-256 of all frames in order, uint8 RGB, before they were encoded
@@ -87,21 +87,21 @@ class Record:
 
     @property
     def file(self):
-        """Where the clip lies below the root. A folder of stills ends in .mp4 too, as in FOMM's VoxCeleb."""
+        """Path of the clip below the root. A folder of stills ends in .mp4 too, as in FOMM's VoxCeleb."""
         return f'{self.partition}/{self.id}.mp4'
 
 
 def check_clip_name(name):
-    """ValueError for a name that is no file's: it would lead out of the data set's folder, or be hidden in it."""
+    """ValueError for a name that leads out of the dataset's folder, or is hidden in it."""
     if not name or name.startswith('.') or '/' in name or not name.isprintable() \
             or len(name.encode('utf-8', 'surrogatepass')) > LONGEST_NAME:
         raise ValueError(f'{name!r} cannot be the name of a clip')
 
 
 def read_manifest(root):
-    """id -> Record, in the order of the file; None where the data set has no manifest.
+    """{id: Record} in the order of the file; None if the dataset has no manifest.
 
-    A last line that was cut by an interruption is passed over. Raises UserError for any other line that is no record.
+    A last line that an interruption has truncated is skipped. Raises UserError for any other line that is no record.
     """
     path = Path(root) / NAME
     try:
@@ -111,7 +111,7 @@ def read_manifest(root):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: cannot be read ({error})') from error
     records = {}
-    for number, line in enumerate(lines[:-1], 1):     # a whole line ends in a line break, so the last part is empty
+    for number, line in enumerate(lines[:-1], 1):     # a complete line ends in a line break, so the last part is empty
         try:
             fields = json.loads(line)
             record = Record(**fields | {'box': fields.get('box') and tuple(fields['box'])})
@@ -123,7 +123,7 @@ def read_manifest(root):
 
 
 def append(root, records):
-    """Add records at the end of the manifest, at once: processes may do so at the same time. UserError."""
+    """Append records to the manifest in one write, so that several processes may do so. Raises UserError."""
     path, lines = Path(root) / NAME, _lines(records)
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

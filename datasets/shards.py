@@ -2,9 +2,9 @@
 
     root/train/00000.tar, 00001.tar, ...    plain tar files whose members are person#video#start#end.mp4
 
-They are what WebDataset calls shards (https://github.com/webdataset/webdataset), but not read as a stream: FFmpeg
-decodes a member where it lies (https://ffmpeg.org/ffmpeg-protocols.html#subfile), so any frame of any clip is at hand
-in any order, the samples of a run are those of loose files, and a run resumes exactly.
+They are shards as of WebDataset (https://github.com/webdataset/webdataset), but not read as a stream: FFmpeg decodes a
+member within its archive (https://ffmpeg.org/ffmpeg-protocols.html#subfile). Any frame of any clip can be read in any
+order, the samples of a run are those of loose files, and a run resumes exactly.
 datasets/prepare/pack.py makes them.
 """
 
@@ -19,7 +19,7 @@ SUFFIX = '.tar'
 
 
 class Member(NamedTuple):
-    """A file within a tar file, which stands for a Path: where its bytes lie."""
+    """A file within a tar file, used like a Path: the position of its bytes."""
     archive: Path
     inside: str      # its name there, folders included
     start: int
@@ -49,7 +49,7 @@ class Member(NamedTuple):
 
 
 def address(path):
-    """What FFmpeg opens for a Path or Member; absolute, lest a colon in the name be taken for a protocol."""
+    """The name by which FFmpeg opens a Path or Member; absolute, since a colon in it would be read as a protocol."""
     if isinstance(path, Member):
         return f'subfile,,start,{path.start},end,{path.start + path.size},,:file:{os.path.abspath(path.archive)}'
     return os.path.abspath(path)
@@ -79,5 +79,5 @@ def members(archive):
         raise UserError(f'{archive}: cannot be read as an uncompressed tar file ({error}); fetch it again') from error
     for member in found:
         if member.start + member.size > stored:
-            raise UserError(f'{archive}: is cut short, within {member.name}; fetch it again')
+            raise UserError(f'{archive}: is truncated within {member.name}; download it again')
     return found

@@ -1,4 +1,4 @@
-"""Still images: read as uint8 (H, W, 3) RGB, whatever they are stored as; a still as a clip of one frame."""
+"""Reading of still images as uint8 (H, W, 3) RGB from any pixel format; a still as a clip of one frame."""
 
 import io
 from fractions import Fraction
@@ -15,8 +15,8 @@ STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')
 def read_image(path, size=None):
     """The still at `path` as uint8 (H, W, 3) RGB, upright; resized to (size, size) if given.
 
-    Grey becomes three equal channels, 16 bits are scaled to 8, palettes are looked up, EXIF
-    orientation is applied. Transparent pixels are laid over white, as a viewer shows them.
+    Grey becomes three equal channels, 16 bits are scaled to 8, palettes are resolved, EXIF
+    orientation is applied. Transparent pixels are composited over white, as in a viewer.
     Raises UserError if the file is missing, damaged or not an image.
     """
     return resized(read_still(path), size)
@@ -60,9 +60,9 @@ def resized(image, size):
 
 
 def cut(frame, box, size):
-    """The part of a frame, uint8 (H, W, 3), in a box (x0, y0, x1, y1) of whole pixels, resized to (size, size).
+    """The part of a frame, uint8 (H, W, 3), in a box (x0, y0, x1, y1) of integer pixels, resized to (size, size).
 
-    Outside of the frame its border is repeated. A box that is not square is squeezed.
+    Outside of the frame the border is repeated. A box that is not square is squeezed.
     """
     x0, y0, x1, y1 = box
     height, width, _ = frame.shape

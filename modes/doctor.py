@@ -1,4 +1,4 @@
-"""Find what stands between this machine and a training run. Exit code 0: nothing blocks training; 1: something does.
+"""Check that this machine can train. Exit code 0: nothing blocks training; 1: something does.
 
     python run.py --mode doctor --config config/vox-256.yaml
 
@@ -19,8 +19,8 @@ def add_arguments(parser):
 def run(options):
     with process_group(options.device) as device:
         from tools.doctor.examine import examine
-        from tools.doctor.finding import Case, as_dict, as_text, blocked
-        findings = examine(Case(training_config(options), options.set, options.checkpoint, training_path(options),
+        from tools.doctor.finding import SetUp, as_dict, as_text, blocked
+        findings = examine(SetUp(training_config(options), options.set, options.checkpoint, training_path(options),
                                 device))
         print(json.dumps(as_dict(findings), indent=1) if options.json else as_text(findings))
         return int(blocked(findings))

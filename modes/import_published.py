@@ -1,4 +1,4 @@
-"""Turn published checkpoint files into one checkpoint of this project.
+"""Import published checkpoint files as one checkpoint of this project.
 
     python run.py --mode import --from smac net_g.pth net_motion_estimator.pth --out model.pt
 """
@@ -10,8 +10,8 @@ from support.errors import UserError, did_you_mean_or_known
 def add_arguments(parser):
     add_config(parser)
     parser.add_argument('--from', dest='source', metavar='CODE',
-                        help='which public code wrote the files: smac | fomm | mcnet')
-    parser.add_argument('--out', default='model.pt', help='where the checkpoint goes; default model.pt')
+                        help='released code that wrote the files: smac | fomm | mcnet | dagan | mrfa')
+    parser.add_argument('--out', default='model.pt', help='file of the checkpoint; default model.pt')
     parser.add_argument('files', nargs='*', help='published checkpoint files')
 
 

@@ -1,16 +1,16 @@
-"""Put the clips of a data set into tar shards: a few large files for network disks, instead of thousands of small ones.
+"""Pack the clips of a dataset into tar shards: a few large files for network disks instead of thousands of small ones.
 
     python run.py --mode pack --clips data/vox --out data/vox-shards
     python run.py --mode train --config config/vox-256.yaml --set dataset_params.root_dir=data/vox-shards
 
-Training sees the same samples as with the clips themselves.
+Training gets the same samples as from loose clips.
 """
 
 from support.errors import UserError
 
 
 def add_arguments(parser):
-    parser.add_argument('--clips', metavar='FOLDER', help='data set with train/ and test/, of video files')
+    parser.add_argument('--clips', metavar='FOLDER', help='dataset of video files, with train/ and test/')
     parser.add_argument('--out', help='where the shards go, train/00000.tar and so on')
     parser.add_argument('--shard_mb', type=int, default=1000, metavar='MB',
                         help='a shard holds as many clips as have this many megabytes; default 1000')
@@ -18,7 +18,7 @@ def add_arguments(parser):
 
 def run(options):
     if not options.clips or not options.out:
-        raise UserError('--mode pack needs --clips, a data set with train/ and test/, and --out')
+        raise UserError('--mode pack needs --clips, a dataset with train/ and test/, and --out')
     if options.shard_mb < 1:
         raise UserError(f'--shard_mb {options.shard_mb}: must be at least 1')
     from datasets.prepare.pack import pack

@@ -94,7 +94,7 @@ def test_a_run_of_the_recipe_gives_no_line(tmp_path, seed):
 
 @pytest.mark.parametrize('scalar, change, words', [
     ('diagnostics/keypoint_spread', lambda step, value: value if step < 1000 else 1e-4, 'keypoints collapsed'),
-    ('diagnostics/flow_magnitude_px', lambda step, value: 0.0, 'flow stands still'),
+    ('diagnostics/flow_magnitude_px', lambda step, value: 0.0, 'flow is 0'),
     ('codes_used/motion_1', lambda step, value: 0.03, 'codes died'),
     ('perplexity/motion_0', lambda step, value: 1.0, 'codes died'),
     ('adversarial', lambda step, value: value + 3, 'discriminator'),
@@ -102,7 +102,7 @@ def test_a_run_of_the_recipe_gives_no_line(tmp_path, seed):
     ('diagnostics/skipped_steps', lambda step, value: int(step > 900), 'not finite'),
     ('data/wait_share', lambda step, value: 0.9, 'num_workers'),
     ('learning_rate', lambda step, value: 10 * value, 'learning rate'),
-    ('total', lambda step, value: 3 * value, 'no rule knows why'),
+    ('total', lambda step, value: 3 * value, 'no known reason'),
 ])
 def test_what_goes_wrong_gets_its_line_and_no_other(tmp_path, scalar, change, words):
     found = findings(write_run(tmp_path / 'run', changes={scalar: change}))
@@ -192,7 +192,7 @@ def test_a_reference_is_small_and_reads_as_it_was_written(made):
 
 
 @pytest.mark.parametrize('runs, message', [
-    ((0, 0), 'seed 0 is there twice'), ((0, 'other'), 'another recipe than'), ((0, 'none'), 'config.yaml')])
+    ((0, 0), 'seed 0 appears twice'), ((0, 'other'), 'another recipe than'), ((0, 'none'), 'config.yaml')])
 def test_runs_that_are_no_seeds_of_one_recipe_make_no_reference(made, tmp_path, shelf, capsys, runs, message):
     write_run(tmp_path / 'other', 5, overrides=['train_params.learning_rate=0.5'])
     (tmp_path / '0').symlink_to(made / 'seed0')
@@ -207,7 +207,7 @@ def test_one_seed_alone_judges_by_limits_alone(tmp_path, shelf, capsys):
                                                   'diagnostics/keypoint_spread': lambda step, v: 0.001})
     assert findings(folder).keys() == {'diagnostics/keypoint_spread'}
     assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
-    assert 'one seed does not show' in capsys.readouterr().out
+    assert 'one seed has no range' in capsys.readouterr().out
 
 
 def test_a_run_of_another_config_is_checked_against_limits_alone(tmp_path, capsys):
@@ -292,11 +292,11 @@ def test_the_command(tmp_path, capsys):
 def test_a_run_before_the_first_step_of_the_reference(tmp_path, capsys):
     folder = write_run(tmp_path / 'mine', every=1, last=3)
     assert run.main(['--mode', 'curves', '--run', str(folder)]) == 0
-    assert 'no steps in common yet' in capsys.readouterr().out and not (folder / 'curves.png').exists()
+    assert 'no steps in common' in capsys.readouterr().out and not (folder / 'curves.png').exists()
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (['--run', 'mien'], 'no figures in log.jsonl there'), (['--run', 'mien'], 'did you mean'),
+    (['--run', 'mien'], 'log.jsonl holds no values'), (['--run', 'mien'], 'did you mean'),
     (['--run', 'mine', '--reference', 'haeds'], 'there is no such reference; did you mean heads?'),
     ([], 'required: --run')])
 def test_mistakes_get_one_line(tmp_path, capsys, monkeypatch, arguments, message):

@@ -171,14 +171,14 @@ def test_it_says_what_training_would_begin_with(setup, capsys):
     whole = {'config': setup.config.as_dict(), 'step': 2, 'model': state, 'ema': state}
     write_checkpoint(setup.logs / 'model.pt', whole)
     write_checkpoint(setup.folder / '00000002.pt', whole)
-    assert f'training goes on in {setup.folder.parent}' in json.dumps(setup.examine(capsys))
+    assert f'training resumes in {setup.folder.parent}' in json.dumps(setup.examine(capsys))
     assert 'changed since then: train_params.save_every' in json.dumps(
         setup.examine(capsys, '--set', 'train_params.save_every=3'))
     code, answer = setup.examine(capsys, '--set', 'train_params.seed=3')
     assert code == 1 and 'a run cannot change halfway: train_params.seed 0 -> 3' in blocking(answer)['checkpoint']
 
     new = setup.examine(capsys, '--checkpoint', setup.logs / 'model.pt', '--set', 'train_params.seed=3')
-    assert new[0] == 0 and f'a new run with its weights, at step 0 of {setup.logs}/small-tuned' in json.dumps(new)
+    assert new[0] == 0 and f'a new run from its weights, at step 0, in {setup.logs}/small-tuned' in json.dumps(new)
     arguments = '--checkpoint', str(setup.logs / 'model.pt'), '--log_dir', str(setup.logs)
     assert run.main(['--mode', 'doctor', *arguments]) == 0
     assert f'{setup.logs}/model-tuned' in capsys.readouterr().out      # with the config inside of it
@@ -211,7 +211,7 @@ def test_sizes_that_only_a_forward_pass_can_judge(real_estimate, capsys):
     code, answer = real_estimate.examine(capsys, '--set', 'model_params.image_size=8',
                                          'model_params.kp_detector_params.padding=0',
                                          'model_params.dense_motion_params.num_blocks=1')
-    assert code == 1 and 'cannot take images of 8 px' in blocking(answer)['networks']
+    assert code == 1 and 'do not support 8 px' in blocking(answer)['networks']
     assert 'image_size=' in blocking(answer)['networks']
 
 
@@ -240,7 +240,7 @@ def test_weights_that_are_cut_do_not_match_their_name(tmp_path):
     named.write_bytes(whole.read_bytes())
     check_weights_file(named)
     named.write_bytes(whole.read_bytes()[:-10])
-    with pytest.raises(UserError, match='cut short'):
+    with pytest.raises(UserError, match='truncated'):
         check_weights_file(named)
     page = tmp_path / 'page.pth'
     page.write_text('<!DOCTYPE html><html>quota exceeded</html>')

@@ -24,7 +24,7 @@ from datasets.prepare import crops, job
 from datasets.prepare.metadata import in_test, read_celebvhq, read_voxceleb
 from datasets.prepare.parts import Part, gather, parts_of
 from datasets.prepare.progress import Progress
-from datasets.prepare.run import DATASETS, Wanted, folder_jobs, prepare, summary
+from datasets.prepare.run import DATASETS, DatasetSettings, folder_jobs, prepare, summary
 from datasets.prepare.status import spelled, time_left
 from datasets.prepare.status import status as status_of
 from datasets.prepare.track import SceneCuts
@@ -135,7 +135,7 @@ def raw(tmp_path_factory):
 
 
 def make(raw, out, workers=1, **options):
-    return prepare(Wanted('voxceleb1', out, *raw, size=SIZE, **options), workers)
+    return prepare(DatasetSettings('voxceleb1', out, *raw, size=SIZE, **options), workers)
 
 
 @pytest.fixture(scope='module')
@@ -321,7 +321,7 @@ def test_a_disk_that_is_full_ends_the_run_and_not_the_clips(raw, tmp_path, monke
 # ---------------------------------------------------------------------------- parts
 
 def make_part(raw, out, index, count, **options):
-    return prepare(Wanted('voxceleb1', out, *raw, size=SIZE, **options), part=Part(index, count))
+    return prepare(DatasetSettings('voxceleb1', out, *raw, size=SIZE, **options), part=Part(index, count))
 
 
 @pytest.mark.parametrize('order', [(0, 1, 2), (2, 0, 1)])
@@ -418,10 +418,10 @@ def test_status(raw, made, tmp_path, capsys):
     capsys.readouterr()
     assert run.main(['--mode', 'prepare', '--status', '--out', str(out)]) == 0
     head, clips, *parts = capsys.readouterr().out.splitlines()
-    assert head == f'{out}: 3 of 9 videos done; 0 of 3 parts at work, time left not known yet'
+    assert head == f'{out}: 3 of 9 videos done; 0 of 3 parts at work, time left unknown'
     assert clips.startswith('clips: ') and ' ok' in clips
-    assert [' '.join(line.split()) for line in parts] == ['1/3 has not begun', '2/3 3 of 3 videos, ended',
-                                                          '3/3 has not begun']
+    assert [' '.join(line.split()) for line in parts] == ['1/3 has not started', '2/3 3 of 3 videos, ended',
+                                                          '3/3 has not started']
     make_part(raw, out, 0, 3), make_part(raw, out, 2, 3)
     assert status_of(out) == f'{out}: done\n{summary(made[1])}'
     assert run.main(['--mode', 'prepare', '--status', '--out', str(out), '--size', '64']) == 2
@@ -455,7 +455,7 @@ def test_folder_finds_heads_and_cuts(tmp_path, face_model):
     (videos / 'bert').mkdir()
     (videos / 'bert' / 'no_face.mp4').symlink_to(SHARED / 'bad' / 'no_face.mp4')
     (videos / 'bert' / 'broken.mp4').write_text('x')
-    records = prepare(Wanted('folder', tmp_path / 'data', videos, size=SIZE))
+    records = prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE))
     assert set(records) == {'anna#talk _1#000000#000070', 'anna#talk _1#000070#000140', 'bert#no_face', 'bert#broken'}
     assert 'no face in the' in records['bert#no_face'].error and 'cannot be decoded' in records['bert#broken'].error
     assert records['bert#broken'].partition != records['anna#talk _1#000000#000070'].partition
@@ -469,9 +469,9 @@ def test_folder_finds_heads_and_cuts(tmp_path, face_model):
                 (x0, y0, x1, y1), = (face.box for face in detector.detect(frame))
                 assert 0 <= x0 < x1 <= SIZE and 0 <= y0 < y1 <= SIZE and 0.4 * SIZE < y1 - y0 < 0.8 * SIZE
     before = tree(tmp_path / 'data')
-    assert prepare(Wanted('folder', tmp_path / 'data', videos, size=SIZE)) == records
+    assert prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE)) == records
     assert tree(tmp_path / 'data') == before
-    few = prepare(Wanted('folder', tmp_path / 'data', videos, size=SIZE, min_face=500))
+    few = prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE, min_face=500))
     assert [few[name].status for name in records if name.startswith('anna')] == ['left_out'] * 2
     assert tree(tmp_path / 'data').keys() == {NAME}
 
@@ -514,7 +514,7 @@ def test_a_missing_face_model_is_named_with_its_place(tmp_path, monkeypatch, no_
     with pytest.raises(UserError, match=message):
         FaceDetector()
     with pytest.raises(UserError, match=message):        # for all videos, not for each of them
-        prepare(Wanted('folder', tmp_path / 'data', SHARED / 'bad'))
+        prepare(DatasetSettings('folder', tmp_path / 'data', SHARED / 'bad'))
     folder = tmp_path / 'hub' / 'checkpoints'
     folder.mkdir(parents=True)
     (folder / 'face_landmarker.task').write_text('<html>not found</html>')
@@ -579,10 +579,10 @@ def test_celebvhq(tmp_path):
     raw_video(tmp_path / 'aaa_aaaaaaa.mp4', 'id00001', Fraction(30))
     clip, = read_celebvhq(path)['aaa_aaaaaaa']
     assert clip.id == 'aaa_aaaaaaa#0#000010#000030' and clip.person == 'aaa_aaaaaaa' and clip.frames == 20
-    records = prepare(Wanted('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
+    records = prepare(DatasetSettings('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
     assert records[clip.id].box == (40, 30, 200, 190)
     assert number_in(open_clip(tmp_path / 'data' / records[clip.id].file).read([0])[0]) in (9, 10, 11)
-    legacy = prepare(Wanted('celebvhq', tmp_path / 'legacy', tmp_path, path, size=64, crop='legacy'))
+    legacy = prepare(DatasetSettings('celebvhq', tmp_path / 'legacy', tmp_path, path, size=64, crop='legacy'))
     x0, y0, x1, y1 = legacy[clip.id].box      # grown by 2 %, then the smaller side
     assert x1 - x0 == y1 - y0 == 170 and abs(x0 - 35) <= 1 and abs(y0 - 25) <= 1
 
@@ -596,7 +596,7 @@ def test_what_is_prepared_for_training_is_never_a_test_clip_of_the_protocol(tmp_
     path.write_text(json.dumps({'clips': {f'{video}_0': entry | {'ytb_id': video} for video in videos}}))
     for video in videos:
         raw_video(tmp_path / f'{video}.mp4', 'id00001', Fraction(30))
-    prepare(Wanted('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
+    prepare(DatasetSettings('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
     manifest = read_manifest(tmp_path / 'data')
     partitions = {record.id: record.partition for record in manifest.values()}
     assert sorted(partitions.values()) == ['test', 'train']

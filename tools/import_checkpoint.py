@@ -11,9 +11,9 @@ from support.weights import load_tensors
 
 
 def import_published(source, files, config, out):
-    """Read the `files` that the public code `source` published and write them as checkpoint `out`.
+    """Import the files of the released code `source` as the checkpoint `out`.
 
-    Inference uses the EMA weights where the files have them. The discriminator comes along if its file is given.
+    Inference uses the EMA weights where the files have them. The discriminator is included if its file is given.
     Returns the number of published tensors. Raises UserError naming file and tensor; nothing is written then.
     """
     layout = FORMATS[source]

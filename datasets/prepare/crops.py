@@ -1,13 +1,13 @@
-"""Which part of a frame becomes the picture of a head.
+"""Rules that turn the box of a head into the crop of a clip.
 
-Boxes are (x0, y0, x1, y1) in pixels, those that are returned in whole ones; `frame_size` is (width, height).
+Boxes are (x0, y0, x1, y1) in pixels, returned ones in integers; `frame_size` is (width, height).
 """
 
 import math
 
 
 def square(box, frame_size):
-    """The smallest square around a box: moved to lie within the frame where it fits, else centred on the box."""
+    """The smallest square around a box: shifted into the frame where it fits, else centred on the box."""
     side = round(max(box[2] - box[0], box[3] - box[1]))
     corner = []
     for low, high, length in ((box[0], box[2], frame_size[0]), (box[1], box[3], frame_size[1])):
@@ -17,7 +17,7 @@ def square(box, frame_size):
 
 
 def celebvhq_square(box, frame_size):
-    """CelebV-HQ's own crop: the box grown by 2 % of the frame, then the square of its smaller side in its middle.
+    """CelebV-HQ's published crop: the box grown by 2 % of the frame, then the square of its smaller side at its centre.
 
     https://github.com/CelebV-HQ/CelebV-HQ, download_and_process.py
     """
@@ -29,7 +29,7 @@ def celebvhq_square(box, frame_size):
 
 
 def as_listed(box, frame_size):
-    """The box as it is: VoxCeleb's own crop. Most are narrower than high (median 0.82), so heads come out wide.
+    """VoxCeleb's published crop: the box itself. Most are narrower than high (median 0.82), so heads come out wide.
 
     https://github.com/AliaksandrSiarohin/video-preprocessing, load_videos.py
     """

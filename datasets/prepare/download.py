@@ -1,4 +1,4 @@
-"""Videos from YouTube through yt-dlp, an external program, whose own words about a failure are kept.
+"""Downloads of YouTube videos by the external program yt-dlp, with its error messages.
 
 https://github.com/yt-dlp/yt-dlp
 """
@@ -10,23 +10,23 @@ from pathlib import Path
 from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError
 
-# Sound is not needed; a picture stream alone comes in one file, without a second tool to join it.
+# A video stream without sound is one file; no second program has to merge streams.
 _PICTURES_ONLY = ('-f', 'bv*[ext=mp4]/bv*/b')
 
 
 class DownloadFailed(Exception):
-    """A video cannot be had; the message is the program's own, one line."""
+    """A video cannot be downloaded; the message is the program's, one line."""
 
 
 def check_command(command):
-    """Raises UserError if the program is not there; command: list, the program and its options."""
+    """UserError if the program is missing; command: list, the program and its options."""
     if not command or shutil.which(command[0]) is None:
         raise UserError(f'--download: there is no program {" ".join(command[:1]) or "named"}; '
                         'pip install yt-dlp, or give its path')
 
 
 def download(command, video_id, folder):
-    """Path of the YouTube video in `folder`; what a broken transfer left there is gone on with.
+    """Download a YouTube video into `folder`, resuming a broken transfer; returns its path.
 
     command: list, yt-dlp and its options (cookies, proxy, rate ...)
     Raises DownloadFailed.
@@ -42,8 +42,8 @@ def download(command, video_id, folder):
 
 
 def _reason(done):
-    """What the program said: its errors, else its last line."""
+    """The program's error messages, else its last line."""
     lines = [line.strip() for line in (done.stderr + '\n' + done.stdout).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith('ERROR')]
     said = ' '.join(errors or lines[-1:])
-    return said or f'ended with code {done.returncode}, without a word'
+    return said or f'ended with code {done.returncode}, without a message'

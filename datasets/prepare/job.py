@@ -1,4 +1,4 @@
-"""One video becomes clips: opened or downloaded, cut at 25 fps, cropped, written whole, and entered in the manifest."""
+"""Clips of one video: open or download it, cut at 25 fps, crop, write complete files, add manifest records."""
 
 import hashlib
 from contextlib import contextmanager
@@ -20,18 +20,18 @@ from datasets.video_writer import VideoWriter
 from support.errors import UserError
 from support.files import write_picture, written_whole
 
-GOP = 10                             # key frame distance of the clips: half as large again, five times faster to sample
+GOP = 10                             # distance of key frames: files grow by half, sampling is five times faster
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is to be made, alike for all clips.
+class ClipSettings:
+    """ClipSettings that all clips of a dataset share.
 
-    root:     folder of the data set
-    work:     folder of the manifest that records are added to, and of clips that are not whole yet
+    root:     folder of the dataset
+    work:     folder of the manifest that records are added to, and of unfinished clips
     crop:     'square', 'legacy' or 'face'; its `rule` is (box, frame size) in pixels -> integer box
     format:   one of FORMATS
-    command:  yt-dlp and its options, to download into `videos` what is not there; None does not
+    command:  yt-dlp and its options, to download missing files into `videos`; None: no downloads
     min_face: clips whose crop has a shorter side are left out, pixels of the video
     """
     root: Path
@@ -50,8 +50,8 @@ class Job:
     """One video and its clips.
 
     name:  YouTube id, or path below the folder
-    path:  where it lies; None if it is not there yet
-    clips: what to cut from it; None if that has to be found. Then there is `failure`, the record in case of none.
+    path:  of its file; None if it is missing
+    clips: to cut from it; None if they have to be found. Then `failure` is the record for a video without clips.
     """
     name: str
     path: Path | None
@@ -60,7 +60,7 @@ class Job:
 
 
 def do_job(job, settings):
-    """Makes the clips of one video and adds them to the manifest; returns their records."""
+    """Make the clips of one video and add them to the manifest; returns their records."""
     try:
         video, clips = _open(job, settings)
     except (_Unreadable, DownloadFailed, NoClip) as error:
@@ -74,7 +74,7 @@ def do_job(job, settings):
         if job.clips is not None:
             append(settings.work, records[-1:])
     if job.clips is None:
-        append(settings.work, records)       # all at once: a video that has records is done
+        append(settings.work, records)       # in one write: a video that has records is done
     return records
 
 
@@ -106,7 +106,7 @@ def _blank(clip, source):
 
 
 def _make(clip, source, video, settings):
-    """Cuts, crops and writes one clip; returns its record."""
+    """Cut, crop and write one clip; returns its record."""
     record = _blank(clip, source)
     try:
         with _reading():
@@ -131,7 +131,7 @@ def _make(clip, source, video, settings):
 
 
 def too_small(record, min_face):
-    """The Record of a clip that is left out as its crop has too few pixels; the box stays, which proves it."""
+    """The Record of a clip that is left out because its crop has too few pixels; it keeps the box."""
     return replace(record, status=LEFT_OUT, frames=None, fps=None, size=None, format=None, hash=None,
                    error=f'its crop is {record.crop_side} px large, less than --min_face {min_face}')
 
@@ -151,7 +151,7 @@ def _pixels(clip, frame_size, rule):
 
 
 class _Unreadable(Exception):
-    """A clip cannot be made of its video. Other than a clip that cannot be written, that does not end the run."""
+    """A clip cannot be made from its video; the run continues with the next one."""
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def _readable(frames):
 
 @contextmanager
 def _written(record, settings):
-    """Yields a function that takes the frames; they become the clip when the body is done. Raises UserError."""
+    """Yields a function that takes the frames; the clip appears when the block ends. Raises UserError."""
     path, aside = settings.root / record.file, unfinished(settings.work)
     if settings.format == 'mp4':
         with VideoWriter(path, CLIP_FPS, gop=GOP, threads=1, aside=aside) as writer:
@@ -180,7 +180,7 @@ def _written(record, settings):
 
 
 class StillWriter:
-    """Writes frames as 0000000.png or 0000000.jpg, ... into a folder."""
+    """A function that writes frames as 0000000.png or 0000000.jpg, ... into a folder."""
 
     OPTIONS = {'png': ('.png', dict(format='PNG')), 'jpeg': ('.jpg', dict(format='JPEG', quality=95, subsampling=0))}
 
@@ -195,5 +195,5 @@ class StillWriter:
 
 
 def unfinished(work):
-    """Where clips are written before they are whole."""
+    """The folder in which clips are written until they are complete."""
     return work / 'unfinished'

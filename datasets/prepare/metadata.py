@@ -1,6 +1,6 @@
-"""What public data sets say about themselves: clips, people and boxes, from the files their authors published.
+"""Metadata of public datasets as their authors published them: clips, people and boxes.
 
-A YouTube video is not part of any of them; the metadata name its id, and the times and boxes of the clips in it.
+The datasets hold no videos. The metadata name YouTube ids, and the times and boxes of the clips.
 """
 
 import csv
@@ -30,8 +30,8 @@ class Clip:
 
     start:  seconds from the first frame of the video
     frames: at 25 fps
-    box:    (x0, y0, x1, y1) of the head in a frame of the size `frame`, (width, height); of (1, 1) where the box is
-            given in shares
+    box:    (x0, y0, x1, y1) of the head in a frame of the size `frame`, (width, height); (1, 1) if the box is
+            relative
     """
     id: str
     person: str
@@ -48,7 +48,7 @@ class Clip:
 
 
 class Source(NamedTuple):
-    """A public data set; read: path of the metadata -> video id -> list of Clip; legacy: the rule of its own crops."""
+    """A public dataset; read: path of the metadata -> {video id: list of Clip}; legacy: rule of its published crops."""
     read: Callable
     legacy: Callable
     url: str
@@ -87,7 +87,7 @@ def read_celebvhq(path):
     """`celebvhq_info.json` of its authors -> video id -> list of Clip.
 
     {'clips': {'<video id>_<number>': {'ytb_id', 'duration': {'start_sec', 'end_sec'}, 'bbox': {'top', 'bottom', 'left',
-    'right'} in 0..1}}}. It labels no people and has no split: the video stands for the person, and its id decides
+    'right'} in 0..1}}}. It has no people and no split: a video counts as a person, and its id decides the partition
     (`in_test`).
     """
     with _opened(path) as file, _explained(path):
@@ -140,7 +140,7 @@ def _opened(path):
 
 @contextmanager
 def _explained(where):
-    """What is wrong in the body with an entry becomes a UserError that says where it stands."""
+    """Turn errors of the block into a UserError that names the place of the entry."""
     try:
         yield
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""Put the videos of a data set into tar shards (datasets/shards.py)."""
+"""Packing of a dataset's videos into tar shards (datasets/shards.py)."""
 
 import shutil
 import tarfile
@@ -15,16 +15,16 @@ from support.files import make_folder, written_whole
 
 
 def pack(root, out, megabytes):
-    """Store the videos of root/train and root/test, or of one of them, in shards below `out`, the manifest beside them.
+    """Store the videos of root/train and root/test, or of one of them, in shards below `out`, with the manifest.
 
-    Returns how many (clips, shards).
+    Returns the numbers of (clips, shards).
 
-    In order of their names, byte for byte: the same clips give the same shards, and a command that was interrupted goes
-    on. Only a clip that is larger exceeds the `megabytes` of a shard. Raises UserError, for folders of stills too.
+    Clips are ordered by name, byte for byte: the same clips give the same shards, and an interrupted command resumes.
+    A shard exceeds `megabytes` only for a single larger clip. Raises UserError, for folders of stills too.
     """
     root, out = Path(root), Path(out)
     if out.resolve() == root.resolve():
-        raise UserError(f'{out}: shards beside their clips would be a second copy of each; choose another --out')
+        raise UserError(f'{out}: the shards would lie among their own clips; choose another --out')
     shards, there = {}, [partition for partition in PARTITIONS if (root / partition).is_dir()]
     for partition in there or PARTITIONS:
         batches = _batches(_videos(root, partition), megabytes * 10 ** 6)
@@ -74,7 +74,7 @@ def _batches(videos, limit):
 def _write(path, videos):
     with written_whole(path) as unfinished, tarfile.open(unfinished, 'w', format=tarfile.PAX_FORMAT) as tar:
         for video in videos:
-            entry = tarfile.TarInfo(video.name)      # nothing of owner or date, which are no part of the data
+            entry = tarfile.TarInfo(video.name)      # without owner and date: they are no part of the data
             entry.size = video.stat().st_size
             with open(video, 'rb') as file:
                 tar.addfile(entry, file)

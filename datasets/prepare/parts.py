@@ -1,13 +1,13 @@
-"""A data set made in parts, by any number of processes on any number of machines: one part each, and then one again.
+"""Division of a dataset's preparation into parts, one per process, on any number of machines.
 
-    root/.parts/003-of-016/manifest.jsonl   what became of the clips of this part's videos
+    root/.parts/003-of-016/manifest.jsonl   records of the clips of this part's videos
                           /progress.json    datasets/prepare/progress.py
-                          /unfinished/      clips that are not whole yet
-                          /alive            locked as long as its process lives
+                          /unfinished/      incomplete clips
+                          /alive            locked while its process runs
 
-Part k of n does every n-th video of the list, so that each process knows its share without asking. The parts have
-nothing in common but the folder; the last one to end makes root/manifest.jsonl of theirs, the same to the bit, whatever
-their number. A process that works alone is part 1 of 1.
+Part k of n makes every n-th video of the list, so processes run independently and share only the folder. The last part
+to end merges their manifests into root/manifest.jsonl, the same to the bit for any number of parts. A single process
+is part 1 of 1.
 """
 
 import re
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 def parts_of(root):
-    """Part -> its folder, of all that have begun, in order."""
+    """{Part: its folder} of all parts that have started, in order."""
     found = {}
     for path in (root / FOLDER).glob('*-of-*'):
         index, _, count = path.name.partition('-of-')
@@ -66,10 +66,10 @@ def is_alive(folder):
     return is_locked(folder / 'alive')
 
 
-# ---------------------------------------------------------------------------- what there is, and what is missing
+# ---------------------------------------------------------------------------- records of all parts, and missing clips
 
 def gather(root):
-    """All records of a data set by id: of its manifest, and of its parts, which know better about their own videos."""
+    """{id: Record} of a dataset: of its manifest, overridden by those of its parts."""
     records = read_manifest(root) or {}
     for folder in parts_of(root).values():
         made = read_manifest(folder) or {}
@@ -79,7 +79,7 @@ def gather(root):
 
 
 def _known(left_out, settings):
-    """What is known of all clips by id, by the rules of this run: its records of clips that are left out come first."""
+    """{id: Record} of all finished clips; records of clips that this run leaves out take precedence."""
     records = gather(settings.root)
     return records | _too_small(records, settings.min_face) | {record.id: record for record in left_out}
 
@@ -97,13 +97,13 @@ def _done(records, root, min_face):
 
 
 def _too_small(records, min_face):
-    """id -> Record of the clips whose crops are known to have too few pixels, whatever an earlier run asked for."""
+    """{id: Record} of the clips whose crops have too few pixels, whatever the limit of an earlier run was."""
     return {record.id: too_small(record, min_face) for record in records.values()
             if record.box is not None and record.crop_side < min_face}
 
 
 def _undone(job, done_clips, done_videos):
-    """The part of a job that is not done yet; None if all is."""
+    """The unfinished part of a job; None if it is complete."""
     if job.clips is None:
         return None if (job.failure.partition, job.name) in done_videos else job
     clips = tuple(clip for clip in job.clips if (clip.partition, clip.id) not in done_clips)
@@ -111,7 +111,7 @@ def _undone(job, done_clips, done_videos):
 
 
 def _all_recorded(jobs, records):
-    """Whether it is known of every job what became of it."""
+    """Whether every job is finished."""
     sources = {record.source for record in records.values()}
     return all(job.name in sources if job.clips is None else all(clip.id in records for clip in job.clips)
                for job in jobs)
@@ -121,13 +121,13 @@ def _all_recorded(jobs, records):
 
 @contextmanager
 def taking_part(part, jobs, left_out, settings):
-    """Begins a part, or goes on with it. Yields (what of the jobs there is to do, Progress), and ends it afterwards.
+    """Start or resume a part; yields (its unfinished jobs, Progress) and ends the part after the block.
 
-    jobs:     of the whole data set
-    left_out: records of clips of the whole data set that are not to be made
-    settings: Settings, whose `work` is the part's folder
-    Raises UserError where another process does this part, where parts of another division are at work, where the data
-    set was made with other settings, and where `root` cannot be written.
+    jobs:     of the complete dataset
+    left_out: records of clips of the complete dataset that are not to be made
+    settings: ClipSettings, whose `work` is the part's folder
+    Raises UserError if another process makes this part, if parts of another division are running, if the dataset was
+    made with other settings, and if `root` cannot be written.
     """
     root, folder = settings.root, settings.work
     for made in (root, *(root / partition for partition in PARTITIONS)):
@@ -150,13 +150,13 @@ def taking_part(part, jobs, left_out, settings):
 
 @contextmanager
 def _alone(root):
-    """Within it, no other process begins or ends a part of the data set."""
+    """A lock: inside, no other process starts or ends a part of the dataset."""
     with writing(root), locked(root / LOCK):
         yield
 
 
 def _begin(part, jobs, records, settings):
-    """What there is to do of the part's jobs. Its manifest gets what is known of them."""
+    """The unfinished jobs of the part; its manifest receives the records of finished ones."""
     done, mine = _done(records, settings.root, settings.min_face), part.of(jobs)
     todo = [job for job in (_undone(job, *done) for job in mine) if job is not None]
     names = {job.name for job in mine}
@@ -167,7 +167,7 @@ def _begin(part, jobs, records, settings):
 
 
 def _take_in_other_divisions(part, root):
-    """Where the videos were divided otherwise before, those parts' records go into the data set's manifest."""
+    """Move the records of an earlier division's parts into the dataset's manifest."""
     others = {other: folder for other, folder in parts_of(root).items() if other.count != part.count}
     for other, folder in others.items():
         if is_alive(folder):
@@ -192,10 +192,10 @@ def _spelled(values):
     return ' '.join(f'{name}={value}' for name, value in values.items())
 
 
-# ---------------------------------------------------------------------------- from parts to a data set
+# ---------------------------------------------------------------------------- from parts to a dataset
 
 def merge(part, jobs, left_out, settings):
-    """Makes a data set of its parts if this one was the last of them to end; returns its records by id, else None.
+    """Merge the parts into a dataset if this is the last one to end; returns {id: Record}, else None.
 
     The arguments are those of `taking_part`.
     """
@@ -209,7 +209,7 @@ def merge(part, jobs, left_out, settings):
 
 
 def _finish(root, records):
-    """Takes duplicates out, writes the manifest, removes the parts and the files of clips that are none."""
+    """Mark duplicates, write the manifest, remove the parts and the files of clips that are not kept."""
     records, first = dict(sorted(records.items())), {}
     # What is in train and in test under different names stays in test: it must not have been trained on.
     for record in sorted(records.values(), key=lambda record: (record.partition == 'train', record.id)):

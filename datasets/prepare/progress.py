@@ -1,4 +1,4 @@
-"""How far the parts of a data set are: counters that each keeps in its folder."""
+"""Progress of the parts of a dataset: counters that each part stores in its folder."""
 
 import json
 import socket
@@ -13,14 +13,14 @@ NAME = 'progress.json'
 
 @dataclass
 class Progress:
-    """How far a part is.
+    """Progress of a part.
 
     folder:           of the part
-    listed:           videos of the whole data set
-    videos:           of them, those of this part
-    todo, done:       those that were left to do when it began, and those of them that it has done since
-    started, updated: when it began, and when a video was done last, seconds since 1970
-    host:             the machine it runs on
+    listed:           number of videos of the complete dataset
+    videos:           number of videos of this part
+    todo, done:       videos that were unfinished at its start, and those finished since
+    started, updated: times of its start and of its last finished video, seconds since 1970
+    host:             name of its machine
     """
     folder: Path
     listed: int
@@ -39,7 +39,7 @@ class Progress:
         return progress
 
     def count(self):
-        """Another video is done. Raises UserError where that cannot be kept."""
+        """Count and store one more finished video. Raises UserError if it cannot be stored."""
         self.done, self.updated = self.done + 1, time.time()
         self._keep()
 
@@ -51,7 +51,7 @@ class Progress:
 
     @classmethod
     def read(cls, folder):
-        """As it was kept in the folder of a part; None where it has only just begun."""
+        """The Progress stored in the folder of a part; None if it has stored none."""
         try:
             return cls(folder, **json.loads((folder / NAME).read_text()))
         except (OSError, ValueError, TypeError):
@@ -64,5 +64,5 @@ class Progress:
 
     @property
     def rate(self):
-        """Videos per second; 0 where it is not known yet."""
+        """Videos per second; 0 if unknown."""
         return self.done / (self.updated - self.started) if self.updated > self.started else 0.0

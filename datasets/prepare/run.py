@@ -1,11 +1,11 @@
-"""From raw videos to a data set: clips of heads at 25 fps in FOMM's folders, and a manifest that accounts for each.
+"""Preparation of a dataset from raw videos: clips of heads at 25 fps in FOMM's folders, and a manifest of all clips.
 
     videos + metadata (datasets/prepare/metadata.py), or videos alone (datasets/prepare/track.py)
       -> root/train, root/test: person#video#start#end.mp4, a video or a folder of stills
       -> root/manifest.jsonl  (datasets/manifest.py)
 
-One video is one job of one process; datasets/prepare/parts.py shares them out. A clip appears whole or not at all, and
-what is done is not done again, so a run that was killed goes on with the same command and ends with the same files.
+One video is one job of one process; datasets/prepare/parts.py distributes them. A clip appears complete or not at all,
+and finished clips are not made again: rerun the same command to resume; it ends with the same files.
 
 VoxCeleb: Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612. CelebV-HQ: Zhu et al., ECCV 2022, arXiv 2207.12393.
 """
@@ -30,7 +30,7 @@ from datasets.manifest import (
     CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, PARTITIONS, Record, check_clip_name)
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
-from datasets.prepare.job import Job, Settings, do_job
+from datasets.prepare.job import ClipSettings, Job, do_job
 from datasets.prepare.metadata import SOURCES, in_test
 from datasets.prepare.parts import Part, merge, taking_part
 from datasets.video import VIDEO_SUFFIXES
@@ -41,25 +41,25 @@ from support.files import make_folder
 DATASETS = (*SOURCES, 'folder')
 FORMATS = ('mp4', 'png', 'jpeg')
 CROPS = ('square', 'legacy')
-TEST_ONE_IN = 10                     # people of a folder that has no split of its own
+TEST_ONE_IN = 10                     # of a folder without a split
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The data set to make.
+class DatasetSettings:
+    """Settings of a dataset to be made.
 
     dataset:            one of DATASETS
     root:               its folder
-    videos:             folder of videos; where there are metadata, named by YouTube id: 'id.mp4', 'title [id].webm'
-    metadata:           the file that the data set's authors published; None for 'folder'
-    crop:               'square' keeps the aspect: the box grows to a square. 'legacy' crops as the published sets did
+    videos:             folder of videos; with metadata, named by YouTube id: 'id.mp4', 'title [id].webm'
+    metadata:           the published file of the dataset; None for 'folder'
+    crop:               'square' keeps the aspect: the box grows to a square. 'legacy' is the published crop
     size:               side of the clips, pixels
     format:             one of FORMATS
-    command:            yt-dlp and its options, to download what is missing in `videos`; None for no downloads
-    keep_shared_people: keep people in the test set who are in training too
-    min_face:           leave out clips whose crop has a shorter side, pixels of the video: enlarged, it stays blurred
+    command:            yt-dlp and its options, to download missing videos; None: no downloads
+    keep_shared_people: keep test clips of people who are in training too
+    min_face:           leave out clips whose crop has a shorter side, in pixels of the video
     """
     dataset: str
     root: Path
@@ -73,7 +73,7 @@ class Wanted:
     min_face: int = 0
 
     def check(self):
-        """UserError for what cannot be had."""
+        """UserError for settings that do not go together, or name missing files."""
         for name, known in (('dataset', DATASETS), ('crop', CROPS), ('format', FORMATS)):
             if getattr(self, name) not in known:
                 raise UserError(f'--{name} {getattr(self, name)}: expected one of {", ".join(known)}')
@@ -92,31 +92,31 @@ class Wanted:
             raise UserError(f'{self.root}: the data set would mix with its raw videos; choose another --out')
 
 
-def prepare(wanted, workers=1, part=Part()):
-    """Make the data set that is Wanted, or a part of it, or go on making it; processes of torchrun share that.
+def prepare(options, workers=1, part=Part()):
+    """Make the dataset or a part of it, or resume; processes of torchrun share the videos.
 
-    workers: processes of this one, one video each
-    returns: all its records by id; None as long as other parts have not ended
-    raises:  UserError where nothing can be made, or the data set in `root` was made otherwise
+    workers: number of processes, one video each
+    returns: {id: Record}; None while other parts are unfinished
+    raises:  UserError if nothing can be made, or the dataset in `root` was made with other settings
     """
     if workers < 1:
         raise UserError(f'--workers {workers} must be at least 1')
-    wanted.check()
-    if wanted.dataset == 'folder':
+    options.check()
+    if options.dataset == 'folder':
         crop, rule = 'face', crops.as_listed
-        jobs, left_out = folder_jobs(wanted.videos), []
+        jobs, left_out = folder_jobs(options.videos), []
         FaceDetector().close()       # what it lacks would be missed in every video
     else:
-        source = SOURCES[wanted.dataset]
-        if wanted.command:
-            make_folder(wanted.videos)
-        crop, rule = wanted.crop, source.legacy if wanted.crop == 'legacy' else crops.square
-        jobs, left_out = metadata_jobs(source.read(wanted.metadata), wanted.videos, wanted.keep_shared_people)
-    distributed.check_shared(make_folder(wanted.root))
+        source = SOURCES[options.dataset]
+        if options.command:
+            make_folder(options.videos)
+        crop, rule = options.crop, source.legacy if options.crop == 'legacy' else crops.square
+        jobs, left_out = metadata_jobs(source.read(options.metadata), options.videos, options.keep_shared_people)
+    distributed.check_shared(make_folder(options.root))
     distributed.agree({'videos to prepare': distributed.digest([job.name for job in jobs])})
     part = part.divided(distributed.rank(), distributed.world())
-    settings = Settings(wanted.root, part.folder(wanted.root), wanted.videos, crop, rule, wanted.size, wanted.format,
-                        wanted.command, wanted.min_face)
+    settings = ClipSettings(options.root, part.folder(options.root), options.videos, crop, rule,
+                            options.size, options.format, options.command, options.min_face)
 
     with taking_part(part, jobs, left_out, settings) as (todo, progress):
         _run(todo, settings, workers, progress)
@@ -143,7 +143,7 @@ def metadata_jobs(listed, videos, keep_shared_people):
                             f'{clip.person} is in train too; --keep_shared_people keeps the clip') for clip in out]
         jobs.append(Job(video, present.get(video), tuple(clip for clip in kept.values() if clip not in out)))
     if again:
-        log.info('%d of the listed clips are listed before; they are made once', again)
+        log.info('%d listed clips are listed twice; they are made once', again)
     if shared:
         fate = 'kept in both' if keep_shared_people else f'their {len(left_out)} test clips are left out'
         log.warning('in train and in test: %s; %s', ', '.join(sorted(shared)), fate)
@@ -151,11 +151,11 @@ def metadata_jobs(listed, videos, keep_shared_people):
 
 
 def folder_jobs(videos):
-    """A job for every video below a folder, and for every folder of stills.
+    """A Job for every video below a folder, and for every folder of stills.
 
-    The first folder below names the person, or the video's name does: the part before '#', or all of it. Folders
-    `train` and `test` are a split; else one person in ten, chosen by name, is for testing, at least one of two or more.
-    Raises UserError where there is no video.
+    The first folder below is the person, else the video's name up to '#'. Folders `train` and `test` are a split; else
+    one person in ten, chosen by name, is for testing, at least one of two or more.
+    Raises UserError if there is no video.
     """
     found = []                               # (partition or None, person, video, path)
     for path in _videos_below(videos):
@@ -191,7 +191,7 @@ def folder_jobs(videos):
 
 
 def _videos_below(folder):
-    """Paths of the video files below a folder, and of the folders of stills, which have no videos in them; sorted."""
+    """Sorted paths of the video files below a folder, and of folders that hold stills and no videos."""
     if not folder.is_dir():
         raise UserError(f'{folder}: no such folder of videos')
     found = []
@@ -207,7 +207,7 @@ def _videos_below(folder):
 
 
 def _by_video_id(folder):
-    """YouTube id -> path, of files named 'id.mp4' or, as yt-dlp does, 'title [id].mp4'."""
+    """{YouTube id: path} of files named 'id.mp4' or, as by yt-dlp, 'title [id].mp4'."""
     present = {}
     for path in _videos_below(folder):
         present[path.stem] = path
@@ -216,10 +216,10 @@ def _by_video_id(folder):
     return present
 
 
-# ---------------------------------------------------------------------------- doing it
+# ---------------------------------------------------------------------------- processes
 
 def _run(jobs, settings, workers, progress):
-    """Does the jobs in `workers` processes; in this one if that is 1. Progress counts them."""
+    """Do the jobs in `workers` processes, in this one if that is 1, and count them in Progress."""
     with tqdm(total=len(jobs), unit='video', desc=str(settings.root), dynamic_ncols=True,
               disable=distributed.rank() > 0) as bar:
         counts = Counter()
@@ -239,14 +239,14 @@ def _run(jobs, settings, workers, progress):
             for done in as_completed([pool.submit(do_job, job, settings) for job in jobs]):
                 count(done.result())
         except BrokenProcessPool:
-            raise UserError('a process was ended from outside, most often for want of memory; the same command goes '
-                            'on, with fewer --workers if it happens again') from None
+            raise UserError('a process was killed, most often because memory was full; rerun the same command to '
+                            'resume, with fewer --workers if it happens again') from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _follow_parent():
-    """A worker ends at once when it is interrupted, and when its parent is gone, killed perhaps."""
+    """End a worker process immediately when it is interrupted, and when its parent ends."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
@@ -254,7 +254,7 @@ def _follow_parent():
 # ---------------------------------------------------------------------------- summary
 
 def summary(records):
-    """What was made and what was not, for the user: a few lines."""
+    """Summary for the user, a few lines: clips made, and clips missing with a reason."""
     lines = []
     for partition in PARTITIONS:
         clips = [record for record in records.values() if record.status == OK and record.partition == partition]
@@ -271,7 +271,7 @@ def summary(records):
 
 
 def _enlarged(clips):
-    """How large the crops were before they were scaled, and how many had to be enlarged: one line, none of no clips."""
+    """One line on the crops' sizes in the videos and on how many were enlarged; no line without clips."""
     if not clips:
         return []
     sides, size = sorted(record.crop_side for record in clips), clips[0].size

@@ -1,4 +1,4 @@
-"""How far the preparation of a data set is, over all its parts, for the user."""
+"""Status of a dataset's preparation over all its parts, as text for the user."""
 
 import time
 from collections import Counter
@@ -11,15 +11,15 @@ from support.errors import UserError
 
 
 def status(root):
-    """Counters of all parts, what each is doing, and the time that is left: lines of text.
+    """Lines of text: counts over all parts, the state of each, and the time left.
 
-    Raises UserError where there is no data set and none is being made.
+    Raises UserError if there is no dataset and none is being made.
     """
     folders = parts_of(root)
     if not folders:
         records = read_manifest(root)
         if records is None:
-            raise UserError(f'{root}: no data set is being made here; say where with --out')
+            raise UserError(f'{root}: there is no dataset here, finished or unfinished; correct --out')
         return f'{root}: done\n{summary(records)}'
     parts = {part: (Progress.read(folder), is_alive(folder)) for part, folder in folders.items()}
     count = next(iter(parts)).count
@@ -34,18 +34,18 @@ def _head(root, parts, count):
     complete = sum(progress.complete for progress, _ in known)
     at_work = sum(alive for _, alive in parts.values())
     if complete == listed and known and not at_work:
-        then = 'all parts have ended; the command of any of them once more makes one data set of them'
+        then = 'all parts have ended; rerun the command of any part to merge them into one dataset'
     else:
         left = time_left([progress for progress, alive in known if alive], listed - complete)
-        then = f'{at_work} of {count} parts at work, ' + ('time left not known yet' if left is None
+        then = f'{at_work} of {count} parts at work, ' + ('time left unknown' if left is None
                                                           else f'{spelled(left)} left')
     return f'{root}: {complete:,} of {listed:,} videos done; {then}'
 
 
 def time_left(at_work, videos):
-    """Seconds until so many `videos` are done, from the Progress of the parts at work; None where it is not known.
+    """Estimated seconds for `videos` more videos, from the Progress of the running parts; None if unknown.
 
-    Not less than the slowest part needs, nor than all of them would if they shared evenly what nobody has begun.
+    It is at least the time of the slowest part, and at least that of an even share of the remaining videos.
     """
     unfinished = [progress for progress in at_work if progress.complete < progress.videos]
     if not all(progress.rate for progress in unfinished) or videos and not unfinished:
@@ -56,12 +56,12 @@ def time_left(at_work, videos):
 
 def _clips(root):
     counts = Counter(record.status.replace('_', ' ') for record in gather(root).values())
-    return 'clips: ' + (', '.join(f'{number:,} {name}' for name, number in sorted(counts.items())) or 'none yet')
+    return 'clips: ' + (', '.join(f'{number:,} {name}' for name, number in sorted(counts.items())) or 'none')
 
 
 def _line(part, progress, alive):
     if progress is None:
-        return f'{part!s:>9}  ' + ('begins' if alive else 'has not begun')
+        return f'{part!s:>9}  ' + ('is starting' if alive else 'has not started')
     done = f'{part!s:>9}  {progress.complete:,} of {progress.videos:,} videos'
     if alive:
         left = time_left([progress], 0)
@@ -69,11 +69,11 @@ def _line(part, progress, alive):
                 + ('' if left is None else f', {spelled(left)} left'))
     if progress.complete == progress.videos:
         return f'{done}, ended'
-    return f'{done}, ended early on {progress.host}: give its command again'
+    return f'{done}, ended early on {progress.host}: rerun its command'
 
 
 def spelled(seconds):
-    """A duration for people, in its two largest units."""
+    """A duration in its two largest units."""
     minutes, seconds = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'

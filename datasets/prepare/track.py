@@ -1,8 +1,8 @@
-"""Finding clips of one head in a video of which nothing is known: scene cuts, faces, and how long a face stays put.
+"""Detection of clips of one head in a video without metadata: scene cuts, and faces that stay in one place.
 
-As VoxCeleb's clips were made (https://github.com/AliaksandrSiarohin/video-preprocessing, crop_vox.py): a face is
-followed while it overlaps the place where it was first, and the crop, which does not move, holds all its places. Where
-there are several faces, the largest is followed until it is gone.
+The rule is that of VoxCeleb's clips (https://github.com/AliaksandrSiarohin/video-preprocessing, crop_vox.py): a face is
+followed while it overlaps its first box, and a fixed crop covers all its boxes. Of several faces the largest is
+followed until it disappears.
 """
 
 from collections import Counter, deque
@@ -25,11 +25,11 @@ MAX_MISSES = 2                       # searches in a row that may miss the face
 
 
 class NoClip(Exception):
-    """A video has no usable clip of a head; the message is one line and says why."""
+    """A video has no usable clip of a head; the message is one line with the reason."""
 
 
 class Head(NamedTuple):
-    """One head in frames start .. stop - 1 at 25 fps: where it is, and the shape (H, W, 3) of the frames."""
+    """A head in frames start .. stop - 1 at 25 fps: its square, and the shape (H, W, 3) of the frames."""
     start: int
     stop: int
     square: Square
@@ -39,7 +39,7 @@ class Head(NamedTuple):
 def find_heads(video, min_side):
     """List of the Heads in a clip of datasets/video.py.
 
-    min_side: heads in smaller squares are passed over, pixels
+    min_side: heads in smaller squares are skipped, pixels
     Raises NoClip, UserError.
     """
     cuts, track = SceneCuts(), Track(min_side)
@@ -60,7 +60,7 @@ def find_heads(video, min_side):
 
 
 class SceneCuts:
-    """Tells hard cuts from motion: a step in brightness, large in itself and against those just before."""
+    """Detector of hard cuts: a change of brightness that is large in itself and relative to the frames before."""
 
     LARGE, TIMES = 10, 5             # of 255; of the median step
     HISTORY = 12
@@ -84,7 +84,7 @@ class SceneCuts:
 
 @dataclass
 class Track:
-    """The face that is followed, and the heads found so far; frames are numbered at 25 fps."""
+    """The followed face and the heads found before; frames are numbered at 25 fps."""
     min_side: float
 
     def __post_init__(self):
@@ -98,7 +98,7 @@ class Track:
         return bool(self._places) and n - self._places[0][0] >= MAX_FRAMES
 
     def follow(self, n, faces, shape):
-        """Go on with the face, or begin with the largest of `faces`."""
+        """Continue with the followed face, or start with the largest of `faces`."""
         self.searched, self.found, self._shape = self.searched + 1, self.found + bool(faces), shape
         if self._places:
             first = self._places[0][1]
@@ -115,7 +115,7 @@ class Track:
             self._places = [(n, faces[0].box)]
 
     def end(self, n):
-        """The face does not go on in frame n: what was followed becomes a head, or is too little for one."""
+        """End the followed face before frame n: it becomes a Head, or is skipped as too short or too small."""
         places, misses, self._places, self._misses = self._places, self._misses, [], 0
         if not places:
             return

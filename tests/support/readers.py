@@ -14,7 +14,7 @@ from datasets.constant_rate import open_constant_rate
 from datasets.frames import find_people
 from datasets.manifest import NAME as MANIFEST
 from datasets.manifest import read_manifest
-from datasets.prepare.run import Wanted, prepare
+from datasets.prepare.run import DatasetSettings, prepare
 from datasets.still import read_image
 from datasets.video import open_clip
 from evaluation.cases import ClipFinder, cases_of_list, find_cases
@@ -100,7 +100,7 @@ def read_metadata(dataset, path, folder):
     root.parent.mkdir(parents=True)
 
     def run():
-        records = prepare(Wanted(dataset, root, videos, path, size=16))
+        records = prepare(DatasetSettings(dataset, root, videos, path, size=16))
         assert read_manifest(root) == records
         assert all((root / record.file).is_file() for record in records.values() if record.status == 'ok')
     word = right_or_refused(run, path, root)
@@ -124,7 +124,7 @@ def read_manifest_file(path, folder):
     precious.write_text('not of the dataset')
     metadata.write_text(inputs.VOX)
     words = {right_or_refused(lambda: list(find_people(root, 'train', True, 16)), root),
-             right_or_refused(lambda: prepare(Wanted('voxceleb1', root, folder, metadata, size=16)), root)}
+             right_or_refused(lambda: prepare(DatasetSettings('voxceleb1', root, folder, metadata, size=16)), root)}
     assert precious.is_file()
     return 'right' if words == {'right'} else 'refused'
 

@@ -46,14 +46,14 @@ def check_networks(case):
     try:
         case.needed = training_memory.estimate(case.config, case.part)
     except (RuntimeError, ValueError) as error:
-        yield Finding(BLOCKS, f'the networks cannot take images of {case.size} px: {" ".join(str(error).split())[:99]}',
+        yield Finding(BLOCKS, f'the networks do not support {case.size} px: {" ".join(str(error).split())[:99]}',
                       case.source, _working_size(case, case.size) or 'correct the sizes in model_params')
         return
     yield Finding(OK, 'image, flow, windows and heat maps fit together')
 
 
 def _working_size(case, wanted):
-    """What to do about sizes that do not fit: the usual image size nearest to `wanted` that does, or nothing."""
+    """Advice for an unsupported image size: the nearest usual size that works, or an empty string."""
     for size in sorted(USUAL_SIZES, key=lambda size: abs(size - wanted)):
         try:
             config = case.load(f'model_params.image_size={size}')
@@ -67,7 +67,7 @@ def _working_size(case, wanted):
 # ---------------------------------------------------------------------------- disk and memory
 
 def _weight_bytes(config):
-    """Bytes of the weights of (model, discriminator); nothing is allocated."""
+    """(bytes of the model's weights, of the discriminator's), without allocating them."""
     def size(network):
         return 4 * sum(parameter.numel() for parameter in network.parameters()) if network is not None else 0
     with torch.device('meta'):
@@ -76,7 +76,7 @@ def _weight_bytes(config):
 
 
 def check_disk(case):
-    """A checkpoint holds model, EMA and two moments, three of the discriminator's; one more is written than kept."""
+    """Check disk space: a checkpoint holds 4 copies of the model's weights and 3 of the discriminator's."""
     model, discriminator = _weight_bytes(case.config)
     checkpoint = 4 * model + 3 * discriminator
     needed = checkpoint * (case.config.train_params.keep_checkpoints + 1)
@@ -94,7 +94,7 @@ def check_disk(case):
 
 
 def check_memory(case):
-    """What training_memory.estimate estimates (its rule is there), in fp32, against what the device has."""
+    """Compare the estimated memory of a training step, in fp32, with the device's memory."""
     if case.needed is None:
         yield Finding(NOTE, 'not estimated, as the networks cannot run')
         return
@@ -102,7 +102,7 @@ def check_memory(case):
     limit = torch.cuda.mem_get_info(case.device)[0] if gpu else hardware.available_memory()
     where = torch.cuda.get_device_name(case.device) if gpu else 'main memory'
     if limit is None:
-        yield Finding(NOTE, f'{case.needed / GIB:.1f} GiB are needed; this system does not say how much is free', where)
+        yield Finding(NOTE, f'{case.needed / GIB:.1f} GiB are needed; free memory is unknown on this system', where)
     elif case.needed > limit:
         yield from_error(training_memory.too_large(case.config, case.part, limit))
     else:

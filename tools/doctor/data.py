@@ -1,4 +1,4 @@
-"""The data set: clips that can be read, of people who are in one partition alone, fast enough."""
+"""Checks of the dataset: readable clips, people in one partition only, decoding speed."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from support.errors import UserError
 from support.hardware import available_memory
 from tools.doctor.finding import BLOCKS, NOTE, OK, WARNING, Finding, from_error
 
-CLIPS_OPENED = 400        # of each partition, evenly spread: an index takes milliseconds, a data set has 20,000
+CLIPS_OPENED = 400        # of each partition, evenly spaced: an index takes milliseconds, a dataset has 20,000
 PAIRS_TIMED = 24          # training pairs that are read to time the loader ...
 SECONDS_TIMED = 10        # ... as far as this allows
 
@@ -31,7 +31,7 @@ def check_test_data(case):
 
 @dataclass
 class Examined:
-    """What was found in some clips of a partition.
+    """Findings in some clips of a partition.
 
     frames: of each clip that can be read
     sizes:  {(width, height): name of the first clip of this size}
@@ -45,7 +45,7 @@ class Examined:
 def _partition(case, partition):
     data, params = case.config.dataset_params, case.config.train_params
     if data.root_dir is None:
-        yield Finding(OK, f'{partition}: the embedded heads, drawn as they are needed')
+        yield Finding(OK, f'{partition}: the synthetic heads, rendered on demand')
         return
     folder = Path(data.root_dir, partition)
     try:
@@ -54,10 +54,10 @@ def _partition(case, partition):
         yield from_error(error)
         if not data.id_sampling:
             return
-        # Names may be all that is wrong: then the clips themselves can still be examined.
+        # If only the names are wrong, the clips can be examined all the same.
         people = find_people(data.root_dir, partition, False, None)
         nameless = [name for name in people if '#' not in name]
-        yield Finding(NOTE, f'{len(nameless)} of {len(people)} names have no person in them, such as {nameless[0]}',
+        yield Finding(NOTE, f'{len(nameless)} of {len(people)} names contain no person, such as {nameless[0]}',
                       str(folder))
     clips = [clip for group in people.values() for clip in group]
     opened = clips[::-(-len(clips) // CLIPS_OPENED)]
@@ -72,7 +72,7 @@ def _partition(case, partition):
         fatal = partition == 'test' or len(found.broken) > data.max_broken or not frames
         yield from _broken(found.broken, len(opened), BLOCKS if fatal else WARNING, folder)
     if frames and fewest < 2:
-        yield Finding(WARNING, 'there are clips of one frame, which show no motion', str(folder), 'remove them')
+        yield Finding(WARNING, 'some clips have one frame and thus no motion', str(folder), 'remove them')
     yield from _sizes(found.sizes, case.size, folder)
     if partition == 'train' and frames:
         epochs = params.num_iterations * params.batch_size / len(people)
@@ -111,9 +111,9 @@ def _sizes(sizes, image_size, folder):
 
 
 def _look_at(path):
-    """(frames, (width, height)) of a clip; UserError if it is damaged or its stills have several sizes.
+    """(number of frames, (width, height)) of a clip; UserError if it is damaged or its stills have several sizes.
 
-    Of a video, the whole index is read and the first and the middle frame are decoded.
+    Of a video the complete index is read, and the first and the middle frame are decoded.
     """
     clip = open_clip(path)
     if path.is_dir():
@@ -123,7 +123,7 @@ def _look_at(path):
                 sizes.setdefault(_still_size(still), still.name)
         if len(sizes) > 1:
             named = ', '.join(f'{name} is {width}x{height}' for (width, height), name in list(sizes.items())[:3])
-            raise UserError(f'{path}: its frames have {len(sizes)} sizes: {named}; crop and resize all frames alike')
+            raise UserError(f'{path}: its frames have {len(sizes)} sizes: {named}; crop and resize them to one size')
         return len(clip), next(iter(sizes))
     first, _ = clip.read([0, len(clip) // 2])
     return len(clip), first.shape[1::-1]
@@ -138,7 +138,7 @@ def _still_size(path):
 
 
 def check_people(case):
-    """Nobody in both partitions: such a test set flatters."""
+    """Check that no person is in both partitions, which would bias the test."""
     data = case.config.dataset_params
     both = sorted(set(training_people(data, case.size)) & set(test_people(data, case.size)))
     if both and data.id_sampling:
@@ -150,7 +150,7 @@ def check_loader(case):
     """Seconds per batch, from pairs read here, one after the other."""
     data, params, limit = case.config.dataset_params, case.config.train_params, available_memory()
     if case.needed is not None and limit is not None and case.needed > limit:
-        yield Finding(NOTE, 'not measured, as a training step does not fit memory, nor may its pictures')
+        yield Finding(NOTE, 'not measured, since a training step does not fit memory')
         return
     pairs = PairDataset(training_people(data, case.size), params.seed, Augmentation(**vars(data.augmentation_params)),
                         data.max_broken)

@@ -1,7 +1,7 @@
-"""What stands between this machine and a training run: environment, config, data, weights, disk and memory.
+"""Checks that a machine can train: environment, config, data, weights, disk and memory.
 
-Every check stands alone: what breaks one is a finding and does not keep the others from running. Exit codes of
-`--mode doctor`: 0 nothing blocks training, 1 something does, 2 (as everywhere) the command line itself is wrong.
+Checks run independently: an error in one is a finding, and the others run. Exit codes of `--mode doctor`: 0 nothing
+blocks training, 1 something does, 2 the command line is wrong.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ WITHOUT_CONFIG = check_versions, check_device, check_video, check_config, check_
 
 
 def examine(case):
-    """All findings about a Case, in the order in which they should be dealt with."""
+    """All findings about a SetUp, in the order in which they should be dealt with."""
     findings = []
     for name, check in CHECKS.items():
         if case.config is None and check not in WITHOUT_CONFIG:
@@ -40,7 +40,7 @@ def _isolated(check, case):
             found.append(finding)
     except UserError as error:
         found.append(from_error(error))
-    except Exception as error:      # a broken set-up breaks in ways nobody has thought of
+    except Exception as error:      # a broken set-up may raise anything
         found.append(Finding(BLOCKS, f'the check broke: {type(error).__name__}: {" ".join(str(error).split())[:300]}',
-                             todo='correct what the message names; if it names nothing of yours, report it'))
+                             todo='correct what the message names; if it is none of your files or settings, report it'))
     return found

@@ -15,7 +15,7 @@ GIB = 2 ** 30
 
 @dataclass(frozen=True)
 class Finding:
-    """severity: OK, NOTE, WARNING or BLOCKS (training); what was found, where, and what to do about it."""
+    """A result of a check: severity (OK, NOTE, WARNING or BLOCKS, of training), what, where, and what to do."""
     severity: str
     what: str
     where: str = ''
@@ -24,11 +24,11 @@ class Finding:
 
 
 @dataclass
-class Case:
-    """What is examined: the arguments of the command line, and the config once it has been read.
+class SetUp:
+    """The set-up under examination: arguments of the command line, and the config once it is read.
 
     config_path: None for the config inside of the checkpoint
-    run_folder:  where training would write
+    run_folder:  into which training would write
     """
     config_path: str | None
     overrides: list[str]
@@ -36,7 +36,7 @@ class Case:
     run_folder: Path
     device: torch.device
     config: Any = None
-    needed: float | None = None    # bytes of a training step, once the networks have been tried
+    needed: float | None = None    # bytes of a training step, after the networks have been run
 
     def load(self, *more):
         """The config, with 'section.key=value' overrides; UserError."""
@@ -58,7 +58,7 @@ class Case:
 
 
 def from_error(error, severity=BLOCKS):
-    """A UserError says what is wrong and where; what to do."""
+    """The Finding of a UserError."""
     what, _, todo = str(error).partition('; ')
     return Finding(severity, what, todo=todo)
 
@@ -66,12 +66,12 @@ def from_error(error, severity=BLOCKS):
 # ---------------------------------------------------------------------------- report
 
 def blocked(findings):
-    """Whether anything keeps training from starting."""
+    """Whether any finding blocks training."""
     return any(finding.severity == BLOCKS for finding in findings)
 
 
 def to_do(findings):
-    """What to do, in order, each once: first what blocks training, then what spoils it; not what is merely optional."""
+    """Advice without repetitions: findings that block training first, then warnings; no notes."""
     ordered = [finding for severity in (BLOCKS, WARNING) for finding in findings if finding.severity == severity]
     return list(dict.fromkeys(f'{_located(finding)} -> {finding.todo}' for finding in ordered if finding.todo))
 
@@ -87,7 +87,7 @@ def as_dict(findings):
 
 
 def as_text(findings):
-    """For people: findings by check, then what to do."""
+    """Text for the user: findings by check, then what to do."""
     lines, last = [], None
     for finding in findings:
         title, last = (finding.check if finding.check != last else ''), finding.check

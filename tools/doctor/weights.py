@@ -1,4 +1,4 @@
-"""Weights that training begins with, and where it begins."""
+"""Checks of the weights that training starts from, and of the step at which it starts."""
 
 import hashlib
 import re
@@ -16,9 +16,9 @@ from tools.doctor.finding import BLOCKS, NOTE, OK, Finding
 
 
 def check_weights_file(path):
-    """UserError for weights that are missing, no weights, or other than their name says.
+    """UserError for weights that are missing, are no weights, or do not match their name.
 
-    torch.hub's names end in the first digits of their SHA-256, so a file that was cut shows.
+    torch.hub's names end in the first digits of their SHA-256, so truncated files are detected.
     """
     weights.check_file(path)
     digits = re.search(r'-([0-9a-f]{8,})\.', path.name)
@@ -26,8 +26,8 @@ def check_weights_file(path):
         with open(path, 'rb') as file:
             found = hashlib.file_digest(file, 'sha256').hexdigest()
         if not found.startswith(digits[1]):
-            raise UserError(f'{path}: is cut short or not the published file ({path.stat().st_size:,} bytes, its '
-                            f'SHA-256 begins with {found[:8]}); download it again')
+            raise UserError(f'{path}: is truncated or not the published file ({path.stat().st_size:,} bytes, its '
+                            f'SHA-256 starts with {found[:8]}); download it again')
 
 
 def check_training_weights(case):
@@ -41,7 +41,7 @@ def check_training_weights(case):
                           f'download {weights.VGG19_URL} to {path}, or train without it: '
                           '--set train_params.objective_params.loss_weights.perceptual=0')
         else:
-            yield Finding(OK, 'VGG19 of the perceptual loss is there and complete', str(path))
+            yield Finding(OK, 'VGG19 of the perceptual loss is complete', str(path))
     else:
         yield Finding(OK, 'this objective needs no VGG19')
     with torch.device('meta'):
@@ -51,20 +51,20 @@ def check_training_weights(case):
             try:
                 check_weights_file(path)
             except UserError as error:
-                yield Finding(BLOCKS, f'training begins with a trained {layout} network: {error}', str(path),
-                              f'docs/weights.md, says who publishes {path.name}: put it there')
+                yield Finding(BLOCKS, f'training starts from a trained {layout} network: {error}', str(path),
+                              f'docs/weights.md says where to download {path.name}; put it there')
             else:
-                yield Finding(OK, f'{path.name} of the {layout} network is there', str(path))
+                yield Finding(OK, f'{path.name} of the {layout} network exists', str(path))
 
 
 def check_checkpoint(case):
-    """What training would begin with: the run folder's newest checkpoint, the weights of the given one, or nothing."""
+    """Report what training starts from: the run folder's newest checkpoint, given weights, or nothing."""
     run = RunFolder(case.run_folder, writes=False)
     for path in run.steps()[-1:]:
         read_checkpoint(path)        # training would pass over a damaged one, back to the one before
     start = find_resume_point(run, case.config, case.checkpoint)
     if start.state is None:
-        yield Finding(OK, f'no checkpoint in {case.run_folder} yet: training starts at step 0')
+        yield Finding(OK, f'no checkpoint in {case.run_folder}: training starts at step 0')
         return
     with torch.device('meta'):
         model = build_model(case.config)
@@ -81,11 +81,11 @@ def check_checkpoint(case):
         resized = resize_checkpoint(theirs.state_dict(), model)
         yield Finding(NOTE, f'from {start.image_size} to {case.size} px: {resized}', str(start.path))
     if start.of_another_run:
-        yield Finding(OK, f'training begins a new run with its weights, at step 0 of {case.run_folder}')
+        yield Finding(OK, f'training starts a new run from its weights, at step 0, in {case.run_folder}')
     elif start.step >= case.config.train_params.num_iterations:
         yield Finding(NOTE, f'{case.run_folder} is trained to its end', todo='raise train_params.num_iterations')
     else:
-        yield Finding(OK, f'training goes on in {case.run_folder}')
+        yield Finding(OK, f'training resumes in {case.run_folder}')
     if start.changed:
         yield Finding(NOTE, f'changed since then: {start.changed}', str(start.path))
 
