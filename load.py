@@ -9,7 +9,7 @@ from config import schema
 from inference import Renderer
 from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
 from modules.build import build_model
-from modules.frame_memory import check_frame
+from modules.memory import check_frame
 from support import hardware
 from support.errors import UserError
 from support.weights import load_weights

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from curves.alarms import Alarms
 from datasets.loader import loading_explained, timed, training_loader, training_set
-from modules import training_memory
+from modules import memory
 from modules.objective import needs_vgg
 from modules.training_step import build_training_step, micro_batches
 from resume import restore
@@ -55,7 +55,7 @@ def train(config, run, device, checkpoint=None):
     means, skipped, stopping, alarms = Means(), SkippedSteps(run, params.max_nonfinite), StopSignal(), Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=distributed.rank() > 0)
-    with stopping, progress, training_memory.explained(adapted, micro_batch, device), loading_explained():
+    with stopping, progress, memory.explained(micro_batch), loading_explained():
         for seconds, batch in timed(loader):
             step += 1
             result = training_step(micro_batches(batch, params), step, stopping.requested)
@@ -98,10 +98,10 @@ def prepare(config, device):
         raise UserError(f'train_params.batch_size={params.batch_size} cannot be split evenly over {world} processes x '
                         f'accumulate={params.accumulate}')
     config = hardware.adapted(config, device)
-    training_memory.arrange(params)
+    hardware.arrange_allocator(params)
     hardware.flush_denormals()
     micro_batch = params.batch_size // (world * params.accumulate)
-    training_memory.check_batch(config, micro_batch, device)
+    memory.check_batch(config, micro_batch, device)
     return config, micro_batch
 
 

@@ -13,6 +13,9 @@ from modes.options import add_device, add_model, process_group, training_config,
 def add_arguments(parser):
     add_model(parser)
     add_device(parser)
+    parser.add_argument('--gpu_memory', '--gpu-memory', type=float, metavar='GIB',
+                        help='print what fits GPUs of this memory, which need not be here')
+    parser.add_argument('--gpus', type=int, default=1, metavar='N', help='GPUs that train together; default 1')
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')
 
 
@@ -21,6 +24,6 @@ def run(options):
         from tools.doctor.examine import examine
         from tools.doctor.finding import SetUp, as_dict, as_text, blocked
         findings = examine(SetUp(training_config(options), options.set, options.checkpoint, training_path(options),
-                                device))
+                                 device, gpus=options.gpus, gpu_memory=options.gpu_memory))
         print(json.dumps(as_dict(findings), indent=1) if options.json else as_text(findings))
         return int(blocked(findings))

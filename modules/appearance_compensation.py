@@ -4,7 +4,7 @@ from torch import nn
 
 from modules.codebook import Codebook
 from modules.layers import tokens, untokens
-from modules.products import TokenLinear
+from modules.ops import TokenLinear
 from modules.retrieval import Retrieval
 from modules.warp import resize_flow
 

@@ -3,15 +3,22 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from modules.dagan import Dagan
 from modules.discriminator import MultiScaleDiscriminator, PatchDiscriminator
 from modules.fomm import Fomm
 from modules.mcnet import MCNet
 from modules.mrfa import Mrfa
-from modules.network_memory import fitting
 from modules.objective import Objective
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
+from support.errors import UserError
+from support.hardware import available_memory
+
+GIB = 2 ** 30
+COPIES = 2           # of the weights, at least: the network's, and those that are read from a checkpoint or averaged
+WIDTHS = 'widths (channels, block_expansion, max_features, *_dim), num_layers or num_codes'     # of model_params
 
 
 class Method(NamedTuple):
@@ -43,12 +50,28 @@ METHODS = {
 
 def build_model(config):
     """The TalkingHead that the config describes, freshly initialised; UserError if its weights do not fit memory."""
-    return fitting(lambda: METHODS[config.method].model(config.model_params), f'method {config.method}')
+    return _fitting(lambda: METHODS[config.method].model(config.model_params), f'method {config.method}')
 
 
 def build_discriminator(config):
     """The discriminator that the config describes, freshly initialised; UserError as of `build_model`."""
-    return fitting(lambda: METHODS[config.method].discriminator(config.model_params), 'its discriminator')
+    return _fitting(lambda: METHODS[config.method].discriminator(config.model_params), 'its discriminator')
+
+
+def _fitting(build, what):
+    """The network that build() makes; UserError if the free memory does not hold COPIES of its weights.
+
+    Without the check the kernel would end the process. what: name of the network in the message
+    """
+    free = available_memory()
+    if torch.empty(0).is_meta or free is None:
+        return build()
+    with torch.device('meta'):
+        needed = COPIES * sum(parameter.nbytes for parameter in build().parameters())
+    if needed > free:
+        raise UserError(f'model_params: {what} has {needed / COPIES / GIB:.1f} GiB of weights, of which '
+                        f'{COPIES} copies must fit {free / GIB:.1f} GiB of free memory; lower {WIDTHS}')
+    return build()
 
 
 def build_objective(config, model, vgg_state=None):

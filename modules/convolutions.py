@@ -1,10 +1,12 @@
 """3x3 convolutions and what comes right before them, as one: faster, and the backward pass needs less to be kept."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from modules.products import is_cpu_inference
+from modules.ops import is_cpu_inference
 
 # ---------------------------------------------------------------------------- after making x larger
 
@@ -53,11 +55,9 @@ class RemadeConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         (x, kernel, offset), made = ctx.saved_tensors, ctx.made
-        convolved = made.of(x)
-        by_kernel, by_made = (conv_gradient(which, gradient, convolved, kernel, ctx.dtype, made.stride, made.padding)
-                              for which in ('kernel', 'input'))
-        return (made.gradient(by_made, x).to(x.dtype), by_kernel.to(kernel.dtype),
-                gradient.sum((0, 2, 3)).to(offset.dtype), None)
+        remade = made.of(x)
+        by_made, by_kernel, by_offset = conv_gradients(gradient, lambda: remade, remade, kernel, ctx.dtype, made)
+        return made.gradient(by_made, x).to(x.dtype), by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None
 
 
 class Upsampled:
@@ -86,16 +86,28 @@ class PaddedBelow:
         return gradient[..., :-1, :-1]
 
 
-def conv_gradient(which, gradient, convolved, kernel, dtype, stride=1, padding=1):
-    """Gradient of a convolution by its 'kernel' or its 'input', which reads no more than the shape of `convolved`.
+class AsIs:
+    """What a plain 3x3 convolution with padding reads."""
+    stride, padding = 1, 1
 
-    One at a time, so that there is less memory at once. By the offset it is a sum, which is, on CPUs, several times as
+
+def conv_gradients(gradient, convolved, like, kernel, dtype, made=AsIs):
+    """Gradients of a convolution, computed in `dtype`: by its input, by its kernel, and by its offset.
+
+    convolved: a function that returns the input; like: a tensor of the input's shape and layout
+
+    On a CPU one at a time, so that less memory is needed at once; the offset's is then a sum, which is several times as
     fast as oneDNN's.
     """
-    by_input, by_kernel, _ = torch.ops.aten.convolution_backward(
-        gradient, convolved.to(dtype), kernel.to(dtype), None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
-        [which == 'input', which == 'kernel', False])
-    return by_input if which == 'input' else by_kernel
+    def backward(read, *mask):
+        return torch.ops.aten.convolution_backward(
+            gradient, read.to(dtype), kernel.to(dtype), kernel.shape[:1], [made.stride] * 2, [made.padding] * 2, [1, 1],
+            False, [0, 0], 1, mask)
+    if gradient.device.type != 'cpu':
+        return backward(convolved(), True, True, True)
+    by_offset = gradient.sum((0, 2, 3))
+    by_kernel = backward(convolved(), False, True, False)[1]
+    return backward(like, True, False, False)[0], by_kernel, by_offset
 
 
 # ---------------------------------------------------------------------------- after group norm and SiLU
@@ -128,18 +140,24 @@ class NormSiluConv(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
         normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
-        by_offset = gradient.sum((0, 2, 3))
-        by_kernel = conv_gradient('kernel', gradient, F.silu(normal), kernel, ctx.dtype)
-        gradient = conv_gradient('input', gradient, normal, kernel, ctx.dtype).to(normal.dtype)
+        gradient, by_kernel, by_offset = conv_gradients(gradient, partial(F.silu, normal), normal, kernel, ctx.dtype)
+        gradient = gradient.to(normal.dtype)
         gradient = dense(torch.ops.aten.silu_backward.grad_input(gradient, normal, grad_input=gradient))
+        dtype = normal.dtype
         del normal
-        by_x, by_weight, by_bias = group_norm_gradients(gradient, dense(x.to(weight.dtype)), mean, rstd, weight)
-        return by_x.to(x.dtype), by_weight, by_bias, by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None
+        by_x, by_weight, by_bias = group_norm_gradients(gradient, dense(x.to(dtype)), mean, rstd, weight.to(dtype))
+        return (by_x.to(x.dtype), by_weight.to(weight.dtype), by_bias.to(bias.dtype),
+                by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None)
 
     @staticmethod
     def normalise(x, weight, bias, groups, eps):
-        """(normalised, mean, 1 / standard deviation), in the precision of the weights, as under autocast."""
-        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, *NormSiluConv.sizes(x), groups, eps)
+        """(normalised, mean, 1 / standard deviation); on CPUs in the precision of the weights, on GPUs in that of x.
+
+        PyTorch's autocast would take fp32 there too, for which x has to be converted, and converted back.
+        """
+        dtype = weight.dtype if x.device.type == 'cpu' else x.dtype
+        return torch.native_group_norm(dense(x.to(dtype)), weight.to(dtype), bias.to(dtype), *NormSiluConv.sizes(x),
+                                       groups, eps)
 
     @staticmethod
     def sizes(x):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.products import Conv1x1
+from modules.ops import Conv1x1
 from modules.warp import resize_read
 
 

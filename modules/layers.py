@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from modules.convolutions import norm_silu_conv, padded_conv, upsampled_conv
-from modules.products import Conv1x1, attention
+from modules.ops import Conv1x1, attention
 from support import distributed
 
 # ---------------------------------------------------------------------------- normalisation

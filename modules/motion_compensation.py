@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modules.codebook import Codebook, Quantized
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.layers import Downsample, ResBlock, Upsample, group_norm
-from modules.products import Conv1x1
+from modules.ops import Conv1x1
 from modules.retrieval import Retrieval
 from modules.warp import Warped, from_displacement, identity_grid, resize, resize_read, to_displacement
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.layers import tokens, untokens
-from modules.products import TokenLinear, attention
+from modules.ops import TokenLinear, attention
 
 
 class Projection(NamedTuple):

@@ -15,7 +15,7 @@ import run
 from config import schema
 from datasets.video_writer import VideoWriter
 from logger import write_checkpoint
-from modules import training_memory
+from modules import memory
 from modules.build import build_model
 from support import hardware, weights
 from support.errors import UserError
@@ -67,7 +67,9 @@ def real_estimate(tmp_path, monkeypatch):
 @pytest.fixture
 def setup(real_estimate, monkeypatch):
     """Networks that are taken to fit."""
-    monkeypatch.setattr(training_memory, 'estimate', lambda config, batch: 1e8 * batch)
+    monkeypatch.setattr(memory, 'step_memory',
+                        lambda config, batch, gpus=1: memory.StepMemory(0, 0, 0, 0, 10 ** 8 * batch))
+    monkeypatch.setattr(memory, 'frame_memory', lambda config: 10 ** 8)
     return real_estimate
 
 

@@ -12,7 +12,7 @@ import run
 from config import schema
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from modules import training_memory
+from modules import memory
 from modules.build import build_model
 from modules.resize_checkpoint import check_scales, grouped, resize_checkpoint
 from tests.support.tiny import ROOT, SIZES
@@ -51,9 +51,9 @@ def test_all_but_the_finest_scale_is_that_of_256_px(name, smaller):
 def test_a_step_fits_one_card_or_four():
     config = schema.load(ROOT / 'config' / PLAIN)
     part = config.train_params.batch_size // config.train_params.accumulate
-    assert training_memory.estimate(config, part) < GPU                        # all on one
+    assert memory.step_memory(config, part).total < GPU                        # all on one
     alone = schema.override(config, ['train_params.checkpointing=false'])
-    assert training_memory.estimate(alone, part // 4) < GPU / 2                # one pair a card, nothing recomputed
+    assert memory.step_memory(alone, part // 4, gpus=4).total < GPU / 2    # one pair per card
 
 
 # ---------------------------------------------------------------------------- every mode

@@ -21,8 +21,8 @@ from evaluation.cases import ClipFinder, cases_of_list, find_cases
 from evaluation.protocols import load_list
 from motion import template as motion_template
 from modules.build import build_discriminator, build_model
-from modules.frame_memory import check_frame
-from modules.warp import shapes_alone
+from modules.memory import check_frame
+from support.gpu_path import gpu_path
 from support.errors import UserError, one_line
 from tests.support import inputs
 from tests.support.inputs import IDS
@@ -51,7 +51,7 @@ def check_config(config, folder):
     if networks.exists():                   # tried before: seconds each
         return
     check_frame(config, torch.device('cpu'))
-    with shapes_alone():
+    with gpu_path():
         model, _ = build_model(config), build_discriminator(config)
         size = config.model_params.image_size
         if size <= 1024:

@@ -7,12 +7,12 @@ import time
 
 import torch
 
-from modules import training_memory
-from modules.build import build_discriminator, build_model
+from modules import memory
+from modules.build import WIDTHS, build_discriminator, build_model
 from modules.objective import needs_discriminator
 from support import hardware
 from support.errors import UserError
-from tools.doctor.finding import BLOCKS, GIB, NOTE, OK, WARNING, Finding, from_error
+from tools.doctor.finding import BLOCKS, GIB, NOTE, OK, WARNING, Finding
 
 USUAL_SIZES = 32, 64, 128, 256, 512
 
@@ -44,7 +44,7 @@ def check_config(case):
 def check_networks(case):
     """One forward pass, without numbers: image, flow, window and hourglass sizes fit together, or they do not."""
     try:
-        case.needed = training_memory.estimate(case.config, case.part)
+        case.memory = memory.step_memory(case.config, case.part, case.gpus)
     except (RuntimeError, ValueError) as error:
         yield Finding(BLOCKS, f'the networks do not support {case.size} px: {" ".join(str(error).split())[:99]}',
                       case.source, _working_size(case, case.size) or 'correct the sizes in model_params')
@@ -57,7 +57,7 @@ def _working_size(case, wanted):
     for size in sorted(USUAL_SIZES, key=lambda size: abs(size - wanted)):
         try:
             config = case.load(f'model_params.image_size={size}')
-            training_memory.estimate(config, 2)
+            memory.frame_memory(config)
         except (UserError, RuntimeError, ValueError):
             continue
         return f'--set model_params.image_size={size}, which fits the other values'
@@ -94,21 +94,37 @@ def check_disk(case):
 
 
 def check_memory(case):
-    """Compare the estimated memory of a training step, in fp32, with the device's memory."""
-    if case.needed is None:
+    """Memory of a training step in the recipe's precision (modules/memory.py), compared with what the device has."""
+    if case.memory is None:
         yield Finding(NOTE, 'not estimated, as the networks cannot run')
         return
-    gpu = case.device.type == 'cuda'
-    limit = torch.cuda.mem_get_info(case.device)[0] if gpu else hardware.available_memory()
-    where = torch.cuda.get_device_name(case.device) if gpu else 'main memory'
-    if limit is None:
-        yield Finding(NOTE, f'{case.needed / GIB:.1f} GiB are needed; free memory is unknown on this system', where)
-    elif case.needed > limit:
-        yield from_error(training_memory.too_large(case.config, case.part, limit))
+    if case.gpu_memory is not None:
+        limit, where = case.gpu_memory * GIB, f'{case.gpus} GPU(s) of {case.gpu_memory:g} GiB'
+    elif case.device.type == 'cuda':
+        limit, where = torch.cuda.mem_get_info(case.device)[0], torch.cuda.get_device_name(case.device)
     else:
-        yield Finding(OK, f'about {case.needed / GIB:.1f} GiB for a training step of {case.part} at once in fp32, '
-                          f'{limit / GIB:.1f} GiB free', where)
+        limit, where = hardware.available_memory(), 'main memory'
+    what = (f'a training step on {case.part} pair(s) at once takes about {case.memory} in '
+            f'{case.config.train_params.precision}')
+    if limit is None:
+        yield Finding(NOTE, f'{what}; this system does not report its free memory', where)
+    elif case.memory.total <= limit and case.gpu_memory is None:
+        yield Finding(OK, f'{what}, {limit / GIB:.1f} GiB are free', where)
         yield _try_frame(case)
+    else:
+        yield from _plan(case, limit, where, what)
+
+
+def _plan(case, limit, where, what):
+    """What fits `limit` bytes per device, as values to paste."""
+    fits = case.memory.total <= limit
+    fitting = memory.fitting_settings(case.config, limit, case.gpus)
+    options = ['--set ' + ' '.join(f'train_params.{key}={value}' for key, value in settings.items())
+               for settings, _ in fitting]
+    todo = ' or '.join(options) or f'not even one pair fits: lower model_params.image_size, {WIDTHS}'
+    yield Finding(OK if fits else BLOCKS, f'{what}, {limit / GIB:.1f} GiB are there', where, '' if fits else todo)
+    for option, (_, needed) in zip(options, fitting):
+        yield Finding(OK, f'{option}: {needed}', where)
 
 
 def _try_frame(case):

@@ -149,7 +149,7 @@ def check_people(case):
 def check_loader(case):
     """Seconds per batch, from pairs read here, one after the other."""
     data, params, limit = case.config.dataset_params, case.config.train_params, available_memory()
-    if case.needed is not None and limit is not None and case.needed > limit:
+    if case.memory is not None and limit is not None and case.memory.total > limit:
         yield Finding(NOTE, 'not measured, since a training step does not fit memory')
         return
     pairs = PairDataset(training_people(data, case.size), params.seed, Augmentation(**vars(data.augmentation_params)),

@@ -36,7 +36,9 @@ class SetUp:
     run_folder: Path
     device: torch.device
     config: Any = None
-    needed: float | None = None    # bytes of a training step, after the networks have been run
+    gpus: int = 1                       # that train together
+    gpu_memory: float | None = None     # GiB of each; None for the memory of `device`
+    memory: Any = None                  # StepMemory of a training step, once the networks have run
 
     def load(self, *more):
         """The config, with 'section.key=value' overrides; UserError."""
@@ -49,8 +51,8 @@ class SetUp:
 
     @property
     def part(self):
-        """Samples that go through the networks together."""
-        return -(-self.config.train_params.batch_size // self.config.train_params.accumulate)
+        """Pairs that go through the networks together."""
+        return -(-self.config.train_params.batch_size // (self.gpus * self.config.train_params.accumulate))
 
     @property
     def size(self):

@@ -1,0 +1,87 @@
+"""Cost counter: what it counts, and ceilings on a training step of the recipes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import cost
+from config import schema
+from support.gpu_path import gpu_path
+from tests.support.small import small_config
+from tests.support.tiny import ROOT, tiny
+
+# Of a training step, batch of 2: (TFLOP, GB, launches). They may only fall.
+CEILINGS = {'vox-256': (3.80, 68, 5700), 'vox-256-plus': (3.81, 46, 7700)}
+
+
+@pytest.mark.parametrize('name', CEILINGS)
+def test_a_training_step_costs_no_more_than_its_ceiling(name):
+    operations, size, launches = cost.training_step(schema.load(ROOT / 'config' / f'{name}.yaml'), 2).totals
+    tflop, gigabytes, count = CEILINGS[name]
+    assert 0.9 * tflop < operations / 1e12 <= tflop
+    assert 0.9 * gigabytes < size / 1e9 <= gigabytes
+    assert 0.9 * count < launches <= count
+
+
+def test_kernels_are_counted_with_all_that_they_read_and_write():
+    a, b = torch.empty(4, 5, device='meta'), torch.empty(5, 6, device='meta')
+    with cost.CostCounter() as counter:
+        product = a @ b
+        product.view(2, 12).t()              # no kernels
+        product += 1
+    assert counter.totals == (2 * 4 * 5 * 6, 4 * (20 + 30 + 24) + 4 * (24 + 24), 2)
+
+
+def test_attention_writes_no_scores():
+    with gpu_path(), cost.CostCounter() as counter:
+        query, keys, values = (torch.empty(1, 2, 4096, 8, requires_grad=True) for _ in range(3))
+        F.scaled_dot_product_attention(query, keys, values).sum().backward()
+    assert counter.totals[1] < 4 * 4096 ** 2 and counter.totals[0] > 4 * 2 * 4096 ** 2 * 8
+
+
+def matrix_functions(x):
+    """Results of functions of a matrix (4, 4)."""
+    return [x @ x, F.linear(x, x), F.conv2d(x[None, None], x[None, None]), torch.einsum('ij,jk->ik', x, x), x.exp(),
+            x.square(), x ** 2, x.softmax(0), x.sum(), x.mean(), F.layer_norm(x, (4,)), F.group_norm(x[None], 2),
+            F.interpolate(x[None, None], scale_factor=2), F.l1_loss(x, x), F.mse_loss(x, x), F.avg_pool2d(x[None], 2),
+            F.interpolate(x[None, None], size=(2, 2), mode='bilinear'), F.relu(x), F.gelu(x), x.abs(), x + 1,
+            F.grid_sample(x[None, None], x.view(1, 2, 4, 2), align_corners=True),
+            F.scaled_dot_product_attention(*3 * [x[None, None]])]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_autocast_gives_the_types_of_a_cuda_device(dtype):
+    """PyTorch's own lists apply to CUDA tensors without data, but only in a forward pass."""
+    with FakeTensorMode():
+        x = torch.empty(4, 4, device='cuda', dtype=dtype)
+        torch.set_autocast_enabled('cuda', True)
+        torch.set_autocast_dtype('cuda', torch.bfloat16)
+        try:
+            wanted = [result.dtype for result in matrix_functions(x)]
+        finally:
+            torch.set_autocast_enabled('cuda', False)
+            torch.clear_autocast_cache()
+    with gpu_path(), torch.autocast('cuda', torch.bfloat16):
+        assert [result.dtype for result in matrix_functions(torch.empty(4, 4, dtype=dtype))] == wanted
+
+
+@pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
+def test_every_method_is_counted(name):
+    one, two = (cost.training_step(small_config(name), batch).totals for batch in (2, 4))
+    assert two[2] == one[2] and two[0] == 2 * one[0] and one[1] < two[1] < 2 * one[1]
+    assert 0 < cost.frame(small_config(name)).totals[0] < one[0]
+
+
+def test_a_motion_step_costs_less_and_precision_halves_no_operation():
+    config = tiny('train_params.motion_iterations=1')
+    whole, motion = cost.training_step(config, 2).totals, cost.training_step(config, 2, motion_only=True).totals
+    assert all(less < more for less, more in zip(motion, whole))
+    bf16 = cost.training_step(tiny('train_params.precision=bf16'), 2)
+    assert bf16.totals[0] == pytest.approx(whole[0], rel=0.02)
+
+
+def test_the_command_prints_bounds(capsys):
+    cost.main(['--config', str(ROOT / 'config' / 'demo-64.yaml'), '--top', '3'])
+    printed = capsys.readouterr().out
+    assert 'training step, batch of 2' in printed and 'motion step' in printed and printed.count('RTX 3090') == 3
