@@ -59,8 +59,8 @@ class ScalarComparison:
 def compare(run, reference, same_config=True):
     """{scalar: Curve} of a run, Reference -> (list of ScalarComparison, {scalar: Anomaly}, the earliest first).
 
-    A scalar has one Anomaly at most: it breaks a hard rule, leaves its band for long, or is not finite. Without the same
-    config, bands do not apply.
+    A scalar has one Anomaly at most: it breaks a hard rule, leaves its band for long, or is not finite. Bands apply to
+    the same config only.
     """
     panels = [make_panel(scalar, curve, [seed[scalar] for seed in reference.seeds.values() if scalar in seed],
                          same_config) for scalar, curve in run.items()]

@@ -68,7 +68,7 @@ class Comparison:
             named = [] if self.frames in RULES else indices_of(self.frames, case.driving.fps)
             outside = [index for index in named if not 0 <= index < len(case.driving)]
             if outside:
-                raise UserError(f'{case.driving.name} has no frame {outside[0]}; its last one is {len(case.driving) - 1}')
+                raise UserError(f'{case.driving.name} has no frame {outside[0]}; the last is {len(case.driving) - 1}')
             if self.zoom is not None:
                 self.zoom.check(case.driving.read([0])[0].shape, case.driving.name)
 

@@ -170,8 +170,8 @@ def motion_figure(moment):
         before = flow
     numbers |= {f'visible {i}': float(occlusion.mean()) for i, occlusion in enumerate(generated.occlusions)}
     return Figure('motion', 'Motion', 'A flow gives, for every pixel of the result, the position in the source that it '
-                  'is sampled from. M0 is the coarse flow; each further one adds its residual. Lengths are in pixels of '
-                  'the image.',
+                  'is sampled from. M0 is the coarse flow; each further one adds its residual. Lengths are in pixels '
+                  'of the image.',
                   rows, numbers)
 
 
