@@ -148,13 +148,6 @@ def test_mixed_sizes_and_corrupt_clips_say_which_file(setup, monkeypatch, capsys
     assert '000009.png is 32x16' in text and 'dan#1#0#3.mp4' in text
 
 
-def test_all_problems_are_listed_at_once(setup, monkeypatch, capsys):
-    for broken in (wrong_names, pointer_as_checkpoint, corrupt_clips, no_space):
-        broken(setup, monkeypatch)
-    _, answer = setup.examine(capsys, *missing_weights(setup, monkeypatch))
-    assert {'training data', 'test data', 'checkpoint', 'disk', 'training weights'} <= set(blocking(answer))
-
-
 # ---------------------------------------------------------------------------- and a healthy one
 
 def test_a_healthy_set_up_is_not_blocked(real_estimate, capsys):

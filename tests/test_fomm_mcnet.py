@@ -3,19 +3,17 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from config import schema
 from modules.build import build_discriminator, build_model, build_objective
 from modules.discriminator import DiscriminatorOutput, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
 from modules.losses import ADVERSARIAL_FORMS, RandomTransform, feature_matching
-from modules.mcnet import DynamicConv, ModulatedConv, feature_consistency
-from modules.objective import DiscriminatorObjective, Objective, ObjectiveParams, check_weights, needs_discriminator
+from modules.mcnet import feature_consistency
+from modules.objective import DiscriminatorObjective, Objective, ObjectiveParams, needs_discriminator
 from modules.published.formats import (FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors,
                                        published_shapes)
 from modules.talking_head import Generated, Keypoints
-from support.errors import UserError
 from tests.support.small import SMALL_METHOD, SMALL_SYNERGY, random_images, small_config, small_model
 from tests.support.tiny import ROOT
 
@@ -108,37 +106,6 @@ def test_parameters_are_as_many_as_published(name, sub_network, count):
 
 # ---------------------------------------------------------------------------- MCNet's parts
 
-def test_modulated_convolution_is_one_demodulated_kernel_per_sample():
-    torch.manual_seed(0)
-    layer = ModulatedConv(4, 3).eval()
-    x, style = torch.randn(1, 4, 5, 5), torch.randn(2, 3)
-    found = layer(x, style)
-    for i in range(2):
-        scale = layer.style_weight @ style[i] / 3 ** 0.5 + layer.style_bias
-        kernel = layer.weight / (4 * 9) ** 0.5 * scale[None, :, None, None]
-        kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        expected = F.leaky_relu(F.conv2d(x, kernel, padding=1), 0.2) * 2 ** 0.5
-        torch.testing.assert_close(found[i:i + 1], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_dynamic_convolution_mixes_kernels_by_the_condition():
-    torch.manual_seed(0)
-    layer = DynamicConv(4, 6, num_kernels=3)
-    nn.init.normal_(layer.bias)
-    nn.init.normal_(layer.choose.weight, std=50.)        # against the temperature, which makes mixtures even
-    x, condition = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 7, 7)
-    found = layer(x, condition)
-    kernels, mixtures = layer.weight.unflatten(0, (3, 6)), []
-    for i in range(2):
-        hidden = F.relu(layer.squeeze.weight[:, :, 0, 0] @ condition[i].mean((1, 2)))
-        mixture = ((layer.choose.weight[:, :, 0, 0] @ hidden + layer.choose.bias) / 34).softmax(0)
-        expected = sum(weight * F.conv2d(x[i:i + 1], kernel, bias, padding=1)
-                       for weight, kernel, bias in zip(mixture, kernels, layer.bias))
-        torch.testing.assert_close(found[i:i + 1], expected, atol=1e-5, rtol=1e-5)
-        mixtures.append(mixture)
-    assert (mixtures[0] - mixtures[1]).abs().max() > 0.01
-
-
 def test_consistency_moves_the_memory_and_not_the_feature():
     feature = torch.randn(2, 3, 8, 8, requires_grad=True)
     value = torch.randn(2, 3, 4, 4, requires_grad=True)
@@ -146,25 +113,6 @@ def test_consistency_moves_the_memory_and_not_the_feature():
     assert feature.grad is None and value.grad.abs().min() > 0
     same = torch.randn(2, 3, 4, 4)
     assert feature_consistency(same, same) == 0 and feature_consistency(same, same + 2) == pytest.approx(2)
-
-
-def test_gradients_reach_memory_identity_and_dynamic_convolution():
-    model = small_model('mcnet').train()
-    model(random_images(2, 1), random_images(2, 2)).prediction.square().mean().backward()
-    # Biases before a normalisation have no gradient but rounding.
-    silent = [name for name, parameter in model.compensation.named_parameters()
-              if parameter.grad is None or not parameter.grad.abs().max() > 1e-9]
-    assert set(silent) <= {f'unproject.{scale}.bias' for scale in range(3)}
-    assert model.keypoint_detector.kp.weight.grad.any()
-
-
-def test_mcnet_has_no_uninitialised_weights():
-    torch.use_deterministic_algorithms(True)      # fills fresh memory with NaN
-    try:
-        model = build_model(small_config('mcnet'))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 # ---------------------------------------------------------------------------- training
@@ -206,13 +154,6 @@ def test_a_discriminator_is_built_only_where_it_has_a_weight():
     wanted = {name: needs_discriminator(small_config(name).train_params.objective_params) for name in SMALL_METHOD}
     assert wanted == {'fomm': False, 'fomm-adv': True, 'mcnet': False, 'mrfa': False, 'mrfa-fomm': False,
                       'dagan': True}
-
-
-def test_an_unknown_loss_is_refused_by_its_nearest_name():
-    with pytest.raises(UserError, match='unknown loss feature_consistancy; did you mean feature_consistency'):
-        schema.load(ROOT / 'config' / 'mcnet-vox-256.yaml',
-                    ['train_params.objective_params.loss_weights.feature_consistancy=1'])
-    check_weights({}, ())                         # what is not given weighs nothing
 
 
 # ---------------------------------------------------------------------------- adversarial losses
@@ -350,24 +291,6 @@ def test_a_published_file_fills_every_tensor(source, name):
         kernels = tensors['generator/mbUnit.conv_kv.weight']
         assert torch.equal(model.compensation.key_value.weight, kernels.flatten(0, 1))
         assert torch.equal(model.levels[1].residual[1].conv1.weight, tensors['generator/resblock.3.conv1.weight'])
-
-
-@pytest.mark.parametrize('source, name', IMPORTS)
-def test_a_tensor_at_fault_is_named_and_nothing_is_copied(source, name):
-    model, discriminator = small_networks(name)
-    tensors = published_tensors(source, model, discriminator)
-    before = model.head.weight.clone()
-    key = 'generator/first.conv.weight'
-    faults = {'is missing': {k: v for k, v in tensors.items() if k != key},
-              'has no place': tensors | {key + '2': tensors[key]},
-              'has shape': tensors | {key: tensors[key][:3]}}
-    for complaint, faulty in faults.items():
-        with pytest.raises(ImportFault, match=f'{key}.*{complaint}'):
-            import_tensors(source, faulty, model, discriminator)
-    kernel = 'kp_detector/down.weight'
-    with pytest.raises(ImportFault, match='differs from the kernel'):
-        import_tensors(source, tensors | {kernel: tensors[kernel] + 0.1}, model, discriminator)
-    assert torch.equal(model.head.weight, before)
 
 
 def test_files_of_another_method_or_network_are_refused():

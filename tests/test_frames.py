@@ -201,14 +201,6 @@ def test_nothing_readable_is_a_user_error_with_names():
         dataset[0]
 
 
-def test_too_many_broken_clips_end_the_run_with_their_names():
-    people = {f'id{n}': [Broken(f'id{n}#0') if n < 4 else Painted(f'id{n}#0')] for n in range(8)}
-    patient, strict = (PairDataset(people, 0, PLAIN, max_broken=n) for n in (4, 3))
-    assert len([patient[i] for i in range(40)]) == 40
-    with pytest.raises(UserError, match='max_broken=3.*id0#0, id1#0, id2#0, id3#0'):
-        [strict[i] for i in range(40)]
-
-
 def test_a_bug_in_a_clip_is_not_taken_for_damage():
     class Buggy(Painted):
         def read(self, indices):
@@ -307,16 +299,6 @@ def test_mistakes_in_the_layout_are_named(tmp_path):
     expect('clip1: this name has no person.*person#video#start#end.mp4.*id_sampling: false', id_sampling=True)
     touch(folder / 'clip1.mp4')
     expect('clip1 and clip1.mp4 are both clip clip1')
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
-def test_the_real_clips_make_pairs():
-    people = find_people(SHARED / 'real', 'train', id_sampling=True, size=64)
-    assert len(people) == 13 and sum(map(len, people.values())) == 21
-    dataset = PairDataset(people, 0, FULL)
-    samples = [dataset[i] for i in range(13)]
-    assert all(sample['skipped'] == 0 and sample['source'].shape == (3, 64, 64) for sample in samples)
-    assert same(PairDataset(people, 0, FULL)[9], samples[9])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')

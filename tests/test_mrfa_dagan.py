@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import run
@@ -16,11 +15,9 @@ from datasets.video_writer import VideoWriter
 from logger import RunFolder, read_checkpoint
 from modules import memory
 from modules.build import build_model
-from modules.dagan import CrossModalAttention
 from modules.depth import DepthNetwork, DepthParams
 from modules.fomm import Fomm
 from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
-from modules.mrfa import CorrelationVolume, Motion
 from modules.published.formats import (
     FORMATS, ImportFault, flatten_checkpoint, import_tensors, published_shapes)
 from modules.warp import identity_grid, to_displacement
@@ -37,49 +34,6 @@ QUICK = [*SIZES[:2], 'dataset_params.synthetic_params={train_people: 4, test_peo
 
 
 # ---------------------------------------------------------------------------- MRFA
-
-def volume(size=8, channels=5):
-    torch.manual_seed(0)
-    driving, source = torch.randn(2, 2, channels, size, size)
-    return CorrelationVolume(driving, source, radius=3, levels=2), driving, source
-
-
-@pytest.mark.parametrize('x, y', [(0, 0), (3, 5), (7, 7)])
-def test_a_look_up_reads_inner_products_around_where_the_flow_points(x, y):
-    """Channel 7a + b is a - 3 to the right and b - 3 down, of level 0, then of level 1; zeros outside."""
-    correlation, driving, source = volume()
-    found = correlation.look_up(torch.ones(2, 2, 8, 8))[1, :, y, x]                 # everything points down right
-    everywhere = torch.einsum('c,chw->hw', driving[1, :, y, x], source[1]) / 5 ** 0.5
-    for channel, value in enumerate(found[:49]):
-        column, row = x + 1 + channel // 7 - 3, y + 1 + channel % 7 - 3
-        inside = 0 <= column < 8 and 0 <= row < 8
-        assert value == pytest.approx(float(everywhere[row, column]) if inside else 0, abs=1e-5)
-    coarse = F.avg_pool2d(everywhere[None, None], 2)[0, 0]
-    if x % 2 and y % 2:                                                             # points at a coarse pixel's centre
-        column, row = (x + 1) // 2, (y + 1) // 2
-        expected = float(coarse[row, column]) if column < 4 and row < 4 else 0
-        assert found[49 + 24] == pytest.approx(expected, abs=1e-5)
-
-
-def test_coarse_scales_average_the_driving_places_and_fine_scales_share_one_volume():
-    correlation, driving, source = volume()
-    whole = torch.einsum('bcij,bckl->bijkl', driving, source) / 5 ** 0.5
-    averaged = whole.unflatten(2, (4, 2)).unflatten(1, (4, 2)).mean((2, 4))         # (B, 4, 4, 8, 8)
-    torch.testing.assert_close(correlation.at((4, 4))[0], averaged.reshape(2 * 16, 1, 8, 8))
-    finest = correlation.at((8, 8))[0].data_ptr()
-    for size in (8, 16, 32):
-        assert correlation.look_up(torch.zeros(2, 2, size, size)).shape == (2, 98, size, size)
-    assert correlation.at((8, 8))[0].data_ptr() == finest and set(correlation.volumes) == {(4, 4), (8, 8)}
-
-
-def test_a_motion_on_a_grid_twice_as_fine_is_twice_as_many_pixels():
-    motion = Motion(torch.full((1, 2, 4, 4), 1.5), torch.full((1, 1, 4, 4), 0.3))
-    finer = motion.at((8, 8))
-    torch.testing.assert_close(finer.displacement, torch.full((1, 2, 8, 8), 3.0))
-    torch.testing.assert_close(finer.occlusion_logit, torch.full((1, 1, 8, 8), 0.3))
-    torch.testing.assert_close(to_displacement(finer.flow), finer.displacement, atol=1e-5, rtol=0)
-    torch.testing.assert_close(motion.still().flow[0], identity_grid((4, 4), motion.displacement), atol=1e-6, rtol=0)
-
 
 @torch.no_grad()
 def test_without_corrections_every_scale_has_the_prior():
@@ -110,18 +64,6 @@ def test_keypoints_may_share_one_map_of_jacobians():
 
 
 # ---------------------------------------------------------------------------- DaGAN
-
-def test_attention_by_hand():
-    torch.manual_seed(0)
-    attention = CrossModalAttention(6, 3)
-    nn.init.constant_(attention.gamma, 0.5)
-    depth, warped = torch.randn(1, 6, 4, 4), torch.randn(2, 6, 4, 4)
-    q, k, v = (F.relu(layer(x)).flatten(2) for layer, x in ((attention.query, depth), (attention.key, warped),
-                                                           (attention.value, warped)))
-    shares = torch.einsum('bci,bcj->bij', q.expand(2, -1, -1), k).softmax(2)        # not scaled
-    expected = warped + 0.5 * torch.einsum('bij,bcj->bci', shares, v).view_as(warped)
-    torch.testing.assert_close(attention(depth, warped), expected)
-
 
 @torch.no_grad()
 def test_a_fresh_dagan_renders_as_fomm_does():
