@@ -1,4 +1,4 @@
-"""The paper's ablations (Tables 2, 4) and Table 1's methods, trained alike on the embedded heads, scored on others.
+"""The paper's ablations (Tables 2, 4) and Table 1's methods, trained alike on synthetic heads, scored on others.
 
     python -m benchmarks.ablation [--budget quick|medium|full] [--rows baseline mmc ...] [--seeds 0 1 2] [--out DIR]
 
@@ -84,13 +84,13 @@ def settings(budget, overrides=()):
 
 
 def run_name(configs, row, seed):
-    """A name that is the same exactly for equal settings: rows that are the same model are trained once."""
+    """The name of a run, the same for equal settings: rows of the same model are trained once."""
     first = next(name for name, config in configs.items() if config == configs[row])
     return f'{first}-seed{seed}-{fingerprint(configs[row])}'
 
 
 def fingerprint(config):
-    """Hash of all in which a config differs from the defaults: an option that is new, and off, changes no run."""
+    """Hash of the differences of a config from the defaults: a new option that is off changes no run."""
     defaults = schema.parse({'model_params': {'method': config.method}}, 'defaults')
     return digest([config.method, {key: after for key, (_, after) in changes(defaults, config).items()}])
 
@@ -98,9 +98,9 @@ def fingerprint(config):
 # ---------------------------------------------------------------------------- data and its truth
 
 def heads(config, folder, pool):
-    """Render the embedded heads once, as clips on disk that all runs read, and the truth about the test clips.
+    """Render the synthetic heads once, as clips on disk for all runs, with the truth of the test clips.
 
-    returns: the data set's root, with train/, test/ and truth.npz
+    returns: the dataset's root, with train/, test/ and truth.npz
     """
     params, size = config.dataset_params.synthetic_params, config.model_params.image_size
     root = Path(folder) / f'heads-{digest([vars(params), size])}'
@@ -127,7 +127,7 @@ def write_clip(clip, folder):
 
 
 def clip_truth(clip):
-    """Truth, of one clip, without the axis C."""
+    """The Truth of one clip, without the axis C."""
     rendered = [render(clip.identity, clip.state(index), clip.size) for index in range(0, len(clip), SPACING)]
     frames, landmarks, visible, _ = (np.stack(values) for values in zip(*rendered))
     steps = {'yaw': 1, 'pitch': 1, 'roll': 1, 'x': 0.01, 'y': 0.01, 'scale': 0.01}

@@ -1,4 +1,4 @@
-"""What benchmarks/ablation.py measures of a model on the embedded heads, whose landmarks are known exactly."""
+"""Scores of benchmarks/ablation.py on the synthetic heads, whose landmarks are exact."""
 
 import statistics
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from visualizer import to_tensor, to_uint8
 
 
 class Truth(NamedTuple):
-    """The test clips, C of T frames at S px. The first frame is the source; its own motion is left out of all scores.
+    """The test clips, C of T frames at S px. The first frame is the source and is left out of all scores.
 
     frames:    (C, T, S, S, 3) uint8
     landmarks: (C, T, L, 2) pixel positions of LANDMARK_NAMES
@@ -30,16 +30,16 @@ class Truth(NamedTuple):
 
 
 def read_truth(root):
-    """The Truth that lies beside the rendered heads in `root`."""
+    """The Truth stored with the rendered heads in `root`."""
     with np.load(root / 'truth.npz', allow_pickle=False) as stored:
         return Truth(**stored)
 
 
-# Landmarks that jaw, brows, smile or gaze move; the others say where the head is.
+# Landmarks moved by jaw, brows, smile or gaze; the others move with the head.
 EXPRESSION = np.array([any(part in name for part in ('pupil', 'brow', 'mouth', 'lip', 'chin', 'jaw'))
                        for name in LANDMARK_NAMES])
 
-# name: (heading, digits). LPIPS is there where its weights are.
+# name: (heading, digits). LPIPS needs its weights.
 SCORES = {'psnr': ('PSNR dB', 2), 'l1': ('L1', 4), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS', 4),
           'sharpness': ('sharpness', 3), 'pose': ('pose °', 2), 'head': ('head px', 2),
           'expression': ('expression px', 2), 'coarse_head': ('M^0: head px', 2),
@@ -58,7 +58,7 @@ def evaluate(model, truth, device):
 
 
 def copying(truth):
-    """The scores of a model that moves nothing: the source frame, again and again."""
+    """Scores of a model that repeats the source frame."""
     scores = []
     for clip in map(Truth._make, zip(*truth)):
         frames, still = clip.frames[1:], clip.landmarks[1:]
@@ -94,13 +94,13 @@ def score(predicted, coarse, refined, clip):
 
 
 def gradient_energy(images):
-    """Sum of squared differences of neighbours in images (B, 3, H, W) -> (B,); blurred frames have less of it."""
+    """Sum of squared differences of neighbouring pixels (B, 3, H, W) -> (B,); blur lowers it."""
     across, down = images.diff(dim=-1), images.diff(dim=-2)
     return across.square().sum((1, 2, 3)) + down.square().sum((1, 2, 3))
 
 
 def motion_scores(found, clip):
-    """How far off the source's true landmarks are those that the motion found (T - 1, L, 2).
+    """Errors of the landmarks (T - 1, L, 2) that a flow finds in the source.
 
     head, expression: mean distance in pixels, over the landmarks that both frames show
     pose:             the same error read as a turn of the source's head, to first order: mean over |yaw|, |pitch| and
