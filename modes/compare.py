@@ -1,4 +1,4 @@
-"""Methods side by side: a figure at print quality, as the paper's Fig. 6 and 9, and labelled videos.
+"""Compare methods side by side: a printed figure, as the paper's Fig. 6 and 9, and labelled videos.
 
     python run.py --mode compare --checkpoints Ours=model.pt MCNet=mcnet.pt --list pairs.csv --frames largest_pose
     python run.py --mode compare --checkpoints Ours=model.pt --generated AniPortrait=videos \
@@ -15,22 +15,24 @@ from support.errors import UserError
 
 def add_arguments(parser):
     add_methods(parser)
-    parser.add_argument('--list', help='CSV file of pairs, with columns source, driving and, if wanted, anchor; a row '
-                                       'of one video is rebuilt from its first frame, and scored')
-    parser.add_argument('--pairs', type=int, help='how many, the first of --list; default: all')
-    parser.add_argument('--source_image', help='image, or a video whose first frame is the source')
-    parser.add_argument('--driving_video', help='video file or folder of frames; the same as --source_image: its truth')
+    parser.add_argument('--list', help='CSV file of pairs, with columns source, driving and optionally anchor; a row '
+                                       'with one video is reconstructed from its first frame, and scored')
+    parser.add_argument('--pairs', type=int, help='number of pairs, the first of --list; default: all')
+    parser.add_argument('--source_image', help='source image, or a video whose first frame is the source')
+    parser.add_argument('--driving_video', help='driving video file or folder of frames; the ground truth if it is '
+                                                'also the source')
     parser.add_argument('--frames', nargs='+', default=['largest_pose'], metavar='RULE|N|Ts',
-                        help='which to show of each pair: largest_pose (default) | worst | best, by PSNR of the first '
-                             'method | frames by number, from 0, or by time, as 1.5s')
+                        help='frames of each pair to print: largest_pose (default) | worst | best, by PSNR of the '
+                             'first method | frame numbers from 0, or times such as 1.5s')
     parser.add_argument('--zoom', nargs='+', default=[], metavar='X Y W H|PART',
-                        help='a region to enlarge, in pixels of the frames, or mouth | eyes, by landmarks')
-    parser.add_argument('--error', action='store_true', help='show where results differ from the truth')
-    parser.add_argument('--width_cm', type=float, default=17.5, help='of the printed figure, 300 dpi; default 17.5')
-    parser.add_argument('--background', default='white', help='white (default) | dark')
+                        help='region to enlarge, in pixels of the frames, or mouth | eyes, found by landmarks')
+    parser.add_argument('--error', action='store_true', help='add maps of the error with respect to the ground truth')
+    parser.add_argument('--width_cm', type=float, default=17.5,
+                        help='width of the printed figure, at 300 dpi; default 17.5')
+    parser.add_argument('--background', default='white', help='background of the figure: white (default) | dark')
     parser.add_argument('--pictures_only', action='store_true',
-                        help='no videos: only the frames that are shown are rendered')
-    parser.add_argument('--out', default='compare', help='folder of the result; default compare')
+                        help='write no videos and render only the printed frames')
+    parser.add_argument('--out', default='compare', help='folder for the results; default compare')
 
 
 def run(options):
@@ -38,7 +40,7 @@ def run(options):
     from figures.compare import compare
     job = prepare(options)
     compare(job)
-    print(f'comparison.png, .pdf and .json{"" if options.pictures_only else " and the videos"} are in {options.out}')
+    print(f'comparison.png, .pdf and .json{"" if options.pictures_only else ", and videos/"} are in {options.out}')
     print(job.rule)
 
 
@@ -49,7 +51,7 @@ def check(options):
     if bool(options.list) == bool(options.source_image or options.driving_video):
         raise UserError('give either --list, or --source_image and --driving_video')
     if not options.list and not (options.source_image and options.driving_video):
-        raise UserError('--source_image and --driving_video belong together: give both')
+        raise UserError('--source_image and --driving_video need each other; give both')
     if options.pairs is not None:
         if not options.list:
             refuse(options, ('--pairs',), 'without --list')
@@ -60,9 +62,9 @@ def check(options):
 
 
 def prepare(options):
-    """The Comparison, at the largest image size of the models; what is wrong shows before the work.
+    """The Comparison, at the largest image size of the models; raises UserErrors before the work.
 
-    Where the test set is, the first checkpoint says.
+    The config of the first checkpoint names the folder of the test set.
     """
     from evaluation.videos import find_videos, pair_name
     from figures.compare import Comparison
@@ -86,7 +88,7 @@ def prepare(options):
 
 
 def warn_of_proportions(options):
-    """Logs which of the files to animate gets squeezed into a square."""
+    """Warn of files that are not square."""
     from animate import warn_of_squeeze
     from datasets.video import open_any
     if options.checkpoints and not options.list:
@@ -95,7 +97,7 @@ def warn_of_proportions(options):
 
 
 def cases_of(options, dataset, size):
-    """The pairs at `size` px, a tuple of evaluation.cases.Case."""
+    """The pairs at `size` pixels, a tuple of evaluation.cases.Case."""
     from evaluation.pairs import check_whole, find_pairs
     if options.list:
         cases = find_pairs(options.list, dataset, size, options.pairs, seed=0)[:options.pairs]

@@ -1,4 +1,4 @@
-"""Draw what a model does at a few driving frames, and what its codes mean: the paper's Fig. 7, 8, 10 and 11.
+"""Visualise a model at a few driving frames, and its codebooks: the paper's Fig. 7, 8, 10 and 11.
 
     python run.py --mode inspect --checkpoint model.pt
     python run.py --mode inspect --checkpoint model.pt --source_image X.png --driving_video Y.mp4 --frames 0 20 40
@@ -10,8 +10,8 @@ from pathlib import Path
 from modes.options import add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path
 from support.errors import UserError
 
-FIRST_CLIPS = 3           # of the test set, looked at where no images are given
-MOMENTS = 3               # frames of a driving video, looked at where none are named
+FIRST_CLIPS = 3           # test clips that are drawn without --source_image
+MOMENTS = 3               # frames of a driving video that are drawn without --frames
 
 log = logging.getLogger('run')
 
@@ -19,26 +19,25 @@ log = logging.getLogger('run')
 def add_arguments(parser):
     add_model(parser)
     add_device(parser)
-    parser.add_argument('--source_image', help="image; without it, the test set's first clips are looked at")
-    parser.add_argument('--driving_video', help='video file or folder of frames')
+    parser.add_argument('--source_image', help=f"source image; default: the first {FIRST_CLIPS} clips of the test set")
+    parser.add_argument('--driving_video', help='driving video file, or folder of frames')
     parser.add_argument('--frames', type=int, nargs='+', metavar='N',
-                        help=f'frames of the driving video to look at, from 0; default: {MOMENTS} spread over it, one '
-                        'of each test clip')
-    parser.add_argument('--absolute', action='store_true', help="take the driver's pose as it is; test clips always do")
+                        help=f'driving frames to draw, counted from 0; default: {MOMENTS} evenly spread, or one per '
+                        'test clip')
+    parser.add_argument('--absolute', action='store_true', help='transfer absolute poses, as test clips always do')
     parser.add_argument('--at', type=int, nargs=2, metavar=('X', 'Y'),
-                        help='a pixel of the picture to look at closely: what attention reads for it')
+                        help='pixel of the image whose attention is drawn')
     parser.add_argument('--arrows', action='store_true', help='draw arrows over flows')
     parser.add_argument('--code_frames', type=int, default=100, metavar='N',
-                        help='frames of the test set that codes are counted over, evenly spread; default 100, 0 for '
-                        'all')
-    parser.add_argument('--out', help='folder of the pictures; default: inspect in the run folder')
+                        help='test frames to count code usage over, evenly spread; default 100, 0 for all')
+    parser.add_argument('--out', help='folder for the figures; default: inspect in the run folder')
 
 
 def run(options):
     if bool(options.source_image) != bool(options.driving_video):
-        raise UserError('--source_image and --driving_video belong together: give both, or neither for test clips')
+        raise UserError('--source_image and --driving_video need each other; give both, or neither for test clips')
     if not options.source_image:
-        refuse(options, ('--absolute',), 'without --source_image: a clip that drives itself always does')
+        refuse(options, ('--absolute',), 'without --source_image: test clips always use absolute poses')
     if options.code_frames < 0:
         raise UserError(f'--code_frames {options.code_frames}: must not be negative')
     if options.out:
@@ -48,7 +47,7 @@ def run(options):
         from support import distributed
         from support.weights import weights_hash
         config, model = model_of(options, device)
-        if distributed.rank() > 0:      # a few pictures are work for one process
+        if distributed.rank() > 0:      # one process draws
             return
         cases, clips = (given_case if options.source_image else test_cases)(options, config)
         folder = Path(options.out or run_path(options) / 'inspect')
@@ -56,7 +55,7 @@ def run(options):
                 options=InspectOptions(options.at, options.arrows, tuple(clips), options.code_frames),
                 about={'checkpoint': options.checkpoint or str(run_path(options)), 'method': config.method,
                        'image size': config.model_params.image_size, 'weights': weights_hash(model)})
-        print(f'inspect.html, inspect.json and the pictures are in {folder}')
+        print(f'figures, inspect.html and inspect.json are in {folder}')
 
 
 def test_cases(options, config):
@@ -69,7 +68,7 @@ def test_cases(options, config):
 
 
 def given_case(options, config):
-    """(the InspectCase of the user's files, clips that codes are counted over: test set or driver)."""
+    """(the InspectCase of the given files, clips to count codes over: the test set, or the driving video)."""
     from animate import squeeze
     from datasets.build import test_clips
     from datasets.constant_rate import open_constant_rate
@@ -82,6 +81,6 @@ def given_case(options, config):
     try:
         clips = test_clips(config.dataset_params, size)
     except UserError as error:
-        log.warning('codes are counted over %s alone: %s', driving.name, error)
+        log.warning('code usage is counted over %s only: %s', driving.name, error)
         clips = [driving]
     return [case], clips

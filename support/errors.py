@@ -1,4 +1,4 @@
-"""UserError, the error that its user can mend, and what its message says: nearest names, one line."""
+"""UserError, for mistakes that the user can correct, and helpers for its messages."""
 
 import difflib
 from pathlib import Path

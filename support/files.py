@@ -1,4 +1,4 @@
-"""Files and folders that a user asked for: written whole or not at all, refused in one line."""
+"""Atomic writing of files and folders, locks, and one-line errors."""
 
 import errno
 import io
@@ -9,33 +9,33 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:          # not a Unix: what a killed process leaves unfinished stays there
+except ImportError:          # not Unix: unfinished files of killed processes stay
     fcntl = None
 
 from support.errors import UserError
 
-UNFINISHED = '.partial'      # ends the names of what is not whole yet
+UNFINISHED = '.partial'      # suffix of unfinished files
 
 
 def make_folder(path):
-    """The folder `path`, made if need be; what a killed process left unfinished in it is removed.
+    """Create the folder `path` if it is missing, delete unfinished files of killed processes in it, and return it.
 
-    Raises UserError where it cannot be made or written in.
+    Raises UserError if it cannot be created or written to.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'{path}: cannot be made a folder ({error.strerror}); choose another') from error
+        raise UserError(f'{path}: cannot create this folder ({error.strerror}); choose another') from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f'{path}: no permission to write in this folder; choose another')
+        raise UserError(f'{path}: no permission to write to this folder; choose another')
     for left in path.glob(f'.*{UNFINISHED}'):
         _remove_if_left(left)
     return path
 
 
 def is_there(path):
-    """Whether there is a file or folder; False, too, for what no file can be called: lists name files, in any words."""
+    """exists(), but False for invalid names, which lists may hold."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def refuse_overwriting(results, inputs):
 
 
 def remove(path):
-    """Removes a file or a folder with all that is in it, if it is there."""
+    """Delete a file, or a folder with its contents, if it exists."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -72,19 +72,18 @@ def remove(path):
 
 @contextmanager
 def writing(path):
-    """Within it, what the system has against writing becomes a UserError that names `path`."""
+    """Turns OSErrors of the body into UserErrors that name `path`."""
     try:
         yield
     except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror or error}); correct that, or '
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); correct this, or '
                         'choose another place') from error
 
 
 def write_picture(path, save, **options):
-    """Fill the file `path` with what save(file, **options) writes: every byte, or OSError.
+    """Write the output of save(file, **options) to the file `path`; OSError unless every byte is written.
 
-    save: of a PIL image or a Matplotlib figure. Left to write to a path, PIL takes no notice where a disk that is full
-          takes only a part.
+    save: method of a PIL image or a Matplotlib figure; PIL itself ignores that a full disk took only a part
     """
     picture = io.BytesIO()
     save(picture, **options)
@@ -93,13 +92,13 @@ def write_picture(path, save, **options):
 
 @contextmanager
 def written_whole(path, aside=None, folder=False):
-    """Yields another name of a file, or of an empty folder, to fill; afterwards that becomes `path`.
+    """Yields a temporary file name, or an empty temporary folder, to fill; at the end it replaces `path`.
 
-    It replaces what was at `path` before. If anything goes wrong, it is removed and `path` stays as it was; where the
-    process is killed, it is removed by the next `make_folder` of its folder.
+    After an exception it is deleted and `path` stays unchanged. If the process is killed, the next `make_folder` of its
+    folder deletes it.
 
-    aside:  folder on the same disk to write in; None for that of `path`
-    raises: UserError where `path` cannot be written
+    aside:  folder on the same disk for the temporary file; None for that of `path`
+    raises: UserError if `path` cannot be written
     """
     path = Path(path)
     unfinished = Path(aside or path.parent) / f'.{path.name}.{os.getpid()}{UNFINISHED}'
@@ -107,7 +106,7 @@ def written_whole(path, aside=None, folder=False):
     try:
         with writing(path), _held(unfinished, folder):
             yield unfinished
-            if folder and path.exists():      # other than a file, a folder does not replace what is there
+            if folder and path.exists():      # unlike a file, a folder cannot replace another
                 path.replace(old)
             unfinished.replace(path)
     finally:
@@ -117,20 +116,20 @@ def written_whole(path, aside=None, folder=False):
 
 @contextmanager
 def locked(path, wait=True):
-    """Within it, no other process is within that of the same `path`, a file that is there only meanwhile.
+    """A lock between processes: the file `path`, which exists only while it is held.
 
-    On network disks, on no other machine either. File systems without locks have none to give: nobody waits there.
-    wait:   for a process that is; otherwise BlockingIOError
-    raises: OSError where the file cannot be made
+    It also holds between machines on network disks. On file systems without locks it has no effect.
+    wait:   wait for another holder; otherwise raise BlockingIOError
+    raises: OSError if the file cannot be created
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if _lock(descriptor, wait) is False:
             os.close(descriptor)
-            raise BlockingIOError(errno.EAGAIN, 'another process has it', str(path))
+            raise BlockingIOError(errno.EAGAIN, 'another process holds it', str(path))
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
-        os.close(descriptor)        # who had it before has removed it
+        os.close(descriptor)        # the previous holder has deleted it
     try:
         yield
     finally:
@@ -139,7 +138,7 @@ def locked(path, wait=True):
 
 
 def is_locked(path):
-    """Whether a process is within `locked(path)`; False, too, where the file system has no locks."""
+    """Whether a process holds `locked(path)`; False on file systems without locks."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -152,7 +151,7 @@ def is_locked(path):
 
 @contextmanager
 def _held(unfinished, folder):
-    """Within it, a file or folder of this name is there, and locked: a sign that its process is alive."""
+    """Creates and locks a temporary file or folder: the lock shows that its process is alive."""
     while True:
         if folder:
             unfinished.mkdir(exist_ok=True)
@@ -160,7 +159,7 @@ def _held(unfinished, folder):
         _lock(descriptor)
         if unfinished.exists():
             break
-        os.close(descriptor)        # it was taken for one that is left, between two lines
+        os.close(descriptor)        # another process has deleted it before it was locked
     try:
         yield
     finally:
@@ -180,7 +179,7 @@ def _remove_if_left(unfinished):
 
 
 def _lock(descriptor, wait=True):
-    """True if the lock was had, False if another process has it, None if the file system has no locks to give."""
+    """True if locked, False if another process holds it, None on file systems without locks."""
     if fcntl is None:
         return None
     try:

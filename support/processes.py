@@ -1,4 +1,4 @@
-"""Data loading processes: how they are started, what they log, and what ends them."""
+"""Start, logging and end of data loading processes."""
 
 import logging
 import multiprocessing
@@ -10,16 +10,16 @@ from multiprocessing import forkserver, resource_tracker
 
 import torch
 
-PRELOADED = ['torch.utils.data', 'av', 'PIL.Image']     # imported once for all of them, which takes seconds
+PRELOADED = ['torch.utils.data', 'av', 'PIL.Image']     # imported once for all processes; it takes seconds
 
 
 def loading_context(ignored=()):
-    """The multiprocessing context of data loading processes: they fork from a server without threads.
+    """The multiprocessing context of data loading processes, which fork from a server without threads.
 
-    A training process has many threads, of OpenMP and TensorBoard; its fork may inherit a lock that nobody releases.
+    A training process has threads of OpenMP and TensorBoard; its fork may inherit a lock that is never released.
     https://docs.python.org/3/library/multiprocessing.html#contexts-and-start-methods
 
-    ignored: signals that the server and its processes ignore, from their start on
+    ignored: signals that the server and its processes ignore from the start
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOADED)
@@ -33,7 +33,7 @@ def loading_context(ignored=()):
 
 
 def worker_start(ignored=()):
-    """`worker_init_fn` of a DataLoader: one thread, the log of this process, its `ignored` signals, and its end."""
+    """A `worker_init_fn` for DataLoader: one thread, logs to this process's files, `ignored` signals, ends with it."""
     root = logging.getLogger()
     files = [(handler.baseFilename, handler.formatter) for handler in root.handlers
              if isinstance(handler, logging.FileHandler)]
@@ -54,6 +54,6 @@ def _start(_, level, files, ignored):
 
 
 def _end_with_parent():
-    """PyTorch's own watch is on the parent by process id, which is the server here."""
+    """Exit with the training process; PyTorch itself watches the parent process, which is the server here."""
     multiprocessing.parent_process().join()
     os._exit(1)

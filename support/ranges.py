@@ -1,4 +1,4 @@
-"""Which values a number of a config may have: said in the type of its field, checked where configs are read.
+"""Ranges of the numbers in a config, given in the types of its fields and checked when configs are read.
 
     learning_rate: Positive = 8e-5
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`, without `least` if `above` and without `most` if `below`; never inf or nan."""
+    """Numbers from `least` to `most`; `above` excludes `least`, `below` excludes `most`; never inf or nan."""
     least: float
     most: float = math.inf
     above: bool = False
@@ -27,11 +27,11 @@ class Range:
 
 AtLeastOne = Annotated[int, Range(1)]
 AtLeastZero = Annotated[int, Range(0)]
-TensorSize = Annotated[int, Range(1, 2 ** 16)]         # of a network: no product of these is beyond an int64
+TensorSize = Annotated[int, Range(1, 2 ** 16)]         # sizes of a network; their products fit an int64
 LayerCount = Annotated[int, Range(1, 100)]
-UpToHundred = Annotated[int, Range(0, 100)]            # layers that a network can do without
+UpToHundred = Annotated[int, Range(0, 100)]            # numbers of optional layers
 Seed = Annotated[int, Range(0, 2 ** 63 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
-Scale = Annotated[float, Range(0.001, 1)]              # of a size that is kept or made smaller
-Decay = Annotated[float, Range(0, 1, below=True)]      # of a running average, the share of the old
+Scale = Annotated[float, Range(0.001, 1)]              # of a size, never enlarged
+Decay = Annotated[float, Range(0, 1, below=True)]      # weight of the old value in a running average

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end."""
+"""Handling of signals that ask a process to stop."""
 
 import signal
 import time
@@ -7,12 +7,12 @@ import time
 class StopSignal:
     """Context manager: SIGTERM, SIGUSR1 and Ctrl-C only set `requested`; a second Ctrl-C raises KeyboardInterrupt.
 
-    Clusters send SIGTERM or SIGUSR1 before they reclaim a machine, to launchers and processes alike, and launchers
-    forward it: the same signal may arrive several times.
+    Clusters send SIGTERM or SIGUSR1 before they reclaim a machine, both to launchers, which forward it, and to
+    processes: one signal may arrive several times.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    REPEAT = 1                       # seconds within which a second Ctrl-C is the first one, forwarded
+    REPEAT = 1                       # seconds within which a second Ctrl-C counts as the first one, forwarded
 
     def __init__(self):
         self.requested, self._since = False, None

@@ -1,26 +1,25 @@
-"""Stages of a stream side by side: what comes before and after the loop runs in threads of its own.
+"""Runs the stages of a stream in parallel: reading ahead and writing behind the loop, each in its own thread.
 
-    for item in read_ahead(decode()):          # the next items are made meanwhile
+    for item in read_ahead(decode()):          # decodes the next items meanwhile
         with write_behind(encode) as later: later(work(item))
 
-Python's threads run at the same time wherever libraries release its lock, as FFmpeg, NumPy and PyTorch do. A network
-that only waits, as the CPU waits for a GPU, hides decoding and encoding: 117.2 s per 1,000 frames of 512 px, of which
-the network takes 116.5, decoding 29.8 and encoding 7.5 (two cores). The
-loop itself stays in its thread: compiled and captured networks are bound to it. Both helpers keep the order, hold
-a fixed number of items, and raise in the loop what was raised in their thread.
+FFmpeg, NumPy and PyTorch release Python's lock, so the stages run at the same time. Measured with a network that only
+waits, 1,000 frames of 512 px on two cores: 117.2 s in all, network 116.5, decoding 29.8, encoding 7.5. The loop stays
+in its thread, as compiled and captured networks require. Both helpers keep the order, hold a fixed number of items, and
+re-raise in the loop exceptions of their thread.
 """
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-DEPTH = 2      # items made ahead, or waiting to be written: one in work, one in reserve
+DEPTH = 2      # items read ahead, or waiting to be written: one in work, one in reserve
 
 _END = object()
 
 
 def read_ahead(items, depth=DEPTH):
-    """Iterates over `items` in another thread, at most `depth` of them ahead of whoever takes them."""
+    """Iterates over `items` in another thread, at most `depth` of them ahead of the caller."""
     items, pending = iter(items), deque()
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -34,10 +33,10 @@ def read_ahead(items, depth=DEPTH):
 
 @contextmanager
 def write_behind(write, depth=DEPTH):
-    """Yields a function that has `write` called with its arguments in another thread, one call after the other.
+    """Yields a function that calls `write` with its arguments in another thread, one call after another.
 
-    It waits while `depth` calls are unfinished; the block ends when all are. What `write` raises comes out of a
-    later call, or of the end of the block; calls not yet begun when the block fails are dropped.
+    It waits while `depth` calls are unfinished; the block ends when all have finished. Exceptions of `write` are raised
+    by a later call or at the end of the block. If the block fails, calls that have not begun are dropped.
     """
     pending = deque()
     with ThreadPoolExecutor(1) as pool:

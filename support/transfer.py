@@ -1,14 +1,14 @@
-"""Copies between main memory and a device that keep neither of them waiting.
+"""Asynchronous copies between main memory and a device.
 
-On a GPU they go through pinned memory, each way on a stream of its own, beside what the GPU computes; elsewhere they
-are plain. https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html
+With a GPU they use pinned memory and one stream per direction, beside its computation; otherwise they are plain copies.
+https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html
 """
 
 import torch
 
 
 class Transfer:
-    """To and from `device`; behind: how many batches a loop should let wait before it reads what came down."""
+    """Copies to and from `device`; behind: number of batches to run ahead before reading a copy from the device."""
 
     def __init__(self, device):
         self.device = torch.device(device)
@@ -16,7 +16,7 @@ class Transfer:
         self.behind = 0 if self._streams is None else 1
 
     def up(self, array):
-        """A NumPy array as a tensor on the device; there it is complete for whatever is computed with it later."""
+        """Copy a NumPy array to the device; later computations there wait for it."""
         tensor = torch.from_numpy(array)
         if self._streams is None:
             return tensor.to(self.device)
@@ -24,11 +24,11 @@ class Transfer:
         with torch.cuda.stream(stream):
             moved = tensor.pin_memory().to(self.device, non_blocking=True)
         computing.wait_stream(stream)
-        moved.record_stream(computing)       # its memory is not given away before that is done with it
+        moved.record_stream(computing)       # keeps its memory until that stream has used it
         return moved
 
     def down(self, tensor):
-        """Sends a tensor of the device on its way; returns a function that waits for it and gives a NumPy array."""
+        """Start copying a tensor from the device; returns a function that waits and returns a NumPy array."""
         if self._streams is None:
             return lambda: tensor.cpu().numpy()
         stream, computing = self._streams[1], torch.cuda.current_stream(self.device)

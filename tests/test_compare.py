@@ -446,7 +446,7 @@ def test_mistakes_are_one_line_and_come_before_the_work(models, tmp_path, capsys
     assert 'nothing to compare' in refused(*pairs)
     assert 'either --list, or --source_image' in refused(*model)
     assert 'either --list, or --source_image' in refused(*model, *pairs, '--driving_video', 'x')
-    assert 'belong together' in refused(*model, '--source_image', 'x')
+    assert 'need each other' in refused(*model, '--source_image', 'x')
     assert '--smooth is not read without --checkpoints' in refused(*pairs, '--smooth', 1, '--generated',
                                                                    f'x={tmp_path}')
     assert '--pairs is not read without --list' in refused(*model, '--source_image', 'x', '--driving_video', 'y',

@@ -132,7 +132,7 @@ def test_devices(capsys):
 
 def test_no_permission_to_write(capsys, tmp_path):
     (tmp_path / 'log').write_text('a file where the folder should be')
-    assert 'cannot be made a folder' in refused(capsys, *TRAIN, '--log_dir', tmp_path / 'log', '--set', *SIZES)
+    assert 'cannot create this folder' in refused(capsys, *TRAIN, '--log_dir', tmp_path / 'log', '--set', *SIZES)
 
 
 def test_checkpoints_that_are_none(capsys, trained, tmp_path):
