@@ -129,7 +129,7 @@ def write_clip(clip, folder):
 def clip_truth(clip):
     """The Truth of one clip, without the axis C."""
     rendered = [render(clip.identity, clip.state(index), clip.size) for index in range(0, len(clip), SPACING)]
-    frames, landmarks, visible, _ = (np.stack(values) for values in zip(*rendered))
+    frames, landmarks, visible = (np.stack(values) for values in list(zip(*rendered))[:3])
     steps = {'yaw': 1, 'pitch': 1, 'roll': 1, 'x': 0.01, 'y': 0.01, 'scale': 0.01}
     rest, turning = clip.state(0), []
     for name, step in steps.items():
