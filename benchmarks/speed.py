@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from animate import animate
+from animate import write_animation
 from benchmarks import cost
 from config import schema
 from datasets.video import open_clip
@@ -217,7 +217,8 @@ def video(job):
             for frame in frames:
                 writer.write(frame)
         works = {'frames in memory': lambda: render(frames), 'decoded': lambda: render(open_clip(path).frames()),
-                 'decoded and encoded': lambda: animate(renderer, frames[0], open_clip(path), Path(folder, 'out.mp4'))}
+                 'decoded and encoded': lambda: write_animation(renderer, frames[0], open_clip(path),
+                                                                Path(folder, 'out.mp4'))}
         rates = {}
         for name, work in works.items():
             work()

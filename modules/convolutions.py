@@ -129,35 +129,44 @@ class NormSiluConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, kernel, offset, groups, eps):
+        # Weights are converted here, not by autocast, so that the backward pass need not convert them again.
+        normal_dtype, conv_dtype = NormSiluConv.dtypes(x, weight)
+        ctx.dtypes = weight.dtype, kernel.dtype
+        weight, bias = weight.to(normal_dtype), bias.to(normal_dtype)
+        kernel, offset = kernel.to(conv_dtype), offset.to(conv_dtype)
         normal, mean, rstd = NormSiluConv.normalise(x, weight, bias, groups, eps)
-        convolved = F.conv2d(F.silu(normal, inplace=True), kernel, offset, padding=1)
-        ctx.save_for_backward(x, weight, bias, kernel, offset, mean, rstd)
-        ctx.groups, ctx.eps, ctx.dtype = groups, eps, convolved.dtype
-        return convolved
+        ctx.save_for_backward(x, weight, bias, kernel, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
+        return F.conv2d(F.silu(normal, inplace=True).to(conv_dtype), kernel, offset, padding=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x, weight, bias, kernel, offset, mean, rstd = ctx.saved_tensors
+        x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
         normal, *_ = NormSiluConv.normalise(x, weight, bias, ctx.groups, ctx.eps)
-        gradient, by_kernel, by_offset = conv_gradients(gradient, partial(F.silu, normal), normal, kernel, ctx.dtype)
+        gradient, by_kernel, by_offset = conv_gradients(gradient, partial(F.silu, normal), normal, kernel, kernel.dtype)
         gradient = gradient.to(normal.dtype)
         gradient = dense(torch.ops.aten.silu_backward.grad_input(gradient, normal, grad_input=gradient))
-        dtype = normal.dtype
         del normal
-        by_x, by_weight, by_bias = group_norm_gradients(gradient, dense(x.to(dtype)), mean, rstd, weight.to(dtype))
-        return (by_x.to(x.dtype), by_weight.to(weight.dtype), by_bias.to(bias.dtype),
-                by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None, None)
+        by_x, by_weight, by_bias = group_norm_gradients(gradient, dense(x.to(weight.dtype)), mean, rstd, weight)
+        of_norm, of_conv = ctx.dtypes
+        return (by_x.to(x.dtype), by_weight.to(of_norm), by_bias.to(of_norm), by_kernel.to(of_conv),
+                by_offset.to(of_conv), None, None)
+
+    @staticmethod
+    def dtypes(x, weight):
+        """Types of (normalised, convolved): on CPUs norms have that of the weights, on GPUs that of x.
+
+        PyTorch's autocast would normalise in fp32 there too, for which x is converted, and converted back.
+        """
+        device = x.device.type
+        convolved = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return weight.dtype if device == 'cpu' else x.dtype, convolved
 
     @staticmethod
     def normalise(x, weight, bias, groups, eps):
-        """(normalised, mean, 1 / standard deviation); on CPUs in the precision of the weights, on GPUs in that of x.
-
-        PyTorch's autocast would take fp32 there too, for which x has to be converted, and converted back.
-        """
-        dtype = weight.dtype if x.device.type == 'cpu' else x.dtype
-        return torch.native_group_norm(dense(x.to(dtype)), weight.to(dtype), bias.to(dtype), *NormSiluConv.sizes(x),
-                                       groups, eps)
+        """(normalised, mean, 1 / standard deviation) in the type of the weights."""
+        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, *NormSiluConv.sizes(x), groups, eps)
 
     @staticmethod
     def sizes(x):

@@ -57,7 +57,8 @@ class MotionCompensation(nn.Module):
 
     def project_codes(self):
         """Keys and values of the motion codes (K, d_m), a Projection per layer: alike for all samples and scales."""
-        return self.retrieval.project(self.codebook.embedding)
+        with torch.autocast(self.codebook.embedding.device.type, enabled=False):
+            return self.retrieval.project(self.codebook.embedding)
 
     def encode_driving(self, heatmaps):
         """Driving keypoint feature F_kp^d of heat maps (B, K, h, w) -> (B, D, h_m, w_m), one for all scales."""
@@ -84,7 +85,9 @@ class MotionCompensation(nn.Module):
         query = self.embed_query(torch.cat([motion, evidence], dim=1))               # (B, D, h_m, w_m)
 
         # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can refine one.
-        retrieved = self.retrieval(query, projections, self.codebook.slices[scale])
+        # In fp32, also in bf16 training: it is small, and PyTorch's fused attention would fill up its few channels.
+        with torch.autocast(query.device.type, enabled=False):
+            retrieved = self.retrieval(query.float(), projections, self.codebook.slices[scale])
         retrieved = resize(retrieved, size)
         context = self.context[scale](warped.read_for(size), full, size)
         residual, occlusion = self.update(self.motion_encoder(displacement, retrieved), context)

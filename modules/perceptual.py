@@ -1,7 +1,6 @@
 """The pyramid VGG19 perceptual loss (FOMM Sec. 3.3, this paper's L_recon); after Johnson et al., ECCV 2016."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from modules.layers import AntiAlias, to_unit
@@ -52,23 +51,33 @@ class PerceptualLoss(nn.Module):
         predictions: list of (B, 3, H, W), all compared with the target (B, 3, H, W), whose features are computed once
         returns:     terms (predictions, levels, layers) of the loss, unweighted; list of gradients (B, 3, H, W)
         """
-        leaves = [prediction.detach().requires_grad_() for prediction in predictions]
-        terms, gradients = [], [torch.zeros_like(leaf) for leaf in leaves]
+        leaf = torch.cat([prediction.detach() for prediction in predictions]).requires_grad_()
+        terms, gradient = [], torch.zeros_like(leaf)
         for down in self.pyramid:
             with torch.no_grad():
                 wanted = self.network(down(self._ranged(target)))
-            found = [self._level(down, leaf, wanted) for leaf in leaves]
-            terms.append(torch.stack([level for level, _ in found]))
-            for total, (_, part) in zip(gradients, found):
-                total += part
-        return torch.stack(terms, dim=1), gradients
+            level, part = self._level(down, leaf, wanted)
+            terms.append(level)
+            gradient += part
+        return torch.stack(terms, dim=1), list(gradient.chunk(len(predictions)))
 
     def _level(self, down, leaf, wanted):
-        """Terms (layers,) of one level, detached, and their gradient at the prediction."""
+        """Terms (predictions, layers) of one level, and the gradient of their sum at the predictions."""
         with torch.enable_grad():
             seen = self.network(down(self._ranged(leaf)))
-            terms = torch.stack([F.l1_loss(feature.float(), truth.float()) for feature, truth in zip(seen, wanted)])
-            return terms.detach(), torch.autograd.grad(terms.sum(), leaf)[0]
+        terms, gradients = zip(*(mean_difference(*pair) for pair in zip(seen, wanted)))
+        return torch.stack(terms, dim=1), torch.autograd.grad(seen, leaf, gradients)[0]
 
     def _ranged(self, image):
         return to_unit(image) if self.imagenet_range else image
+
+
+@torch.no_grad()
+def mean_difference(features, wanted):
+    """Mean |difference| of each of N predictions' features (N*B, C, H, W) from (B, C, H, W).
+
+    Returns the means (N,), in fp32 also for bf16 features, and the gradient of their sum at the features.
+    """
+    difference = features.unflatten(0, (-1, len(wanted))) - wanted
+    means = difference.abs().flatten(1).mean(1, dtype=torch.promote_types(difference.dtype, torch.float32))
+    return means, (difference.sgn_() / wanted.numel()).flatten(0, 1)

@@ -79,7 +79,8 @@ class RetrievalLayer(nn.Module):
     def forward(self, x, position, projection, size, mask=None):
         """x (B, M, D), position (M, D), Projection of the codes, size (H, W) with H*W = M -> (B, M, D)."""
         h = self.norm1(x)
-        x = x + self.self_attention(h + position, self.self_attention.context(h + position, h), mask)
+        placed = h + position
+        x = x + self.self_attention(placed, self.self_attention.context(placed, h), mask)
         x = x + self.cross_attention(self.norm2(x) + position, projection)
         return x + tokens(self.feed_forward(untokens(self.norm3(x), size)))
 

@@ -86,6 +86,9 @@ class TrainingStep:
                                        params.objective_params.adversarial_start if discriminator is not None else 0)
         if params.checkpointing:
             objective.model.enable_activation_checkpointing()
+        if params.precision == 'bf16' and objective.perceptual is not None:
+            # Frozen weights: autocast would convert them at every use.
+            objective.perceptual.network.features.to(torch.bfloat16)
         if params.compile:
             for block in objective.model.outer_blocks():
                 block.compile()

@@ -79,10 +79,12 @@ def fused_attention(query, keys, values, attn_mask=None, scale=None):
 @contextmanager
 def gpu_path():
     """Within it, tensors are made without data, and computed with as if on a GPU."""
-    autocast, path = torch.autocast, GPUPath()
+    autocast, enabled, dtype, path = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype, GPUPath()
     with ExitStack() as stack:
         for what, replacement in {
                 'torch.autocast': lambda device_type, *args, **kwargs: autocast('cpu', *args, **kwargs),
+                'torch.is_autocast_enabled': lambda device_type='cuda': enabled('cpu'),
+                'torch.get_autocast_dtype': lambda device_type: dtype('cpu'),
                 'torch.clear_autocast_cache': path.forget_weights,
                 'torch.optim.optimizer._get_fused_kernels_supported_devices': lambda: ['meta'],
                 'torch.utils._foreach_utils._get_foreach_kernels_supported_devices': lambda: ['meta']}.items():
