@@ -7,8 +7,10 @@ How motion is transferred: FOMM, NeurIPS 2019, Sec. 3.4.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
+from PIL import ImageColor
 from tqdm import tqdm
 
 from datasets.constant_rate import open_constant_rate
@@ -98,11 +100,12 @@ def write_frames(video, driven, frames, show, watch):
 
 def _open(settings, model):
     """What `write_animation` takes: (source image, EndlessClip or None; driving clip or template; show)."""
-    files = {}
+    files, background = {}, ImageColor.getrgb(settings.background)
     if settings.source is not None:
-        files['source'] = (Still if settings.source_image else open_constant_rate), settings.source
+        opener = Still if settings.source_image else open_constant_rate
+        files['source'] = partial(opener, background=background), settings.source
     if settings.driving_video:
-        files['driving'] = open_constant_rate, settings.driving_video
+        files['driving'] = partial(open_constant_rate, background=background), settings.driving_video
     prepare = _cropped if settings.crop == 'auto' else _squeezed
     clips, paste = prepare(settings, files, model.params.image_size)
     source, driving = clips.get('source'), clips.get('driving')

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from datasets.still import WHITE
 from datasets.video import open_clip
 from support.errors import UserError
 
@@ -55,12 +56,12 @@ class ConstantRateClip:
         return frames_at(self.clip, self.indices)
 
 
-def open_constant_rate(path, size=None):
+def open_constant_rate(path, size=None, background=WHITE):
     """As open_clip, but the rate is constant: of a file whose frames drift from that, the rate that most of them have.
 
     Raises UserError where the file cannot be read.
     """
-    clip = open_clip(path, size)
+    clip = open_clip(path, size, background)
     stamps, tick = clip.times
     early = np.asarray(stamps, dtype=np.float64) * float(tick * clip.fps) - np.arange(len(stamps))     # in frames
     if np.ptp(early) < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.manifest import CLIP_FPS
-from datasets.still import STILL_SUFFIXES, read_still, resized
+from datasets.still import STILL_SUFFIXES, WHITE, read_still, resized
 from support.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,10 @@ class FrameFolder:
     fps = CLIP_FPS      # stills do not carry a rate
     has_audio = False
 
-    def __init__(self, path, size=None):
+    def __init__(self, path, size=None, background=WHITE):
         self.path = Path(path)
         self.size = size
+        self.background = background
         self.name = self.path.name.removesuffix('.mp4')
 
     def __len__(self):
@@ -68,7 +69,7 @@ class FrameFolder:
         return read_still(self.path / self._names.split('/', 1)[0]).shape
 
     def _frame(self, name):
-        image = read_still(self.path / name)
+        image = read_still(self.path / name, self.background)
         if image.shape != self._stored_shape:
             raise UserError('{}: is {}x{} but the first frame of the folder is {}x{}; all must have one size'.format(
                 self.path / name, *image.shape[1::-1], *self._stored_shape[1::-1]))

@@ -10,24 +10,25 @@ from PIL import Image, ImageOps
 from support.errors import UserError
 
 STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')
+WHITE = (255, 255, 255)
 
 
-def read_image(path, size=None):
+def read_image(path, size=None, background=WHITE):
     """The still at `path` as uint8 (H, W, 3) RGB, upright; resized to (size, size) if given.
 
     Grey becomes three equal channels, 16 bits are scaled to 8, palettes are resolved, EXIF
-    orientation is applied. Transparent pixels are composited over white, as in a viewer.
+    orientation is applied. Transparent pixels show the `background` (red, green, blue).
     Raises UserError if the file is missing, damaged or not an image.
     """
-    return resized(read_still(path), size)
+    return resized(read_still(path, background), size)
 
 
-def read_still(path):
+def read_still(path, background=WHITE):
     """As `read_image`, in the size it has; UserError too."""
     try:
         data = np.fromfile(path, np.uint8)
         with Image.open(io.BytesIO(data)) as image:     # refuses absurd sizes, before a pixel is decoded
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return _to_rgb(ImageOps.exif_transpose(image), background)
     except FileNotFoundError as error:
         raise UserError(f'{path}: no such image') from error
     # PIL answers damage with any of these, depending on the format.
@@ -36,17 +37,22 @@ def read_still(path):
         raise UserError(f'{path}: cannot be read as an image ({reason}); replace or remove the file') from error
 
 
-def _to_rgb(image):
+def _to_rgb(image, background):
     if image.mode.startswith('I'):
         # PIL's own conversion clips 16-bit grey at 255 and so turns it white.
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert('RGB')
+        return ((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None].repeat(3, axis=-1)
     if image.mode == 'F':
         raise ValueError('floating-point pixels have no known range')
     if image.has_transparency_data:
-        image = image.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-    return image.convert('RGB')
+        return opaque(np.asarray(image.convert('RGBA')), background)
+    return np.array(image.convert('RGB'))
+
+
+def opaque(picture, background):
+    """uint8 (H, W, 4) RGBA, not premultiplied, over a background (red, green, blue): uint8 (H, W, 3) RGB."""
+    behind = Image.new('RGBA', picture.shape[1::-1], (*background, 255))
+    return np.array(Image.alpha_composite(behind, Image.fromarray(picture)).convert('RGB'))
 
 
 def resized(image, size):
@@ -76,14 +82,14 @@ class Still:
 
     fps = Fraction(1)
 
-    def __init__(self, path, size=None):
-        self.path, self.size, self.name = Path(path), size, Path(path).stem
+    def __init__(self, path, size=None, background=WHITE):
+        self.path, self.size, self.name, self.background = Path(path), size, Path(path).stem, background
 
     def __len__(self):
         return 1
 
     def read(self, indices):
-        return [read_image(self.path, self.size) for _ in indices]
+        return [read_image(self.path, self.size, self.background) for _ in indices]
 
     def frames(self):
         return iter(self.read([0]))

@@ -27,7 +27,8 @@ import numpy as np
 from datasets.frame_folder import FrameFolder, check_indices
 from datasets.manifest import CLIP_FPS
 from datasets.shards import Member, address, read_bytes, stored_size
-from datasets.still import STILL_SUFFIXES, Still, resized
+from datasets.pixels import Pictures
+from datasets.still import STILL_SUFFIXES, WHITE, Still, resized
 from support.errors import UserError
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
@@ -60,15 +61,16 @@ class _Index:
 class VideoClip:
     """A video file (mp4, mov, webm, gif, avi, mkv) as a clip.
 
-    Upright (the display matrix is applied), exact for variable frame rate, where `fps` is the
-    average. The file is opened by each call and closed after it, so thousands of clips can be
-    held and pickled; the index of the packets is made at first use and kept.
+    Frames are as players show them: upright, with square pixels and in SDR (datasets/pixels.py). Exact for variable
+    frame rate, where `fps` is the average. The file is opened by each call and closed after it, so thousands of clips
+    can be held and pickled; the index of the packets is made at first use and kept.
     Every method raises UserError if the file is missing, cut short, damaged or not a video.
     """
 
-    def __init__(self, path, size=None):
+    def __init__(self, path, size=None, background=WHITE):
         self.path = path if isinstance(path, Member) else Path(path)
         self.size = size
+        self.background = background
         self.name = self.path.stem
 
     @property
@@ -113,6 +115,7 @@ class VideoClip:
         index = self._index
         only = None if len(wanted) == len(self) else {int(index.stamps[i]) for i in wanted}
         with _opened(self.path) as (container, stream):
+            pictures = Pictures(self.path, stream, self.background)
             stream.thread_type = 'AUTO'
             stream.codec_context.thread_count = threads
             decoded, position = _decoded(container, stream, index.timed, only), 0
@@ -121,7 +124,8 @@ class VideoClip:
                 if key > position + _WORTH_A_SEEK:
                     container.seek(int(index.stamps[key]), stream=stream)
                     decoded = _decoded(container, stream, index.timed, only)
-                yield self._picture(self._advance(decoded, i))
+                frame = self._advance(decoded, i)
+                yield self._upright(pictures(frame), frame.rotation)
                 position = i
 
     def _advance(self, decoded, i):
@@ -135,10 +139,9 @@ class VideoClip:
         raise UserError(f'{self.path}: frame {i} of {len(self)} does not decode; the file is damaged, '
                         f're-encode or remove it')
 
-    def _picture(self, frame):
-        array = frame.to_ndarray(format='rgb24')
-        array = np.rot90(array, frame.rotation // 90)  # counter-clockwise, as frame.rotation
-        return resized(np.ascontiguousarray(array), self.size)
+    def _upright(self, picture, rotation):
+        picture = np.rot90(picture, rotation // 90)     # counter-clockwise, as frame.rotation
+        return resized(np.ascontiguousarray(picture), self.size)
 
 
 # Up to PyAV 18 a title that is not UTF-8 made the whole file unreadable, unless told otherwise; from 19 on none does.
@@ -185,12 +188,22 @@ def _decoded(container, stream, timed, only=None):
     only:  stamps of the frames that matter; of the others, those that no frame is predicted
            from are not decoded, which saves a quarter of the time with B-frames
     """
+    decoder = _decoder(stream)
+
     def frames():
         for packet in container.demux(stream):
             if only is not None and timed:
-                stream.codec_context.skip_frame = 'DEFAULT' if packet.pts in only else 'NONREF'
-            yield from packet.decode()
+                decoder.skip_frame = 'DEFAULT' if packet.pts in only else 'NONREF'
+            yield from decoder.decode(packet)
     return ((frame.pts, frame) for frame in frames()) if timed else enumerate(frames())
+
+
+def _decoder(stream):
+    """The codec context that decodes a stream; of VP8 and VP9, FFmpeg's own decoders drop the transparency."""
+    name = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}.get(stream.codec_context.name)
+    if stream.metadata.get('alpha_mode') == '1' and name in av.codecs_available:
+        return av.CodecContext.create(name, 'r')
+    return stream.codec_context
 
 
 def _build_index(path, container, stream):
@@ -307,22 +320,23 @@ def _matroska_size(head):
 
 # ---------------------------------------------------------------------------- by path
 
-def open_clip(path, size=None):
+def open_clip(path, size=None, background=WHITE):
     """The clip at `path`: a video file, also of a shard, or a folder of stills; frames of (size, size) if given.
 
+    background: (red, green, blue) behind transparent pixels
     Raises UserError if nothing is there or the suffix is unknown; damage shows at first use.
     """
     if isinstance(path, Member):
-        return VideoClip(path, size)
+        return VideoClip(path, size, background)
     path = Path(path)
     if path.is_dir():
-        return FrameFolder(path, size)
+        return FrameFolder(path, size, background)
     if not path.exists():
         raise UserError(f'{path}: no such video or folder of frames')
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise UserError(f'{path}: not a known kind of video; expected a folder of PNG or JPEG frames '
                         f'or a file ending in {", ".join(VIDEO_SUFFIXES)}')
-    return VideoClip(path, size)
+    return VideoClip(path, size, background)
 
 
 def open_any(path, size=None, opener=open_clip):

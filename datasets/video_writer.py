@@ -10,6 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from datasets.pixels import BT709, LIMITED, SWSCALE, matrix_of
 from datasets.video import exact, open_container
 from support.errors import UserError
 from support.files import written_whole
@@ -94,6 +95,10 @@ class VideoWriter:
     def _set_size(self, shape):
         self._shape = shape
         self._video.height, self._video.width = (side + side % self._encoder.multiple_of for side in shape[:2])
+        if self._encoder.pix_fmt == 'yuv420p':
+            context, matrix = self._video.codec_context, matrix_of(shape[0])
+            context.colorspace = context.color_primaries = matrix
+            context.color_trc, context.color_range = BT709, LIMITED
 
     def _finish(self, kind, error, trace):
         """Writes what the encoder still holds, unless something was raised."""
@@ -182,7 +187,8 @@ def _even_picture(frame):
     """The frame as the encoder takes it: where PyAV 18 converts while it encodes, one of 350 has other bytes."""
     height, width, _ = frame.shape
     frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
-    return av.VideoFrame.from_ndarray(frame, format='rgb24').reformat(format='yuv420p')
+    return av.VideoFrame.from_ndarray(frame, format='rgb24').reformat(format='yuv420p',
+                                                                      dst_colorspace=SWSCALE[matrix_of(height)])
 
 
 def _palette_picture(frame):

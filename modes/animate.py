@@ -49,7 +49,7 @@ def check(options):
             refuse_run_folder(options, '--result_video' if settings.source else '--save_motion')
     else:
         Motion.of(options)
-        refuse(options, ('--result_video', '--side_by_side', '--face_index', '--paste_back'),
+        refuse(options, ('--result_video', '--side_by_side', '--face_index', '--paste_back', '--background'),
                'without --source_image: pairs have their folder, and show source | driving | result')
 
 

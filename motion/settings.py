@@ -3,6 +3,7 @@
 Every field is also a flag of the same name, and its help text is here alone. Nothing slow is imported.
 """
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ class AnimationSettings(Settings):
     face_index: tuple[int, ...] = setting((0,), 'with --crop auto: number of the face in source and driver; 0 '
                                           '(default) is the largest', type=int, nargs='+',
                                           metavar=('SOURCE', 'DRIVING'))
+    background: str = setting('white', 'color behind transparent pixels: white (default), black or #rrggbb',
+                              metavar='COLOR')
     paste_back: bool = switch('--paste_back', 'with --crop auto: composite the result into the whole source image')
     side_by_side: bool = switch('--side_by_side', 'show source | driving | result')
 
@@ -142,6 +145,8 @@ class AnimationSettings(Settings):
                             'driver, counted from 0')
         if self.crop == 'none' and (self.paste_back or any(self.face_index)):
             raise UserError(f'{"--paste_back" if self.paste_back else "--face_index"} needs --crop auto')
+        if not re.fullmatch('white|black|#[0-9a-fA-F]{6}', self.background):
+            raise UserError(f'--background {self.background}: expected white, black or #rrggbb')
         refuse_overwriting((self.result_video, self.save_motion, self.preview if self.crop == 'auto' else None),
                            (self.source, self.driving))
 

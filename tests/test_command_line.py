@@ -44,7 +44,7 @@ READERS = {
     '--checkpoints': STUDY | COMPARE, '--pairs': STUDY | COMPARE,
     '--design': STUDY, '--comparisons': STUDY, '--checks': STUDY,
     '--seed': STUDY, '--collect': STUDY,
-    '--zoom': COMPARE, '--error': COMPARE, '--width_cm': COMPARE, '--background': COMPARE,
+    '--zoom': COMPARE, '--error': COMPARE, '--width_cm': COMPARE, '--background': ANIMATE | COMPARE,
     '--pictures_only': COMPARE,
     '--frames': INSPECT | COMPARE, '--at': INSPECT, '--arrows': INSPECT, '--code_frames': INSPECT,
     '--run': {'curves'}, '--reference': {'curves'},
