@@ -87,7 +87,7 @@ def _cutout(clip, index):
 def varied(cutouts, landmarks, rng):
     """Frames (2, H, W, 3) uint8 and landmarks (2, L, 2) from cutouts (2, H, W, 4) and theirs, in pixels.
 
-    All but the noise is the same for both frames: the camera stands still, so that only the head moves.
+    Light, background and image quality are the same for both frames, so that only the person moves.
     """
     size = cutouts.shape[1]
     image = torch.from_numpy(cutouts).permute(0, 3, 1, 2).float().div_(255)
@@ -100,20 +100,25 @@ def varied(cutouts, landmarks, rng):
 
 
 def _moved(image, landmarks, rng):
-    """The cutouts (2, 4, H, W) turned, stretched and shifted; below the image the shoulders go on."""
-    size = image.shape[-1]
+    """The cutouts (2, 4, H, W) turned, stretched and shifted: all by the camera, each a little more by itself.
+
+    Below the cutout the shoulders go on.
+    """
+    size, middle = image.shape[-1], (image.shape[-1] - 1) / 2
     angle, stretch, shear = rng.normal(0, 8), rng.uniform(0.93, 1.07), rng.uniform(-0.06, 0.06)
-    scale, shift = rng.uniform(0.76, 1.2), rng.uniform(-0.14, 0.14, 2)
-    cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    forward = scale * np.array([[cosine, -sine], [sine, cosine]]) @ np.array([[stretch, shear], [0, 1 / stretch]])
-    if rng.random() < 0.1:
-        forward = forward @ np.diag([1.15, 1.0])
-    backward = np.linalg.inv(forward)
-    theta = torch.from_numpy(np.concatenate([backward, -backward @ shift[:, None]], 1)).float()
-    grid = F.affine_grid(theta.expand(len(image), -1, -1), list(image.shape), align_corners=False)
-    middle = (size - 1) / 2
-    landmarks = (landmarks - middle) @ forward.T.astype(np.float32) + middle + shift.astype(np.float32) * size / 2
-    return F.grid_sample(image, grid, padding_mode='border', align_corners=False), landmarks
+    scale, shift, own = rng.uniform(0.76, 1.2), rng.uniform(-0.1, 0.1, 2), rng.random() < 0.7
+    moves, places = [], []
+    for points in landmarks:
+        turn = np.deg2rad(angle + own * rng.normal(0, 5))
+        size_here, offset = scale * rng.uniform(0.93, 1.07) ** own, shift + own * rng.uniform(-0.18, 0.18, 2)
+        forward = size_here * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        forward = forward @ np.array([[stretch, shear], [0, 1 / stretch]])
+        backward = np.linalg.inv(forward)
+        moves.append(np.concatenate([backward, -backward @ offset[:, None]], 1))
+        places.append((points - middle) @ forward.T + middle + offset * size / 2)
+    grid = F.affine_grid(torch.from_numpy(np.stack(moves)).float(), list(image.shape), align_corners=False)
+    moved = F.grid_sample(image, grid, padding_mode='border', align_corners=False)
+    return moved, np.stack(places).astype(np.float32)
 
 
 def _lit(person, rng):
