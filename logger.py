@@ -18,7 +18,7 @@ from config import schema
 from config.changes import changes
 from support.errors import UserError
 from support.files import make_folder, writing, written_whole
-from support.weights import load_tensors, save_tensors
+from support.weights import load_safetensors, load_tensors, save_tensors
 from visualizer import save_png
 
 CHECKPOINT_FORMAT = 1
@@ -175,8 +175,11 @@ def write_checkpoint(path, state):
 
 
 def read_checkpoint(path):
-    """A checkpoint of this project as a dict; UserError if it is anything else."""
-    state = load_tensors(path)
+    """A checkpoint of this project as a dict; UserError if it is anything else.
+
+    Also of a safetensors file, which holds the weights for inference alone (tools/release_weights.py).
+    """
+    state = _read_release(path) if Path(path).suffix == '.safetensors' else load_tensors(path)
     if not isinstance(state, dict) or state.get('format') != CHECKPOINT_FORMAT:
         raise UserError(f'{path}: is no checkpoint of this project; published weights come in by --mode import')
     parts = {'config': dict, 'step': int, 'model': dict, 'ema': dict}
@@ -184,6 +187,16 @@ def read_checkpoint(path):
         if not isinstance(state.get(part), kind):
             raise UserError(f'{path}: is damaged, or was not written by this project: {part} is no {kind.__name__}')
     return state
+
+
+def _read_release(path):
+    """What `write_checkpoint` would have written of the weights in a safetensors file, as far as it goes."""
+    tensors, metadata = load_safetensors(path)
+    try:
+        return {name: json.loads(metadata[name]) for name in ('format', 'config', 'step')} | {
+            'model': tensors, 'ema': tensors}
+    except (KeyError, ValueError):
+        return None
 
 
 def checkpoint_config(state, path):

@@ -72,6 +72,20 @@ def _damaged(path):
     return UserError(f'{path}: is cut short or damaged ({path.stat().st_size:,} bytes); download or copy it again')
 
 
+def load_safetensors(path):
+    """(tensors by name on the CPU, metadata: dict of strings) of a safetensors file.
+
+    https://github.com/huggingface/safetensors. Raises UserError as `load_tensors` does.
+    """
+    from safetensors import SafetensorError, safe_open
+    check_file(path)
+    try:
+        with safe_open(path, 'pt') as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError:
+        raise _damaged(Path(path)) from None
+
+
 def save_tensors(path, tensors):
     """Write what torch.save takes to `path`, whole or not at all; UserError where it cannot be written."""
     with written_whole(path) as unfinished:

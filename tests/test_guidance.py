@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from config import schema
+from datasets.loader import training_set
 from datasets.synthetic.clips import LANDMARK_NAMES, HeadState, Identity, any_state, render, synthetic_people
 from datasets.synthetic.varied import Cutouts, VariedPairs, varied
+from load import load_model
+from logger import write_checkpoint
 from modules.keypoint_detector import AffineFrame
 from modules.losses import landmark_guide, region_weights
 from modules.talking_head import Keypoints
@@ -14,7 +18,7 @@ from modules.training_step import build_training_step, micro_batches
 from modules.warp import identity_grid
 from support.errors import UserError
 from tests.support.tiny import ROOT
-from datasets.loader import training_set
+from tools.release_weights import release
 
 SMALL = ['dataset_params.synthetic_params.train_people=2', 'dataset_params.synthetic_params.frames=3',
          'dataset_params.synthetic_params.cache=null', 'train_params.batch_size=2', 'train_params.num_iterations=2']
@@ -122,6 +126,29 @@ def test_landmarks_and_flips_exclude_each_other():
         schema.load(ROOT / 'config' / 'demo-64.yaml', ['dataset_params.synthetic_params.landmarks=[chin]'])
     with pytest.raises(UserError, match='nose_tip'):
         schema.load(ROOT / 'config' / 'heads-128.yaml', ['dataset_params.synthetic_params.landmarks=[nosetip]'])
+
+
+# ---- weights to give away
+
+def test_released_weights_are_the_averaged_ones(tmp_path, config):
+    state = build_training_step(config, torch.device('cpu')).state
+    write_checkpoint(tmp_path / '00000007.pt', state.checkpoint(config, 7))
+    out = tmp_path / 'weights.safetensors'
+    assert len(release(tmp_path / '00000007.pt', out)) == 64
+    loaded, model = load_model(str(out))
+    assert loaded.model_params == config.model_params
+    ours, theirs = model.state_dict(), state.ema.state_dict()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor)
+
+
+def test_a_damaged_release_is_one_line(tmp_path):
+    (tmp_path / 'cut.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"a"')
+    save_file({'a': torch.zeros(1)}, tmp_path / 'other.safetensors')
+    with pytest.raises(UserError, match='damaged'):
+        load_model(str(tmp_path / 'cut.safetensors'))
+    with pytest.raises(UserError, match='no checkpoint of this project'):
+        load_model(str(tmp_path / 'other.safetensors'))
 
 
 # ---- guidance

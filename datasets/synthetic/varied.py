@@ -123,13 +123,13 @@ def _moved(image, landmarks, rng):
 
 def _lit(person, rng):
     """Colours (2, 3, H, W) under another light, exposure and white balance, and in a shadow from one side."""
-    gain = torch.from_numpy(rng.uniform(0.7, 1.35) * rng.uniform(0.9, 1.1, 3)).float()[:, None, None]
+    gain = torch.from_numpy(rng.uniform(0.7, 1.35) * rng.uniform(0.86, 1.14, 3)).float()[:, None, None]
     axis = torch.linspace(-1, 1, person.shape[-1])
     slope = rng.normal(0, 0.15, 2)
     shadow = (1 + slope[0] * axis[:, None] + slope[1] * axis).clamp(0.5, 1.6)
     person = (person * gain * shadow).clamp(0, 1) ** float(rng.uniform(0.7, 1.25))
     grey = person.mean(1, keepdim=True)
-    return (grey + float(rng.uniform(0.4, 1.3)) * (person - grey)).clamp(0, 1)
+    return (grey + float(rng.uniform(0.4, 1.7)) * (person - grey)).clamp(0, 1)
 
 
 def _background(size, rng):
