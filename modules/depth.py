@@ -120,4 +120,6 @@ class DepthNetwork(nn.Module):
 
     def forward(self, image):
         """image (B, 3, H, W) in [0, 1] -> disparity (B, 1, H, W) in (0, 1)."""
-        return self.decoder(self.encoder(image))[0].float()
+        # In fp32: keypoints are detected in the disparity, and bf16 would move them by several pixels of 256.
+        with torch.autocast(image.device.type, enabled=False):
+            return self.decoder(self.encoder(image.float()))[0]

@@ -1,6 +1,6 @@
-"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, which may see keypoints.
+"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, optionally with keypoint heat maps.
 
-Of patches: pix2pix (Isola et al., CVPR 2017, arXiv 1611.07004, Sec. 3.2.2), taken over by VQGAN (CVPR 2021, Sec. 3.1).
+Of patches: pix2pix (Isola et al., CVPR 2017, arXiv 1611.07004, Sec. 3.2.2), adopted by VQGAN (CVPR 2021, Sec. 3.1).
 At several scales, with feature matching: pix2pixHD (Wang et al., CVPR 2018, arXiv 1711.11585, Sec. 3.2).
 """
 
@@ -18,7 +18,7 @@ from support.ranges import LayerCount, Positive, Scale, TensorSize
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What a discriminator says of images.
+    """Output of a discriminator.
 
     logits:   one (B, 1, h, w) per scale, high for real
     features: (B, C, h, w) after each hidden layer, scale after scale; what feature matching compares
@@ -47,20 +47,11 @@ class PatchDiscriminator(nn.Module):
             layers += [nn.Conv2d(widths[level - 1], widths[level], 4, stride=stride, padding=1, bias=False),
                        BatchNorm2d(widths[level]), nn.LeakyReLU(0.2, True)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        # PyTorch's default initialisers, as the released code has them; pix2pix and VQGAN draw N(0, 0.02).
         self.main = nn.Sequential(*layers)
-        self.apply(self._init)
-
-    @staticmethod
-    def _init(module):
-        # pix2pix's initialisation, N(0, 0.02), which the released code uses for this network only.
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-        elif isinstance(module, BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, 0.02)
-            nn.init.zeros_(module.bias)
 
     def forward(self, image, keypoints):
-        """DiscriminatorOutput of image (B, 3, H, W) in [-1, 1]; the pose, `keypoints`, does not matter to this one."""
+        """DiscriminatorOutput of image (B, 3, H, W) in [-1, 1]; `keypoints` are not used."""
         features, x = [], image
         for layer in self.main:
             x = layer(x)

@@ -51,7 +51,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
         sums = torch.stack([shifted.sum((0, 2, 3)), shifted.square().sum((0, 2, 3))])
         distributed.add_up(sums)
         offset, square = sums / count
-        mean, variance = shift + offset, square - offset.square()
+        mean, variance = shift + offset, (square - offset.square()).clamp(min=0)
         rstd = (variance + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.count = count

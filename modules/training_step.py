@@ -201,7 +201,7 @@ class TrainingStep:
         # Buffers (batch norm, code usage) are functions of the global batch, alike everywhere without broadcasts.
         if distributed.world() == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, **options)
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True, **options)
 
     @contextmanager
     def _exchange(self, last):

@@ -30,10 +30,21 @@ SILENCE = 3600                       # seconds without `beat` after which a proc
 
 @dataclass
 class _Ties:
-    """What ties the processes besides their group: a store, which outlives lost ones, and patience for long waits."""
+    """What connects the processes besides their group.
+
+    store:    key-value store, which outlives lost processes
+    hosts:    host name of each rank
+    patient:  a group for waits of hours
+    patience: seconds that processes wait for one another at most
+    nccl:     whether NCCL exchanges tensors on GPUs
+    lost:     whether a process was lost
+    """
     store: dist.Store
     hosts: list
     patient: dist.ProcessGroup
+    patience: float
+    nccl: bool
+    lost: bool = False
 
 
 _ties = None                         # while the group is joined
@@ -48,19 +59,21 @@ def start(device):
     global _ties
     if 'RANK' not in os.environ:
         return device
-    patience = timedelta(seconds=float(os.environ.get(PATIENCE, DEFAULT_PATIENCE)))
-    backend = 'gloo'
+    seconds = float(os.environ.get(PATIENCE, DEFAULT_PATIENCE))
+    patience, backend = timedelta(seconds=seconds), 'gloo'
     if device.type == 'cuda':
         local, gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
         device = torch.device('cuda', local % gpus)
         torch.cuda.set_device(device)
         if int(os.environ['LOCAL_WORLD_SIZE']) <= gpus:
-            backend = 'cpu:gloo,cuda:nccl'
+            # NCCL's watchdog would end this process without saying which one is lost: `any_rank` is to notice first.
+            backend, patience = 'cpu:gloo,cuda:nccl', 2 * patience
     try:
         store, rank, world = next(dist.rendezvous('env://', timeout=patience))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
         hosts, tokens = zip(*gather((socket.gethostname(), secrets.token_hex(8))))
-        _ties = _Ties(dist.PrefixStore(tokens[0], store), hosts, dist.new_group(backend='gloo', timeout=WEEK))
+        _ties = _Ties(dist.PrefixStore(tokens[0], store), hosts, dist.new_group(backend='gloo', timeout=WEEK), seconds,
+                      'nccl' in backend)
     except RuntimeError as error:
         raise UserError(f'rank {os.environ["RANK"]} on {socket.gethostname()}: not all of '
                         f'{os.environ["WORLD_SIZE"]} processes came together ({_first_line(error)}); can the machines '
@@ -85,9 +98,11 @@ def _first_line(error):
 
 
 def _lost():
-    """Which processes have ended or hang, in words: those that do not answer a roll call of all that notice a loss."""
+    """In words, the ranks that fail to check in after a failure."""
     me, all_ranks, store = rank(), range(world()), _ties.store
-    dist.destroy_process_group()       # whoever waits for this process notices, too
+    _ties.lost = True
+    if not _ties.nccl:                 # NCCL could block here, before the message is out
+        dist.destroy_process_group()   # processes that wait for this one notice, too
     try:
         store.set(f'left/{me}', '')
         end = time.monotonic() + ROLL_CALL
@@ -109,7 +124,7 @@ def _named(ranks):
 
 def stop():
     global _ties
-    if _joined():
+    if _joined() and not (_ties is not None and _ties.lost):
         dist.destroy_process_group()
     _ties = None
 
@@ -140,10 +155,25 @@ def take_maximum(tensor):
 
 
 def any_rank(*flags, device):
-    """For each flag, whether it is set in any process; every process gets the same answer."""
-    flags = torch.stack([torch.as_tensor(flag, device=device).float() for flag in flags])
-    take_maximum(flags)
+    """For each flag, whether it is set in any process: a list of bools, alike in all of them.
+
+    The one place of a training step where the host waits. Raises DistError if it takes longer than COLLECTIVE_TIMEOUT.
+    """
+    flags = torch.stack([flag.float() if isinstance(flag, torch.Tensor) else
+                         torch.full((), float(flag), device=device) for flag in flags])
+    if world() > 1:
+        _await(dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), _ties.patience)
     return [bool(flag) for flag in flags.tolist()]
+
+
+def _await(work, patience):
+    """Wait for a collective, at most `patience` seconds; DistError then, so that `explained` can name the lost one."""
+    end = time.monotonic() + patience
+    while not work.is_completed():
+        if time.monotonic() > end:
+            raise dist.DistError(f'no answer for {patience:g} s')
+        time.sleep(0.0005)
+    work.wait()
 
 
 def mean(values):

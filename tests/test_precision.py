@@ -1,0 +1,139 @@
+"""bf16 rounds what networks compute, not where images are read: against fp32, at 256 px, for every method."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.parity.weights import vgg_state
+from config import schema
+from datasets.synthetic.clips import synthetic_people
+from logger import RunFolder
+from modules.build import METHODS, build_model
+from modules.losses import RandomTransform, equivariance
+from modules.objective import needs_vgg
+from modules.talking_head import Keypoints
+from modules.training_step import Pairs, build_training_step, draw_transform, micro_batches
+from modules.warp import identity_grid, occlude, warp
+from tests.support.small import SMALL_METHOD, SMALL_SYNERGY, small_config
+from tests.support.tiny import ROOT, tiny
+from tests.support.training import random_batch
+from validation import Validation
+from visualizer import to_tensor
+
+CPU = torch.device('cpu')
+SIZE = 256
+CONFIGS = {'synergy': 'vox-256-plus', 'fomm': 'fomm-adv-vox-256', 'mcnet': 'mcnet-vox-256', 'mrfa': 'mrfa-vox-256',
+           'dagan': 'dagan-vox-256'}
+assert CONFIGS.keys() == METHODS.keys()
+NARROW = {'synergy': SMALL_SYNERGY} | SMALL_METHOD
+PIXELS = 127.5                     # of 256 px per unit of a position
+FLOW = 0.05                        # px of 256 that a flow may differ by
+IMAGE, LOSS, COSINE = 0.01, 0.02, 0.95      # prediction: rms over range; losses: relative; gradients: of each network
+
+
+def config_of(method, narrow):
+    sets = ['dataset_params.root_dir=null', 'train_params.objective_params.adversarial_start=0']
+    if narrow:
+        sets += [*NARROW[method], f'model_params.image_size={SIZE}',
+                 'model_params.kp_detector_params.scale_factor=0.25']
+    if method == 'dagan':
+        sets.append('model_params.depth_params.pretrained=null')
+    return schema.load(ROOT / 'config' / f'{CONFIGS[method]}.yaml', sets)
+
+
+@pytest.fixture(scope='module')
+def pairs():
+    """A pair of frames of a synthetic head."""
+    (clip,), = synthetic_people(1, 1, 8, SIZE, 3).values()
+    source, driving = (to_tensor(clip.read([index])) for index in (0, 5))
+    return Pairs(source, driving, draw_transform(0, [0]))
+
+
+def one_step(config, pairs, precision):
+    """(ObjectiveOutput, losses by name, gradient of each network) of the first full step, from the config's start."""
+    config = schema.override(config, [f'train_params.precision={precision}'])
+    params, outputs = config.train_params, []
+    step = build_training_step(config, CPU, vgg_state() if needs_vgg(params.objective_params) else None)
+    step.objective.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    losses = step.gradients([pairs], step.first_full_step).losses
+    gradients = {name: torch.cat([parameter.grad.double().flatten() for parameter in network.parameters()
+                                  if parameter.grad is not None])
+                 for name, network in step.state.model.named_children() if any(network.parameters())
+                 if next(network.parameters()).grad is not None}
+    return outputs[0], losses, gradients
+
+
+@pytest.mark.parametrize('narrow', [True, pytest.param(False, marks=pytest.mark.full)], ids=['narrow', 'full'])
+@pytest.mark.parametrize('method', CONFIGS)
+def test_a_step_in_bf16_is_near_one_in_fp32(method, narrow, pairs):
+    config = config_of(method, narrow)
+    (wanted, losses, gradients), (found, rounded, theirs) = (one_step(config, pairs, precision)
+                                                             for precision in ('fp32', 'bf16'))
+    for flow, other in zip(wanted.generated.flows, found.generated.flows, strict=True):
+        assert other.dtype == torch.float32
+        assert PIXELS * (flow - other).norm(dim=-1).max() <= FLOW
+    image, other = wanted.generated.prediction, found.generated.prediction
+    assert (image - other).square().mean().sqrt() <= IMAGE * (image.max() - image.min())
+    assert {name: float(value) for name, value in rounded.items()} == pytest.approx(
+        {name: float(value) for name, value in losses.items()}, rel=LOSS, abs=1e-4)
+    assert gradients.keys() == theirs.keys()
+    assert [name for name, gradient in gradients.items()
+            if gradient.any() and torch.cosine_similarity(gradient, theirs[name], dim=0) < COSINE] == []
+
+
+@pytest.mark.parametrize('method', CONFIGS)
+def test_no_position_is_rounded(method, monkeypatch):
+    """Whatever reads a picture or a feature gets its positions in fp32."""
+    config = tiny(config='config/vox-256-plus.yaml') if method == 'synergy' else small_config(method)
+    config = schema.override(config, ['train_params.precision=bf16'])
+    kinds, read = [], F.grid_sample
+
+    def seen(x, grid, **options):
+        kinds.append(grid.dtype)
+        return read(x, grid, **options)
+    monkeypatch.setattr(F, 'grid_sample', seen)
+    step, size = build_training_step(config, CPU), config.model_params.image_size
+    batch = {name: value if name == 'index' else F.interpolate(value, size=size)
+             for name, value in random_batch(2).items()}
+    assert step(micro_batches(batch, step.params), step.first_full_step).finite
+    assert len(kinds) > 3 and set(kinds) == {torch.float32}
+
+
+def test_a_warp_of_a_bf16_feature_reads_where_fp32_does(monkeypatch):
+    flow = (identity_grid((SIZE, SIZE), torch.zeros(()))[None] * 0.99 + 0.003).requires_grad_()
+    read, grids = F.grid_sample, []
+    monkeypatch.setattr(F, 'grid_sample', lambda x, grid, **options: (grids.append(grid), read(x, grid, **options))[1])
+    with torch.autocast('cpu', torch.bfloat16):
+        warped = warp(torch.rand(1, 4, SIZE, SIZE, dtype=torch.bfloat16), flow)
+    assert warped.dtype == torch.bfloat16
+    assert PIXELS * (grids[0].float() - flow).norm(dim=-1).max() <= 0.02
+
+
+def test_occlusion_keeps_the_type_of_a_feature():
+    feature = torch.rand(1, 4, 8, 8, dtype=torch.bfloat16)
+    assert occlude(feature, torch.rand(1, 1, 4, 4)).dtype == torch.bfloat16
+
+
+def test_equivariance_is_the_same_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    transform = RandomTransform.draw(2, generator)
+    keypoints, moved = (Keypoints(torch.rand(2, 10, 2, generator=generator) * 2 - 1,
+                                  torch.eye(2) + 0.1 * torch.randn(2, 10, 2, 2, generator=generator)) for _ in range(2))
+    image = torch.rand(2, 3, 64, 64, generator=generator)
+    plain = *equivariance(keypoints, moved, transform), transform.warp_image(image)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = *equivariance(keypoints, moved, transform), transform.warp_image(image)
+    assert all(map(torch.equal, found, plain))
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_validation_renders_at_the_precision_and_batch_size_of_the_config(tmp_path, precision):
+    config = tiny(f'train_params.precision={precision}', 'train_params.val_pairs=3', 'animate_params.batch_size=2')
+    run = RunFolder(tmp_path)
+    model, kinds, sizes = build_model(config).eval(), set(), []
+    model.decoder.stem.register_forward_hook(lambda *call: kinds.add(call[-1].dtype))
+    model.keypoint_detector.register_forward_hook(lambda *call: sizes.append(len(call[-1].value)))
+    Validation(config, run, CPU)(model, 1)
+    run.close()
+    assert kinds == {torch.bfloat16 if precision == 'bf16' else torch.float32}
+    assert sizes[:4] == [2, 2, 1, 1]             # source and driving frames of two batches, before the picture
