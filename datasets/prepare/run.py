@@ -105,7 +105,7 @@ def prepare(options, workers=1, part=Part()):
     if options.dataset == 'folder':
         crop, rule = 'face', crops.as_listed
         jobs, left_out = folder_jobs(options.videos), []
-        FaceDetector().close()       # what it lacks would be missed in every video
+        FaceDetector().close()       # a missing package is reported once, not for every video
     else:
         source = SOURCES[options.dataset]
         if options.command:
@@ -123,10 +123,10 @@ def prepare(options, workers=1, part=Part()):
     return merge(part, jobs, left_out, settings)
 
 
-# ---------------------------------------------------------------------------- what is to be done
+# ---------------------------------------------------------------------------- jobs
 
 def metadata_jobs(listed, videos, keep_shared_people):
-    """(jobs, records of clips that are left out) of video id -> list of Clip."""
+    """(list of Job, records of left out clips) of {video id: list of Clip}."""
     present = _by_video_id(videos)
     people = {partition: {clip.person for clips in listed.values() for clip in clips if clip.partition == partition}
               for partition in PARTITIONS}
@@ -143,7 +143,7 @@ def metadata_jobs(listed, videos, keep_shared_people):
                             f'{clip.person} is in train too; --keep_shared_people keeps the clip') for clip in out]
         jobs.append(Job(video, present.get(video), tuple(clip for clip in kept.values() if clip not in out)))
     if again:
-        log.info('%d listed clips are listed twice; they are made once', again)
+        log.info('%d clips are listed twice; they are made once', again)
     if shared:
         fate = 'kept in both' if keep_shared_people else f'their {len(left_out)} test clips are left out'
         log.warning('in train and in test: %s; %s', ', '.join(sorted(shared)), fate)
