@@ -1,15 +1,25 @@
 """Cross-identity animation: a source image or video follows a driving video or a motion template.
 
+    from animate import animate, load
+    model = load()                                                      # or load('model.pt')
+    animate(model, 'me.jpg', 'clip.mp4', 'out.mp4', size=512, crop='auto')
+    for frame in animate(model, image, video): ...                      # NumPy in, NumPy out
+
 Frames stream: decode, render and encode run side by side, each in its thread, on batches. Memory does not grow with the
 length of the clip, the source is encoded once, and the result has exactly the driver's frame rate.
 
 How motion is transferred: FOMM, NeurIPS 2019, Sec. 3.4.
 """
 
+import functools
 import logging
-from functools import partial
+from collections.abc import Callable
+from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import ImageColor
 from tqdm import tqdm
 
@@ -17,12 +27,13 @@ from datasets.constant_rate import open_constant_rate
 from datasets.endless import EndlessClip
 from datasets.face_crop import MOST_SEARCHED, READ_AT_ONCE, CroppedClip, PasteBack, find_crop, warn_of_small_faces
 from datasets.face_tracker import FaceDetector
-from datasets.still import Still, resized
+from datasets.still import FrameList, Still, resized
 from datasets.video_writer import VideoWriter
 from inference import first_frame
-from motion.best_frame import find_best_frame
+from load import load  # noqa: F401
 from motion import template as motion_template
-from motion.settings import Motion
+from motion.best_frame import find_best_frame
+from motion.settings import AnimationSettings, Motion, output_size
 from support.files import make_folder
 from support.streaming import spread, write_behind
 from visualizer import beside, draw_crop, enlarge, save_png
@@ -32,7 +43,46 @@ PREVIEW = 480              # height of the picture that shows the crops, pixels
 log = logging.getLogger(__name__)
 
 
+# ---------------------------------------------------------------------------- the Python API
+
+def animate(model, image, video, result=None, *, fps=25, **settings):
+    """Animate `image` by `video`: frames (H, W, 3) uint8 one by one; with `result`, the number of frames in that file.
+
+    model:    what `load` returned
+    image:    path, or (H, W, 3) uint8
+    video:    path of a video or of a folder of frames, or frames (H, W, 3) uint8 in order
+    result:   path of an mp4 or gif to write; None to yield the frames
+    fps:      frames per second of a `video` given as frames
+    settings: fields of motion.settings.AnimationSettings and of its Motion: size=512, crop='auto', relative=False, ...
+    raises:   UserError that names the file or setting
+    """
+    motion = Motion(**{field.name: settings.pop(field.name) for field in fields(Motion) if field.name in settings})
+    if isinstance(image, np.ndarray):
+        image = FrameList([image], 'image')
+    if not isinstance(video, (str, Path)):
+        video = FrameList(list(video), 'video', Fraction(fps))
+    settings = AnimationSettings(source_image=image, driving_video=video, result_video=result, motion=motion,
+                                 **settings)
+    return animated_frames(settings, model) if result is None else len(animate_files(settings, model))
+
+
 # ---------------------------------------------------------------------------- one animation
+
+class Opened(NamedTuple):
+    """The clips of AnimationSettings, ready for a model.
+
+    source:  (H, W, 3) uint8, or datasets.endless.EndlessClip, at the size of the result; None without a source
+    driving: clip as in datasets/video.py, or motion.template.MotionTemplate
+    show:    function of (source, driving, generated frame) that makes the frame of the result
+    detail:  see `Renderer.follow`
+    anchor:  index of the initial frame of relative motion; None for the one that Motion names
+    """
+    source: Any
+    driving: Any
+    show: Callable
+    detail: bool | None
+    anchor: int | None
+
 
 def animate_files(settings, renderer, watch=None):
     """Write the files that AnimationSettings name, `result_video` and `save_motion`; returns the driving clip.
@@ -42,8 +92,7 @@ def animate_files(settings, renderer, watch=None):
     raises:   UserError that names the file or flag
     """
     motion = settings.motion
-    source, driving, show = _open(settings, renderer.model)
-    anchor = driving.anchor if settings.driving_motion and motion.start == 'first' else None
+    source, driving, show, detail, anchor = _open(settings, renderer)
     if settings.save_motion:
         if source is not None and motion.relative and motion.start != 'first':
             anchor = find_best_frame(renderer, first_frame(source), driving)
@@ -53,28 +102,35 @@ def animate_files(settings, renderer, watch=None):
             if watch is not None:
                 watch()
             return show(*frames)
-        sound = settings.driving_video if settings.driving_video and Path(settings.driving_video).is_file() else None
-        write_animation(renderer, source, driving, settings.result_video, motion, anchor=anchor, show=watched,
-                        audio_from=sound)
+        write_animation(renderer, source, driving, settings.result_video, motion, anchor=anchor, detail=detail,
+                        show=watched, audio_from=_sound_of(settings.driving_video))
     return driving
 
 
-def write_animation(renderer, source, driving, result, motion=Motion(), *, anchor=None, show=None, audio_from=None):
+def animated_frames(settings, renderer):
+    """Yields the frames (H, W, 3) uint8 of the AnimationSettings' result; no file is written."""
+    source, driving, show, detail, anchor = _open(settings, renderer)
+    driven = renderer.follow(source, driving, settings.motion, anchor, detail)
+    for batch in driven.render(driving.frames()):
+        yield from map(show, batch.source, batch.driving, batch.frames)
+
+
+def write_animation(renderer, source, driving, result, motion=Motion(), *, show=None, audio_from=None, **how):
     """Let `source` follow `driving`, into the video file `result`; returns the number of frames.
 
-    renderer:     inference.Renderer
-    source:       (H, W, 3) uint8; or a clip, see datasets/endless.py, whose frame i follows the driver's frame i
-    driving:      clip as in datasets/video.py, at the model's image size, or motion.template.MotionTemplate
-    result:       path; appears whole or not at all, its folder is made
-    motion:       inference.Motion
-    anchor:       index of the initial frame of relative motion; None for the one that `motion` names
-    show:         function of (source, driving, generated frame) that makes the written frame; None: the generated one
-    audio_from:   file whose sound goes with the result, or None
-    raises:       UserError for a clip that cannot be read, an anchor outside it, a result that cannot be written
+    renderer:   inference.Renderer
+    source:     (H, W, 3) uint8; or a clip, see datasets/endless.py, whose frame i follows the driver's frame i
+    driving:    clip as in datasets/video.py, or motion.template.MotionTemplate
+    result:     path; appears whole or not at all, its folder is made
+    motion:     motion.settings.Motion
+    show:       function of (source, driving, generated frame) that makes the written frame; None: the generated one
+    audio_from: file whose sound goes with the result, or None
+    how:        `anchor` and `detail` of `Renderer.follow`
+    raises:     UserError for a clip that cannot be read, an anchor outside it, a result that cannot be written
     """
     result = Path(result)
     make_folder(result.parent)
-    driven = renderer.follow(source, driving, motion, anchor)
+    driven = renderer.follow(source, driving, motion, **how)
     with (tqdm(total=len(driving), unit='frame', desc=result.name, dynamic_ncols=True) as progress,
           VideoWriter(result, driving.fps, audio_from) as video):
         write_frames(video, driven, driving.frames(), show or _result_alone,
@@ -98,53 +154,74 @@ def write_frames(video, driven, frames, show, watch):
             watch(batch)
 
 
-def _open(settings, model):
-    """What `write_animation` takes: (source image, EndlessClip or None; driving clip or template; show)."""
-    files, background = {}, ImageColor.getrgb(settings.background)
+def _open(settings, renderer):
+    """The Opened of AnimationSettings; UserError that names the file or flag."""
+    openers, background = {}, ImageColor.getrgb(settings.background)
     if settings.source is not None:
-        opener = Still if settings.source_image else open_constant_rate
-        files['source'] = partial(opener, background=background), settings.source
-    if settings.driving_video:
-        files['driving'] = partial(open_constant_rate, background=background), settings.driving_video
-    prepare = _cropped if settings.crop == 'auto' else _squeezed
-    clips, paste = prepare(settings, files, model.params.image_size)
-    source, driving = clips.get('source'), clips.get('driving')
-    if driving is None:
-        driving = motion_template.load(settings.driving_motion, model)
-    if settings.source_image:
-        source = source.read([0])[0]
-    elif settings.source_video:
+        kind = open_constant_rate if settings.source_image is None else Still
+        openers['source'] = _opener(settings.source, functools.partial(kind, background=background))
+    if settings.driving_video is not None:
+        openers['driving'] = _opener(settings.driving_video,
+                                     functools.partial(open_constant_rate, background=background))
+    squares = _face_squares(settings, openers, renderer.size)
+
+    def frames(role, size):
+        if squares is None:
+            return openers[role](size)
+        return CroppedClip(openers[role](), squares[role], size)
+
+    driving = None if settings.driving_motion is None else motion_template.load(settings.driving_motion, renderer.model)
+    if settings.source is None:
+        return Opened(None, frames('driving', renderer.size), _result_alone, None, None)
+    own = squares['source'].side if squares else max(first_frame(openers['source']()).shape)
+    size = output_size(settings.size, renderer.size, own)
+    driving = driving or frames('driving', size if settings.side_by_side else renderer.size)
+    source = frames('source', size)
+    if settings.source_image is not None:
+        source = first_frame(source)
+    else:
         if source.fps != driving.fps:
             log.warning('%s has %.6g fps and its driver %.6g: frame follows frame, so the source plays at the rate of '
                         'the driver', settings.source, source.fps, driving.fps)
         source = EndlessClip(source, settings.source_end)
-    return source, driving, paste or (beside if settings.side_by_side else _result_alone)
+    show = (_paste_back(settings, openers['source'](), squares['source']) if settings.paste_back
+            else beside if settings.side_by_side else _result_alone)
+    anchor = driving.anchor if settings.driving_motion and settings.motion.start == 'first' else None
+    return Opened(source, driving, show, None if size == renderer.size else settings.detail == 'on', anchor)
+
+
+def _sound_of(driving):
+    """The file whose sound goes with the result: the driving video; None for a folder of frames, a clip, a template."""
+    return driving if isinstance(driving, (str, Path)) and Path(driving).is_file() else None
+
+
+def _opener(file, opener):
+    """A function of a size or None that opens a path by `opener`; or, of a clip, resizes it."""
+    if isinstance(file, (str, Path)):
+        return functools.partial(opener, file)
+    return lambda size=None: file if size is None else file.resized(size)
 
 
 # ---------------------------------------------------------------------------- crops
 
-def _squeezed(settings, files, size):
-    """({role: clip of the model's size}, None): whole frames."""
-    for opener, path in files.values():
-        warn_of_squeeze(path, opener(path).read([0])[0])
-    return {role: opener(path, size) for role, (opener, path) in files.items()}, None
-
-
-def _cropped(settings, files, size):
-    """({role: clip of the model's size}, function that pastes back or None): cut around the faces."""
+def _face_squares(settings, openers, size):
+    """{role: Square} around the faces; None for whole frames, with a warning for those that are not square."""
+    names = {'source': settings.source, 'driving': settings.driving}
+    names = {role: names[role] if isinstance(names[role], (str, Path)) else names[role].name for role in openers}
+    if settings.crop == 'none':
+        for role, opener in openers.items():
+            warn_of_squeeze(names[role], first_frame(opener()))
+        return None
     which = dict(zip(('source', 'driving'), (*settings.face_index, 0)))
-    clips = {role: opener(path) for role, (opener, path) in files.items()}
-    crops = find_faces([looked_at(clip) for clip in clips.values()], [path for _, path in files.values()],
-                       [which[role] for role in files], size, settings.preview)
-    squares = {role: crop.square for role, crop in zip(files, crops)}
-    paste = _paste_back(settings, clips['source'], squares['source']) if settings.paste_back else None
-    return {role: CroppedClip(clip, squares[role], size) for role, clip in clips.items()}, paste
+    crops = find_faces([looked_at(opener()) for opener in openers.values()], list(names.values()),
+                       [which[role] for role in openers], size, settings.preview)
+    return {role: crop.square for role, crop in zip(openers, crops)}
 
 
 def _paste_back(settings, source, square):
     """A function as `show` of `write_animation`: pastes frames into the uncropped frames of the source, in order."""
-    if settings.source_image:
-        paste = PasteBack(source.read([0])[0], square)
+    if settings.source_image is not None:
+        paste = PasteBack(first_frame(source), square)
         return lambda source, driving, frame: paste(frame)
     whole = EndlessClip(source, settings.source_end).frames()
     return lambda source, driving, frame: PasteBack(next(whole), square)(frame)
@@ -188,12 +265,14 @@ def find_faces(looks, names, face_index, size, preview):
     looks: of each file some frames (H, W, 3) uint8, uncropped
     The other arguments, and what is raised, as in `crop_to_faces`.
     """
-    make_folder(Path(preview).parent)
     with FaceDetector() as detector:
         crops = [find_crop(detector, *file) for file in zip(looks, names, face_index)]
     for crop, name in zip(crops, names):
         warn_of_small_faces(crop, name, size)
-    save_png(preview, beside(*(enlarge(draw_crop(crop.frame, crop.boxes, crop.square), PREVIEW) for crop in crops)))
+    if preview is not None:
+        make_folder(Path(preview).parent)
+        save_png(preview, beside(*(enlarge(draw_crop(crop.frame, crop.boxes, crop.square), PREVIEW)
+                                   for crop in crops)))
     return crops
 
 

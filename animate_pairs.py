@@ -43,7 +43,7 @@ class _Job(NamedTuple):
         return self.strip.with_name(f'{self.name}_crop.png')
 
 
-def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, made_by=''):
+def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, detail=None, made_by=''):
     """Animate every Case into `folder`: NUMBER_SOURCE--DRIVING.mp4 (source | driving | result), contact_sheet.png and
     list.csv, which `--mode evaluate --list` and this mode read.
 
@@ -51,6 +51,7 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
     keeps a strip of pictures per video, written after it, which says of which weights, settings and files it was made.
 
     crop_size: cut source and driving to this size around their faces first; None where they are crops already
+    detail:    see `Renderer.follow`; results have the size of the clips or crops unless it is None
     made_by:   whatever else makes this model differ from another one with the same weights
     The other arguments, and what is raised, as in `animate`.
     returns: paths of the videos, in the order of the pairs
@@ -60,7 +61,7 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
     folder = make_folder(folder)
     distributed.check_shared(folder)
     moments = make_folder(folder / 'moments')
-    made_by = [made_by, weights_hash(renderer.model), asdict(motion), crop_size, renderer.precision]
+    made_by = [made_by, weights_hash(renderer.model), asdict(motion), crop_size, detail, renderer.precision]
     names = [f'{i:03d}_{pair_name(case)}' for i, case in enumerate(cases)]
     jobs = [_Job(name, case, folder / f'{name}.mp4', moments / f'{name}.png', _stamp(made_by, case))
             for name, case in zip(names, cases)]
@@ -70,7 +71,7 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, m
               disable=distributed.rank() > 0) as progress:
         for job in todo:
             progress.set_postfix_str(job.name[:40])
-            _animate_pair(renderer, job, motion, crop_size, progress)
+            _animate_pair(renderer, job, motion, crop_size, detail, progress)
     shown = [jobs[i] for i in rows_of_sheet(len(jobs))]
     if all(job.finished() for job in shown):      # else another process has not come so far, and draws it
         sheet = contact_sheet([cells(np.asarray(Image.open(job.strip))) for job in shown],
@@ -99,7 +100,7 @@ def animate_alone(renderer, cases, folder, motion=Motion(), made_by=''):
             path.write_text(stamp, encoding='utf-8')
 
 
-def _animate_pair(renderer, job, motion, crop_size, progress):
+def _animate_pair(renderer, job, motion, crop_size, detail, progress):
     """Write the video of a pair, then its strip."""
     case, (at_source, moments) = job.case, job.case.moments()
     job.strip.unlink(missing_ok=True)
@@ -108,7 +109,7 @@ def _animate_pair(renderer, job, motion, crop_size, progress):
         image, driving, _ = crop_to_faces(image, case.driving, crop_size, job.crop,
                                           names=[_file(clip) for clip in (case.source, case.driving)])
         case = replace(case, driving=driving)
-    strip, driven = Strip(image, len(moments)), renderer.follow(image, case.driving, motion, case.anchor)
+    strip, driven = Strip(image, len(moments)), renderer.follow(image, case.driving, motion, case.anchor, detail)
 
     def watch(made):
         strip.add(made.driving, made.frames)

@@ -3,9 +3,9 @@
     renderer = Renderer(model, device, batch_size=8, precision='fp32')
     driven = renderer.follow(source_image, clip, motion.settings.Motion())  # encoded here, once
     for batch in driven.render(clip.frames()):                              # or clip.read([3, 17]), or any frames
-        batch.driving        # these frames of the driver, or their keypoints, where the clip is a MotionTemplate
-        batch.frames         # what became of them, (B, H, W, 3) uint8
-        batch.generated      # all that the model made: Generated with flows, occlusions, ...
+        batch.driving        # these frames of the driver; their keypoints where the clip is a MotionTemplate
+        batch.frames         # the result, (B, H, W, 3) uint8
+        batch.generated      # the model's output: Generated with flows, occlusions, ...
 
 Frames stream: the driver is read ahead in a thread of its own, and memory does not grow with the clip's length.
 """
@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from config.schema import PRECISIONS
+from datasets.still import resized
 from modules.talking_head import Generated, Keypoints, join
 from motion.best_frame import find_best_frame
+from motion.detail import large_frames
 from motion.settings import ABSOLUTE
 from motion.transfer import OneEuroFilter, RelativeMotion, absolute_motion
 from support.errors import UserError
 from support.streaming import read_ahead
 from support.transfer import Transfer
-from visualizer import from_bytes, to_bytes, to_tensor
+from visualizer import from_bytes, to_bytes
 
 
 # ---------------------------------------------------------------------------- rendering
@@ -46,6 +48,11 @@ class Renderer:
         self.batch_size, self.precision = batch_size, precision
         self.transfer = Transfer(self.device)
 
+    @property
+    def size(self):
+        """Side of the model's images, pixels."""
+        return self.model.params.image_size
+
     def in_fp32(self):
         """The same, at full precision."""
         return Renderer(self.model, self.device, self.batch_size)
@@ -54,14 +61,18 @@ class Renderer:
         """The context in which the networks run."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
 
-    def follow(self, source, driving=None, motion=ABSOLUTE, anchor=None):
-        """Encode `source`, and take bearings of the driver: a DrivenSource.
+    def follow(self, source, driving=None, motion=ABSOLUTE, anchor=None, detail=None):
+        """Encode `source` and prepare to follow the driver: a DrivenSource.
+
+        Frames of any square size are resized to the model's.
 
         source:  (H, W, 3) uint8; or a clip, whose frame i then follows the driver's frame i
-        driving: clip as in datasets/video.py, or MotionTemplate, of which the initial frame is read and the rate is
-                 taken; absolute motion that is not smoothed needs none
+        driving: clip as in datasets/video.py, or MotionTemplate, for its initial frame and its rate; absolute motion
+                 without smoothing needs none
         motion:  Motion
-        anchor:  index of the initial frame; None: the one that `motion.start` says
+        anchor:  index of the initial frame; None for the one that `motion.start` names
+        detail:  make frames of the source's size instead of the model's: True with the source's detail
+                 (motion/detail.py), False by plain enlargement; None for the model's size
         raises:  UserError for an anchor outside of the clip, or a clip that cannot be read
         """
         image, initial = first_frame(source), None
@@ -70,11 +81,18 @@ class Renderer:
                 anchor = find_best_frame(self, image, driving, landmarks=motion.start == 'nearest')
             initial = self.initial_frame(driving, anchor or 0)
         calm = OneEuroFilter(motion.smooth, driving.fps) if motion.smooth else None
-        return DrivenSource(self, image, initial, motion.adapt_scale, calm, None if image is source else source)
+        return DrivenSource(self, image, initial, motion.adapt_scale, smooth=calm,
+                            clip=None if image is source else source, detail=detail)
 
     def images(self, frames):
-        """Frames (H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]; None for Keypoints, which a template has instead."""
-        return None if isinstance(frames[0], Keypoints) else from_bytes(self.transfer.up(np.stack(frames)))
+        """Frames (H, W, 3) uint8 -> (B, 3, h, h) in [-1, 1] at the model's size; None for a template's Keypoints."""
+        if isinstance(frames[0], Keypoints):
+            return None
+        return self.whole_images([resized(frame, self.size) for frame in frames])
+
+    def whole_images(self, frames):
+        """Frames (H, W, 3) uint8 of one size -> (B, 3, H, W) in [-1, 1]."""
+        return from_bytes(self.transfer.up(np.stack(frames)))
 
     @torch.inference_mode()
     def keypoints(self, frames, images=None):
@@ -99,15 +117,16 @@ def first_frame(source):
 
 @dataclass
 class Rendered:
-    """A batch of driving frames and what became of them.
+    """A batch of driving frames and the result.
 
     source:    list of B frames (H, W, 3) uint8, the same one B times unless the source is a clip
     driving:   list of B frames (H, W, 3) uint8, or of their Keypoints
-    images:    the frames as a tensor, (B, 3, H, W) in [-1, 1]; None of Keypoints
+    images:    the frames as a tensor, (B, 3, h, h) in [-1, 1] at the model's size; None of Keypoints
     found:     Keypoints of the driving frames
     pose:      the Keypoints that were rendered, after smoothing and transfer
     generated: Generated
-    coming:    gives the prediction, (B, H, W, 3) uint8, and whether it is finite, once they are in main memory
+    coming:    functions that return the frames (B, H, W, 3) uint8, and whether the prediction is finite, once they are
+               in main memory
     """
     source: list
     driving: list
@@ -119,7 +138,7 @@ class Rendered:
 
     @functools.cached_property
     def frames(self):
-        """The prediction, (B, H, W, 3) uint8."""
+        """The result, (B, H, W, 3) uint8."""
         return self.coming[0]()
 
     def checked(self):
@@ -132,14 +151,17 @@ class DrivenSource:
     """A source, still or moving, that follows a driver; made by `Renderer.follow`.
 
     source: (H, W, 3) uint8, the still, or the first frame of the clip
-    image:  the same, (1, 3, H, W) in [-1, 1]
+    image:  the same, (1, 3, h, h) in [-1, 1] at the model's size
     state:  the model's SourceState of it
     clip:   the moving source; None for a still
+    detail: see `Renderer.follow`
     """
 
-    def __init__(self, renderer, source, initial=None, adapt_scale=False, smooth=None, clip=None):
-        self.renderer, self.model, self.smooth, self.source, self.clip = renderer, renderer.model, smooth, source, clip
-        self.image, self.transfer = to_tensor([source], renderer.device), absolute_motion
+    def __init__(self, renderer, source, initial=None, adapt_scale=False, *, smooth=None, clip=None, detail=None):
+        self.renderer, self.model, self.source, self.clip = renderer, renderer.model, source, clip
+        self.smooth, self.detail = smooth, detail
+        self.image, self.transfer = renderer.images([source]), absolute_motion
+        self.large = None if detail is None else renderer.whole_images([source])
         with torch.inference_mode(), renderer.autocast():
             self.state = self.model.encode_source(self.image)
         if initial is not None:
@@ -183,9 +205,17 @@ class DrivenSource:
     def _rendered(self, sources, driving, images, source_images):
         """The Rendered of a batch, on its way into main memory."""
         found, pose, generated = self._make(driving, images, source_images)
-        down, prediction = self.renderer.transfer.down, generated.prediction
-        coming = down(to_bytes(prediction)), down(prediction.isfinite().all())
+        down = self.renderer.transfer.down
+        coming = down(self.pixels(generated, sources)), down(generated.prediction.isfinite().all())
         return Rendered(sources, driving, images, found, pose, generated, coming)
+
+    @torch.inference_mode()
+    def pixels(self, generated, sources):
+        """The frames of a Generated, (B, H, W, 3) uint8 on the device; sources: the B frames that it was made of."""
+        if self.detail is None:
+            return to_bytes(generated.prediction)
+        large = self.large if self.clip is None else self.renderer.whole_images(sources)
+        return large_frames(generated, large, self.detail)
 
     @torch.inference_mode()
     def _make(self, driving, images, source_images):

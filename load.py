@@ -11,6 +11,7 @@ from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoi
 from modules.build import build_model
 from modules.memory import check_frame
 from support import hardware
+from support.checkpoints import newest_checkpoint, shipped_weights
 from support.errors import UserError
 from support.weights import load_weights
 
@@ -40,6 +41,16 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     hardware.keep_freed_memory()
     hardware.flush_denormals()
     return hardware.adapted(config, device), model.to(device, memory_format=torch.channels_last).eval()
+
+
+def load(checkpoint=None, device='auto'):
+    """A model ready to animate, an inference.Renderer: of a checkpoint, or the one that comes with the project.
+
+    checkpoint: path of a checkpoint file or of a run folder
+    device:     auto, cpu, cuda, cuda:N or mps
+    raises:     UserError for a missing or damaged checkpoint, a device that is not there
+    """
+    return animation_renderer(*load_model(newest_checkpoint(checkpoint or shipped_weights()), device=device))
 
 
 def _read(checkpoint, run):

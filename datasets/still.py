@@ -93,3 +93,25 @@ class Still:
 
     def frames(self):
         return iter(self.read([0]))
+
+
+class FrameList:
+    """Frames (H, W, 3) uint8 in memory as a clip; the interface is that of datasets/video.py."""
+
+    def __init__(self, frames, name, fps=Fraction(1)):
+        self.name, self.fps, self._frames = name, fps, frames
+        if not frames or any(frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 for frame in frames):
+            raise UserError(f'{name}: expected frames (H, W, 3) uint8, at least one')
+
+    def resized(self, size):
+        """The same clip at (size, size)."""
+        return FrameList([resized(frame, size) for frame in self._frames], self.name, self.fps)
+
+    def __len__(self):
+        return len(self._frames)
+
+    def read(self, indices):
+        return [self._frames[i] for i in indices]
+
+    def frames(self):
+        return iter(self._frames)

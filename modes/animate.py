@@ -1,15 +1,18 @@
 """Animate a source image or video by a driving video or a motion template; without one, pairs of the config.
 
-    python run.py --mode animate --checkpoint model.pt --source_image X.png --driving_video Y.mp4 --result_video Z.mp4
+    python run.py --mode animate --source_image me.jpg --driving_video clip.mp4 --size 512 --crop auto
     python run.py --mode animate --checkpoint model.pt --driving_video Y.mp4 --save_motion smile.npz
     python run.py --mode animate --checkpoint model.pt --source_video X.mp4 --driving_motion smile.npz
+
+Without --checkpoint, the newest checkpoint of the run is used, or the model that comes with the project.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from modes.options import add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path
-from motion.settings import AnimationSettings, Motion
+from modes.options import (
+    add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
+from motion.settings import AnimationSettings, Motion, output_size
 from support.errors import UserError
 
 FILES = 'source_image', 'source_video', 'driving_video', 'driving_motion', 'save_motion'
@@ -23,6 +26,7 @@ def add_arguments(parser):
 
 def run(options):
     check(options)
+    use_shipped(options)
     with process_group(options.device) as device:
         run_on(options, device)
 
@@ -43,12 +47,14 @@ def check(options):
     if is_one(options):
         settings = AnimationSettings.of(options)
         if settings.source is None:
-            refuse(options, ('--result_video', '--side_by_side', '--paste_back', '--find_best_frame'),
+            refuse(options, ('--result_video', '--side_by_side', '--paste_back', '--find_best_frame', '--size'),
                    'without a source')
         if settings.result_video or settings.source is None:
             refuse_run_folder(options, '--result_video' if settings.source else '--save_motion')
     else:
         Motion.of(options)
+        if options.size == 'source':
+            raise UserError('--size source needs --source_image or --source_video: pairs have one size; give pixels')
         refuse(options, ('--result_video', '--side_by_side', '--face_index', '--paste_back', '--background'),
                'without --source_image: pairs have their folder, and show source | driving | result')
 
@@ -63,13 +69,15 @@ def run_pairs(options, config, model):
     from evaluation.pairs import find_pairs
     from load import animation_renderer
     from support import distributed
-    params, size, crops = config.animate_params, config.model_params.image_size, options.crop == 'auto'
+    params, own, crops = config.animate_params, config.model_params.image_size, options.crop == 'auto'
+    size = output_size(options.size, own, own)
     if crops and not params.pairs_list:
         raise UserError('--crop auto needs --source_image or animate_params.pairs_list: test clips are crops already')
     cases = find_pairs(params.pairs_list, config.dataset_params, None if crops else size, params.num_pairs, params.seed)
     folder = run_path(options) / 'animation'
     animate_pairs(animation_renderer(config, model), cases, folder, Motion.of(options),
-                  crop_size=size if crops else None, made_by=repr(config.model_params))
+                  crop_size=size if crops else None, detail=None if size == own else options.detail == 'on',
+                  made_by=repr(config.model_params))
     if distributed.rank() == 0:
         print(f'{len(cases)} videos, list.csv and contact_sheet.png are in {folder}')
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from figures.selection import Zoom, parse_frames, parse_zoom
 from modes.options import add_methods, check_methods, named, refuse, renderers
 from motion.settings import Motion
+from support.checkpoints import shipped_weights
 from support.errors import UserError
 
 
@@ -47,7 +48,7 @@ def run(options):
 def check(options):
     """UserError for flags that do not fit together."""
     if not options.checkpoints and not options.generated:
-        raise UserError('nothing to compare: give methods by --checkpoints and --generated')
+        options.checkpoints = [shipped_weights()]
     if bool(options.list) == bool(options.source_image or options.driving_video):
         raise UserError('give either --list, or --source_image and --driving_video')
     if not options.list and not (options.source_image and options.driving_video):

@@ -7,7 +7,8 @@
 import logging
 from pathlib import Path
 
-from modes.options import add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path
+from modes.options import (
+    add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
 from support.errors import UserError
 
 FIRST_CLIPS = 3           # test clips that are drawn without --source_image
@@ -42,6 +43,7 @@ def run(options):
         raise UserError(f'--code_frames {options.code_frames}: must not be negative')
     if options.out:
         refuse_run_folder(options, '--out')
+    use_shipped(options)
     with process_group(options.device) as device:
         from figures.inspect import InspectOptions, inspect
         from support import distributed

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from motion.settings import Motion
+from support.checkpoints import checkpoints_in, newest_checkpoint, shipped_weights
 from support.errors import UserError
 from support.files import split_assignment
 
@@ -35,7 +36,7 @@ def add_device(parser):
 def add_model(parser):
     """What `load_model` reads."""
     add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
-    parser.add_argument('--checkpoint', type=checkpoint, metavar='FILE',
+    parser.add_argument('--checkpoint', type=newest_checkpoint, metavar='FILE',
                         help='weights to use, or the run folder that has them; default: the newest of --run_name')
     add_run_folder(parser)
 
@@ -74,15 +75,11 @@ def refuse_run_folder(options, where):
 
 # ---------------------------------------------------------------------------- what they lead to
 
-def checkpoint(text):
-    """Path of a checkpoint as a string: of a run folder its newest one, of anything else itself; UserError."""
-    path = Path(text)
-    if not path.is_dir():
-        return text
-    found = sorted(file for file in path.glob('checkpoints/*.pt') if file.stem.isdigit())
-    if not found:
-        raise UserError(f'{path}: holds no checkpoint; of a run folder they lie in {path / "checkpoints"}')
-    return str(found[-1])
+def use_shipped(options):
+    """Let --checkpoint default to the weights that come with the project, where no run is named and none is there."""
+    if not options.checkpoint and not {'--config', '--run_name', '--log_dir'} & options.given:
+        if not checkpoints_in(run_path(options)):
+            options.checkpoint = shipped_weights()
 
 
 def run_path(options):
@@ -113,7 +110,7 @@ def named(options):
     for name, path in folders:
         if name is None or not path.is_dir():
             raise UserError(f'--generated {path}: expected NAME=FOLDER, a folder that is there')
-    checkpoints = [(name, Path(checkpoint(path))) for name, path in checkpoints]
+    checkpoints = [(name, Path(newest_checkpoint(path))) for name, path in checkpoints]
     checkpoints = [(name or _name_of(path), path) for name, path in checkpoints]
     names = [name for name, _ in checkpoints + folders]
     for name in names:

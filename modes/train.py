@@ -10,8 +10,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from modes.options import (
-    DEFAULT_CONFIG, add_config, add_device, add_run_folder, checkpoint, process_group, refuse, training_config,
-    training_path)
+    DEFAULT_CONFIG, add_config, add_device, add_run_folder, process_group, refuse, training_config, training_path)
+from support.checkpoints import newest_checkpoint
 from support.errors import check_config_path
 from support.files import writing
 
@@ -20,7 +20,7 @@ def add_arguments(parser):
     add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
     add_run_folder(parser)
     parser.add_argument('--resume', metavar='RUN', help='go on with the run in this folder, with its config')
-    parser.add_argument('--checkpoint', type=checkpoint, metavar='FILE',
+    parser.add_argument('--checkpoint', type=newest_checkpoint, metavar='FILE',
                         help="begin a new run with this one's weights, or those of this run folder, from step 0")
     add_device(parser)
 

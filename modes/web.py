@@ -3,7 +3,8 @@
     pip install -r requirements-extra.txt
     python run.py --mode web --checkpoint log/demo-64 model.pt
 
-It listens on this machine only, unless --host is given. Without --checkpoint it loads the newest run below log/.
+It listens on this machine only, unless --host is given. Without --checkpoint it loads the newest run below log/, or
+the model that comes with the project.
 """
 
 import functools
@@ -12,6 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from modes.options import add_device, add_set, named
+from support.checkpoints import shipped_weights
 from support.errors import UserError
 
 LOG_DIR = Path('log')
@@ -58,10 +60,10 @@ def address_of(options):
 
 
 def newest_run():
-    """The most recently written run folder below log/. UserError without one."""
+    """The most recently written run folder below log/, or the weights that come with the project. UserError."""
     found = sorted(LOG_DIR.glob('*/checkpoints/*.pt'), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f'no run below {LOG_DIR}/; give --checkpoint, or train the demo: python run.py --mode demo')
+        return shipped_weights()
     log.info('loading the newest run, %s', found[-1].parents[1])
     return str(found[-1].parents[1])
 

@@ -79,13 +79,13 @@ def resize_flow(flow, size, align_corners=True):
     return resize(flow.permute(0, 3, 1, 2), size, align_corners).permute(0, 2, 3, 1)
 
 
-def sample(x, flow, align_corners=True, padding_mode='zeros'):
+def sample(x, flow, align_corners=True, padding_mode='zeros', mode='bilinear'):
     """Read x (B, C, H, W) at the positions `flow` (B, h, w, 2) -> (B, C, h, w), in x's type.
 
     Positions are at least fp32: near the border, bf16 rounds them to half a pixel of 256.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.grid_sample(x.to(wide), flow.to(wide), mode='bilinear', padding_mode=padding_mode,
+    return F.grid_sample(x.to(wide), flow.to(wide), mode=mode, padding_mode=padding_mode,
                          align_corners=align_corners).to(x.dtype)
 
 

@@ -12,6 +12,7 @@ from support.errors import UserError
 from support.files import refuse_overwriting
 
 STARTS = ('first', 'nearest', 'nearest-keypoints')
+MOST_SIZE = 4096           # side of a result, pixels
 
 
 def setting(default, help=None, **flag):
@@ -26,6 +27,25 @@ def setting(default, help=None, **flag):
 def switch(flag, help):
     """A field that is False unless its flag is given."""
     return setting(False, constants={flag: (True, help)})
+
+
+def parse_size(text):
+    """'source' or pixels, of `AnimationSettings.size`; ValueError."""
+    return text if text == 'source' else int(text)
+
+
+def output_size(size, model, source):
+    """Side of a result in pixels; UserError for one below the model's.
+
+    size:   'source', pixels, or None for the model's
+    model:  side of the model's images, pixels
+    source: side of the source's own pixels
+    """
+    if size == 'source':
+        return min(max(source, model), MOST_SIZE)
+    if size is not None and not model <= size <= MOST_SIZE:
+        raise UserError(f"--size {size}: must be {model}, the size of the model's images, to {MOST_SIZE}")
+    return size or model
 
 
 class Settings:
@@ -116,6 +136,11 @@ class AnimationSettings(Settings):
                                       'source', metavar='FILE.npz')
     result_video: str | None = setting(None, 'result, mp4 or gif; default: in the run folder')
     motion: Motion = Motion()
+    size: int | str | None = setting(None, f'side of the result in pixels, up to {MOST_SIZE}, or "source": the size of '
+                                     "the source's own pixels; default: the model's images, with --paste_back source",
+                                     type=parse_size, metavar='N|source')
+    detail: str = setting('on', "where the result is larger than the model's images: carry the source's detail along "
+                          'the flow (on, default), or enlarge alone (off)', choices=('on', 'off'))
     crop: str = setting('none', 'auto: crop source and driver to a square around the face; RESULT_crop.png shows both '
                         'crops', choices=('none', 'auto'))
     face_index: tuple[int, ...] = setting((0,), 'with --crop auto: number of the face in source and driver; 0 '
@@ -143,6 +168,8 @@ class AnimationSettings(Settings):
         if len(self.face_index) > 2 or min(self.face_index) < 0:
             raise UserError('--face_index: expected the number of a face in the source and, optionally, one in the '
                             'driver, counted from 0')
+        if self.size is None and self.paste_back:
+            object.__setattr__(self, 'size', 'source')
         if self.crop == 'none' and (self.paste_back or any(self.face_index)):
             raise UserError(f'{"--paste_back" if self.paste_back else "--face_index"} needs --crop auto')
         if not re.fullmatch('white|black|#[0-9a-fA-F]{6}', self.background):

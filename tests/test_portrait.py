@@ -239,7 +239,8 @@ def test_settings_are_their_command_line():
                                  paste_back=True)
     words = settings.arguments()
     assert AnimationSettings.of(run.parse(['--mode', 'animate', *words])[0]) == settings
-    assert words[6:] == ['--absolute', '--smooth', '0.5', '--crop', 'auto', '--face_index', '1', '0', '--paste_back']
+    assert words[6:] == ['--absolute', '--smooth', '0.5', '--size', 'source', '--crop', 'auto', '--face_index', '1',
+                         '0', '--paste_back']
 
 
 def test_what_is_raised_while_watching_ends_the_animation(files, tmp_path):

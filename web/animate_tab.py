@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from motion.settings import AnimationSettings
+from motion.settings import AnimationSettings, parse_size
 from support.errors import UserError
 from web import jobs
 from web.controls import (
@@ -104,6 +104,11 @@ def _options(page):
             page['driving_face'] = gr.Dropdown([0], value=0, label='Driver face', info='0 is the largest')
             page['show'] = gr.Radio([ALONE, BESIDE, PASTED], value=ALONE, label='Show')
         with gr.Row():
+            page['size'] = gr.Radio(['model', '256', '512', '1024', 'source'], value='model', label='Size',
+                                    info='Of the result, in pixels; of the model, or of the source')
+            page['detail'] = gr.Radio(['on', 'off'], value='on', label='Detail of the source',
+                                      info='Where the result is larger than the model\'s images')
+        with gr.Row():
             motion(page)
         with gr.Row():
             page['source_end'] = gr.Radio(['loop', 'hold'], value='loop', label='End of a source video', min_width=200,
@@ -133,7 +138,8 @@ def settings_of(context, session, chosen):
     return AnimationSettings(
         **files, source_end=chosen['source_end'] if source == 'source_video' else 'loop',
         save_motion=str(folder / 'motion.npz') if chosen['save_motion'] else None,
-        result_video=str(folder / 'animation.mp4'), motion=motion_of(chosen), crop='auto' if cut else 'none',
+        result_video=str(folder / 'animation.mp4'), motion=motion_of(chosen), detail=chosen['detail'],
+        size=None if chosen['size'] == 'model' else parse_size(chosen['size']), crop='auto' if cut else 'none',
         face_index=(chosen['source_face'], chosen['driving_face']) if cut else (0,),
         paste_back=chosen['show'] == PASTED, side_by_side=chosen['show'] == BESIDE)
 

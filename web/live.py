@@ -23,25 +23,26 @@ class LiveFrame(NamedTuple):
     seconds: float
 
 
-def render(worker, session, checkpoint, source, camera, anew):
+def render(worker, session, checkpoint, source, camera, size, anew):
     """The LiveFrame of a camera frame, bytes of a JPEG, PNG or WebP.
 
     source: path of the portrait
+    size:   side of the result in pixels; a larger model keeps its own
     anew:   use this frame as the reference of relative motion, as the first of a session always is
     """
-    from visualizer import to_uint8
     started = time.monotonic()
     model = worker.model(checkpoint)
     frame = _square(camera, model.size)
     held = worker.state.setdefault('live', OrderedDict())
-    key = (checkpoint, source)
+    key = (checkpoint, source, size)
     if anew or held.get(session, (None,))[0] != key:
-        held[session] = key, _follow(model, source, frame)
+        held[session] = key, _follow(model, source, size, frame)
         while len(held) > MOST_SESSIONS:
             held.popitem(last=False)
     held.move_to_end(session)
-    _, _, generated = held[session][1]([frame])
-    return LiveFrame(_jpeg(to_uint8(generated.prediction)[0]), time.monotonic() - started)
+    driven = held[session][1]
+    _, _, generated = driven([frame])
+    return LiveFrame(_jpeg(driven.pixels(generated, [driven.source])[0].cpu().numpy()), time.monotonic() - started)
 
 
 def forget(worker, session):
@@ -49,12 +50,13 @@ def forget(worker, session):
     worker.state.get('live', {}).pop(session, None)
 
 
-def _follow(model, source, frame):
+def _follow(model, source, size, frame):
     """The DrivenSource of a portrait, with this frame as reference of relative motion."""
     from datasets.still import read_image, resized
     from inference import DrivenSource
     check_picture(source)
-    return DrivenSource(model.renderer, resized(read_image(source), model.size), initial=frame)
+    image = resized(read_image(source), max(size, model.size))
+    return DrivenSource(model.renderer, image, initial=frame, detail=True if size > model.size else None)
 
 
 def _square(camera, size):
@@ -67,6 +69,7 @@ def _square(camera, size):
         with Image.open(io.BytesIO(camera)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UserError('the frames of the camera are too large')
+            image.draft('RGB', (size, size))         # of a JPEG, decode no more than is needed
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             return resized(np.asarray(image.convert('RGB').crop((left, top, left + side, top + side))), size)

@@ -11,7 +11,8 @@ from web import live
 from web.controls import PageContext, camera, model, note, picture, trouble
 from web.worker import Cancelled
 
-STREAM_EVERY = 0.05        # seconds between two frames sent by the browser
+STREAM_EVERY = 0.04        # seconds between two frames sent by the browser
+SIZES = 256, 512           # of the result, pixels; a larger model keeps its own
 LONGEST = 3600             # seconds of one stream, at most
 
 
@@ -40,11 +41,12 @@ def add_live(context: PageContext):
         with gr.Column(min_width=280):
             which = model(context)
             shown = gr.HTML(elem_id='live')
+            size = gr.Radio(SIZES, value=SIZES[0], label='Size of the result, pixels')
     reference = gr.Button('Use the current pose as reference', elem_id='reference')
     status = gr.HTML(note('Motion is relative to the first frame: take the pose of the portrait, then press Record. '
                           'Frames that arrive while the worker is busy are dropped.'), elem_id='live-status')
 
-    def drive(frame, source, which, request: gr.Request):
+    def drive(frame, source, which, size, request: gr.Request):
         arrived, session = time.monotonic(), request.session_hash
         if frame is None:
             return gr.skip(), gr.skip()
@@ -59,7 +61,7 @@ def add_live(context: PageContext):
             anew = session in sessions.anew
             sessions.anew.discard(session)
             job = functools.partial(live.render, session=session, checkpoint=context.models[which], source=path,
-                                    camera=frame, anew=anew)
+                                    camera=frame, size=size, anew=anew)
             made = context.worker.ask(session, job).result()
         except UserError as error:
             return gr.skip(), trouble(context.files.shown(str(error), source))
@@ -74,7 +76,7 @@ def add_live(context: PageContext):
     def take_reference(request: gr.Request):
         sessions.anew.add(request.session_hash)
 
-    film.stream(drive, [film, source, which], [shown, status], stream_every=STREAM_EVERY, time_limit=LONGEST,
+    film.stream(drive, [film, source, which, size], [shown, status], stream_every=STREAM_EVERY, time_limit=LONGEST,
                   concurrency_limit=None, show_progress='hidden', api_name=False)
     reference.click(take_reference, queue=False, api_name=False)
     def forget(session):

@@ -2,6 +2,7 @@
 
 import weakref
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class ToyHead(TalkingHead):
 
     def __init__(self, num_kp=5):
         super().__init__()
+        self.params = SimpleNamespace(image_size=SIZE)
         self.heat = nn.Conv2d(3, num_kp, 3, padding=1)
         nn.init.normal_(self.heat.weight, std=2)
         self.sources_encoded, self.largest_batch = 0, 0
@@ -103,6 +105,7 @@ class Mirror(TalkingHead):
 
     def __init__(self, tint=0.):
         super().__init__()
+        self.params = SimpleNamespace(image_size=None)      # any
         self.tint = tint
 
     def keypoints(self, image):
