@@ -1,12 +1,12 @@
-"""The run folder: checkpoints, scalars, pictures, plain log.
+"""The run folder: config, checkpoints, scalars, pictures, logs.
 
     log/<run>/config.yaml                  the resolved config
-             /origin.json                  of a run that began with another one's weights: which
-             /checkpoints/00012500.pt      everything that training needs to go on
+             /origin.json                  the checkpoint that the initial weights came from, if any
+             /checkpoints/00012500.pt      the state that training resumes from
              /pictures/00012500.png        validation: source, driving, prediction, flows, occlusions
-             /log.txt  log.jsonl           the same figures for people and for scripts
+             /log.txt  log.jsonl           scalars, for people and for scripts
              /alarms.jsonl                 rules that training broke (curves/rules.py)
-             /tensorboard/                 ... and for TensorBoard
+             /tensorboard/                 scalars and pictures for TensorBoard
 """
 
 import json
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Where one run keeps what it makes. Only rank 0 of a distributed run writes."""
+    """The output folder of one run. Only rank 0 of a distributed run writes."""
 
     def __init__(self, path, writes=True):
         self.path = Path(path)
@@ -65,7 +65,7 @@ class RunFolder:
     # Checkpoints
 
     def save(self, state, step, keep):
-        """Write the checkpoint of `step` whole or not at all, then remove all but the newest `keep`."""
+        """Write the checkpoint of `step` atomically, then delete all but the newest `keep`."""
         if not self.writes:
             return
         path = self.checkpoints / f'{step:08d}.pt'
@@ -75,19 +75,19 @@ class RunFolder:
         log.info('saved %s', path)
 
     def newest(self):
-        """(path, state) of the newest checkpoint that is whole, None if there is none at all.
+        """(path, state) of the newest intact checkpoint; None without checkpoints.
 
-        Damaged ones are named and passed over; UserError where all are, as a run that began anew would replace them.
+        Damaged ones are logged and skipped. Raises UserError if all are damaged, as a new run would replace them.
         """
         paths = self.steps()
         for path in reversed(paths):
             try:
                 return path, read_checkpoint(path)
             except UserError as error:
-                log.warning('%s; trying the one before', error)
+                log.warning('%s; trying the previous one', error)
         if paths:
             raise UserError(f'{self.checkpoints}: all {len(paths)} checkpoints are damaged; restore one, or move them '
-                            'away to begin anew')
+                            'away to start again')
         return None
 
     def steps(self):
@@ -97,7 +97,7 @@ class RunFolder:
     # Scalars and pictures
 
     def scalars(self, step, values):
-        """One line of figures for `step`: dict of name -> float; 'group/name' groups them."""
+        """Log {name: float} of `step`; 'group/name' groups scalars."""
         if not self.writes:
             return
         self._append('log.jsonl', json.dumps({'step': step} | values))
@@ -107,16 +107,16 @@ class RunFolder:
                 self._board().add_scalar(name if '/' in name else f'loss/{name}', value, step)
 
     def figures(self):
-        """What has been logged so far: {'step': ..., name: value} line by line; a line that is cut is passed over."""
+        """The logged scalars, a list of {'step': ..., name: value}; truncated lines are skipped."""
         return [json.loads(line) for line in self._lines('log.jsonl') if _step_of(line) < float('inf')]
 
     def alarm(self, step, rule, text):
-        """Keep that a rule was found broken at `step`, and what was said of it."""
+        """Log that a rule was violated at `step`, with its message."""
         if self.writes:
             self._append('alarms.jsonl', json.dumps({'step': step, 'rule': rule, 'text': text}))
 
     def picture(self, step, image):
-        """A picture (H, W, 3) uint8 of `step`."""
+        """Save the picture (H, W, 3) uint8 of `step`."""
         if not self.writes:
             return
         save_png(self.pictures / f'{step:08d}.png', image)
@@ -124,7 +124,7 @@ class RunFolder:
             self._board().add_image('validation', image, step, dataformats='HWC')
 
     def rewind(self, step):
-        """Drop figures and alarms of steps after `step`, which a resumed run is about to make again."""
+        """Delete scalars and alarms after `step`, which a resumed run logs again."""
         self._begins = step + 1
         for name in ('log.jsonl', 'log.txt', 'alarms.jsonl'):
             lines = self._lines(name)
@@ -141,12 +141,12 @@ class RunFolder:
             file.write(line + '\n')
 
     def close(self):
-        """Finish; of a run that never began, nothing is left."""
+        """Close the writer; delete the folder of a run that never started."""
         if self._tensorboard is not None:
             with writing(self.path / 'tensorboard'):
                 self._tensorboard.close()
         if self.writes and not (self.path / 'config.yaml').exists():
-            with suppress(OSError):         # something else is in there
+            with suppress(OSError):         # the folder holds other files
                 self.checkpoints.rmdir()
                 self.pictures.rmdir()
                 (self.path / 'run.log').unlink(missing_ok=True)
@@ -154,13 +154,13 @@ class RunFolder:
 
     def _board(self):
         if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and used by training only
             self._tensorboard = SummaryWriter(self.path / 'tensorboard', purge_step=self._begins)
         return self._tensorboard
 
 
 def _step_of(line):
-    """Of a line of log.jsonl, alarms.jsonl or log.txt; infinity for one that was cut, the last of a killed run."""
+    """The step of a line of log.jsonl, alarms.jsonl or log.txt; infinity for a line truncated by a killed run."""
     try:
         return json.loads(line)['step'] if line.startswith('{') else int(line[:8])
     except (ValueError, KeyError):
@@ -170,22 +170,22 @@ def _step_of(line):
 # ---------------------------------------------------------------------------- checkpoint files
 
 def write_checkpoint(path, state):
-    """Write `state` to `path`, whole or not at all; UserError where it cannot be written."""
+    """Write `state` to `path` atomically. UserError if it cannot be written."""
     save_tensors(path, {'format': CHECKPOINT_FORMAT} | state)
 
 
 def read_checkpoint(path):
-    """A checkpoint of this project as a dict; UserError if it is anything else.
+    """Read a checkpoint of this project as a dict; UserError for any other file.
 
-    Also of a safetensors file, which holds the weights for inference alone (tools/release_weights.py).
+    A safetensors file holds the weights for inference alone (tools/release_weights.py).
     """
     state = _read_release(path) if Path(path).suffix == '.safetensors' else load_tensors(path)
     if not isinstance(state, dict) or state.get('format') != CHECKPOINT_FORMAT:
-        raise UserError(f'{path}: is no checkpoint of this project; published weights come in by --mode import')
+        raise UserError(f'{path}: is not a checkpoint of this project; import published weights with --mode import')
     parts = {'config': dict, 'step': int, 'model': dict, 'ema': dict}
     for part, kind in parts.items():
         if not isinstance(state.get(part), kind):
-            raise UserError(f'{path}: is damaged, or was not written by this project: {part} is no {kind.__name__}')
+            raise UserError(f'{path}: is damaged or not a checkpoint of this project: {part} is not a {kind.__name__}')
     return state
 
 
@@ -205,14 +205,14 @@ def checkpoint_config(state, path):
 
 
 def load_config(path, overrides, checkpoint=None):
-    """The config of a YAML file, or the one inside of a checkpoint file where `path` is None, with its overrides."""
+    """The config of a YAML file, or of the checkpoint if `path` is None, with overrides applied."""
     if path is not None:
         return schema.load(path, overrides)
     return schema.override(checkpoint_config(read_checkpoint(checkpoint), checkpoint), overrides)
 
 
 def check_same_model(config, state, path, but=()):
-    """UserError naming what differs if `config` describes another model than the checkpoint's.
+    """UserError that names the differences if `config` describes another model than the checkpoint.
 
     but: keys of model_params that may differ
     """
@@ -223,5 +223,5 @@ def check_same_model(config, state, path, but=()):
     if found:
         named = [f'{key} is {theirs!r} there and {ours!r} in the config' for key, (theirs, ours) in found.items()]
         more = f', and {len(named) - 3} more keys differ' if len(named) > 3 else ''
-        raise UserError(f'{path}: is of another model: {", ".join(named[:3])}{more}; give the --config it was trained '
-                        'with, or none')
+        raise UserError(f'{path}: holds another model: {", ".join(named[:3])}{more}; give the --config it was trained '
+                        'with, or omit --config')

@@ -1,6 +1,6 @@
-"""Pictures: between 8-bit frames and the model's tensors, drawn for the eye, and saved.
+"""Converts frames to tensors and back, draws flows, errors and keypoints, lays out sheets, saves PNGs.
 
-A frame or image is a numpy array (H, W, 3), uint8, RGB. Nothing here draws on its arguments.
+A frame or image is a NumPy array (H, W, 3), uint8, RGB. No function modifies its arguments.
 """
 
 import colorsys
@@ -16,10 +16,10 @@ from support.files import write_picture, written_whole
 CELL = 192             # height of every cell of a sheet, pixels
 MARGIN = 4             # between cells, pixels
 TEXT = 16              # height of the text, pixels
-STRIP = TEXT + 8       # height of a line of text with its air, pixels
-MOMENTS = 4            # of a clip, in a sheet
-ROWS = 6               # of a sheet
-FULL_COLOUR = 0.1      # displacement with full saturation, as a fraction of the picture's width
+STRIP = TEXT + 8       # height of a line of text, pixels
+MOMENTS = 4            # frames of a clip in a sheet
+ROWS = 6               # clips in a sheet
+FULL_COLOUR = 0.1      # displacement drawn fully saturated, as a fraction of the width
 FULL_ERROR = 0.5       # error drawn white, for pixels in [0, 1]
 BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
 
@@ -27,7 +27,7 @@ BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
 # Files
 
 def save_png(path, image, **texts):
-    """Write `image` (H, W, 3) uint8 to `path`, whole or not at all; `texts` go along, as PNG text chunks."""
+    """Write `image` (H, W, 3) uint8 to `path` atomically, with `texts` as PNG text chunks."""
     chunks = PngInfo()
     for name, text in texts.items():
         chunks.add_text(name, text)
@@ -39,27 +39,27 @@ def save_png(path, image, **texts):
 
 def to_tensor(frames, device='cpu'):
     """Frames of one size -> (B, 3, H, W) float32 in [-1, 1] on `device`."""
-    return from_bytes(torch.from_numpy(np.stack(frames)).to(device))       # bytes travel, floats are made there
+    return from_bytes(torch.from_numpy(np.stack(frames)).to(device))       # bytes are copied, then converted
 
 
 def from_bytes(frames):
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], where it is."""
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], on the same device."""
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_uint8(images):
-    """(B, 3, H, W) nominally in [-1, 1] -> (B, H, W, 3) uint8: clamped and rounded, on the CPU."""
+    """(B, 3, H, W) nominally in [-1, 1] -> (B, H, W, 3) uint8 on the CPU, clamped and rounded."""
     return to_bytes(images).cpu().numpy()
 
 
 def to_bytes(images):
-    """As `to_uint8`, a tensor, where it is."""
+    """As `to_uint8`, but a tensor on the same device."""
     images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
     return images.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def beside(*frames):
-    """Frames of one height, side by side in one frame."""
+    """Join frames of one height side by side."""
     return np.concatenate(frames, axis=1)
 
 
@@ -68,16 +68,16 @@ def beside(*frames):
 def flow_to_rgb(flow):
     """Flow (B, h, w, 2), positions (x, y) in [-1, 1] -> (B, h, w, 3) uint8 colours of its displacement.
 
-    Hue is the direction, saturation the length up to FULL_COLOUR; white stands still.
+    Hue is the direction, saturation the length up to FULL_COLOUR; white means no motion.
     """
     motion = to_displacement(flow.detach().float()).cpu().numpy() / (flow.shape[2] * FULL_COLOUR)   # (B, 2, h, w)
     return motion_to_rgb(motion)
 
 
 def motion_to_rgb(motion):
-    """Displacements (B, 2, h, w), x and y, in units of what has full saturation -> (B, h, w, 3) uint8."""
+    """Displacements (B, 2, h, w), x and y, in units of full saturation -> (B, h, w, 3) uint8."""
     angle, length = np.arctan2(motion[:, 1], motion[:, 0]), np.hypot(motion[:, 0], motion[:, 1]).clip(0, 1)
-    # Three cosines, a third of a turn apart, give the hue; the length blends it with white.
+    # Three cosines, 120 degrees apart, give the hue; the length blends it with white.
     phase = angle[..., None] - np.array([0, 2, 4]) * np.pi / 3
     hue = 0.5 + 0.5 * np.cos(phase)                                                                  # (B, h, w, 3)
     return (255 * (1 - length[..., None] * (1 - hue))).round().astype(np.uint8)
@@ -101,7 +101,7 @@ def heat_to_rgb(amount):
 
 
 def draw_keypoints(image, keypoints):
-    """A copy of `image` with keypoints (K, 2), (x, y) in [-1, 1], as discs; the colour says which keypoint.
+    """A copy of `image` with keypoints (K, 2), (x, y) in [-1, 1], as discs in a colour per index.
 
     -1 and 1 are the centres of the first and the last pixel. Keypoints outside are cut off.
     """
@@ -118,7 +118,7 @@ def draw_keypoints(image, keypoints):
 
 
 def draw_crop(image, boxes, square):
-    """A copy of `image` with numbered boxes (x0, y0, x1, y1), pixels, and a thicker square around what is cut out."""
+    """A copy of `image` with numbered boxes (x0, y0, x1, y1), pixels, and a thicker square around the crop."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     line = max(1, image.shape[0] // 240)
@@ -133,14 +133,14 @@ def draw_crop(image, boxes, square):
 # Sheets
 
 def enlarge(image, cell=CELL):
-    """`image` at the height of a cell: whole factors repeat pixels, so that coarse maps look coarse."""
+    """`image` at the height of a cell; integer factors repeat pixels, so that coarse maps look coarse."""
     height, width = image.shape[:2]
     size = (round(width * cell / height), cell)
     return np.asarray(Image.fromarray(image).resize(size, Image.NEAREST if cell % height == 0 else Image.LANCZOS))
 
 
 def grid(rows, titles, captions=None):
-    """A sheet with one line of images per row.
+    """A sheet of rows of images.
 
     rows:     lists of images of any size; a short row leaves its last cells empty
     titles:   one text per column, above the first row
@@ -167,7 +167,7 @@ def grid(rows, titles, captions=None):
 
 
 def _fit(text, width, font):
-    """`text`, cut short with dots if it is wider than `width` pixels."""
+    """`text`, truncated with an ellipsis to `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + '…') > width:
@@ -176,7 +176,7 @@ def _fit(text, width, font):
 
 
 def training_sheet(source, driving, generated, source_keypoints=None, driving_keypoints=None, captions=None):
-    """What the model saw and made, one row per sample, as one image.
+    """Inputs and outputs of the model, one row per sample, as one image.
 
     source, driving: (B, 3, H, W) in [-1, 1]
     generated:       Generated for them
@@ -202,42 +202,42 @@ def training_sheet(source, driving, generated, source_keypoints=None, driving_ke
 def _with_keypoints(images, keypoints):
     if keypoints is None:
         return images
-    # Drawn at the size of the sheet: on 64 pixels the discs would hide the face.
+    # At the size of the sheet: on 64 pixels the discs would hide the face.
     return [draw_keypoints(enlarge(image), points)
             for image, points in zip(images, keypoints.value.detach().float().cpu().numpy())]
 
 
 class Strip:
-    """A few moments of one clip, gathered while its frames stream by: the source, what drove it, what became of it.
+    """Collects a few frames of a streaming clip: source, driving frames, results.
 
     source:     (H, W, 3) uint8, or None
-    num_frames: how many will be added
+    num_frames: number of frames of the clip
     """
 
     def __init__(self, source, num_frames, moments=MOMENTS):
         self.source, self.pairs, self.seen = source, [], 0
-        # Moments are middles of equal parts: the first frame, often the source itself, shows nothing.
+        # Middles of equal parts, as the first frame is often the source itself.
         self.wanted = {(2 * i + 1) * num_frames // (2 * moments) for i in range(moments)}
 
     def add(self, driving, made):
-        """The next driving frames and what became of them, in the same order."""
+        """Add the next driving frames and their results."""
         for pair in zip(driving, made):
             if self.seen in self.wanted:
                 self.pairs.append(pair)
             self.seen += 1
 
     def row(self):
-        """Source | driving | made | driving | ...: the frames as they are, one after the other."""
+        """[source, driving, result, driving, result, ...]."""
         return [self.source, *(frame for pair in self.pairs for frame in pair)]
 
     def stacked(self, height):
-        """One picture: the source, then driving above and made below, `height` pixels each."""
+        """One picture: the source, then driving frames above results, `height` pixels each."""
         left = [] if self.source is None else [_at_height(self.source, 2 * height)]
         return beside(*left, *(np.concatenate([_at_height(frame, height) for frame in pair]) for pair in self.pairs))
 
 
 def cells(strip):
-    """The frames of `beside(*Strip.row())`, all as wide as they are high."""
+    """Split `beside(*Strip.row())` into its square frames."""
     return np.split(strip, strip.shape[1] // strip.shape[0], axis=1)
 
 
@@ -247,13 +247,13 @@ def _at_height(image, height):
 
 
 def rows_of_sheet(num_clips):
-    """Which of the clips get a row of a contact sheet: evenly spread ones, ascending."""
+    """Indices of the clips in a contact sheet, evenly spread and ascending."""
     count = min(num_clips, ROWS)
     return [i * num_clips // count for i in range(count)]
 
 
 def contact_sheet(rows, captions):
-    """A sheet of `Strip.row`s of MOMENTS, with a caption each; (H, W, 3) uint8."""
+    """A sheet of `Strip.row`s of MOMENTS with captions, (H, W, 3) uint8."""
     percents = [100 * (2 * i + 1) // (2 * MOMENTS) for i in range(MOMENTS)]
     titles = [title for percent in percents for title in (f'driving at {percent} %', 'result')]
     return grid(rows, ['source', *titles], captions)

@@ -1,8 +1,7 @@
-"""Loading, checking and overriding the YAML configs.
+"""Loads, checks and overrides the YAML configs.
 
-Every key has a type, a default and a meaning in a dataclass: here for what the loops need, beside the network for what
-a network needs; numbers have a range too (support/ranges.py). An unknown key, a wrong type or an impossible value
-stops at once.
+A dataclass defines every key with type, default, meaning and range (support/ranges.py): here for the loops, beside each
+network for its parameters. Unknown keys, wrong types and impossible values raise a UserError.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ RENAMED = {('motion_codebook_params', 'scales'): 'num_scales', ('appearance_code
 @dataclass(frozen=True)
 class AugmentationParams:
     time_flip: bool = True         # swap source and driving, half of the time
-    horizontal_flip: bool = True   # mirror both, half of the time where time was not flipped, as in FOMM
+    horizontal_flip: bool = True   # mirror both, half of the time if time was not flipped, as in FOMM
     brightness: NotNegative = 0.0  # colour jitter, the same for both frames; FOMM uses 0.1 for all four
     contrast: NotNegative = 0.0
     saturation: NotNegative = 0.0
@@ -61,9 +60,9 @@ class SyntheticParams:
 
 @dataclass(frozen=True)
 class DatasetParams:
-    root_dir: str | None = None   # folder with train/ and test/; null trains on the embedded heads
-    id_sampling: bool = True      # persons are equally likely, not clips; names are person#...
-    max_broken: AtLeastZero = 20  # unreadable training clips that are skipped before the run stops
+    root_dir: str | None = None   # folder with train/ and test/; null: synthetic heads
+    id_sampling: bool = True      # sample persons uniformly, not clips; names are person#...
+    max_broken: AtLeastZero = 20  # unreadable training clips to skip before the run stops
     augmentation_params: AugmentationParams = AugmentationParams()
     synthetic_params: SyntheticParams = SyntheticParams()
 
@@ -79,30 +78,30 @@ class TrainParams:
     num_iterations: AtLeastOne = 250_000
     batch_size: AtLeastOne = 16         # over all processes and accumulation steps together
     accumulate: AtLeastOne = 1          # micro-batches per optimiser step
-    motion_iterations: AtLeastZero = 0  # the first of them, which train keypoints and coarse flow alone
+    motion_iterations: AtLeastZero = 0  # the first iterations, which train only keypoints and coarse flow
     learning_rate: Positive = 8e-5      # generator and motion estimator
     discriminator_learning_rate: Positive = 8e-5
     betas: tuple[Decay, ...] = (0.9, 0.99)
-    milestones: tuple[AtLeastOne, ...] = (200_000, 225_000)  # iterations at which the learning rates fall
-    gamma: Scale = 0.5                  # factor of each fall
-    clip_norm: NotNegative = 0.0        # limit of the model's gradient norm; 0 does not clip
-    clip_norm_type: str = 'l2'          # l2 | inf, the largest element
-    clip_apart: tuple[tuple[str, ...], ...] = ()  # groups of networks, each clipped on its own, others not; () all
-    ema_decay: Decay = 0.995            # of the weights that validation and inference use
-    ema_exclude: tuple[str, ...] = ()   # networks of the model that inference uses without EMA
+    milestones: tuple[AtLeastOne, ...] = (200_000, 225_000)  # iterations at which the learning rates decrease
+    gamma: Scale = 0.5                  # factor of each decrease
+    clip_norm: NotNegative = 0.0        # limit of the model's gradient norm; 0: no clipping
+    clip_norm_type: str = 'l2'          # l2 | inf (largest element)
+    clip_apart: tuple[tuple[str, ...], ...] = ()  # groups of networks clipped separately, others not; (): all together
+    ema_decay: Decay = 0.995            # of the weights used in validation and inference
+    ema_exclude: tuple[str, ...] = ()   # networks that inference uses without EMA
     ema_statistics: bool = False        # average batch norm's running statistics too: theirs of small batches are noisy
     precision: str = 'fp32'             # fp32 | bf16 (autocast)
-    checkpointing: bool = False         # compute activations twice instead of keeping them: less memory, more time
-    keep_freed: bool = True             # CPUs: keep freed memory for other tensors; with checkpointing, small ones
-    compile: bool = False               # torch.compile of the model's blocks: pays on GPUs and in long runs
+    checkpointing: bool = False         # recompute activations in the backward pass: less memory, more time
+    keep_freed: bool = True             # CPU: keep freed memory for reuse; with checkpointing, only of small tensors
+    compile: bool = False               # torch.compile the model's blocks: faster on GPUs, in long runs
     seed: Seed = 0
     num_workers: AtLeastZero = 4        # data loading processes per training process
     log_every: AtLeastOne = 50          # iterations between lines of the log
     val_every: AtLeastOne = 2500        # iterations between validations
     val_pairs: AtLeastOne = 32          # fixed test pairs per validation
     save_every: AtLeastOne = 2500       # iterations between checkpoints
-    keep_checkpoints: AtLeastOne = 3    # newest ones kept on disk
-    max_nonfinite: AtLeastZero = 20     # skipped non-finite steps before the run stops
+    keep_checkpoints: AtLeastOne = 3    # newest checkpoints to keep
+    max_nonfinite: AtLeastZero = 20     # non-finite steps to skip before the run stops
     objective_params: ObjectiveParams = ObjectiveParams()
 
     def __post_init__(self):
@@ -111,24 +110,24 @@ class TrainParams:
         if self.clip_norm_type not in CLIP_NORMS:
             raise ValueError(f'clip_norm_type={self.clip_norm_type!r}: expected one of {", ".join(CLIP_NORMS)}')
         if len(self.betas) != 2:
-            raise ValueError(f'betas={list(self.betas)}: Adam takes two')
+            raise ValueError(f'betas={list(self.betas)}: expected two values')
         if self.motion_iterations >= self.num_iterations:
             raise ValueError(f'motion_iterations={self.motion_iterations}: expected fewer than '
-                             f'num_iterations={self.num_iterations}, or nothing would learn to decode')
+                             f'num_iterations={self.num_iterations}, as only later iterations train the decoder')
 
 
 @dataclass(frozen=True)
 class ReconstructionParams:
-    num_videos: AtLeastOne = 1000  # at most so many test clips, in order of their names
-    include_first: bool = True     # score frame 0 too, where source and driving are the same image (FOMM does)
+    num_videos: AtLeastOne = 1000  # test clips at most, in order of their names
+    include_first: bool = True     # also score frame 0, which is the source itself (as FOMM)
     batch_size: AtLeastOne = 8     # driving frames rendered at once
     save_videos: bool = True
 
 
 @dataclass(frozen=True)
 class AnimateParams:
-    num_pairs: AtLeastOne = 50     # random pairs of the test set, each clip once a source; where no list is given
-    pairs_list: str | None = None  # as --mode evaluate --list takes it (evaluation/protocols.py)
+    num_pairs: AtLeastOne = 50     # random pairs of the test set without a list; each clip is a source once
+    pairs_list: str | None = None  # a list as for --mode evaluate --list (evaluation/protocols.py)
     seed: Seed = 0                 # of the random pairs
     batch_size: AtLeastOne = 8     # driving frames rendered at once
 
@@ -150,16 +149,16 @@ class Config:
     visualizer_params: VisualizerParams = VisualizerParams()
 
     def as_dict(self):
-        """Plain nested dicts and lists: what YAML files, checkpoints and `parse` hold."""
+        """The config as nested dicts and lists, as in YAML files and checkpoints."""
         sections = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != 'method'}
         sections['model_params'] = {'method': self.method} | sections['model_params']
         return sections
 
 
 def load(path, overrides=()):
-    """Read a YAML config, with the configs it is based on, and apply 'section.key=value' overrides.
+    """Read a YAML config and its base configs, and apply 'section.key=value' overrides.
 
-    Raises UserError naming the file, the key, what was expected and the nearest valid name.
+    Raises UserError that names file, key, expectation and the nearest valid name.
     """
     return _overridden(_read(Path(path)), overrides, str(path))
 
@@ -183,7 +182,7 @@ def _overridden(raw, overrides, where):
 
 
 def parse(raw, where):
-    """Nested dicts -> Config; `where` names their origin in error messages."""
+    """Check nested dicts and return a Config; `where` names their origin in errors."""
     raw = _merge({}, _mapping(raw, where))
     model = dict(_mapping(raw.pop('model_params', {}), f'{where}: model_params'))
     method = model.pop('method', 'synergy')
@@ -210,13 +209,13 @@ def save(config, path):
 def _read(path, seen=()):
     check_config_path(path)
     if path.resolve() in seen:
-        raise UserError(f'config {path} is based on itself')
+        raise UserError(f'config {path} is its own base')
     try:
         raw = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:      # of bytes, of numbers and dates, of depth
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
-    if raw is None:         # cut to nothing by a full disk, say: not a wish for two weeks of default training
-        raise UserError(f'config {path} is empty; copy it again, or leave --config out')
+    if raw is None:         # truncated by a full disk, for example: do not start two weeks of default training
+        raise UserError(f'config {path} is empty; copy it again, or omit --config')
     raw = dict(_mapping(raw, str(path)))
     bases, merged = raw.pop('base', []), {}
     bases = [bases] if isinstance(bases, str) else bases
@@ -266,7 +265,7 @@ def _build(cls, values, where, key):
     for name, value in values.items():
         default = defaults[name].default
         if dataclasses.is_dataclass(hints[name]) and dataclasses.is_dataclass(default):
-            # A nested section keeps its owner's defaults for the keys that are not given.
+            # Missing keys of a nested section take the defaults of its owner.
             value = _merge(_plain(default), _mapping(value, f'{where}: {key}.{name}'))
         arguments[name] = _convert(hints[name], value, where, f'{key}.{name}')
     try:
@@ -276,7 +275,7 @@ def _build(cls, values, where, key):
 
 
 def _convert(hint, value, where, key):
-    """`value` as the type `hint` asks for, or a UserError."""
+    """Convert `value` to the type `hint`, or raise UserError."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, key)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -27,7 +27,7 @@ VOX = ROOT / 'config/vox-256.yaml'
     ('dataset_params.augmentation_params.hue=0.6', 'augmentation_params.hue=0.6: expected at least 0 and at most 0.5'),
     ('dataset_params.augmentation_params.contrast=-0.1', 'contrast=-0.1: expected at least 0'),
     ('train_params.betas=[2,3]', 'train_params.betas[0]=2.0: expected at least 0 and below 1'),
-    ('train_params.betas=[0.5]', 'betas=[0.5]: Adam takes two'),
+    ('train_params.betas=[0.5]', 'betas=[0.5]: expected two values'),
     ('model_params.autoencoder_params.channels=[]', 'channels=[]: expected the width of at least one scale'),
     ('model_params.autoencoder_params.norm_groups=7', 'channels=[256, 128, 128, 64]: 256 is not a multiple of'),
     ('train_params.precision=fp8', "precision='fp8': expected one of fp32, bf16"),
@@ -60,7 +60,7 @@ def test_broken_yaml_and_circles_are_named(tmp_path):
     with pytest.raises(UserError, match='not valid YAML'):
         schema.load(tmp_path / 'a.yaml')
     (tmp_path / 'b.yaml').write_text('base: b.yaml')
-    with pytest.raises(UserError, match='based on itself'):
+    with pytest.raises(UserError, match='is its own base'):
         schema.load(tmp_path / 'b.yaml')
 
 

@@ -170,7 +170,7 @@ def test_it_says_what_training_would_begin_with(setup, capsys):
     assert 'changed since then: train_params.save_every' in json.dumps(
         setup.examine(capsys, '--set', 'train_params.save_every=3'))
     code, answer = setup.examine(capsys, '--set', 'train_params.seed=3')
-    assert code == 1 and 'a run cannot change halfway: train_params.seed 0 -> 3' in blocking(answer)['checkpoint']
+    assert code == 1 and 'a resumed run cannot change train_params.seed 0 -> 3' in blocking(answer)['checkpoint']
 
     new = setup.examine(capsys, '--checkpoint', setup.logs / 'model.pt', '--set', 'train_params.seed=3')
     assert new[0] == 0 and f'a new run from its weights, at step 0, in {setup.logs}/small-tuned' in json.dumps(new)

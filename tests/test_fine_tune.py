@@ -171,7 +171,7 @@ def test_a_run_cannot_change_what_it_is(base, tmp_path, override):
     shutil.copytree(base.parents[1], tmp_path / 'run')
     before = (tmp_path / 'run' / 'config.yaml').read_bytes()
     key = override.partition('=')[0]
-    with pytest.raises(UserError, match=f'a run cannot change halfway: {key} .* set it back, or begin a new run'):
+    with pytest.raises(UserError, match=f'a resumed run cannot change {key} .* undo it, or start a new run'):
         train_in(tmp_path / 'run', 'train_params.learning_rate=1e-3', 'train_params.ema_decay=0.9', override)
     assert (tmp_path / 'run' / 'config.yaml').read_bytes() == before
 

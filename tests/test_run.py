@@ -169,7 +169,7 @@ def test_code_in_a_checkpoint_is_never_run(capsys, tmp_path):
 def test_a_checkpoint_of_another_config(capsys, trained):
     line = refused(capsys, '--mode', 'reconstruction', '--checkpoint', checkpoint(trained),
                    '--config', ROOT / 'config/demo-64.yaml', '--device', 'cpu')
-    assert 'is of another model: model_params.' in line
+    assert 'holds another model: model_params.' in line
 
 
 def test_animation_inputs(capsys, trained, clips, tmp_path):

@@ -11,7 +11,7 @@ from motion.settings import AnimationSettings, parse_size
 from support.errors import UserError
 from web import jobs
 from web.controls import (
-    PageContext, cancel_button, clip, command, follow, model, motion, motion_of, named, note, picture, runs)
+    PageContext, cancel_button, clip, command, follow, model, motion, motion_of, note, picture, runs, values_of)
 
 STILL, VIDEO, TEMPLATE = 'a picture', 'a video', 'a motion template'
 ALONE, BESIDE, PASTED = 'result alone', 'source, driver and result', 'pasted back into the source picture'
@@ -25,7 +25,7 @@ def add_animate(context: PageContext):
     inputs = {part for name, part in page.items() if name not in shown}
 
     def animate(given, request: gr.Request):
-        chosen, session, settings = named(page, given), request.session_hash, None
+        chosen, session, settings = values_of(page, given), request.session_hash, None
 
         def make_job():
             nonlocal settings
@@ -41,7 +41,7 @@ def add_animate(context: PageContext):
                        gr.update(value=command_line(context.models[chosen['model']], settings), visible=True))
 
     def look(given, request: gr.Request):
-        chosen, session = named(page, given), request.session_hash
+        chosen, session = values_of(page, given), request.session_hash
 
         def make_job():
             if chosen['driver_kind'] == TEMPLATE:

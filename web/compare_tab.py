@@ -10,7 +10,7 @@ from figures.selection import parse_frames, parse_zoom
 from support.errors import UserError
 from web import jobs
 from web.controls import (
-    PageContext, cancel_button, clip, command, follow, motion, motion_of, named, note, picture, runs)
+    PageContext, cancel_button, clip, command, follow, motion, motion_of, note, picture, runs, values_of)
 from web.limits import check_moments
 
 
@@ -28,7 +28,7 @@ def add_compare(context: PageContext):
     made['command'] = command()
 
     def compare(given, request: gr.Request):
-        chosen, session = named(inputs, given), request.session_hash
+        chosen, session = values_of(inputs, given), request.session_hash
         words = {'frames': chosen['frames'].split(), 'zoom': chosen['zoom'].split()}
 
         def make_job():

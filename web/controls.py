@@ -62,7 +62,7 @@ def motion_of(chosen):
                   smooth=chosen['smooth'])
 
 
-def named(page, given):
+def values_of(page, given):
     """{name: value} of {component: value}."""
     return {name: given[part] for name, part in page.items() if part in given}
 

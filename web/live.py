@@ -23,19 +23,19 @@ class LiveFrame(NamedTuple):
     seconds: float
 
 
-def render(worker, session, checkpoint, source, camera, size, anew):
+def render(worker, session, checkpoint, source, camera, size, reset):
     """The LiveFrame of a camera frame, bytes of a JPEG, PNG or WebP.
 
     source: path of the portrait
     size:   side of the result in pixels; a larger model keeps its own
-    anew:   use this frame as the reference of relative motion, as the first of a session always is
+    reset:  use this frame as the reference of relative motion, as the first of a session always is
     """
     started = time.monotonic()
     model = worker.model(checkpoint)
     frame = _square(camera, model.size)
     held = worker.state.setdefault('live', OrderedDict())
     key = (checkpoint, source, size)
-    if anew or held.get(session, (None,))[0] != key:
+    if reset or held.get(session, (None,))[0] != key:
         held[session] = key, _follow(model, source, size, frame)
         while len(held) > MOST_SESSIONS:
             held.popitem(last=False)

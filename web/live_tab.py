@@ -20,14 +20,14 @@ class Sessions:
     """For each visitor, a frame-rate meter and whether the next frame becomes the reference."""
 
     def __init__(self):
-        self.meters, self.anew = {}, set()
+        self.meters, self.reset = {}, set()
 
     def meter(self, session):
         return self.meters.setdefault(session, live.Meter())
 
     def forget(self, session):
         self.meters.pop(session, None)
-        self.anew.discard(session)
+        self.reset.discard(session)
 
 
 def add_live(context: PageContext):
@@ -58,10 +58,10 @@ def add_live(context: PageContext):
             path = context.files.take(session, source)
             if path is None:
                 raise UserError('upload a portrait first')
-            anew = session in sessions.anew
-            sessions.anew.discard(session)
+            reset = session in sessions.reset
+            sessions.reset.discard(session)
             job = functools.partial(live.render, session=session, checkpoint=context.models[which], source=path,
-                                    camera=frame, size=size, anew=anew)
+                                    camera=frame, size=size, reset=reset)
             made = context.worker.ask(session, job).result()
         except UserError as error:
             return gr.skip(), trouble(context.files.shown(str(error), source))
@@ -74,7 +74,7 @@ def add_live(context: PageContext):
                      f'(model {1000 * made.seconds:.0f} ms)'))
 
     def take_reference(request: gr.Request):
-        sessions.anew.add(request.session_hash)
+        sessions.reset.add(request.session_hash)
 
     film.stream(drive, [film, source, which, size], [shown, status], stream_every=STREAM_EVERY, time_limit=LONGEST,
                   concurrency_limit=None, show_progress='hidden', api_name=False)
