@@ -1,4 +1,4 @@
-"""Animations of many pairs: videos and a contact sheet, or results alone for a study; what is finished is kept.
+"""Animation of many pairs: videos with a contact sheet, or results alone for a study; finished videos are kept.
 
 The paper's Table 3 scores such pairs.
 """

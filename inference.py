@@ -1,4 +1,4 @@
-"""The one renderer: a source image is encoded once and follows a driver, batch by batch, at any precision.
+"""The renderer of all modes: encodes a source once and renders it for batches of driving frames.
 
     renderer = Renderer(model, device, batch_size=8, precision='fp32')
     driven = renderer.follow(source_image, clip, motion.settings.Motion())  # encoded here, once

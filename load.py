@@ -1,4 +1,4 @@
-"""Models ready for inference: from a checkpoint, a run folder, or the weights that come with the project."""
+"""Loading of models for inference from a checkpoint, a run folder, or the weights that come with the project."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Same-identity reconstruction: every test clip is driven by itself from its first frame, and scored.
+"""Same-identity reconstruction of test clips from their first frames, with scores.
 
 The paper's Tables 1 and 2; a mode of FOMM: NeurIPS 2019, Sec. 4, https://github.com/AliaksandrSiarohin/first-order-model
 """

@@ -1,4 +1,4 @@
-"""Where training begins: at a run folder's newest checkpoint, with another run's weights, or with a new model."""
+"""Start of training: from the newest checkpoint of a run folder, from weights of another run, or from scratch."""
 
 import hashlib
 import logging

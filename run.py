@@ -1,4 +1,4 @@
-"""The command line: parse, load, dispatch.
+"""The command line: parses flags and runs the module of a mode.
 
     python run.py --config config/vox-256.yaml --mode train
     python run.py --mode reconstruction --checkpoint model.pt

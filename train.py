@@ -1,4 +1,4 @@
-"""The training loop: load a batch, take a training step, log, validate, save.
+"""The training loop: loads batches, takes training steps, logs, validates, saves.
 
 All random numbers of step s are a function of (seed, s) and the sample, not of earlier steps. So a run that was killed
 and resumed, or distributed over processes, computes the same as an uninterrupted one.

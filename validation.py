@@ -1,4 +1,4 @@
-"""Validation while training: scores and a picture on fixed pairs of unseen clips."""
+"""Validation during training: scores and a picture of fixed pairs of unseen clips."""
 
 import logging
 import math

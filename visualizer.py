@@ -1,4 +1,4 @@
-"""Converts frames to tensors and back, draws flows, errors and keypoints, lays out sheets, saves PNGs.
+"""Conversion between frames and tensors, drawing of flows, errors and keypoints, sheets, PNG files.
 
 A frame or image is a NumPy array (H, W, 3), uint8, RGB. No function modifies its arguments.
 """

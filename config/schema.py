@@ -1,4 +1,4 @@
-"""Loads, checks and overrides the YAML configs.
+"""Schema of the YAML configs: loading, checking, overriding.
 
 A dataclass defines every key with type, default, meaning and range (support/ranges.py): here for the loops, beside each
 network for its parameters. Unknown keys, wrong types and impossible values raise a UserError.

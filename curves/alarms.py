@@ -1,4 +1,4 @@
-"""Hard rules while a run trains: one line when a rule has been broken for long, and no other until it holds again."""
+"""Alarms during training: one line for each rule that the scalars violate for long."""
 
 import logging
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Comparison of a run with a reference: per scalar the band of the seeds, and the steps at which the run leaves it."""
+"""Comparison of a run with a reference: the band of the seeds per scalar, and steps at which the run leaves it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Small multiples of a run over its reference: one panel per scalar, all over the same steps."""
+"""Plots of a run over its reference, one panel per scalar."""
 
 import numpy as np
 from matplotlib.figure import Figure

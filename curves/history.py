@@ -1,4 +1,4 @@
-"""What a run has logged, scalar by scalar."""
+"""The logged scalars of a run."""
 
 import warnings
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A reference from finished runs: one recipe, one run per seed (docs/monitoring.md).
+"""Recording of a reference from finished runs: one recipe, one run per seed (docs/monitoring.md).
 
     python -m curves.record RUN... --name demo-64
 """

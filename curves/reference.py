@@ -1,4 +1,4 @@
-"""Reference curves of a recipe, of several seeds, in docs/curves/NAME.jsonl.
+"""Reference curves of a recipe with several seeds, in docs/curves/NAME.jsonl.
 
 The first line holds the recipe, {"reference": NAME, "config": {...}}. Each other line holds scalars of a seed, logged
 at the same steps, {"seed": 0, "steps": [...], "values": {scalar: [...]}}.

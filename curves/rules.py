@@ -1,4 +1,4 @@
-"""Rules for the scalars of a run, each with the likely reason for breaking it.
+"""Rules for the scalars of a run, each with the likely reason for violating it.
 
 Training checks every log interval against this table (curves/alarms.py); `--mode curves` checks a complete run and its
 reference (curves/compare.py).

@@ -1,4 +1,4 @@
-"""Config -> clips: the dataset in a folder, or the synthetic heads without one."""
+"""Clips of a config: the dataset in a folder, or the synthetic heads without one."""
 
 from itertools import zip_longest
 

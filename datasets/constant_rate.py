@@ -1,4 +1,4 @@
-"""Clips whose frames are shown for unequal times, as clips of a constant rate: in step with their sound."""
+"""Clips of constant frame rate from videos of variable frame rate, in sync with their sound."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""A source video that has to last as long as whatever drives it."""
+"""Source videos looped, or held at the last frame, for as long as the driving motion."""
 
 from itertools import repeat
 

@@ -1,4 +1,4 @@
-"""A folder of stills as a clip."""
+"""A folder of images as a clip."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Clips in tar shards: thousands of videos in a few files, for disks on which opening a file is slow.
+"""Clips in tar shards: thousands of videos in a few files, for disks that open files slowly.
 
     root/train/00000.tar, 00001.tar, ...    plain tar files whose members are person#video#start#end.mp4
 

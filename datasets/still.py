@@ -1,4 +1,4 @@
-"""Reading of still images as uint8 (H, W, 3) RGB from any pixel format; a still as a clip of one frame."""
+"""Still images of any pixel format as uint8 (H, W, 3) RGB, and as clips of one frame."""
 
 import io
 from fractions import Fraction

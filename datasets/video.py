@@ -1,4 +1,4 @@
-"""Reading video: streaming, frame exact, loud about damaged files. Opening whatever a path leads to as a clip.
+"""Videos as clips: streaming and frame-exact reading, errors for damaged files; opening of any path as a clip.
 
 Every frame in this project is uint8 (H, W, 3), RGB, 0..255. A clip, whatever it is stored as, offers
 

@@ -1,4 +1,4 @@
-"""Writing videos frame by frame: mp4 (H.264) with the sound of another file, or gif; whole or not at all."""
+"""Atomic writing of videos frame by frame: MP4 (H.264) with the sound of another file, or GIF."""
 
 import os
 from contextlib import ExitStack, contextmanager, suppress

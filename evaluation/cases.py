@@ -1,4 +1,4 @@
-"""Resolve list entries to clips on disk."""
+"""Cases of an evaluation: list entries with their clips on disk."""
 
 from dataclasses import dataclass
 from itertools import islice

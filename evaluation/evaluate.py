@@ -1,4 +1,4 @@
-"""Evaluation by a named protocol: of a model, scored while it generates frames, or of videos made elsewhere.
+"""Evaluation by a named protocol, of a model while it generates frames, or of existing videos.
 
     evaluation/<protocol>/metrics.json  metrics.csv  metrics.md  report.html  list.csv
                          /clips/        scores, features and a picture of every clip, to resume from

@@ -1,4 +1,4 @@
-"""report.html: the whole result in one file, without scripts or external resources, light and dark."""
+"""report.html: the whole result in one file without scripts or external resources."""
 
 import base64
 import math

@@ -1,4 +1,4 @@
-"""Pairs to animate, compare or study: those of a list, or random ones of a test set."""
+"""Pairs to animate, compare or study, from a list or at random from a test set."""
 
 from pathlib import Path
 

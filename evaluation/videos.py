@@ -1,4 +1,4 @@
-"""Videos of several methods side by side: found by the names of their pairs, brought to the driver's rate."""
+"""Videos of several methods side by side: found by the names of their pairs, at the driving frame rate."""
 
 import re
 from collections import Counter

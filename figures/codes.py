@@ -1,4 +1,4 @@
-"""What codes stand for: usage counts, the image windows nearest to each code, the flow it decodes to."""
+"""Figures of codebooks: usage counts, the image windows nearest to each code, decoded flows."""
 
 from typing import NamedTuple
 

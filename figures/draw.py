@@ -1,4 +1,4 @@
-"""Draws the panels of figures/figure.py: colours, with one scale per quantity and sheet."""
+"""Drawing of the panels of figures/figure.py, with one colour scale per quantity and sheet."""
 
 import colorsys
 import math

@@ -1,4 +1,4 @@
-"""Descriptions of the figures of `--mode inspect`: which tensors of a rendered frame to show, and the common figures.
+"""Descriptions of the figures of `--mode inspect`, and those that all methods share.
 
 A description names tensors and their kind; figures/draw.py and figures/sheet.py choose colours, scales and layout.
 """

@@ -1,4 +1,4 @@
-"""The printed figure of a comparison, PNG and PDF at 300 dpi: rows of frames under the titles of their columns."""
+"""The printed figure of a comparison at 300 dpi, PNG and PDF: rows of frames under column titles."""
 
 from dataclasses import dataclass, field
 

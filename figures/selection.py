@@ -1,4 +1,4 @@
-"""Which frames of a comparison are shown, by a rule it names, and which region of them is enlarged.
+"""Choice of the frames of a comparison by a named rule, and of the region to enlarge.
 
 Modules that are slow to import wait for a call: the command line checks its words here.
 """

@@ -1,4 +1,4 @@
-"""Lays out a Figure as one sheet: title, rows of panels with texts above and below, legends."""
+"""Layout of a Figure as one sheet: title, rows of panels with texts, legends."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

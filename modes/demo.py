@@ -1,4 +1,4 @@
-"""Train a small model on heads that this project draws itself; rebuild and animate unseen ones.
+"""Train a small model on synthetic heads; reconstruct and animate unseen ones.
 
     python run.py --mode demo
 """

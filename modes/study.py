@@ -1,4 +1,4 @@
-"""A blind user study: one folder with a page for participants, and the result of the answers that they send back.
+"""Build a blind user study as a web page, or evaluate the answers that participants send back.
 
     python run.py --mode study --checkpoints ours.pt mcnet.pt --generated AniPortrait=videos --pairs 10 --out study
     python run.py --mode study --collect answers/*.json --out study

@@ -1,4 +1,4 @@
-"""Train a model, or go on training it: the same command goes on after any interruption.
+"""Train a model; rerun the same command to resume.
 
     python run.py --mode train --config config/vox-256.yaml
     python run.py --mode train --resume log/vox-256

@@ -1,4 +1,4 @@
-"""ACC, appearance compensation by the appearance codebook (Sec. 3.2.3), and how it learns (Sec. 3.2.2, Eq. 5)."""
+"""ACC, appearance compensation by the appearance codebook (Sec. 3.2.3), and its losses (Sec. 3.2.2, Eq. 5)."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Config -> networks. A new method is one line in METHODS."""
+"""Networks of a config; METHODS lists the methods, one line each."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""3x3 convolutions and what comes right before them, as one: faster, and the backward pass needs less to be kept."""
+"""3x3 convolutions fused with the operation before them: faster, with less memory in the backward pass."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""DaGAN (Hong et al., CVPR 2022, arXiv 2203.06605): depth tells keypoints from their background, and faces from flows.
+"""DaGAN (Hong et al., CVPR 2022, arXiv 2203.06605): FOMM with depth, for keypoints and for attention.
 
 Keypoints are found in the image and its disparity; FOMM's warped feature is attended to from the source's disparity.
 """

@@ -1,4 +1,4 @@
-"""FOMM's dense motion network: keypoints -> coarse flow M^0, occlusion, driving heat map (FOMM Sec. 3.2)."""
+"""FOMM's dense motion network: coarse flow M^0, occlusion and driving heat map of keypoints (FOMM Sec. 3.2)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Depth network of DaGAN: Monodepth2 (Godard et al., ICCV 2019), frozen; one image to disparity."""
+"""Depth network of DaGAN: Monodepth2 (Godard et al., ICCV 2019), frozen; disparity of one image."""
 
 from dataclasses import dataclass
 from typing import Annotated

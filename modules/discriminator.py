@@ -1,4 +1,4 @@
-"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, optionally with keypoint heat maps.
+"""Discriminators: VQGAN's patch discriminator, and FOMM's at several scales, optionally with keypoints.
 
 Of patches: pix2pix (Isola et al., CVPR 2017, arXiv 1611.07004, Sec. 3.2.2), adopted by VQGAN (CVPR 2021, Sec. 3.1).
 At several scales, with feature matching: pix2pixHD (Wang et al., CVPR 2018, arXiv 1711.11585, Sec. 3.2).

@@ -1,4 +1,4 @@
-"""What FOMM (NeurIPS 2019) and its descendants trained on [0, 1] share: keypoints, coarse motion, the way to [-1, 1].
+"""Base class of FOMM (NeurIPS 2019) and its descendants: keypoints, coarse motion, images in [0, 1].
 
 The public codes of FOMM and MCNet feed images in [0, 1] to every network. Our interface speaks [-1, 1], so
 these methods convert on the way in and on the way out: published weights work, and numbers compare like for like.

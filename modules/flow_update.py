@@ -1,4 +1,4 @@
-"""MRFA's flow updater (Tao et al., NeurIPS 2023), after RAFT's: what was retrieved and what is seen -> a correction."""
+"""MRFA's flow updater (Tao et al., NeurIPS 2023), after RAFT's: a correction of flow and occlusion."""
 
 import torch
 import torch.nn.functional as F

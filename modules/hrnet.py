@@ -1,4 +1,4 @@
-"""HRNet without its fourth stage: features at a quarter of the image that never lose their resolution.
+"""HRNet without its fourth stage: features at a quarter of the image's resolution.
 
 Sun et al., CVPR 2019, arXiv 1902.09212; https://github.com/leoxiaobin/deep-high-resolution-net.pytorch. The sizes are
 those of MRFA's `prior_model: mtia` (https://github.com/JialeTao/MRFA).

@@ -1,4 +1,4 @@
-"""Losses on keypoints, on images, and on what a discriminator says: small pure functions."""
+"""Losses on keypoints, images and discriminator outputs, as pure functions."""
 
 from collections.abc import Callable
 from typing import NamedTuple

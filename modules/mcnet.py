@@ -1,4 +1,4 @@
-"""MCNet (Hong and Xu, ICCV 2023, arXiv 2307.09906): a meta-memory of faces refines the warped source feature.
+"""MCNet (Hong and Xu, ICCV 2023, arXiv 2307.09906): a memory of faces refines the warped source feature.
 
 The memory is learned over the whole training set. An implicit identity, read off the source keypoints and the
 warped feature, modulates it per sample; the feature then queries the modulated memory at each decoder scale.

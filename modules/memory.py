@@ -1,4 +1,4 @@
-"""Memory of a training step and of a frame, counted from a pass on tensors without data (support/gpu_path.py).
+"""Memory estimates of a training step and of a frame, from a pass without data (support/gpu_path.py).
 
 Counted is every tensor while it exists, in the recipe's precision. Left out are scratch memory of kernels and what an
 allocator loses to fragmentation; measured peaks on a CPU are within 10 % of the count (tests/test_memory.py).

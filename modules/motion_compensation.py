@@ -1,4 +1,4 @@
-"""MCC, motion compensation by the motion codebook (Sec. 3.2.3), and how that codebook learns (Sec. 3.2.2, Eq. 3)."""
+"""MCC, motion compensation by the motion codebook (Sec. 3.2.3), and its losses (Sec. 3.2.2, Eq. 3)."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""MRFA (Tao et al., NeurIPS 2023), "Learning Motion Refinement for Unsupervised Face Animation".
+"""MRFA (Tao et al., NeurIPS 2023): iterative refinement of the flow by correlation of structure.
 
 The flow of FOMM's motion model is a prior. Where structure lies, in the source and in the driving pose, is compared
 at all pairs of places; from coarse to fine, what that correlation says around where the flow points corrects the flow.

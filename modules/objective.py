@@ -1,4 +1,4 @@
-"""One training step's losses and gradients for any TalkingHead (Sec. 3.3, Eq. 6)."""
+"""Losses and gradients of one training step for any TalkingHead (Sec. 3.3, Eq. 6)."""
 
 from dataclasses import dataclass, field
 

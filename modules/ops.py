@@ -1,4 +1,4 @@
-"""Matrix products and attention: on CPUs by oneDNN, which uses AVX-512 on all processors, MKL not on AMD's."""
+"""Matrix products and attention; on CPUs by oneDNN, which uses AVX-512 also on AMD, unlike MKL."""
 
 from itertools import repeat
 

@@ -1,4 +1,4 @@
-"""Checkpoints of another image size: the state dict with which a 512 px model starts from a 256 px model's weights.
+"""Weights for another image size: a 512 px model initialised from a 256 px checkpoint.
 
 Tensors of the same shape are copied. These rules hold where the image size changes a shape, or where the model has a
 scale that the checkpoint lacks:

@@ -1,4 +1,4 @@
-"""The one interface that all methods share: keypoints, encode the source, render a driving pose.
+"""The interface of all methods: detect keypoints, encode a source, render a driving pose.
 
 Training, reconstruction, animation, metrics and pictures speak to `TalkingHead` alone, so a new
 method is one file in `modules/`, one YAML and one line in `build.py`.

@@ -1,4 +1,4 @@
-"""MRFA's released keypoint detector, `prior_model: mtia`: learned tokens read keypoints and Jacobians from the image.
+"""MRFA's released keypoint detector, `prior_model: mtia`: keypoints and Jacobians from learned tokens.
 
 HRNet's feature is cut into patches; in a transformer each keypoint and each Jacobian has a token of its own, which
 attends to them (TokenPose: Li et al., ICCV 2021, arXiv 2104.03516; MTIA: Tao et al., ECCV 2022, arXiv 2209.14024).

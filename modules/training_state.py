@@ -1,4 +1,4 @@
-"""What a training step updates: weights, EMA, optimisers and buffers."""
+"""State of training: weights, EMA, optimisers and buffers."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""One training step: training pairs in, updated weights out.
+"""One training step: from training pairs to updated weights.
 
 train.py calls it in its loop, benchmarks/parity compares it with the released code.
 """

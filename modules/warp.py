@@ -1,4 +1,4 @@
-"""Coordinate grids, resizing and sampling: the one place that decides `align_corners` and padding.
+"""Coordinate grids, resizing and sampling, with one choice of `align_corners` and padding.
 
 Flows are backward flows: flow[b, y, x] is the position (x, y) in [-1, 1] at which the source is
 sampled for the driving pixel (x, y). -1 and 1 are the centres of the first and the last pixel

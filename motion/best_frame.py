@@ -1,4 +1,4 @@
-"""The best initial frame of relative motion: the driving frame nearest to the source's pose (FOMM, Sec. 3.4)."""
+"""The initial frame of relative motion closest to the pose of the source (FOMM, Sec. 3.4)."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""Settings of an animation: one definition for `--mode animate`, the web page and the Python API.
+"""Settings of an animation, shared by `--mode animate`, the web page and the Python API.
 
 Every field is also a flag of the same name, and its help text is here alone. Nothing slow is imported.
 """

@@ -1,4 +1,4 @@
-"""Motion templates: the keypoints of a driver in a file, so that its motion can be shared without its face.
+"""Motion templates: the keypoints of a driving video in a file, without its face.
 
     smile.npz   format              1
                 value               (T, K, 2) float32, as the detector found them

@@ -1,4 +1,4 @@
-"""One process or many, on one machine or several: what `torchrun` says of this one, with answers for a single one.
+"""Process groups of `torchrun`, with answers for a single process, and one-line errors for lost ones.
 
 https://docs.pytorch.org/docs/stable/elastic/run.html
 """

@@ -1,4 +1,4 @@
-"""The path that a training step or a frame takes on a GPU, run without one and without data: for counting.
+"""A training step or frame as on a GPU, run without one and without data, to count its operations.
 
 Tensors are on PyTorch's meta device: shapes and types alone. Networks take the branches that they take on any device
 but a CPU, autocast converts as on CUDA, and attention is one fused kernel.

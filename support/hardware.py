@@ -1,4 +1,4 @@
-"""What this machine can do: keep memory, compute in bf16, compile."""
+"""Capabilities of the machine: freed memory, bf16, compilation, available memory."""
 
 import ctypes
 import dataclasses

@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a config, given in the types of its fields and checked when configs are read.
+"""Ranges of the numbers in a config, given in the types of its fields.
 
     learning_rate: Positive = 8e-5
 """

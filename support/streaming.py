@@ -1,4 +1,4 @@
-"""Runs the stages of a stream in parallel: reading ahead and writing behind the loop, each in its own thread.
+"""Parallel stages of a stream: reading ahead and writing behind a loop, each in its own thread.
 
     for item in read_ahead(decode()):          # decodes the next items meanwhile
         with write_behind(encode) as later: later(work(item))

@@ -1,4 +1,4 @@
-"""Published checkpoint files -> one checkpoint of this project."""
+"""Import of published checkpoint files as one checkpoint of this project."""
 
 from pathlib import Path
 

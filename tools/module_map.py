@@ -1,4 +1,4 @@
-"""Writes docs/modules.md, the list of all modules, from the first lines of their docstrings.
+"""Generator of docs/modules.md, the list of all modules, from the first lines of their docstrings.
 
     python -m tools.module_map
 """

@@ -1,4 +1,4 @@
-"""Uploads and results of the page, in one temporary folder; a visitor's files are deleted when the visitor leaves."""
+"""Uploads and results of the page in a temporary folder, deleted when their visitor leaves."""
 
 import tempfile
 import threading

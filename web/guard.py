@@ -1,4 +1,4 @@
-"""Restricts Gradio: allowed routes and hosts only, no outgoing requests, no decoding of uploads in the server.
+"""Restriction of Gradio to allowed routes and hosts, without outgoing requests or decoding in the server.
 
 Gradio can fetch addresses that a request names, store runs in remote buckets, and write an app from a prompt. Only the
 routes that the page uses pass, and a policy forbids the browser to load anything from elsewhere.

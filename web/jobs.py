@@ -1,4 +1,4 @@
-"""Jobs of the worker: picklable functions of a web.worker.WorkerState that render as the command line does.
+"""Jobs of the worker: picklable functions that render as the command line does.
 
 Modules that are slow to import are imported by the jobs.
 """

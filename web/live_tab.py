@@ -1,4 +1,4 @@
-"""The tab Live: the camera of the visitor drives a portrait."""
+"""The tab Live: a camera drives a portrait."""
 
 import base64
 import functools

@@ -1,4 +1,4 @@
-"""The page of `--mode web`, built with Gradio: four tabs, examples, and the server."""
+"""The page of `--mode web`, built with Gradio: four tabs, examples, server."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""The process in which the page's models run, and its queue.
+"""The process in which the models of the page run, and its queue.
 
     worker = Worker(load)                       # load(checkpoint) -> LoadedModel, called in the process
     task = worker.ask(session, functools.partial(web.jobs.animate, ...))

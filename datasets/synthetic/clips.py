@@ -1,4 +1,4 @@
-"""The embedded data set: talking heads rendered from parameters, with exact landmarks, pose and flow.
+"""The synthetic dataset: clips of talking heads rendered from parameters, with landmarks, pose and flow.
 
 Deterministic by seed, unlimited in people, at any resolution. See `HeadState` for the units of pose and
 expression, `Rendered` and `flow` for those of the ground truth.

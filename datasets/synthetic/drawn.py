@@ -1,4 +1,4 @@
-"""What was drawn once and is asked for again: kept until it exceeds so many bytes, the oldest use dropped first.
+"""A cache of rendered frames, limited in bytes; the least recently used goes first.
 
 A head's mesh, textures and backdrop take 0.8 MiB at 64 px, 6 at 256 and 19 at 512: a number of heads would be no bound.
 """

@@ -1,4 +1,4 @@
-"""Who is drawn and in which state: the parameters of a synthetic talking head.
+"""Parameters of a synthetic head: identity, and state in a frame.
 
 Lengths are in head units: the head is about 2 high, from the chin at y = -1 to the crown at y = +1,
 x grows to the right of the image, y upwards and z towards the viewer. Colours are RGB in [0, 1].

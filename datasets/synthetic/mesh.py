@@ -1,4 +1,4 @@
-"""The mesh of a synthetic head: lofted grids, their expressions, and the points that have names.
+"""The mesh of a synthetic head: lofted grids, their expressions, named points.
 
 Every part is a grid of vertices; each vertex knows its surface coordinates, where on the part's texture it lies.
 """

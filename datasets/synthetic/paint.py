@@ -1,4 +1,4 @@
-"""The colours of a synthetic head: one texture for what is fixed to the surface, painters for what moves on it.
+"""The colours of a synthetic head: a texture for its surface, painters for its moving parts.
 
 Colours are display values in [0, 1]. The fourth channel of a texture is gloss, the strength of the highlight.
 """

@@ -1,4 +1,4 @@
-"""From a mesh and a state to pixels: posing, rasterising, shading, and the exact flow between two states.
+"""The renderer of synthetic heads: pose, rasterise, shade; exact flow between two states.
 
 Pixel positions count from the centre of the top left pixel: (x, y) in [0, size - 1]. The projection is the
 same at every size, so that a small picture is a large one seen from further away.

@@ -1,4 +1,4 @@
-"""The surfaces of a synthetic head, as functions: skull and face, hair, neck and shoulders.
+"""The surfaces of a synthetic head as functions: skull and face, hair, neck and shoulders.
 
 Surface coordinates (u, v) in [0, 1] run along columns and rows of a part; they are the same for every mesh
 density and every texture size.

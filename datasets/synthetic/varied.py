@@ -1,4 +1,4 @@
-"""Training pairs of synthetic heads with landmarks: any background, light, camera and image quality.
+"""Training pairs of synthetic heads with landmarks, and with varied background, light, camera and image quality.
 
 Models that train on drawn heads carry over to real faces where everything but the face varies more than it does in
 reality: domain randomisation (Tobin et al., IROS 2017, arXiv 1703.06907; Wood et al., ICCV 2021, Sec. 3).

@@ -1,4 +1,4 @@
-"""The answers of a user study: read from the files that participants saved, checked against the key, counted.
+"""The answers of a user study: read from participants' files, checked against the key, counted.
 
 A file is taken whole or refused: one line says what is wrong with it. Nothing is guessed.
 """

@@ -1,4 +1,4 @@
-"""The result of a user study, from the files that participants saved: study.json, .md and .png beside the key."""
+"""The result of a user study from participants' files: study.json, .md and .png beside the key."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Who sees what, in which order and on which side: drawn when a study is built, and balanced, not just random.
+"""The balanced random schedule of a user study: questions, their order, and sides, per participant.
 
 Ranking: a trial shows all methods on one pair. Positions follow a Williams design: over each block of participants
 every method has every position on every pair equally often, and every other method as its left neighbour.

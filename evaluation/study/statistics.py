@@ -1,4 +1,4 @@
-"""What the answers of a user study say, and how surely."""
+"""Preferences in a user study, with confidence intervals and tests."""
 
 import numpy as np
 from scipy.stats import binomtest

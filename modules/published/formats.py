@@ -1,4 +1,4 @@
-"""Published checkpoints -> our networks, strict in both directions.
+"""Conversion of published checkpoints, strict in both directions.
 
 A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. `published_names` says for
 every tensor of ours where it comes from; a published tensor that nobody asked for is an error too.

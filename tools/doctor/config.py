@@ -1,4 +1,4 @@
-"""The config: its values, whether its sizes fit together, and what disk and memory they need."""
+"""Checks of the config: values, sizes that fit together, disk and memory."""
 
 import os
 import re

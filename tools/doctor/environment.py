@@ -1,4 +1,4 @@
-"""Packages, devices, codecs, and what is optional."""
+"""Checks of packages, devices, codecs and optional parts."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What the doctor examines, what it finds, and the report of it."""
+"""Input, findings and report of the doctor."""
 
 import dataclasses
 from dataclasses import dataclass

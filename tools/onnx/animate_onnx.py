@@ -1,4 +1,4 @@
-"""Animate a source image by a driving video from exported ONNX graphs: numpy, onnxruntime and PyAV, no PyTorch.
+"""Animation from exported ONNX graphs, with NumPy, ONNX Runtime and PyAV but without PyTorch.
 
     python animate_onnx.py face.png driver.mp4 result.mp4 [--absolute] [--batch_size 4]
 

@@ -1,4 +1,4 @@
-"""ONNX export: three graphs that animate without PyTorch, checked against PyTorch before they appear.
+"""Export of a model to three ONNX graphs that animate without PyTorch, checked against PyTorch.
 
     DIR/keypoints.onnx     image (batch, 3, H, W)                  -> value (batch, K, 2), jacobian (batch, K, 2, 2)
        /source.onnx        image (1, 3, H, W)                      -> source.*: all that depends on the source alone,
