@@ -20,12 +20,12 @@ import torch.distributed as dist
 from support.errors import UserError
 from support.files import UNFINISHED, writing
 
-PATIENCE = 'COLLECTIVE_TIMEOUT'      # environment variable: seconds that processes wait for one another at most
+PATIENCE = 'COLLECTIVE_TIMEOUT'      # environment variable: seconds that processes wait for one another, at most
 DEFAULT_PATIENCE = 600
-ROLL_CALL = 5                        # seconds in which those that are left answer, once one is lost
-SEEN_WITHIN = 60                     # seconds in which a network disk shows a new file to all machines
+ROLL_CALL = 5                        # seconds in which the remaining processes check in after a failure
+SEEN_WITHIN = 60                     # seconds in which a new file on a network disk becomes visible to all machines
 WEEK = timedelta(days=7)
-SILENCE = 3600                       # seconds without `beat` after which a process is taken for lost
+SILENCE = 3600                       # seconds without `beat` after which a process counts as lost
 
 
 @dataclass
@@ -51,10 +51,10 @@ _ties = None                         # while the group is joined
 
 
 def start(device):
-    """Join the process group that torchrun announces, if any; returns this process's torch.device.
+    """Join the process group of torchrun, if any; returns this process's torch.device.
 
-    Where a machine has more processes than GPUs, they share them, and gloo connects them: NCCL wants a GPU for each.
-    Raises UserError where not all processes come.
+    If a machine has more processes than GPUs, they share them and use gloo, as NCCL requires a GPU per process.
+    Raises UserError if processes are missing.
     """
     global _ties
     if 'RANK' not in os.environ:
@@ -76,21 +76,22 @@ def start(device):
                       'nccl' in backend)
     except RuntimeError as error:
         raise UserError(f'rank {os.environ["RANK"]} on {socket.gethostname()}: not all of '
-                        f'{os.environ["WORLD_SIZE"]} processes came together ({_first_line(error)}); can the machines '
-                        f'reach {os.environ.get("MASTER_ADDR")}? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the '
-                        'network to use') from error
+                        f'{os.environ["WORLD_SIZE"]} processes have joined ({_first_line(error)}); check that all '
+                        f'machines reach {os.environ.get("MASTER_ADDR")}; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the '
+                        'network') from error
     return device
 
 
 @contextmanager
 def explained():
-    """Within it, the loss of another process of the group becomes a UserError that names it."""
+    """Turns the loss of another process of the group into a UserError that names it."""
     try:
         yield
     except RuntimeError as error:
         if world() == 1 or not (isinstance(error, dist.DistError) or 'gloo' in str(error)):
             raise
-        raise UserError(f'{_lost()}, which its own message or the system explains; the same command goes on') from error
+        raise UserError(f'{_lost()}; its own message or the system log says why; '
+                        'rerun the same command to resume') from error
 
 
 def _first_line(error):
@@ -189,7 +190,7 @@ def wait():
 
 
 def gather(value):
-    """The values, of any kind that can be pickled, of all processes by rank: a list, alike everywhere."""
+    """The picklable values of all processes by rank, the same list on each."""
     if world() == 1:
         return [value]
     values = [None] * world()
@@ -197,28 +198,28 @@ def gather(value):
     return values
 
 
-# ---------------------------------------------------------------------------- what must be alike
+# ---------------------------------------------------------------------------- agreement
 
 def agree(facts):
-    """UserError on all processes unless every one of them has the same facts; it names those that differ from rank 0.
+    """UserError on all processes if their facts differ; it names those that differ from rank 0.
 
-    facts: {what: value}, short words
+    facts: {what: value}, short texts
     """
     found = gather(facts)
     for what, wanted in found[0].items():
         others = [rank for rank, theirs in enumerate(found) if theirs[what] != wanted]
         if others:
             raise UserError(f'{what}: {_named(others)} has {found[others[0]][what]}, but {_named([0])} has {wanted}; '
-                            'make them alike on all machines')
+                            'make them equal on all machines')
 
 
 def digest(words):
-    """What tells a list of words from others, for `agree`: how many, and a hash."""
+    """Length and hash of a list of words, for `agree`."""
     return f'{len(words):,} (SHA-256 {hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]})'
 
 
 def check_shared(folder):
-    """UserError on all processes unless every one of them sees what rank 0 writes into `folder`, which is there."""
+    """UserError on all processes unless each sees a file that rank 0 writes to the existing `folder`."""
     if world() == 1:
         return
     token = Path(folder, f'.{gather(secrets.token_hex(8))[0]}{UNFINISHED}')
@@ -233,20 +234,20 @@ def check_shared(folder):
     if rank() == 0:
         token.unlink()
     if blind:
-        raise UserError(f'{folder}: {_named(blind)} does not see what {_named([0])} writes there; '
+        raise UserError(f'{folder}: {_named(blind)} does not see files that {_named([0])} writes there; '
                         'choose a folder that all machines share')
 
 
 # ---------------------------------------------------------------------------- long waits
 
 def beat():
-    """A sign of life, due at least every SILENCE seconds from a process for which others `wait_long`."""
+    """Report that this process is alive, at least every SILENCE seconds while others `wait_long` for it."""
     if world() > 1:
         _ties.store.add(f'beats/{rank()}', 1)
 
 
 def wait_long():
-    """As `wait`, where processes may arrive hours apart. Raises UserError that names one without a sign of life."""
+    """As `wait`, for processes that may arrive hours apart. UserError for those that stop to `beat`."""
     if world() == 1:
         return
     arrived, silence = dist.barrier(_ties.patient, async_op=True), Silence()
@@ -255,18 +256,18 @@ def wait_long():
         beat()
         silent = silence.longer_than(SILENCE, [_ties.store.add(f'beats/{other}', 0) for other in range(world())])
         if silent:
-            raise UserError(f'{_named(silent)} gave no sign of life for {SILENCE} s; the same command goes on')
+            raise UserError(f'{_named(silent)} gave no sign of life for {SILENCE} s; rerun the same command to resume')
     arrived.wait()
 
 
 class Silence:
-    """Since when counters have not changed."""
+    """How long counters have not changed."""
 
     def __init__(self):
         self._heard = {}               # number of the counter: (its value, since when)
 
     def longer_than(self, seconds, counters):
-        """Numbers of those that have not changed for so long."""
+        """Indices of counters that have not changed for so long."""
         now = time.monotonic()
         for number, value in enumerate(counters):
             if number not in self._heard or self._heard[number][0] != value:

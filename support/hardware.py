@@ -13,56 +13,52 @@ import torch
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # malloc.h
-# Of c10/core/impl/alloc_cpu.cpp, on Linux and on Windows; and of sizes that no allocator is asked for.
+# Messages of c10/core/impl/alloc_cpu.cpp on Linux and Windows, and for sizes that overflow.
 OUT_OF_MEMORY = "can't allocate memory", 'not enough memory', 'Storage size calculation overflowed'
 HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'              # PyTorch reads it at its first allocation
 
 
 def flush_denormals():
-    """Have CPUs take numbers below 1e-38 for 0, which they compute with a hundred times faster.
+    """Make CPUs treat numbers below 1e-38 as 0, with which they compute a hundred times faster.
 
-    Once keypoints are sharp, the tails of heat maps and their gradients are full of them. Threads inherit the mode from
-    the one that starts them: call it before the first large operation.
+    Heat maps of sharp keypoints and their gradients are full of them. Threads inherit the mode from the thread that
+    starts them: call this before the first large operation.
     """
     torch.set_flush_denormal(True)
 
 
 def keep_freed_memory():
-    """Have glibc keep the memory of freed tensors for the next ones.
+    """Make glibc keep the memory of freed tensors for later ones.
 
-    By default it returns every large one to the kernel, which hands the next one out page by page, zeroed: a quarter
-    of the time of a training step. Elsewhere than on glibc this does nothing; an allocator that is preloaded (jemalloc)
-    goes by its own settings.
+    By default it returns large blocks to the kernel, which zeroes each new page: a quarter of the time of a training
+    step. Without glibc, or with a preloaded allocator (jemalloc), this has no effect.
     """
     _allocate(mapped=2 ** 30, kept=2 ** 31 - 1)
 
 
 def keep_small_freed_memory():
-    """Keep the memory of tensors below 32 MiB, and return that of larger ones: between the other two.
+    """Keep the memory of freed tensors below 32 MiB, and return that of larger ones.
 
-    Few tensors of the paper's model at 256 px are so large (64 channels of two images), but it is those that do not fit
-    into the pieces of freed memory.
+    Few tensors of the paper's model at 256 px are larger (64 channels of two images), but those fragment kept memory.
     """
     os.environ.setdefault(HUGE_PAGES, '1')
     _allocate(mapped=2 ** 25, kept=2 ** 31 - 1)
 
 
 def return_freed_memory():
-    """Give every large tensor huge pages of its own, returned when it is freed: where memory is scarcer than time.
+    """Return the memory of freed large tensors, which get huge pages: less memory, more time.
 
-    A training step's tensors are of many sizes and lives; memory that is kept for them falls to pieces and grows, by up
-    to a gigabyte for the paper's model. Huge pages (where Linux has them) make what is handed out anew cheaper. Call it
-    before the first large tensor. benchmarks/README.md has time and memory of both.
+    Kept memory fragments and grows, by up to a gigabyte for the paper's model. Huge pages of Linux reduce the cost of
+    new memory. Call this before the first large tensor. benchmarks/README.md lists time and memory of both.
     """
     os.environ.setdefault(HUGE_PAGES, '1')
     _allocate(mapped=2 ** 21, kept=2 ** 27)
 
 
 def arrange_allocator(params):
-    """Have a CPU's allocator keep as much freed memory as TrainParams allow; call it before the first tensor.
+    """Set how much freed memory the CPU's allocator keeps, by TrainParams; call this before the first tensor.
 
-    With checkpointing, which trades time for memory, large tensors are returned: a seventh more time for a seventh less
-    memory.
+    With checkpointing, memory of large tensors is returned: a seventh more time, a seventh less memory.
     """
     if not params.keep_freed:
         return_freed_memory()
@@ -73,19 +69,19 @@ def arrange_allocator(params):
 
 
 def trim_freed_memory():
-    """Return what is free to the kernel now, whatever is kept later: for measurements."""
+    """Return freed memory to the kernel once, for measurements."""
     if libc := _glibc():
         libc.malloc_trim(0)
 
 
 def _glibc():
-    """The C library if it is glibc, else None."""
+    """The C library if it is glibc, otherwise None."""
     libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
     return libc if hasattr(libc, 'gnu_get_libc_version') else None
 
 
 def _allocate(mapped, kept):
-    """mapped: bytes from which on a tensor gets pages of its own; kept: bytes of other freed memory kept at most."""
+    """mapped: bytes above which a tensor gets its own pages; kept: limit of other freed memory, bytes."""
     if libc := _glibc():
         libc.mallopt(M_MMAP_THRESHOLD, mapped)
         libc.mallopt(M_TRIM_THRESHOLD, kept)
@@ -94,11 +90,11 @@ def _allocate(mapped, kept):
 # ---------------------------------------------------------------------------- fall-backs
 
 def adapted(config, device):
-    """The config with what `device` cannot do replaced, each with a warning that names reason and replacement."""
+    """The config with unsupported settings of `device` replaced, each with a warning."""
     changes = {}
     params = config.train_params
     if params.precision == 'bf16' and not has_bf16(device):
-        log.warning('train_params.precision=bf16: %s has no bf16 arithmetic and would only emulate it; using fp32',
+        log.warning('train_params.precision=bf16: %s would only emulate bf16; using fp32',
                     device)
         changes['precision'] = 'fp32'
     if params.compile and (reason := cannot_compile(device)):
@@ -108,14 +104,14 @@ def adapted(config, device):
 
 
 def has_bf16(device):
-    """Whether bf16 is faster than fp32 there."""
+    """Whether `device` computes in bf16 without emulation."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def cannot_compile(device):
-    """Why torch.compile cannot run on `device`; None if it can."""
+    """The reason why torch.compile cannot run on `device`, or None."""
     if device.type == 'cpu':
         compiler = os.environ.get('CXX', 'g++')
         found = shutil.which(compiler) or shutil.which('clang++')
@@ -129,7 +125,7 @@ def cannot_compile(device):
 # ---------------------------------------------------------------------------- memory
 
 def available_memory():
-    """Bytes that this process may still take; None where the system does not say."""
+    """Bytes that this process can allocate; None if unknown."""
     found = []
     meminfo, cgroup = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
     if meminfo.is_file():
@@ -141,6 +137,6 @@ def available_memory():
 
 
 def is_out_of_memory(error):
-    """Whether an exception says that memory could not be had: on GPUs, CPUs or by Python itself."""
+    """Whether an exception means that memory is exhausted, on a GPU, on a CPU or in Python."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY))

@@ -10,17 +10,17 @@ import torch
 from support.errors import UserError
 from support.files import written_whole
 
-PART_FILES = {'depth': ('encoder.pth', 'depth.pth')}      # by layout, see TalkingHead.pretrained_parts
+PART_FILES = {'depth': ('encoder.pth', 'depth.pth')}      # by layout; see TalkingHead.pretrained_parts
 VGG19_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
 def checkpoint_path(url):
-    """Where torch.hub keeps the weights that it would load from `url`: $TORCH_HOME/hub/checkpoints/name."""
+    """Path where torch.hub stores the weights of `url`: $TORCH_HOME/hub/checkpoints/name."""
     return Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[-1]
 
 
 def check_file(path):
-    """UserError for a file that is missing, empty, a Git LFS pointer or a web page; looks at its beginning alone."""
+    """UserError for a file that is missing, empty, a Git LFS pointer or a web page; reads only its beginning."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{path}: no such file')
@@ -31,13 +31,13 @@ def check_file(path):
     if head.startswith(b'version https://git-lfs'):
         raise UserError(f'{path}: is a Git LFS pointer, not the weights; fetch the file itself (git lfs pull)')
     if head.startswith((b'<!doctype', b'<html', b'<?xml')):
-        raise UserError(f'{path}: is a web page, not weights; the download went wrong')
+        raise UserError(f'{path}: is a web page, not weights; download the file itself')
 
 
 def load_tensors(path):
-    """What torch.save wrote to `path`, on the CPU; nothing in the file is executed.
+    """Load a file of torch.save to the CPU; no code in it is executed.
 
-    Raises UserError for a missing, cut or damaged file, a Git LFS pointer, a web page, a pickle with code in it.
+    Raises UserError for a missing, truncated or damaged file, a Git LFS pointer, a web page, or a pickle with code.
     """
     path = Path(path)
     check_file(path)
@@ -48,18 +48,18 @@ def load_tensors(path):
         if zipfile.is_zipfile(path) or 'Unsupported' in str(error):
             raise UserError(f'{path}: holds more than tensors (code or unknown objects) and is not opened') from None
         raise UserError(f'{path}: is not a checkpoint, or is damaged; download or copy it again') from None
-    except Exception:        # a damaged pickle raises whatever its bytes happen to mean
+    except Exception:        # damaged pickles raise exceptions of many types
         raise _damaged(path) from None
 
 
 def _check_sums(path):
-    """UserError for a zip file, as torch.save writes it, that is not as it was written: PyTorch does not look."""
+    """UserError for a zip file of torch.save with wrong checksums, which PyTorch does not verify."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as file:
             names = [info.filename for info in file.infolist()]
-            # Packed records could be of any size; torch.save writes none, nor two of one name.
+            # torch.save writes neither compressed records, which could unpack to any size, nor duplicates.
             plain = len(set(names)) == len(names) and all(info.compress_type == 0 for info in file.infolist())
             broken = not plain or file.testzip() is not None
     except Exception:
@@ -69,7 +69,7 @@ def _check_sums(path):
 
 
 def _damaged(path):
-    return UserError(f'{path}: is cut short or damaged ({path.stat().st_size:,} bytes); download or copy it again')
+    return UserError(f'{path}: is truncated or damaged ({path.stat().st_size:,} bytes); download or copy it again')
 
 
 def load_safetensors(path):
@@ -87,11 +87,11 @@ def load_safetensors(path):
 
 
 def save_tensors(path, tensors):
-    """Write what torch.save takes to `path`, whole or not at all; UserError where it cannot be written."""
+    """Write `tensors` with torch.save to `path` atomically. UserError if it cannot be written."""
     with written_whole(path) as unfinished:
         try:
             torch.save(tensors, unfinished)
-        except RuntimeError as error:       # what PyTorch makes of a folder that is missing, or a disk that is full
+        except RuntimeError as error:       # raised by PyTorch for a missing folder or a full disk
             raise UserError(f'{path}: cannot be written ({" ".join(str(error).split())})') from None
 
 
@@ -106,10 +106,9 @@ def weights_hash(model):
 # ---------------------------------------------------------------------------- into networks and optimisers
 
 def load_weights(network, tensors, path):
-    """Fill a network with `tensors`, as its state_dict() was saved at `path`.
+    """Load `tensors`, a state_dict() saved at `path`, into a network.
 
-    Raises UserError that names the first tensor that is missing, left over or of another shape or kind; nothing is
-    copied then.
+    Raises UserError that names the first missing, unexpected or unlike tensor; nothing is copied then.
     """
     own = network.state_dict()
     if not isinstance(tensors, dict):
@@ -125,9 +124,9 @@ def load_weights(network, tensors, path):
 
 
 def load_optimizer(optimizer, found, path):
-    """Fill an Adam optimiser with what its state_dict() was at `path`; rates and other settings stay those of now.
+    """Load a state_dict() saved at `path` into an Adam optimiser; learning rates and other settings stay unchanged.
 
-    Raises UserError where it is of other parameters.
+    Raises UserError if it belongs to other parameters.
     """
     own, state = optimizer.state_dict()['param_groups'], found.get('state') if isinstance(found, dict) else None
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
@@ -137,12 +136,12 @@ def load_optimizer(optimizer, found, path):
         and all(_alike(moments[name], parameters[number]) for name in ('exp_avg', 'exp_avg_sq'))
         for number, moments in state.items())
     if not fits:
-        raise UserError(f'{path}: its optimiser is damaged, or of another model')
+        raise UserError(f'{path}: the state of its optimiser is damaged or of another model')
     optimizer.load_state_dict({'state': state, 'param_groups': own})
 
 
 def _alike(found, own):
-    """Whether a tensor that was loaded can take the place of one of ours."""
+    """Whether a loaded tensor can replace one of ours."""
     return (isinstance(found, torch.Tensor) and found.layout == torch.strided and found.device.type == 'cpu'
             and not found.is_quantized and found.shape == own.shape
             and found.dtype.is_floating_point == own.dtype.is_floating_point and not found.dtype.is_complex)
@@ -152,7 +151,7 @@ def _described(value):
     return f'{value.dtype} {tuple(value.shape)}' if isinstance(value, torch.Tensor) else f'a {type(value).__name__}'
 
 
-# ---------------------------------------------------------------------------- weights that others have trained
+# ---------------------------------------------------------------------------- pretrained weights
 
 def vgg19():
     """ImageNet weights of torchvision's VGG19, for the perceptual loss; UserError says how to get them."""

@@ -110,12 +110,12 @@ def test_what_differs_between_machines_is_named_and_nobody_waits_for_ever(tmp_pa
     assert processes[1].communicate()[0].splitlines() == said[:3]
     host = os.uname().nodename
     assert said[0] == (f'training clips: rank 1 on {host} has those of 1, but rank 0 on {host} has those of 0; '
-                       'make them alike on all machines')
-    assert said[1] == said[2] == (f'log: rank 1 on {host} does not see what rank 0 on {host} writes there; '
-                                  'choose a folder that all machines share')
-    assert said[3:] == [f'rank 1 on {host} gave no sign of life for 3 s; the same command goes on',
-                        f'rank 1 on {host} has ended or hangs, which its own message or the system explains; '
-                        'the same command goes on']
+                       'make them equal on all machines')
+    assert said[1] == said[2] == (f'log: rank 1 on {host} does not see files that rank 0 on {host} writes '
+                                  'there; choose a folder that all machines share')
+    assert said[3:] == [f'rank 1 on {host} gave no sign of life for 3 s; rerun the same command to resume',
+                        f'rank 1 on {host} has ended or hangs; its own message or the system log says why; '
+                        'rerun the same command to resume']
     assert not list(tmp_path.iterdir())
 
 

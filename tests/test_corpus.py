@@ -66,7 +66,7 @@ def test_the_newest_whole_checkpoint_is_found_and_a_run_without_any_is_not_begun
     middle = len(whole) // 2
     broken = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:]
     (tmp_path / 'checkpoints' / '00000002.pt').write_bytes(broken)
-    assert run.newest()[0].name == '00000001.pt' and '00000002.pt: is cut short or damaged' in caplog.text
+    assert run.newest()[0].name == '00000001.pt' and '00000002.pt: is truncated or damaged' in caplog.text
     (tmp_path / 'checkpoints' / '00000001.pt').write_bytes(broken)
     with pytest.raises(UserError, match='all 2 checkpoints are damaged'):
         run.newest()
@@ -84,6 +84,6 @@ def test_an_optimiser_whose_step_is_no_plain_number_is_refused(step):
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.Adam([parameter])
     moments = {'step': step, 'exp_avg': torch.zeros(2), 'exp_avg_sq': torch.zeros(2)}
-    with pytest.raises(UserError, match='its optimiser is damaged'):
+    with pytest.raises(UserError, match='state of its optimiser is damaged'):
         load_optimizer(optimizer, {'state': {0: moments}}, 'x.pt')
 

@@ -143,7 +143,7 @@ def test_checkpoints_that_are_none(capsys, trained, tmp_path):
     whole = checkpoint(trained).read_bytes()
     assert 'no such file' in refused(capsys, '--mode', 'animate', '--checkpoint', tmp_path / 'none.pt')
     assert 'train first' in refused(capsys, '--mode', 'animate', '--log_dir', tmp_path)
-    assert 'cut short' in message(whole[:len(whole) // 2])
+    assert 'is truncated' in message(whole[:len(whole) // 2])
     assert 'Git LFS pointer' in message(b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n')
     assert 'web page' in message(b'<!DOCTYPE html><html></html>')
     assert 'is empty' in message(b'') and 'damaged' in message(b'hello')

@@ -85,7 +85,7 @@ def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path
         data = (undisturbed / 'run' / 'checkpoints' / f'{step:08d}.pt').read_bytes()
         (folder / f'{step:08d}.pt').write_bytes(data[:len(data) // 2] if step == 10 else data)
     result = run(tmp_path, *LONG)
-    assert '00000010.pt: is cut short or damaged' in result.stderr and '00000008.pt' in result.stderr
+    assert '00000010.pt: is truncated or damaged' in result.stderr and '00000008.pt' in result.stderr
     assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
 
 
