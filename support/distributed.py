@@ -77,8 +77,8 @@ def start(device):
     except RuntimeError as error:
         raise UserError(f'rank {os.environ["RANK"]} on {socket.gethostname()}: not all of '
                         f'{os.environ["WORLD_SIZE"]} processes have joined ({_first_line(error)}); check that all '
-                        f'machines reach {os.environ.get("MASTER_ADDR")}; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the '
-                        'network') from error
+                        f'machines reach {os.environ.get("MASTER_ADDR")}; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME '
+                        'select the network') from error
     return device
 
 
