@@ -53,7 +53,7 @@ READERS = {
     '--from': {'import'},
     '--clips': {'pack'}, '--shard_mb': {'pack'},
     '--json': {'doctor'},
-    '--port': WEB, '--host': WEB, '--auth': WEB, '--share': WEB,
+    '--port': WEB, '--host': WEB, '--auth': WEB,
 }
 
 
