@@ -16,7 +16,8 @@ from curves.alarms import Alarms
 from datasets.loader import loading_explained, timed, training_loader, training_set
 from modules import memory
 from modules.objective import needs_vgg
-from modules.training_step import build_training_step, micro_batches
+from modules.pairs import micro_batches
+from modules.training_step import build_training_step
 from resume import restore
 from support import distributed, hardware, weights
 from support.errors import UserError

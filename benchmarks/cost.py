@@ -22,7 +22,8 @@ from modules.build import build_model
 from modules.losses import RandomTransform
 from modules.objective import needs_vgg
 from modules.perceptual import VGG19
-from modules.training_step import Pairs, build_training_step
+from modules.pairs import Pairs
+from modules.training_step import build_training_step
 from support.gpu_path import META, gpu_path
 
 # Peak rates of the data sheets: (TFLOP/s in fp32 without tensor cores, in dense bf16 with fp32 sums, TB/s of memory).

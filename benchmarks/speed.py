@@ -37,7 +37,8 @@ from modules.build import build_model
 from modules.losses import RandomTransform
 from modules.objective import needs_vgg
 from modules.perceptual import VGG19
-from modules.training_step import Pairs, build_training_step
+from modules.pairs import Pairs
+from modules.training_step import build_training_step
 from support import hardware
 
 REPEATS = 5

@@ -17,7 +17,8 @@ from modules.build import WIDTHS, build_model
 from modules.losses import RandomTransform
 from modules.objective import needs_vgg
 from modules.perceptual import VGG19
-from modules.training_step import Pairs, build_training_step
+from modules.pairs import Pairs
+from modules.training_step import build_training_step
 from support.errors import UserError
 from support.gpu_path import META, gpu_path
 from support.hardware import available_memory

@@ -5,38 +5,19 @@ train.py calls it in its loop, benchmarks/parity compares it with the released c
 
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from modules.build import build_discriminator, build_model, build_objective
 from modules.codebook import Whitening
-from modules.losses import RandomTransform
 from modules.objective import DiscriminatorObjective, needs_discriminator
+from modules.pairs import hash_seed
 from modules.training_state import State
 from modules.warp import to_displacement
 from support import distributed
 from support.errors import UserError
-
-
-class Pairs(NamedTuple):
-    """A micro-batch of training pairs.
-
-    source, driving: (B, 3, H, W) in [-1, 1]
-    transform:       the equivariance transform of each pair
-    landmarks:       (B, 2, K, 2) of both images in [-1, 1], for data with landmarks
-    """
-    source: Tensor
-    driving: Tensor
-    transform: RandomTransform
-    landmarks: Tensor | None = None
-
-    def to(self, device):
-        return Pairs(self.source.to(device, non_blocking=True), self.driving.to(device, non_blocking=True),
-                     self.transform.to(device), None if self.landmarks is None else self.landmarks.to(device))
 
 
 @dataclass
@@ -253,27 +234,3 @@ def diagnostics(generated):
 def _means(parts):
     """The mean of each scalar over a list of dicts with the same names."""
     return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-
-
-# ---------------------------------------------------------------------------- samples, and their random numbers
-
-def micro_batches(batch, params):
-    """What the loader gives -> `accumulate` equal Pairs.
-
-    batch: dict(source, driving (B, 3, H, W) in [-1, 1], index (B,), landmarks (B, 2, K, 2) where there are any, ...)
-    """
-    pieces = [batch[name].chunk(params.accumulate) for name in ('source', 'driving', 'index')]
-    landmarks = batch['landmarks'].chunk(params.accumulate) if 'landmarks' in batch else [None] * params.accumulate
-    return [Pairs(source, driving, draw_transform(params.seed, index.tolist()), places)
-            for source, driving, index, places in zip(*pieces, landmarks, strict=True)]
-
-
-def draw_transform(seed, indices):
-    """The equivariance transform of each sample, a function of the seed and the sample's index."""
-    drawn = [RandomTransform.draw(1, torch.Generator().manual_seed(hash_seed(seed, index, 2))) for index in indices]
-    return RandomTransform(torch.cat([t.theta for t in drawn]), torch.cat([t.control for t in drawn]))
-
-
-def hash_seed(*numbers):
-    """A 63-bit seed from small integers; nearby ones give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

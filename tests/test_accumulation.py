@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from modules.layers import BatchNorm2d
-from modules.training_step import build_training_step, draw_transform, micro_batches
+from modules.pairs import draw_transform, micro_batches
+from modules.training_step import build_training_step
 from support import distributed
 from tests.support.agents import free_port
 from tests.support.tiny import ROOT, tiny

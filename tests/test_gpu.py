@@ -23,7 +23,8 @@ from benchmarks.parity.kinds import compare
 from inference import Renderer
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS, build_model
-from modules.training_step import build_training_step, micro_batches
+from modules.pairs import micro_batches
+from modules.training_step import build_training_step
 from resume import restore
 from support.transfer import Transfer
 from tests.support.one_step import assert_same_step, one_step

@@ -14,7 +14,8 @@ from logger import write_checkpoint
 from modules.keypoint_detector import AffineFrame
 from modules.losses import landmark_guide, region_weights
 from modules.talking_head import Keypoints
-from modules.training_step import build_training_step, micro_batches
+from modules.pairs import micro_batches
+from modules.training_step import build_training_step
 from modules.warp import identity_grid
 from support.errors import UserError
 from tests.support.tiny import ROOT

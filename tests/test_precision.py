@@ -12,7 +12,8 @@ from modules.build import METHODS, build_model
 from modules.losses import RandomTransform, equivariance
 from modules.objective import needs_vgg
 from modules.talking_head import Keypoints
-from modules.training_step import Pairs, build_training_step, draw_transform, micro_batches
+from modules.pairs import Pairs, draw_transform, micro_batches
+from modules.training_step import build_training_step
 from modules.warp import identity_grid, occlude, warp
 from tests.support.small import SMALL_METHOD, SMALL_SYNERGY, small_config
 from tests.support.tiny import ROOT, tiny

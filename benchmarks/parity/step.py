@@ -16,7 +16,8 @@ from modules.losses import RandomTransform
 from modules.mcnet import feature_consistency
 from modules.objective import ObjectiveOutput, needs_discriminator
 from modules.published.formats import FORMATS
-from modules.training_step import Pairs, StepResult, TrainingStep
+from modules.pairs import Pairs
+from modules.training_step import StepResult, TrainingStep
 
 
 @dataclass
