@@ -49,7 +49,8 @@ def return_freed_memory():
     """Return the memory of freed large tensors, which get huge pages: less memory, more time.
 
     Kept memory fragments and grows, by up to a gigabyte for the paper's model. Huge pages of Linux reduce the cost of
-    new memory. Call this before the first large tensor. benchmarks/README.md lists time and memory of both.
+    new memory. Call this before the first large tensor. A step of config/vox-256.yaml (batch 2, one CPU thread) then
+    takes 31.6 s and 5.58 GiB instead of 22.5 s and 6.84 GiB.
     """
     os.environ.setdefault(HUGE_PAGES, '1')
     _allocate(mapped=2 ** 21, kept=2 ** 27)

@@ -89,7 +89,7 @@ class DatasetSettings:
         elif self.command:
             check_command(self.command)
         if self.root.resolve() == self.videos.resolve():
-            raise UserError(f'{self.root}: the data set would mix with its raw videos; choose another --out')
+            raise UserError(f'{self.root}: the dataset would mix with its raw videos; choose another --out')
 
 
 def prepare(options, workers=1, part=Part()):
