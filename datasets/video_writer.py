@@ -1,5 +1,6 @@
 """Atomic writing of videos frame by frame: MP4 (H.264) with the sound of another file, or GIF."""
 
+import logging
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -15,12 +16,17 @@ from datasets.video import exact, open_container
 from support.errors import UserError
 from support.files import written_whole
 
+SHORTEST_DELAY = 2          # of a GIF's frame, 1/100 s
+
+log = logging.getLogger(__name__)
+
 
 class VideoWriter:
     """Writes frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
 
     path:       must end in .mp4 or .gif; appears only when complete, nothing is left after an exception
-    fps:        Fraction or int, kept exactly in an mp4; a gif counts in 1/100 s (GIF89a, Sec. 23), right on average
+    fps:        Fraction or int, kept exactly in an mp4. A gif counts in 1/100 s (GIF89a, Sec. 23), right on average;
+                above 50 frames/s some are left out, as browsers slow down delays below 20 ms
     audio_from: a file whose first audio track is copied, packet by packet and unchanged, as far as
                 there are frames; it keeps its offset to that file's video. A file without an audio
                 track adds none, and a gif carries none.
@@ -55,7 +61,7 @@ class VideoWriter:
         self._audio_from = audio_from if self._encoder.name == 'libx264' else None
         self._aside = aside
         self._output = self._video = self._audio = None
-        self._shape, self._count = None, 0
+        self._shape, self._count, self._shown, self._left_out = None, 0, 0, False
 
     def __enter__(self):
         with ExitStack() as stack:
@@ -63,7 +69,8 @@ class VideoWriter:
             stack.callback(self._close)
             with self._writing():
                 self._output = av.open(os.path.abspath(unfinished), 'w', format=self._encoder.format)
-                self._video = self._output.add_stream(self._encoder.name, rate=self.fps, options=self._options)
+                self._video = self._output.add_stream(self._encoder.name, rate=self._encoder.ticks or self.fps,
+                                                      options=self._options)
                 self._video.pix_fmt = self._encoder.pix_fmt
                 self._video.codec_context.thread_count = self._threads
             if self._audio_from is not None:
@@ -81,13 +88,30 @@ class VideoWriter:
         if frame.shape != self._shape:
             raise ValueError(f'expected a frame {self._shape} as the first but found {frame.shape}')
 
-        picture = self._encoder.picture(frame)
-        picture.pts, picture.time_base = self._count, 1 / self.fps
+        tick = self._tick()
         self._count += 1
+        if tick is None:
+            return
+        picture = self._encoder.picture(frame)
+        picture.pts, picture.time_base = tick, Fraction(1) / (self._encoder.ticks or self.fps)
         with self._writing():
             self._output.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.copy_until(self._count / self.fps)
+
+    def _tick(self):
+        """When the next frame is shown, in ticks of the file; None to leave it out, as it follows too soon."""
+        if not self._encoder.ticks:
+            return self._count
+        tick = round(self._count * self._encoder.ticks / self.fps)
+        if self._count and tick - self._shown < SHORTEST_DELAY:
+            if not self._left_out:
+                log.warning('%s: a GIF shows at most 50 frames per second; of %.6g, some are left out', self.path,
+                            float(self.fps))
+            self._left_out = True
+            return None
+        self._shown = tick
+        return tick
 
     def __exit__(self, *raised):
         return self._leave(*raised)
@@ -202,15 +226,19 @@ def _palette_picture(frame):
 
 
 class _Encoder(NamedTuple):
-    """How one kind of file is written; `picture` turns a frame into what the encoder takes."""
+    """How one kind of file is written; `picture` turns a frame into what the encoder takes.
+
+    ticks: per second, in which the file counts; None for one a frame
+    """
     format: str
     name: str
     pix_fmt: str
     multiple_of: int
     picture: Callable
+    ticks: int | None = None
 
 
 _ENCODERS = {
     '.mp4': _Encoder('mp4', 'libx264', 'yuv420p', 2, _even_picture),
-    '.gif': _Encoder('gif', 'gif', 'pal8', 1, _palette_picture),
+    '.gif': _Encoder('gif', 'gif', 'pal8', 1, _palette_picture, ticks=100),
 }

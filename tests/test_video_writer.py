@@ -77,6 +77,19 @@ def test_a_gif_keeps_rate_and_pictures(tmp_path, fps):
     assert np.abs(clip.read([9])[0].astype(int) - numbered(9)).mean() < 3
 
 
+@pytest.mark.parametrize('fps', [50, Fraction(60000, 1001), 60, 120, 240])
+def test_a_fast_gif_keeps_its_speed_without_delays_below_20_ms(tmp_path, fps, caplog):
+    """Browsers show 10 ms as 100 ms; equal times could not be written at all."""
+    count = int(2 * fps)
+    path = write(tmp_path / 'out.gif', count, fps)
+    with av.open(str(path)) as container:
+        times = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.size]
+    assert np.diff(times).min() > 0.0199 and times[-1] == pytest.approx(2, abs=0.05)
+    shown = [number_in(frame) for frame in open_clip(path).frames()]
+    assert np.abs(np.array(times) - np.array(shown) / float(fps)).max() <= 0.006 if count < 256 else shown
+    assert [record.getMessage().count('left out') for record in caplog.records] == [1] * (fps > 50)
+
+
 @pytest.mark.parametrize('fps', [25, Fraction(30000, 1001), 60])
 @pytest.mark.parametrize('suffix, codec, rate', [('.m4a', 'aac', 44100), ('.webm', 'libopus', 48000)])
 def test_sound_is_copied_and_ends_with_the_frames(tmp_path, fps, suffix, codec, rate):
