@@ -33,8 +33,23 @@ def read_still(path, background=WHITE):
         raise UserError(f'{path}: no such image') from error
     # PIL answers damage with any of these, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = 'not an image, or empty' if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f'{path}: cannot be read as an image ({reason}); replace or remove the file') from error
+        if not isinstance(error, Image.UnidentifiedImageError):
+            raise UserError(f'{path}: cannot be read as an image ({error}); replace or remove the file') from error
+        if kind := _unread_kind(data[:64].tobytes()):
+            raise UserError(f'{path}: is {kind}, which the installed Pillow cannot read; convert it to PNG or JPEG, '
+                            'for example with ImageMagick: magick IN OUT.png') from error
+        raise UserError(f'{path}: is empty or not an image; replace or remove the file') from error
+
+
+def _unread_kind(head):
+    """The kind of an image that Pillow does not recognise, by the first bytes of the file; None if unknown.
+
+    HEIC and AVIF are ISO/IEC 14496-12 files, Sec. 4.3, with the brands of ISO/IEC 23008-12, Annex B
+    """
+    if head[4:8] == b'ftyp':
+        return 'AVIF' if b'avif' in head else 'HEIC' if b'hei' in head or b'mif1' in head else 'a video'
+    signatures = {b'\0\0\0\x0cjXL ': 'JPEG XL', b'\xff\x0a': 'JPEG XL', b'<svg': 'SVG', b'<?xml': 'SVG'}
+    return next((kind for start, kind in signatures.items() if head.startswith(start)), None)
 
 
 def _to_rgb(image, background):

@@ -29,6 +29,17 @@ def test_stills_of_every_kind_are_pixel_right(tmp_path):
         assert np.array_equal(read_image(tmp_path / name), expected), name
 
 
+@pytest.mark.parametrize('head, kind', [
+    (b'\0\0\0\x18ftypheic', 'HEIC, which'), (b'\0\0\0\x1cftypmif1\0\0\0\0mif1heic', 'HEIC, which'),
+    (b'\0\0\0\x20ftypisom', 'a video'), (b'<svg xmlns', 'SVG'), (b'', 'empty or not an image'),
+    (b'some text', 'empty or not an image')])
+def test_an_image_of_a_kind_that_cannot_be_read_is_named(tmp_path, head, kind):
+    """HEIC is what phones take; it was called empty."""
+    (tmp_path / 'a.jpg').write_bytes(head)
+    with pytest.raises(UserError, match=rf'a.jpg: is {kind}.*; (convert it|replace)'):
+        read_image(tmp_path / 'a.jpg')
+
+
 @pytest.mark.parametrize('orientation, undo', [(3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1)),
                                                (8, lambda a: np.rot90(a, 1)), (2, np.fliplr)])
 def test_exif_orientation_is_applied(tmp_path, orientation, undo):
