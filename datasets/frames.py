@@ -38,8 +38,8 @@ def find_people(root, partition, id_sampling, size):
     id_sampling: the person is the one of the manifest, without a manifest the part of a clip's
                  name before the first '#'; otherwise every clip is a person of its own
     size:        frames are resized to (size, size)
-    Hidden files and files that are no video are passed over, and so are clips that a manifest does
-    not list. Clips are not opened: damage shows at their first use. Raises UserError if folder or
+    Hidden files, files that are no video and folders without frames are left out, and so are clips
+    that a manifest does not list. Clips are not opened: damage shows at their first use. Raises UserError if folder or
     clips are missing or names do not fit.
     """
     folder, paths = Path(root, partition), clip_paths(root, partition)
@@ -75,31 +75,44 @@ def _partition_folder(root, partition):
 
 
 def clip_paths(root, partition):
-    """Clip name -> Path, or Member of a shard, for all that can be a clip; UserError where there is none."""
+    """Clip name -> Path, or Member of a shard, for all that can be a clip; UserError where there is none.
+
+    Other entries of the folder are logged in one line.
+    """
+    paths, others = sort_entries(root, partition)
+    folder = Path(root, partition)
+    if not paths:
+        raise UserError(f'{folder}: has no clips, but {_example(others)}; expected folders of frames, or files ending '
+                        f'in {", ".join((*VIDEO_SUFFIXES, SHARD_SUFFIX))}')
+    if others:
+        log.warning('%s: %d clips, and %s', folder, len(paths), _example(others))
+    return paths
+
+
+def _example(others):
+    name, reason = next(iter(others.items()))
+    return f'entries that are no clips: {len(others)}, such as {name} ({reason})'
+
+
+def sort_entries(root, partition):
+    """({clip name: Path or Member}, {name: why it is no clip}) of all visible entries of a partition.
+
+    Raises UserError if the folder is missing or empty, or if two entries have one name.
+    """
     folder = _partition_folder(Path(root), partition)
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
     if not visible:
         raise UserError(f'{folder}: is empty; expected {_LAYOUT}')
-    paths, passed_over = {}, []
+    paths, others = {}, {}
     for path in _unpacked(visible):
-        if path.is_dir():
-            _require_stills(path)
-            name = path.name.removesuffix('.mp4')
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            name = path.stem
-        else:
-            passed_over.append(path.name)
+        if reason := _no_clip(path):
+            others[path.name] = reason
             continue
+        name = path.name.removesuffix('.mp4') if path.is_dir() else path.stem
         if name in paths:
             raise UserError(f'{folder}: {paths[name].name} and {path.name} are both clip {name}; remove or rename one')
         paths[name] = path
-    if not paths:
-        others = f', only {len(passed_over)} file(s) of other kinds such as {passed_over[0]}' if passed_over else ''
-        raise UserError(f'{folder}: no clips{others}; expected folders of frames, or files ending in '
-                        f'{", ".join((*VIDEO_SUFFIXES, SHARD_SUFFIX))}')
-    if passed_over:
-        log.info('%s: passed over %d file(s) that are no video, such as %s', folder, len(passed_over), passed_over[0])
-    return paths
+    return paths, others
 
 
 def _unpacked(paths):
@@ -111,10 +124,16 @@ def _unpacked(paths):
             yield path
 
 
-def _require_stills(path):
-    if not has_stills(path):
-        raise UserError(f'{path}: this folder holds no PNG or JPEG frames; expected one folder per clip, '
-                        f'directly under train or test')
+def _no_clip(path):
+    """Why an entry of a partition, a Path or Member, is no clip; None if it can be one. Files are not opened."""
+    if path.is_dir():
+        try:
+            return None if has_stills(path) else 'a folder without PNG or JPEG frames'
+        except UserError:
+            return 'a folder that cannot be read'
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return 'not a video'
+    return 'a link to nothing' if isinstance(path, Path) and not path.exists() else None
 
 
 def _person(name, path, id_sampling):

@@ -253,6 +253,15 @@ def test_damaged_videos_of_many_kinds_are_all_named(setup, capsys):
     assert code == 1 and '4 of 6 clips cannot be read' in blocking(answer)['training data'], answer
 
 
+def test_entries_that_are_no_clips_are_listed(setup, capsys):
+    (setup.root / 'train/eve#1#0#3').mkdir()
+    (setup.root / 'train/dan#1#0#3.mp4').symlink_to(setup.root / 'gone.mp4')
+    code, answer = setup.examine(capsys)
+    found, = (finding for finding in answer['findings'] if 'left out' in finding['what'])
+    assert code == 0 and found['severity'] == 'warning'
+    assert '2 entries' in found['what'] and 'dan#1#0#3.mp4 (a link to nothing)' in found['what']
+
+
 # ---------------------------------------------------------------------------- packages that are there but do not work
 
 def test_a_video_that_does_not_come_back_blocks_and_a_gif_warns(setup, monkeypatch, capsys):

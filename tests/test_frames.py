@@ -291,14 +291,32 @@ def test_mistakes_in_the_layout_are_named(tmp_path):
     touch(folder / '.hidden')
     expect('train: is empty')
     touch(folder / 'notes.txt')
-    expect(r'only 1 file\(s\) of other kinds such as notes.txt')
+    expect(r'train: has no clips, but entries that are no clips: 1, such as notes.txt \(not a video\)')
     (folder / 'nothing').mkdir()
-    expect('nothing: this folder holds no PNG')
+    expect(r'no clips: 2, such as notes.txt .*; expected folders of frames')
     (folder / 'nothing').rmdir()
     put_folder(folder / 'clip1')
     expect('clip1: this name has no person.*person#video#start#end.mp4.*id_sampling: false', id_sampling=True)
     touch(folder / 'clip1.mp4')
     expect('clip1 and clip1.mp4 are both clip clip1')
+
+
+@pytest.mark.parametrize('bad', ['empty', '__MACOSX', 'dangling.mp4', 'dangling folder', 'notes.txt'])
+def test_one_entry_that_is_no_clip_does_not_spoil_the_others(tmp_path, caplog, bad):
+    folder = tmp_path / 'train'
+    for name in ('id1#a', 'id2#b'):
+        put_folder(folder / name)
+    if 'dangling' in bad:
+        (folder / bad).symlink_to(tmp_path / 'gone')
+    elif bad == 'notes.txt':
+        touch(folder / bad)
+    else:
+        (folder / bad).mkdir()
+        touch(folder / bad / '._0000.png')
+    with caplog.at_level(logging.WARNING):
+        assert names(find_people(tmp_path, 'train', True, 8)) == {'id1': ['id1#a'], 'id2': ['id2#b']}
+    line, = (record.getMessage() for record in caplog.records)
+    assert f'2 clips, and entries that are no clips: 1, such as {bad}' in line
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')

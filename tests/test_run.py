@@ -99,7 +99,7 @@ def test_no_data(capsys, tmp_path):
     assert 'expected person#video' in message(tmp_path)
     shutil.rmtree(tmp_path / 'train')
     (tmp_path / 'train' / 'person#clip').mkdir(parents=True)
-    assert 'holds no PNG or JPEG frames' in message(tmp_path)
+    assert 'person#clip (a folder without PNG or JPEG frames)' in message(tmp_path)
 
 
 def test_broken_training_clips_met_in_a_data_loading_process(capsys, tmp_path, clips):

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.build import test_people, training_people
-from datasets.frames import Augmentation, PairDataset, find_people
+from datasets.frames import Augmentation, PairDataset, find_people, sort_entries
 from datasets.still import STILL_SUFFIXES
 from datasets.video import open_clip
 from support.errors import UserError
@@ -59,6 +59,7 @@ def _partition(case, partition):
         nameless = [name for name in people if '#' not in name]
         yield Finding(NOTE, f'{len(nameless)} of {len(people)} names contain no person, such as {nameless[0]}',
                       str(folder))
+    yield from _left_out(data.root_dir, partition, folder)
     clips = [clip for group in people.values() for clip in group]
     opened = clips[::-(-len(clips) // CLIPS_OPENED)]
     found = _examine(tqdm(opened, desc=f'{partition} clips', leave=False, dynamic_ncols=True))
@@ -77,6 +78,15 @@ def _partition(case, partition):
     if partition == 'train' and frames:
         epochs = params.num_iterations * params.batch_size / len(people)
         yield Finding(OK, f'{len(people)} samples per epoch (one per person); {epochs:,.0f} epochs in all', str(folder))
+
+
+def _left_out(root, partition, folder):
+    """The entries that look like clips and are none: folders and links; files of other kinds may lie there."""
+    others = {name: reason for name, reason in sort_entries(root, partition)[1].items() if reason != 'not a video'}
+    if others:
+        listed = ', '.join(f'{name} ({reason})' for name, reason in list(others.items())[:10])
+        yield Finding(WARNING, f'{len(others)} entries are no clips and left out: {listed}', str(folder),
+                      'replace or remove them')
 
 
 def _examine(clips):
