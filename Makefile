@@ -16,7 +16,7 @@ test: $(VENV)/installed
 # Installed versions of the required packages.
 versions: $(VENV)/installed
 	@$(RUN) --version
-	@$(RUN) -m pip freeze -r requirements.txt | sed '/^#/d; /^## The following/,$$d'
+	@$(RUN) -m pip freeze -r requirements.txt | sed '/^## /,$$d; /^#/d'
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
