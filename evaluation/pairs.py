@@ -12,11 +12,11 @@ from support.errors import UserError
 def find_pairs(list_name, dataset, size, count, seed):
     """evaluation.cases.Cases of a list, or of random pairs of a test set.
 
-    list_name: as evaluation.protocols.load_list takes it, or None; a file's clips lie in its own folder or the test set
+    list_name: as for evaluation.protocols.load_list, or None; a file's clips are in its folder or the test set
     dataset:   DatasetParams of the test set; None without one
-    size:      frames are resized to (size, size); None leaves them, which the embedded heads cannot
+    size:      frames are resized to (size, size); None leaves them, except synthetic heads, which need a size
     count, seed: of the random pairs
-    raises:    UserError that names the row of the list whose clip is not there
+    raises:    UserError with the row of the list whose clip does not exist
     """
     root = dataset and dataset.root_dir
     at_hand = dataset and size and (not list_name or list_name in RULES or root is None)
@@ -29,9 +29,9 @@ def find_pairs(list_name, dataset, size, count, seed):
 
 
 def check_whole(cases, list_name, what):
-    """The cases, if first frames follow whole clips in all of them; UserError otherwise. what: shows them."""
+    """The cases; UserError for one that is not a first frame driven by a whole clip. what: the mode, for messages."""
     for case in cases:
         if case.item.source_time or case.item.driving_time is not None:
-            raise UserError(f'{list_name}: {case.item.name} names moments of its clips; {what} shows how the first '
-                            'frame of one follows all of the other')
+            raise UserError(f'{list_name}: {case.item.name} has times; {what} needs the first frame of a source and '
+                            'a whole driving video')
     return cases

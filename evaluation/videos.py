@@ -1,4 +1,4 @@
-"""Videos of several methods side by side: found by the names of their pairs, at the driving frame rate."""
+"""Videos of several methods for the same pairs: found by name, converted to the driving video's frame rate."""
 
 import re
 from collections import Counter
@@ -11,22 +11,22 @@ from datasets.frame_folder import has_stills
 from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError
 
-SHORTEST = Fraction(9, 10)       # of the driving video that a generated one must last
+SHORTEST = Fraction(9, 10)       # duration of a generated video, of the driving video's, at least
 
 
 def pair_name(case):
-    """What results of a Case are called, by its source and its driver."""
+    """Name of the results of a Case: SOURCE--DRIVING."""
     return f'{case.source.name}--{case.driving.name}'
 
 
 def find_videos(folder, names, method):
-    """The clips of a method by the pair's name: NAME.mp4, or 003_NAME.mp4 as `--mode animate` numbers them.
+    """{pair: clip} of a method: NAME.mp4, or 003_NAME.mp4 as `--mode animate` numbers them.
 
-    Raises UserError that names the pairs without a video, or with two.
+    Raises UserError for pairs without a video, or with two.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f'{method}: {folder} is no folder of videos')
+        raise UserError(f'{method}: {folder} is not a folder')
     found = {name: [] for name in names}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and has_stills(path):
@@ -45,25 +45,25 @@ def find_videos(folder, names, method):
 
 
 def seconds(clip):
-    """How long a clip lasts, a Fraction."""
+    """Duration of a clip, a Fraction."""
     return len(clip) / Fraction(clip.fps)
 
 
 def check_length(clip, driving, pair, method):
-    """Seconds that a method's clip lasts; UserError where that is much less than the driving clip does."""
+    """Duration of a method's clip in seconds; UserError where it is much shorter than the driving clip."""
     if seconds(clip) < seconds(driving) * SHORTEST:
         raise UserError(f'{pair}: lasts {float(seconds(clip)):.2f} s by {method} but {float(seconds(driving)):.2f} s '
-                        'in the driving video; is it of this pair?')
+                        'in the driving video; is it a video of this pair?')
     return seconds(clip)
 
 
 def shown_at(clip, fps, tick):
-    """Index of the frame that is shown at a tick of `fps`: the last that begins before its middle."""
+    """Index of the frame shown at tick `tick` of `fps`: the last one that begins before the middle of the tick."""
     return min(int((tick + Fraction(1, 2)) * Fraction(clip.fps) / Fraction(fps)), len(clip) - 1)
 
 
 def at_rate(clip, fps, count):
-    """Yields the first `count` frames of the clip shown at `fps`, one in memory at a time."""
+    """Yields the first `count` frames of the clip at `fps`, with one in memory at a time."""
     shown = Counter(shown_at(clip, fps, tick) for tick in range(count))
     for i, frame in enumerate(clip.frames()):
         yield from repeat(frame, shown[i])

@@ -1,9 +1,9 @@
-"""Build a blind user study as a web page, or evaluate the answers that participants send back.
+"""Blind user study: build the participants' page, and analyse the answers that they return.
 
     python run.py --mode study --checkpoints ours.pt mcnet.pt --generated AniPortrait=videos --pairs 10 --out study
     python run.py --mode study --collect answers/*.json --out study
 
-study/page is for the participants (study.html, from disk or any web host), study/key.json for nobody but you.
+Publish study/page (study.html, from disk or any web host); keep study/key.json to yourself.
 """
 
 from pathlib import Path
@@ -17,35 +17,35 @@ BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--
 
 def add_arguments(parser):
     add_methods(parser)
-    parser.add_argument('--list', help='pairs, a list as of --mode evaluate; default: random pairs of the test set')
-    parser.add_argument('--pairs', type=int, default=10, help='how many, the first of --list; default 10')
-    parser.add_argument('--design', default='ranking', help='ranking (default): all methods of a pair at once, from '
-                                                            'best to worst | pairwise: the better one of two')
-    parser.add_argument('--comparisons', type=int, help='pairwise: how many each participant makes; default: all')
-    parser.add_argument('--checks', type=int, default=2, help='attention checks; default 2')
-    parser.add_argument('--seed', type=int, default=0, help='of random pairs, orders and sides, and of the intervals')
+    parser.add_argument('--list', help='list of pairs, as for --mode evaluate; default: random pairs of the test set')
+    parser.add_argument('--pairs', type=int, default=10, help='number of pairs, the first of --list; default 10')
+    parser.add_argument('--design', default='ranking', help='ranking (default): rank all methods of a pair | pairwise: '
+                                                            'choose the better of two')
+    parser.add_argument('--comparisons', type=int, help='comparisons per participant (pairwise); default: all')
+    parser.add_argument('--checks', type=int, default=2, help='number of attention checks; default 2')
+    parser.add_argument('--seed', type=int, default=0, help='seed of random pairs, orders, sides and intervals')
     parser.add_argument('--out', default='study', help='folder of the study; default study')
     parser.add_argument('--collect', nargs='+', default=[], metavar='ANSWERS',
-                        help='files that participants saved, or folders of them: writes study.json, .md and .png')
+                        help="participants' files or folders of them; writes study.json, study.md and study.png")
 
 
 def run(options):
     if options.collect:
-        refuse(options, BUILDING + RENDERING, 'with --collect, which counts the answers to a study that is built')
+        refuse(options, BUILDING + RENDERING, 'with --collect, which analyses the answers to an existing study')
         return run_collect(options)
     check(options)
     return run_build(options)
 
 
 def check(options):
-    """UserError for flags that do not fit together."""
+    """Raise UserError for flags that exclude each other."""
     if len(options.checkpoints) + len(options.generated) < 2:
-        raise UserError('a study compares at least 2 methods: give them by --checkpoints and --generated')
+        raise UserError('a study compares at least 2 methods: give --checkpoints or --generated')
     if options.pairs < 1:
         raise UserError(f'--pairs {options.pairs}: must be at least 1')
     check_methods(options)
     if not options.checkpoints and not options.list:
-        raise UserError('--list is needed without --checkpoints: it names the pairs that the videos are of')
+        raise UserError('without --checkpoints, give --list: the pairs of the generated videos')
 
 
 def run_collect(options):
@@ -59,14 +59,14 @@ def run_build(options):
     out = Path(options.out)
     check_new(out)
     page = build(prepare(options, out / 'generated'))
-    print(f'{page}: for participants; give each a link of their own, study.html?participant=1, 2, ...\n'
-          f'{out / "key.json"}: says which video is of which method; keep it to yourself, --collect needs it')
+    print(f'{page}: page for participants; give each their own link, study.html?participant=1, 2, ...\n'
+          f'{out / "key.json"}: the method of each video; keep it to yourself, --collect needs it')
 
 
 def prepare(options, out):
-    """The StudyJob, at the largest image size of the models; the videos of checkpoints are made here, into `out`.
+    """The StudyJob, at the largest image size of the models; generates the videos of checkpoints into `out`.
 
-    Where the test set is, the first checkpoint says. Videos that an interrupted build has finished are kept.
+    The first checkpoint's config has the test set. Videos that an interrupted build has finished are kept.
     """
     from animate_pairs import animate_alone
     from evaluation.videos import find_videos, pair_name
@@ -78,7 +78,7 @@ def prepare(options, out):
     for name, config, renderer in renderers(checkpoints, options):
         dataset, own_size = dataset or config.dataset_params, config.model_params.image_size
         cases = pairs_of(options, dataset, own_size)
-        if job is None:      # what is wrong or missing shows before the work, not after it
+        if job is None:      # find missing videos before the long part
             for other, folder in generated.items():
                 find_videos(folder, [pair_name(case) for case in cases], other)
         if own_size > size:
@@ -96,7 +96,7 @@ def make_job(options, folders, cases):
 
 
 def pairs_of(options, dataset, size):
-    """Cases at `size` px of whole clips and first frames, from --list, or random ones of a test set."""
+    """Cases at `size` px of whole clips and first frames, from --list or random pairs of a test set."""
     from evaluation.pairs import check_whole, find_pairs
     cases = find_pairs(options.list, dataset, size, options.pairs, options.seed)[:options.pairs]
     return check_whole(cases, options.list, 'a study')

@@ -17,6 +17,7 @@ from modules.training_step import build_training_step
 from resume import find_resume_point, restore
 from run import parse
 from support.errors import UserError
+from support.files import split_assignment
 from tests.support.tiny import tiny
 from tests.support.training import assert_bit_equal
 from train import train
@@ -141,6 +142,19 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
         assert options.checkpoint == str(newest)
     options, _ = parse(['--mode', 'compare', '--checkpoints', str(run), f'Ours={run}'])
     assert named(options)[0] == {'ann': newest, 'Ours': newest}
+
+
+def test_paths_may_contain_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path('log/lr=1e-4')
+    (run / 'checkpoints').mkdir(parents=True)
+    (run / 'checkpoints' / '00000100.pt').touch()
+    (run / 'm=2.pt').touch()
+    options, _ = parse(['--mode', 'compare', '--checkpoints', f'{run}/m=2.pt', f'Ours={run}',
+                        '--generated', f'A={run}'])
+    assert named(options) == ({'m=2': run / 'm=2.pt', 'Ours': run / 'checkpoints' / '00000100.pt'}, {'A': run})
+    assert split_assignment('Ours=missing/lr=1.pt') == ('Ours', Path('missing/lr=1.pt'))
+    assert split_assignment('missing/lr=1.pt') == (None, Path('missing/lr=1.pt'))
 
 
 def test_results_of_different_runs_lie_apart():

@@ -167,7 +167,7 @@ def test_a_check_is_a_mosaic_out_of_order(ranking):
 
 def test_a_second_study_in_the_folder_is_refused_and_failure_leaves_nothing(ranking, tmp_path):
     before = (ranking / 'key.json').read_bytes()
-    with pytest.raises(UserError, match='holds a study already'):
+    with pytest.raises(UserError, match='contains a study'):
         build(make_job(ranking.parent))
     assert (ranking / 'key.json').read_bytes() == before
     job = make_job(tmp_path)
@@ -192,7 +192,7 @@ def test_impossible_settings_are_refused(tmp_path, how, message):
 # ---------------------------------------------------------------------------- counting
 
 def test_counts_of_known_rankings(ranking, tmp_path):
-    """Okapi is best of all in appearance; in motion on one pair of three only; who is careless is left out."""
+    """Okapi is best of all in appearance; in motion on one pair of three only; who is careless is excluded."""
     def prefer(question, pair, method):
         if question == 'motion':
             return METHODS.index(method) * (1 if pair == PAIRS[0] else -1)
@@ -214,7 +214,7 @@ def test_counts_of_known_rankings(ranking, tmp_path):
     assert motion['wins'] == [[0, 14, 14], [7, 0, 14], [7, 7, 0]]
     assert motion['krippendorff_alpha'] == 1
     text = (study / 'study.md').read_text()
-    assert '7 participants (2 left out), 3 pairs' in text
+    assert '7 participants (2 excluded), 3 pairs' in text
     assert '| okapi | 100.0 [100.0, 100.0] | 33.3 [0.0, 100.0] |' in text
     assert json.loads((study / 'study.json').read_text()) == report
     assert Image.open(study / 'study.png').width > 1000
@@ -263,14 +263,14 @@ def _sides_swapped(data):
 
 
 @pytest.mark.parametrize('change, message', [
-    (_without_a_trial, 'holds 4 trials, expected 5'), (_half_an_order, 'trial 2: motion must put each'),
-    (_one_video_twice, 'trial 2: motion must put each'), (_question_left_out, 'trial 1: must answer appearance'),
-    (_sides_swapped, 'trial 1: is not what its schedule shows'),
+    (_without_a_trial, 'holds 4 trials, expected 5'), (_half_an_order, 'trial 2: motion must rank each'),
+    (_one_video_twice, 'trial 2: motion must rank each'), (_question_left_out, 'trial 1: must answer appearance'),
+    (_sides_swapped, 'trial 1: differs from its schedule'),
     (lambda data: data.update(study='0' * 12), 'belongs to another study'),
     (lambda data: data.update(schedule=120), 'schedule 120 is not one'),
     (lambda data: data.update(schedule=True), 'schedule True is not one'),
     (lambda data: data.update(trials={}), 'holds no trials'),
-    (lambda data: data.update(participant='../x'), 'no participant'),
+    (lambda data: data.update(participant='../x'), 'no valid participant'),
     (lambda data: data.pop('trials'), 'is not a file of answers')])
 def test_altered_answers_are_refused_by_name(ranking, tmp_path, change, message):
     data = answer(ranking, 3, lambda question, pair, method: METHODS.index(method))
@@ -286,16 +286,16 @@ def test_twice_the_same_participant_nothing_and_no_json_are_refused(ranking, tmp
     key, data = read_key(ranking), answer(ranking, 3, lambda question, pair, method: METHODS.index(method))
     one, other = tmp_path / 'a.json', tmp_path / 'b.json'
     one.write_text(json.dumps(data)), other.write_text(json.dumps(data))
-    with pytest.raises(UserError, match=r'b\.json: is of participant 3, as is .*a\.json; keep one'):
+    with pytest.raises(UserError, match=r'b\.json: is of participant 3, like .*a\.json; remove one'):
         read_participants([tmp_path], key)
     one.write_text('{"format": 1,')
-    with pytest.raises(UserError, match='is no readable JSON'):
+    with pytest.raises(UserError, match='is not readable JSON'):
         read_participants([one], key)
     with pytest.raises(UserError, match='no such file'):
         read_participants([tmp_path / 'c.json'], key)
     with pytest.raises(UserError, match='no files of answers'):
         read_participants([tmp_path / 'study'], key) if (tmp_path / 'study').mkdir() is None else None
-    with pytest.raises(UserError, match='--out must be the folder'):
+    with pytest.raises(UserError, match='give the folder of the study with --out'):
         read_key(tmp_path)
 
 
@@ -529,12 +529,12 @@ def test_mistakes_are_one_line_and_come_before_the_work(checkpoints, tmp_path, c
     (tmp_path / 'empty').mkdir()
     models, empty = ('--device', 'cpu', '--checkpoints', *checkpoints.values()), f'x={tmp_path / "empty"}'
     assert 'at least 2 methods' in refused(*models[:-1])
-    assert '--list is needed without --checkpoints' in refused('--generated', empty, f'y={tmp_path / "empty"}')
+    assert 'without --checkpoints, give --list' in refused('--generated', empty, f'y={tmp_path / "empty"}')
     assert 'expected NAME=FOLDER' in refused(*models, '--generated', tmp_path / 'empty')
     assert 'ours is twice' in refused(*models, '--generated', f'ours={tmp_path / "empty"}')
     assert 'x: ' in (line := refused(*models, '--generated', empty)) and 'has no video for 2 of 2 pairs' in line
     assert 'attention checks: must be from 0 to 2' in refused(*models, '--checks', 3)
-    assert "'vote' is not known" in refused(*models, '--design', 'vote')
+    assert "unknown study design 'vote'" in refused(*models, '--design', 'vote')
     assert '--pairs 0' in refused(*models, '--pairs', 0)
     assert 'key.json: no such file' in refused('--collect', tmp_path)
     assert not (tmp_path / 'study').exists()

@@ -1,6 +1,6 @@
-"""The answers of a user study: read from participants' files, checked against the key, counted.
+"""Answers of a user study: read from participants' files, validated against the study's key, and counted.
 
-A file is taken whole or refused: one line says what is wrong with it. Nothing is guessed.
+A file is accepted as a whole or rejected with one line that says why.
 """
 
 import json
@@ -16,7 +16,7 @@ from support.errors import UserError
 
 @dataclass(frozen=True)
 class Participant:
-    """Who took part, with the orders that they gave.
+    """A participant's answers.
 
     trials: list of (pair's name, {question: methods, best first}); None stands for the broken video of a check
     """
@@ -31,10 +31,10 @@ class Participant:
 
 
 def read_key(folder):
-    """The key of the study in a folder. Raises UserError where there is none."""
+    """The key of the study in a folder; raises UserError where it is missing."""
     path = Path(folder) / 'key.json'
     if not path.is_file():
-        raise UserError(f'{path}: no such file; --out must be the folder in which the study was built')
+        raise UserError(f'{path}: no such file; give the folder of the study with --out')
     key = _read_json(path)
     if not isinstance(key, dict) or key.get('format') != FORMAT or not {'study', 'owners', 'schedules'} <= key.keys():
         raise UserError(f'{path}: is not the key of a study')
@@ -42,28 +42,28 @@ def read_key(folder):
 
 
 def read_participants(paths, key):
-    """Participants of all files; folders stand for the JSON files in them.
+    """Participants of all files; a folder stands for its JSON files.
 
-    Raises UserError for no files, for a file that is not of this study, incomplete or altered, and for two of the same
+    Raises UserError for no files, for a file of another study, incomplete or altered, and for two files of one
     participant.
     """
     files = []
     for path in map(Path, paths):
         files += sorted(path.glob('*.json')) if path.is_dir() else [path]
     if not files:
-        raise UserError(f'{", ".join(map(str, paths))}: holds no files of answers (*.json)')
+        raise UserError(f'{", ".join(map(str, paths))}: contains no files of answers (*.json)')
     seen = {}
     for file in files:
         participant = read_participant(file, key)
         if participant.name in seen:
-            raise UserError(f'{file}: is of participant {participant.name}, as is {seen[participant.name].file}; '
-                            'keep one')
+            raise UserError(f'{file}: is of participant {participant.name}, like {seen[participant.name].file}; '
+                            'remove one')
         seen[participant.name] = participant
     return list(seen.values())
 
 
 def read_participant(file, key):
-    """The answers in one file, checked. Raises UserError."""
+    """The validated answers in one file; raises UserError."""
     if not file.is_file():
         raise UserError(f'{file}: no such file')
     data = _read_json(file)
@@ -73,7 +73,7 @@ def read_participant(file, key):
         raise UserError(f'{file}: belongs to another study ({data["study"]}, not {key["study"]})')
     name, row, trials = data['participant'], data['schedule'], data['trials']
     if not isinstance(name, str) or not re.fullmatch('[A-Za-z0-9_-]{1,40}', name):
-        raise UserError(f'{file}: names no participant')
+        raise UserError(f'{file}: has no valid participant')
     if type(row) is not int or not 0 <= row < len(key['schedules']):
         raise UserError(f'{file}: schedule {row!r} is not one of this study')
     schedule = key['schedules'][row]
@@ -90,13 +90,13 @@ def _read_trial(trial, pair, options, key, where):
     pair = key['pairs'][pair]
     shown = [pair['options'][i] for i in options]
     if not isinstance(trial, dict) or trial.get('options') != shown:
-        raise UserError(f'{where}: is not what its schedule shows; was the file altered?')
+        raise UserError(f'{where}: differs from its schedule; was the file altered?')
     orders = trial.get('order')
     if not isinstance(orders, dict) or orders.keys() != QUESTIONS.keys():
         raise UserError(f'{where}: must answer {", ".join(QUESTIONS)}')
     for question, order in orders.items():
         if not isinstance(order, list) or sorted(map(str, order)) != sorted(shown):
-            raise UserError(f'{where}: {question} must put each of the videos shown in its place')
+            raise UserError(f'{where}: {question} must rank each video of the trial once')
     return pair['name'], {question: [key['owners'][file] for file in orders[question]] for question in QUESTIONS}
 
 
@@ -104,17 +104,17 @@ def _read_json(path):
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: is no readable JSON ({error})') from error
+        raise UserError(f'{path}: is not readable JSON ({error})') from error
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The answers to one question, checks left out.
+    """The answers to one question, without attention checks.
 
-    beats:  (participants, pairs, M, M), how often the method of the row was placed before that of the column
-    first:  (participants, pairs, M), how often a method came first
+    beats:  (participants, pairs, M, M), how often the row's method was ranked before the column's
+    first:  (participants, pairs, M), how often a method was ranked first
     shown:  (participants, pairs, M), how often it was shown
-    ranks:  (participants, units), from 1 for the best, NaN where a unit was not asked; a unit is a method on a pair, in
+    ranks:  (participants, units), from 1 for the best, NaN where a unit was not shown; a unit is a method on a pair, in
             the pairwise design against one other method
     """
     beats: np.ndarray

@@ -1,11 +1,11 @@
-"""The folder of a blind user study, from videos of several methods.
+"""Build the folder of a blind user study from videos of several methods.
 
-    study/page/study.html       what participants open, from disk or any web host: study.html?participant=7
-    study/page/media/           the videos, silent, without metadata, under names that say nothing
-    study/key.json              which file is of which method; stays with you
+    study/page/study.html       the participants' page, from disk or any web host: study.html?participant=7
+    study/page/media/           the videos, without sound and metadata, under random names
+    study/key.json              the method of each file; not for participants
 
-Every video of a pair gets the size, rate, length and encoder that all have: neither the file nor how it plays tells
-where it comes from. Names are a hash of pair and method with a secret salt, which is in the key alone.
+All videos of a pair have one size, rate, length and encoder, so neither a file nor its playback reveals the method.
+File names are hashes of pair and method with a secret salt, which only the key contains.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ QUESTIONS = {
 }
 FORMAT = 1             # of key.json and of the answers
 MOSAIC = 12            # side of the broken video of an attention check, in tiles
-HOLD = 4               # frames that it shows a moment for, before it jumps to another: without flicker
+HOLD = 4               # frames for which it shows a moment before it jumps to another, to avoid flicker
 
 
 @dataclass(frozen=True)
 class StudyPair:
-    """One source image and what drives it.
+    """A source image and its driving clip.
 
-    name:    of the pair; generated videos are named by it
+    name:    of the pair and of its generated videos
     source:  clip whose first frame is the source image
     driving: clip
     """
@@ -55,13 +55,13 @@ class StudyPair:
 
 @dataclass(frozen=True)
 class StudyJob:
-    """What a study consists of.
+    """The parts of a study.
 
     out:         its folder
     pairs:       tuple of StudyPair
-    methods:     {name of the method: folder with a video, or folder of frames, for each pair}
+    methods:     {name of the method: folder with a video or frame folder for each pair}
     design:      'ranking': all methods at once; 'pairwise': two at a time
-    comparisons: pairwise: how many each participant makes; None for all there are
+    comparisons: pairwise: number per participant; None for all
     checks:      number of attention checks
     seed:        of orders, sides and the choice of checks
     """
@@ -81,7 +81,7 @@ class StudyJob:
         if not num_pairs or max(names.values()) > 1:
             raise UserError(f'a study needs pairs of different names; given: {", ".join(names) or "none"}')
         if self.design not in DESIGNS:
-            raise UserError(f'study design {self.design!r} is not known; expected {" or ".join(DESIGNS)}')
+            raise UserError(f'unknown study design {self.design!r}; expected {" or ".join(DESIGNS)}')
         if not 0 <= self.checks <= num_pairs:
             raise UserError(f'{self.checks} attention checks: must be from 0 to {num_pairs}, one per pair')
         most = len(all_comparisons(num_methods, num_pairs))
@@ -91,11 +91,11 @@ class StudyJob:
 
 
 def build(job):
-    """Write the study of StudyJob.
+    """Write the study of a StudyJob.
 
     returns: path of the page
-    raises:  UserError where the folder holds a study already, whose answers need its key, or where a video is missing,
-             of another shape than the other methods' or too short
+    raises:  UserError where the folder contains a study, or where a video is missing, of another shape than those of
+             the other methods, or too short
     """
     out, page = make_folder(job.out), Path(job.out) / 'page'
     check_new(out)
@@ -110,16 +110,16 @@ def build(job):
 
 
 def check_new(out):
-    """UserError where the folder holds a study already."""
+    """Raise UserError where the folder contains a study."""
     if (out / 'page').exists() or (out / 'key.json').exists():
-        raise UserError(f'{out}: holds a study already, whose answers can be read with its key only; '
+        raise UserError(f'{out}: contains a study, whose answers can only be read with its key; '
                         'choose another folder, or remove this one')
 
 
 # ---------------------------------------------------------------------------- media
 
 def _write_media(job, videos, media):
-    """Write what is shown to the folder `media`; returns the key."""
+    """Write videos and source images to the folder `media`; returns the key."""
     methods, salt = list(job.methods), secrets.token_hex(16)
 
     def hidden(role, pair, method, suffix='mp4'):
@@ -132,7 +132,7 @@ def _write_media(job, videos, media):
         clips = {method: videos[method][pair.name] for method in methods}
         size, count = _common(pair, clips)
         jobs = {hidden('option', pair, method): (clip, method) for method, clip in clips.items()}
-        for name in sorted(jobs):      # in this order, lest the times of the files tell the methods
+        for name in sorted(jobs):      # times of files in random order, which does not reveal the methods
             _write(media / name, at_rate(jobs[name][0], pair.driving.fps, count), pair.driving.fps, size)
         owner = {method: name for name, (_, method) in jobs.items()}
         if number in checks:
@@ -148,7 +148,7 @@ def _write_media(job, videos, media):
 
     trials = draw_schedules(len(methods), len(pairs), checks, design=job.design, comparisons=job.comparisons,
                             seed=job.seed)
-    names = [*methods, None]           # as Trial counts them: the broken video comes last
+    names = [*methods, None]           # numbered as in Trial: the broken video last
     schedules = [[[trial.pair, [pairs[trial.pair]['options'].index(owners[trial.pair][names[option]])
                                 for option in trial.options]] for trial in row] for row in trials]
     key = {'format': FORMAT, 'design': job.design, 'methods': methods, 'pairs': pairs, 'schedules': schedules,
@@ -157,7 +157,7 @@ def _write_media(job, videos, media):
 
 
 def _common(pair, clips):
-    """((height, width), number of frames) that all videos of a pair get: the largest size and the shortest time."""
+    """((height, width), number of frames) of all videos of a pair: the largest size and the shortest duration."""
     shapes = {method: clip.read([0])[0].shape[:2] for method, clip in clips.items()}
     (first, (height, width)), *others = shapes.items()
     for method, (h, w) in others:
@@ -170,7 +170,7 @@ def _common(pair, clips):
 
 
 def _broken(frames, seed):
-    """A coarse mosaic of the frames, whose moments follow one another at random: last by any of the three questions."""
+    """A coarse mosaic of the frames in random order: the worst by any of the three questions."""
     tiles = [_resized(frame, MOSAIC, MOSAIC) for frame in frames]
     order = random.Random(seed).choices(range(len(tiles)), k=len(tiles))
     return (np.repeat(np.repeat(tiles[order[i // HOLD * HOLD]], 16, axis=0), 16, axis=1) for i in range(len(tiles)))
@@ -183,7 +183,7 @@ def _write(path, frames, fps, size=None, height=None):
 
 
 def _resized(frame, height, width=None):
-    """At this height; at the width that goes with it unless it is given."""
+    """The frame at this height, and at this width or the proportional one."""
     width = width or max(round(frame.shape[1] * height / frame.shape[0]), 1)
     if frame.shape[:2] == (height, width):
         return frame
@@ -193,7 +193,7 @@ def _resized(frame, height, width=None):
 # ---------------------------------------------------------------------------- the page
 
 def _write_page(key, path):
-    """The page holds what is shown to whom, by file names; nothing that tells a method."""
+    """Write the page, with file names and schedules but without names of methods."""
     shown = {'format': key['format'], 'study': key['study'], 'design': key['design'], 'questions': QUESTIONS,
              'pairs': [{name: pair[name] for name in ('source', 'driver', 'options')} for pair in key['pairs']],
              'schedules': key['schedules']}

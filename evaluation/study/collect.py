@@ -1,4 +1,4 @@
-"""The result of a user study from participants' files: study.json, .md and .png beside the key."""
+"""Result of a user study from participants' files: study.json, study.md and study.png beside the key."""
 
 import json
 import logging
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CollectJob:
-    """Which answers to which study.
+    """A study and its answers.
 
-    folder:  of the study, with its key; the result goes there
-    answers: files that participants saved, or folders of them
+    folder:  of the study, with its key; the result is written there
+    answers: files of participants, or folders of them
     seed:    of the bootstrap
     """
     folder: Path
@@ -35,10 +35,10 @@ class CollectJob:
 
 
 def collect(job):
-    """Read, check and count the answers; write study.json, study.md and study.png; returns what study.json holds.
+    """Read, validate and count the answers; write study.json, study.md and study.png; return the content of study.json.
 
-    A participant who fails any attention check is left out and counted. Raises UserError (see read_participants), also
-    where nobody is left.
+    Participants who fail an attention check are excluded and counted. Raises UserError as read_participants does, and
+    where nobody remains.
     """
     key = read_key(job.folder)
     everybody = read_participants(job.answers, key)
@@ -46,15 +46,15 @@ def collect(job):
     kept = [participant for participant in everybody if not failed[participant.name]]
     excluded = {name: checks for name, checks in failed.items() if checks}
     if not kept:
-        raise UserError(f'all {len(everybody)} participants failed an attention check; nothing is left to count')
+        raise UserError(f'all {len(everybody)} participants failed an attention check; no answers remain')
     if excluded:
-        log.warning('%d of %d participants failed an attention check and are left out: %s',
+        log.warning('%d of %d participants failed an attention check and are excluded: %s',
                     len(excluded), len(everybody), ', '.join(excluded))
     report = {
         'study': key['study'], 'design': key['design'], 'methods': key['methods'],
         'pairs': [pair['name'] for pair in key['pairs']], 'participants': [participant.name for participant in kept],
         'excluded': excluded, 'bootstrap': {'resamples': RESAMPLES, 'seed': job.seed},
-        'questions': {question: evaluate(count(kept, key, question), key, job.seed) for question in QUESTIONS},
+        'questions': {question: analyse(count(kept, key, question), key, job.seed) for question in QUESTIONS},
     }
     folder = Path(job.folder)
     with written_whole(folder / 'study.json') as path:
@@ -66,8 +66,8 @@ def collect(job):
     return report
 
 
-def evaluate(counts, key, seed):
-    """All numbers of one question, from its Counts."""
+def analyse(counts, key, seed):
+    """All statistics of one question, from its Counts."""
     weights = resample(*counts.first.shape[:2], seed)
     preferred = shares(counts.first.sum((0, 1)), counts.shown.sum((0, 1)))
     low, high = interval(shares(weighted_sum(counts.first, weights), weighted_sum(counts.shown, weights)))
@@ -93,10 +93,10 @@ def _finite(value):
 # ---------------------------------------------------------------------------- tables
 
 def as_markdown(report):
-    """The report as text: shares, strengths or the binomial test, agreement, and what each number means."""
+    """The report as Markdown: shares, strengths or the binomial test, agreement, and definitions."""
     ranking, two = report['design'] == 'ranking', len(report['methods']) == 2
     parts = [f'# User study {report["study"]}', _heading(report), '',
-             'Share of first places' if ranking or two else 'Share of its comparisons that a method won',
+             'Share of first places' if ranking or two else 'Share of comparisons won',
              'in %, with 95 % intervals:', '', *_table(report, _share), '']
     if ranking and not two:
         parts += ['Mean rank (1 is best):', '', *_table(report, lambda scores: f'{scores["mean_rank"]:.2f}'), '']
@@ -109,15 +109,15 @@ def as_markdown(report):
                           for question, scores in report['questions'].items())
     parts += [f"Agreement of the participants, Krippendorff's alpha of ranks (1 all agree, 0 chance): {agreement}.", '',
               f'Intervals: percentiles of {report["bootstrap"]["resamples"]:,} bootstrap samples of participants and '
-              'of pairs, drawn independently. Left out is who did not put the broken video of an attention check last '
-              'in all three questions.', '']
+              'of pairs, drawn independently. Excluded: participants who did not rank the broken video of an '
+              'attention check last in all three questions.', '']
     return '\n'.join(parts)
 
 
 def _heading(report):
     excluded = report['excluded']
-    left_out = f'; left out after a failed attention check: {", ".join(excluded)}' if excluded else ''
-    return (f'{_amount(report["participants"], "participant")} ({len(excluded)} left out), '
+    left_out = f'; excluded after a failed attention check: {", ".join(excluded)}' if excluded else ''
+    return (f'{_amount(report["participants"], "participant")} ({len(excluded)} excluded), '
             f'{_amount(report["pairs"], "pair")}, {report["design"]} of {len(report["methods"])} methods{left_out}.')
 
 
@@ -153,7 +153,7 @@ def _binomial(report):
         test = scores['binomial']
         lines.append(f'| {question} | {test["wins"]} of {test["answers"]} | {test["p"]:.2g} | {test["majorities"]} of '
                      f'{test["decided"]} | {test["p_participants"]:.2g} |')
-    return ['Exact two-sided binomial tests; only participants are independent of each other:', '', *lines, '']
+    return ['Exact two-sided binomial tests (participants are independent, their answers are not):', '', *lines, '']
 
 
 # ---------------------------------------------------------------------------- the chart

@@ -1,11 +1,11 @@
-"""The balanced random schedule of a user study: questions, their order, and sides, per participant.
+"""Balanced schedules of a user study: which participant sees which videos, in which order and on which side.
 
-Ranking: a trial shows all methods on one pair. Positions follow a Williams design: over each block of participants
-every method has every position on every pair equally often, and every other method as its left neighbour.
-Pairwise: a trial shows two methods on one pair. The comparisons are dealt out in a cycle: each is shown equally often
-(to within one), and changes sides each time.
+Ranking: a trial shows all methods on one pair. Positions follow a Williams design: within each block of participants,
+every method has every position on every pair, and every other method as its left neighbour, equally often.
+Pairwise: a trial shows two methods on one pair. Comparisons are assigned in a cycle: their numbers differ by at most
+one, and each changes sides every time.
 
-An attention check is a trial in which one method gives way to a video that is broken beyond doubt.
+An attention check is a trial in which a clearly broken video replaces one method.
 
 E. J. Williams, Experimental designs balanced for the estimation of residual effects of treatments (1949).
 """
@@ -14,24 +14,24 @@ import random
 from itertools import combinations
 from typing import NamedTuple
 
-PARTICIPANTS = 120       # different schedules; participant number N has schedule N mod 120
+PARTICIPANTS = 120       # schedules; participant N has schedule N mod 120
 DESIGNS = ('ranking', 'pairwise')
 
 
 class Trial(NamedTuple):
-    """What is shown at once.
+    """The videos that are shown together.
 
     pair:    its number
-    options: numbers of the methods, from left to right; the number of methods itself is the broken video
+    options: numbers of the methods from left to right; the number of methods stands for the broken video
     """
     pair: int
     options: tuple
 
 
 def williams_square(num):
-    """Orders of `num` treatments: each treatment is at each position, and left of each other one, equally often.
+    """Orders of `num` treatments in which each is at each position, and left of each other one, equally often.
 
-    returns: list of `num` orders where that is even, of 2 * num where it is odd
+    returns: list of `num` orders for even `num`, of 2 * num for odd
     """
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(num)]      # 0 1 -1 2 -2 ...
     rows = [tuple((step + shift) % num for step in zigzag) for shift in range(num)]
@@ -39,16 +39,16 @@ def williams_square(num):
 
 
 def draw_checks(num_pairs, num_checks, seed):
-    """The pairs that attention checks are made of."""
+    """Numbers of the pairs with an attention check."""
     return random.Random(f'{seed}/checks').sample(range(num_pairs), num_checks)
 
 
 def draw_schedules(num_methods, num_pairs, check_pairs, *, design, comparisons=None, seed=0):
     """The trials of every participant, in order.
 
-    check_pairs: pairs on which there is an attention check, each at most once
+    check_pairs: numbers of the pairs with an attention check, all different
     design:      'ranking' or 'pairwise'
-    comparisons: pairwise: how many of them each participant makes, besides checks; None for all there are
+    comparisons: pairwise: number per participant, without checks; None for all
     returns:     PARTICIPANTS lists of Trial
     """
     schedules = []
@@ -63,7 +63,7 @@ def draw_schedules(num_methods, num_pairs, check_pairs, *, design, comparisons=N
 
 
 def all_comparisons(num_methods, num_pairs):
-    """Every (pair, method, other method), so that `num_pairs` in a row have all pairs and a mix of the methods."""
+    """Every (pair, method, other method), ordered so that each run of `num_pairs` has all pairs and mixed methods."""
     couples = list(combinations(range(num_methods), 2))
     return [(pair, *couples[(turn + pair) % len(couples)]) for turn in range(len(couples)) for pair in range(num_pairs)]
 
@@ -71,7 +71,7 @@ def all_comparisons(num_methods, num_pairs):
 def _rankings(participant, num_methods, num_pairs, seed):
     square = williams_square(num_methods)
     methods = list(range(num_methods))
-    random.Random(f'{seed}/methods/{participant // len(square)}').shuffle(methods)      # anew for every block
+    random.Random(f'{seed}/methods/{participant // len(square)}').shuffle(methods)      # again for every block
     return [Trial(pair, tuple(methods[i] for i in square[(participant + pair) % len(square)]))
             for pair in range(num_pairs)]
 
@@ -90,7 +90,7 @@ def _comparisons(participant, num_methods, num_pairs, count, seed):
 
 
 def _check(participant, number, pair, num_methods, design, rng):
-    """The broken video takes turns in its position, and in the method that it is set against."""
+    """A check; the broken video's position, and the method that it is shown with, alternate."""
     turn = participant + number
     options = rng.sample(range(num_methods), num_methods) if design == 'ranking' else 2 * [turn // 2 % num_methods]
     options[turn % len(options)] = num_methods
@@ -98,7 +98,7 @@ def _check(participant, number, pair, num_methods, design, rng):
 
 
 def _in_random_order(trials, checks, rng):
-    """Trials in random order; checks among them, neither first nor next to the trial of the same pair if possible."""
+    """Trials and checks in random order; a check is not first and, if possible, not next to a trial of its pair."""
     trials = rng.sample(trials, len(trials))
     for check in checks:
         places = range(1, len(trials) + 1)

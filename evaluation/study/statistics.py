@@ -1,18 +1,18 @@
-"""Preferences in a user study, with confidence intervals and tests."""
+"""Statistics of a user study: preference shares, Bradley-Terry strengths, agreement, intervals and tests."""
 
 import numpy as np
 from scipy.stats import binomtest
 
 RESAMPLES = 10_000
-STEPS = 2_000          # of the Bradley-Terry iteration, at most
-CHUNK = 500            # resamples at once
+ITERATIONS = 2_000     # of Bradley-Terry, at most
+CHUNK = 500            # resamples computed together
 
 
 def resample(num_participants, num_pairs, seed, resamples=RESAMPLES):
-    """How often each is drawn, with replacement: (resamples, participants) and (resamples, pairs).
+    """Counts of draws with replacement: (resamples, participants) and (resamples, pairs).
 
-    Both are samples of what one would know about: other participants, other pairs. Drawn independently of each other
-    (the "pigeonhole" bootstrap: Owen, Ann. Appl. Stat. 1 (2007) 386, https://doi.org/10.1214/07-AOAS122).
+    Both are drawn, independently, because the result should hold for other participants and other pairs: the
+    "pigeonhole" bootstrap, Owen, Ann. Appl. Stat. 1 (2007) 386, https://doi.org/10.1214/07-AOAS122.
     """
     rng = np.random.default_rng(seed)
     return tuple(rng.multinomial(num, np.full(num, 1 / num), resamples) for num in (num_participants, num_pairs))
@@ -30,12 +30,12 @@ def weighted_sum(counts, weights):
 
 
 def interval(values):
-    """2.5 and 97.5 % quantiles over resamples (B, ...): two arrays (...); those that are undefined are passed over."""
+    """2.5 and 97.5 % quantiles over resamples (B, ...): two arrays (...); NaN values are ignored."""
     return np.nanpercentile(values, [2.5, 97.5], axis=0)
 
 
 def shares(first, shown):
-    """First places among the times that a method was shown, (..., M) each -> (..., M) in [0, 1]; NaN if never."""
+    """First places / times shown, both (..., M) -> (..., M) in [0, 1]; NaN for a method that was never shown."""
     with np.errstate(invalid='ignore'):
         return first / np.where(shown == 0, np.nan, shown)
 
@@ -43,9 +43,8 @@ def shares(first, shown):
 def bradley_terry(beats, tolerance=1e-8):
     """Strengths: log-odds s with P(a before b) = 1 / (1 + exp(s_b - s_a)), of mean 0.
 
-    Each two methods are given half a win in either direction on top, without which one that never loses would have
-    infinite strength. By the iteration of Hunter, MM algorithms for generalized Bradley-Terry models, Ann. Stat. 32
-    (2004) 384, Eq. 3.
+    Every two methods get half a win in each direction in addition, so that a method that never loses has a finite
+    strength. Iteration: Hunter, MM algorithms for generalized Bradley-Terry models, Ann. Stat. 32 (2004) 384, Eq. 3.
 
     beats:   (..., M, M) wins of the row's method over the column's
     returns: (..., M)
@@ -54,7 +53,7 @@ def bradley_terry(beats, tolerance=1e-8):
     wins = beats * others + others / 2
     met = wins + np.swapaxes(wins, -1, -2)
     strength = np.ones(wins.shape[:-1])
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         last = strength
         strength = wins.sum(-1) / (met / (last[..., :, None] + last[..., None, :])).sum(-1)
         strength /= np.exp(np.log(strength).mean(-1, keepdims=True))
@@ -64,10 +63,10 @@ def bradley_terry(beats, tolerance=1e-8):
 
 
 def krippendorff_alpha(values):
-    """Agreement beyond chance of raters on numbers: 1 all agree, 0 as by chance, below 0 less than that.
+    """Agreement of raters on interval data: 1 for full agreement, 0 for chance, negative below chance.
 
-    values:  (raters, units), NaN where a rater did not judge a unit
-    returns: float, None where no two judged the same unit, or there is one value only
+    values:  (raters, units), NaN where a rater has no value for a unit
+    returns: float; None where no two raters share a unit, or all values are equal
     Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section E with the difference of interval data.
     """
     units = [unit[np.isfinite(unit)] for unit in values.T]
@@ -81,12 +80,12 @@ def krippendorff_alpha(values):
 
 
 def two_methods(beats):
-    """Whether the first of two methods is preferred by more than chance.
+    """Exact two-sided binomial tests of whether one of two methods is preferred.
 
     beats:   (participants, pairs, 2, 2)
-    returns: {'wins', 'answers', 'p': of an exact two-sided binomial test over all answers, as papers report it,
-             'majorities', 'decided', 'p_participants': the same over participants, each with the method that they
-             preferred more often, those without one left out; answers of one person are not independent, people are}
+    returns: {'wins', 'answers', 'p': over all answers, as papers report it, 'majorities', 'decided',
+             'p_participants': over participants, each with the method that they preferred more often, without ties;
+             answers of one participant are not independent, participants are}
     """
     wins, losses = beats[:, :, 0, 1].sum(axis=1), beats[:, :, 1, 0].sum(axis=1)
     answers, decided = int((wins + losses).sum()), int((wins != losses).sum())
