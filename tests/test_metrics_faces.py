@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import validation
 from datasets.face_tracker import MODEL_URL, SHIPPED_MODEL, FaceDetector, landmarker_path
 from datasets.video import open_clip
 from evaluation.scores import Scorer
@@ -19,7 +20,7 @@ from metrics import expression as expressions
 from metrics import face
 from metrics.base import Cached, Unavailable
 from metrics.catalogue import build
-from metrics.expression import DenseAkd, Expression
+from metrics.expression import DenseAkd, Expression, face_scores
 from metrics.face import Akd, AkdEuclidean, Ard, Faces
 from metrics.jitter import LandmarkJitter, PixelJitter
 from support.weights import checkpoint_path
@@ -346,3 +347,25 @@ def test_mediapipe_is_loaded_once_and_closed_at_exit(landmarker):
             'face.mediapipe_faces()\nface.mediapipe_faces()\nprint(len(opened))')
     ran = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout == '1\n' and 'Exception' not in ran.stderr and 'Traceback' not in ran.stderr
+
+
+# Validation while training
+
+@needs_mediapipe
+def test_face_scores_are_those_of_the_metrics(landmarker):
+    frames = frames_of('id10003*', step=20, count=3)
+    generated = frames.roll(1, dims=0)
+    generated[2] = 0                                           # without a face
+    scores = face_scores(generated, frames)
+    for name, metric in (('expression', Expression('cpu')), ('landmarks', DenseAkd('cpu'))):
+        metric.start_clip()
+        expected = metric(generated, frames)
+        assert expected[2].isnan() and torch.equal(scores[name].nan_to_num(), expected.nan_to_num())
+
+
+def test_validation_without_faces_or_landmarker_logs_the_rest(no_weights):
+    assert face_scores(torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 64, 64)) == {}
+    scores = {'psnr': torch.tensor([20.0, 30]), 'expression': torch.tensor([math.nan, 0.05]),
+              'landmarks': torch.tensor([math.nan, math.nan])}
+    assert validation._means(scores) == {'psnr': 25, 'expression': pytest.approx(0.05)}
+    assert validation._captions(scores, 2) == ['psnr 20', 'psnr 30, expression 0.05']
