@@ -23,7 +23,7 @@ def reverse_windows(x, grid, channels):
 
 
 class WindowEmbedding(TokenLinear):
-    """Cuts a feature into windows, each of which becomes one token."""
+    """Embeds each window of a feature as one token."""
 
     def forward(self, feature, grid):
         """(B, C, H, W) -> (B, grid*grid, D)."""
@@ -31,14 +31,14 @@ class WindowEmbedding(TokenLinear):
 
 
 class AppearanceCompensation(nn.Module):
-    """Restores warped features from appearance codes; the windows bring every scale to one token grid."""
+    """Restores warped features from appearance codes; windows give every scale the same token grid."""
 
     def __init__(self, params, channels, grid, tied_windows=False, residual=False):
         """channels: feature widths, coarsest first; the feature of scale i has side grid * 2^i.
 
-        residual: add what retrieval changed to the feature, instead of replacing the feature by what came of it.
-        tied_windows: start with un-embedding = embedding transposed, rows orthonormal, so that features pass as far
-        as code_dim allows. From PyTorch's default start, the released one, passing them is what training learns first.
+        residual:     add the change made by retrieval to the feature, instead of replacing the feature.
+        tied_windows: initialise un-embedding as the transpose of the embedding, with orthonormal rows, so that features
+                      pass as far as code_dim allows; the released code keeps PyTorch's defaults.
         """
         super().__init__()
         self.grid, self.residual = grid, residual
@@ -47,7 +47,7 @@ class AppearanceCompensation(nn.Module):
                                    params.identity_start)                                        # T_A
         widths = [width * 4 ** scale for scale, width in enumerate(channels[:params.num_scales])]
         self.embed = nn.ModuleList(WindowEmbedding(width, params.code_dim) for width in widths)
-        # A residual of 0 must come out as 0: no bias there.
+        # No bias with `residual`, so that a residual of 0 stays 0.
         self.unembed = nn.ModuleList(TokenLinear(params.code_dim, width, bias=not residual) for width in widths)
         if tied_windows:
             for embed, unembed in zip(self.embed, self.unembed):
@@ -55,7 +55,7 @@ class AppearanceCompensation(nn.Module):
                 unembed.weight.data.copy_(embed.weight.data.t())
 
     def project_codes(self):
-        """Keys and values of the appearance codes (T, d_a), a Projection per layer: alike for all samples, scales."""
+        """Keys and values of the appearance codes (T, d_a), a Projection per layer, for all samples and scales."""
         return self.retrieval.project(self.codebook.embedding)
 
     def encode(self, scale, feature):
@@ -65,12 +65,12 @@ class AppearanceCompensation(nn.Module):
     def forward(self, scale, warped, flow, projections):
         """Compensate F_w^i (B, C_i, H_i, W_i), warped by `flow` (B, h, w, 2), into F_c^i of the same shape.
 
-        Released code, and the paper as it reads: F_c = U(T_A(E(F_w))), everything passes through the code dimension.
-        Residual form: F_c = F_w + U(T_A(E(F_w)) - E(F_w)), which keeps what code_dim has no room for.
+        Paper and released code: F_c = U(T_A(E(F_w))), so that all of F_c passes through the code dimension.
+        Residual form: F_c = F_w + U(T_A(E(F_w)) - E(F_w)), where the residual carries what code_dim cannot.
         """
-        # Tokens that the flow fetched from outside of the source hold nothing worth reading.
+        # Tokens that the flow reads from outside of the source image are empty.
         visible = resize_flow(flow, self.retrieval.size).abs().amax(-1).flatten(1) <= 1           # (B, grid*grid)
-        visible = visible | ~visible.any(1, keepdim=True)                                         # never mask all
+        visible = visible | ~visible.any(1, keepdim=True)                                         # not all of them
         embedded = self.encode(scale, warped)
         completed = self.retrieval(embedded, projections, self.codebook.slices[scale], visible)
         if self.residual:

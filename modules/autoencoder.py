@@ -50,7 +50,7 @@ def bottleneck(channels, groups):
 
 
 class EncoderLevel(Level):
-    """One scale of the encoder, which gradient checkpointing computes again as a whole."""
+    """One scale of the encoder; gradient checkpointing recomputes it as a whole."""
 
 
 class Encoder(nn.Module):
@@ -64,26 +64,26 @@ class Encoder(nn.Module):
         width = fine_to_coarse[0]
         for depth, channels in enumerate(fine_to_coarse):
             coarsest = depth == len(fine_to_coarse) - 1
-            kind = Level if coarsest else EncoderLevel      # the coarsest is tapped inside
+            kind = Level if coarsest else EncoderLevel      # `tapped` reads inside the coarsest
             self.levels.append(kind(width, channels, params, attention=coarsest))
             self.downs.append(nn.Identity() if coarsest else Downsample(channels))
             width = channels
         self.middle = bottleneck(width, params.norm_groups)
-        # No activation between norm and convolution: so are the published weights.
+        # No activation between norm and convolution, as in the published weights.
         self.head = nn.Sequential(group_norm(width, params.norm_groups), nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, image):
         """Features of image (B, 3, H, W): a list, coarsest first, of (B, C_i, H_i, W_i).
 
-        The coarsest entry is the encoder's output; finer ones are taken after their scale's residual blocks.
+        The coarsest is the encoder's output; finer ones are the outputs of their scale's residual blocks.
         """
         return self.tapped(image)[0]
 
     def tapped(self, image):
         """`forward`, and the feature (B, C_1, h, w) after the first block of the coarsest level.
 
-        The released code learns the appearance codes of the coarsest scale from that mid-encoder feature,
-        not from the encoder's output that is compensated with them; published codes depend on it.
+        The released code trains the appearance codes of the coarsest scale on that feature, not on the encoder's
+        output, which it compensates with them; published codes depend on it.
         """
         x = self.stem(image)
         taps = []
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Feature of the coarsest scale -> image, one `level` per scale, so that callers can fuse in between."""
+    """Feature of the coarsest scale -> image, one scale per call, so that callers can fuse features in between."""
 
     def __init__(self, params):
         super().__init__()
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Brings a compensated feature into the decoder: spatial feature transform, then addition (Sec. 3.3)."""
+    """Fuses a compensated feature into the decoder state: spatial feature transform, then addition (Sec. 3.3)."""
 
     def __init__(self, channels, groups):
         super().__init__()

@@ -39,7 +39,7 @@ class CodebookParams:
 
 
 def take_turns(slices):
-    """The codes (list of int) whose revival is each scale's: scales that share codes take turns."""
+    """For each scale, the codes (list of int) that its features may revive: scales that share codes alternate."""
     readers = [[scale for scale, part in enumerate(slices) if part.start <= code < part.stop]
                for code in range(max((part.stop for part in slices), default=0))]
     turns = [scales[code % len(scales)] for code, scales in enumerate(readers)]
@@ -60,9 +60,9 @@ def allocate(num_codes, num_scales, allocation):
 
 
 class Quantized(NamedTuple):
-    """What quantisation gives.
+    """Result of quantisation.
 
-    encoded: (B, D, H, W) what was quantised, without gradient
+    encoded: (B, D, H, W) the quantised feature, without gradient
     vectors: (B, D, H, W) nearest codes; their gradient passes straight through to the input
     indices: (B, H, W) into the codes of the scale
     loss:    scalar, ||sg[z] - z_q||^2 + beta ||z - sg[z_q]||^2 (the code terms of Eq. 3 and 5), mean over elements
@@ -82,12 +82,12 @@ def join(parts):
 class Whitening(nn.Module):
     """Centres and decorrelates features by running statistics of the global batch.
 
-    Features of faces differ above all in brightness, and those of two scales in mean and size: left as they are, they
-    lie near a line, each scale near its own, and few of many codes are ever the nearest.
+    Features of faces differ above all in brightness, those of different scales in mean and magnitude. Unwhitened, the
+    features of a scale lie near a line, and few codes are ever the nearest.
     """
 
-    MOMENTUM = 0.02        # of the running statistics, which begin as plain averages
-    FLOOR = 0.01           # added to variances, as a share of their mean: what hardly varies stays small
+    MOMENTUM = 0.02        # of the running statistics, which start as plain averages
+    FLOOR = 0.01           # of the mean variance, added to each variance: keeps nearly constant components small
 
     def __init__(self, dim):
         super().__init__()
@@ -140,12 +140,12 @@ class Whitening(nn.Module):
         self.batches += 1
         weight = (1 / self.batches.float()).clamp(min=self.MOMENTUM)
         self.mean.lerp_(mean, weight)
-        # Around the running mean: where that lags behind, codes shall not see an offset as less than it is.
+        # Around the running mean: while that lags behind, its error counts as variance.
         self.covariance.lerp_(square - mean.outer(mean) + (mean - self.mean).outer(mean - self.mean), weight)
 
 
 class Codebook(nn.Module):
-    """K codes of D dimensions, allotted to scales; quantises features and keeps count of the codes in use."""
+    """K codes of D dimensions, allocated to scales; quantises features and tracks which codes are in use."""
 
     def __init__(self, params):
         super().__init__()
@@ -155,7 +155,7 @@ class Codebook(nn.Module):
         self.whiten = nn.ModuleList(Whitening(params.code_dim) for _ in self.slices if params.whitened)
         bound = 1 / params.num_codes
         self.embedding = nn.Parameter(torch.empty(params.num_codes, params.code_dim).uniform_(-bound, bound))
-        # Steps since each code was last chosen; part of the checkpoint, so a resumed run revives the same codes.
+        # Steps since each code was last chosen; in the checkpoint, so that a resumed run revives the same codes.
         self.register_buffer('idle', torch.zeros(params.num_codes, dtype=torch.long))
         if params.feature_start:
             self.idle.fill_(params.revive_after)
@@ -212,14 +212,14 @@ class Codebook(nn.Module):
 
 def nearest(vectors, codes):
     """Index of the nearest code for each vector: (M, D), (K, D) -> (M,); ties go to the lower index."""
-    # |z|^2 is the same for all codes, so it does not decide.
+    # |z|^2 is the same for all codes, so it is left out.
     return torch.addmm(codes.square().sum(1), vectors, codes.t(), alpha=-2).argmin(1)
 
 
 @torch.no_grad()
 def usage(indices, num_codes):
-    """How a batch uses its codes: (share of codes in use in (0, 1], perplexity in [1, K])."""
-    # Not bincount: it would make a GPU wait.
+    """Use of the codes by a batch: (share of codes in use in (0, 1], perplexity in [1, K])."""
+    # Not bincount, which synchronises the GPU.
     chosen = torch.full((indices.numel(),), 1 / indices.numel(), device=indices.device)
     probability = torch.zeros(num_codes, device=indices.device).index_add_(0, indices.flatten(), chosen)
     entropy = -torch.special.xlogy(probability, probability).sum()

@@ -8,14 +8,14 @@ from torch.autograd.function import once_differentiable
 
 from modules.ops import is_cpu_inference
 
-# ---------------------------------------------------------------------------- after making x larger
+# ---------------------------------------------------------------------------- after upsampling or padding
 
 def upsampled_conv(x, conv):
     """3x3 convolution, with padding, of x (B, C, H, W) upsampled to the nearest pixel: (B, C', 2H, 2W).
 
-    An output sees nine pixels of which at most four differ: four 2x2 convolutions of x itself, one for each output of a
-    pixel (Shi et al., CVPR 2016), give the same with 4/9 of the products, up to rounding. A small x is not worth it:
-    adding up the taps would cost more.
+    Each output reads nine pixels, of which at most four differ. So four 2x2 convolutions of x itself, one for each
+    output of a pixel (Shi et al., CVPR 2016), compute the same up to rounding with 4/9 of the products. For a small x,
+    adding up the kernels costs more than it saves.
     """
     if torch.is_grad_enabled():
         return RemadeConv.apply(x, conv.weight, conv.bias, Upsampled)
@@ -28,7 +28,7 @@ def upsampled_conv(x, conv):
 
 
 def added_taps(kernel, axis, outputs):
-    """Three taps along `axis` -> two for each of two outputs, the latter along a new axis `outputs` in front."""
+    """Three taps along `axis` -> two taps for each of two outputs, which lie along the new axis `outputs`."""
     first, middle, last = kernel.unbind(axis)
     pairs = [torch.stack(pair, axis) for pair in ((first + middle, last), (first, middle + last))]
     return torch.stack(pairs, outputs)
@@ -42,7 +42,7 @@ def padded_conv(x, conv):
 
 
 class RemadeConv(torch.autograd.Function):
-    """Convolution of `made.of(x)`; the backward pass makes that again, so that x alone is kept."""
+    """Convolution of `made.of(x)`; only x is kept, and the backward pass computes `made.of(x)` again."""
 
     @staticmethod
     def forward(ctx, x, kernel, offset, made):
@@ -87,7 +87,7 @@ class PaddedBelow:
 
 
 class AsIs:
-    """What a plain 3x3 convolution with padding reads."""
+    """Parameters of a plain 3x3 convolution with padding."""
     stride, padding = 1, 1
 
 
@@ -115,8 +115,8 @@ def conv_gradients(gradient, convolved, like, kernel, dtype, made=AsIs):
 def norm_silu_conv(x, norm, conv):
     """conv(silu(norm(x))) for a GroupNorm, a 3x3 convolution with padding, and x (B, C, H, W).
 
-    Keeps x alone for the backward pass, where autograd would also keep what is normalised and what is convolved. Both
-    are cheap to have again (as in Chen et al., arXiv 1604.06174). A training step of the paper's model (batch of 2 at
+    Only x is kept for the backward pass; autograd would also keep the normalised and the convolved tensor. Both are
+    cheap to compute again (as in Chen et al., arXiv 1604.06174). A training step of the paper's model (two pairs at
     256 px, one CPU thread) peaks at 5.9 GiB with it and 8.0 GiB without, in no more CPU time.
     """
     if torch.is_grad_enabled():
@@ -176,8 +176,8 @@ class NormSiluConv(torch.autograd.Function):
 def group_norm_gradients(gradient, x, mean, rstd, weight):
     """Gradients of group norm by x (B, C, H, W), weight and bias (C,); mean and rstd (B, groups) are the forward's.
 
-    PyTorch's own where memory has channels first. Its kernel for channels last is several times slower on CPUs than
-    the same formula, each channel's sums first, by whole passes over memory.
+    PyTorch's kernel, except for channels last on CPUs. There it is several times slower than this formula, which takes
+    each channel's sums first and then makes whole passes over memory.
     """
     batch, channels, *size = x.shape
     groups, pixels = mean.shape[1], size[0] * size[1]
@@ -201,15 +201,15 @@ def group_norm_gradients(gradient, x, mean, rstd, weight):
 # ---------------------------------------------------------------------------- layout in memory
 
 def dense(x):
-    """x (B, C, H, W) without gaps in memory, channels last where it nearly is; the tensor itself if it has none."""
+    """x (B, C, H, W) made contiguous: on CPUs channels last if its channels are adjacent, otherwise channels first."""
     channels_last = x.stride(1) == 1 and x.shape[1] > 1 and x.device.type == 'cpu'
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def keep_layout(x):
-    """Have the gradient of x (B, C, H, W) laid out as x is, once it is complete.
+    """Give the gradient of x (B, C, H, W) the memory layout of x once it is complete.
 
-    Those of warps and windows come channels first, and every convolution before them would convert them again.
+    Gradients of warps and windows are channels first, and each convolution before them would convert them again.
     """
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     if x.requires_grad:

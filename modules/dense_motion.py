@@ -22,7 +22,7 @@ class DenseMotionParams:
 
 
 class SourceImage(NamedTuple):
-    """What the dense motion network needs of the source, computed once per video.
+    """The source as the dense motion network sees it, computed once per video.
 
     image:    (B, 3, h, w) the source at flow resolution
     heatmaps: (B, K, h, w) Gaussians at the source keypoints
@@ -40,7 +40,7 @@ class DenseMotion(NamedTuple):
 
 
 class DenseMotionNetwork(nn.Module):
-    """Blends the affine motions around each keypoint (and the still background) into one flow (FOMM Eq. 7)."""
+    """Combines the affine motions around each keypoint and the identity into one flow (FOMM Eq. 7)."""
 
     def __init__(self, params, num_kp):
         super().__init__()
@@ -67,22 +67,22 @@ class DenseMotionNetwork(nn.Module):
         motions = self.sparse_motions(source_keypoints, driving_keypoints, source.image)       # (B, K+1, h, w, 2)
         driving_heatmaps = gaussian_heatmaps(driving_keypoints.value, source.image.shape[-2:], self.kp_variance)
 
-        # Evidence: where keypoints came from and went to, and the source moved by each candidate motion.
+        # Input: differences of heat maps, and the source warped by each candidate motion.
         heatmaps = nn.functional.pad(driving_heatmaps - source.heatmaps, (0, 0, 0, 0, 1, 0))   # background first
-        # All candidates are read in one go, stacked along the height, so the image is never copied K+1 times.
+        # All candidates are sampled in one call, stacked along the height, so that the image is not copied K+1 times.
         image = source.image.expand(batch, -1, -1, -1)
         deformed = sample(image, motions.flatten(1, 2), align_corners=False)                   # (B, 3, (K+1)h, w)
         deformed = deformed.unflatten(2, motions.shape[1:3]).transpose(1, 2)                   # (B, K+1, 3, h, w)
         evidence = torch.cat([heatmaps[:, :, None], deformed], dim=2).flatten(1, 2)            # (B, 4(K+1), h, w)
 
-        # Decision: which motion each pixel follows, and whether the source shows it at all.
+        # Output: a softmax over the motions at each pixel, and where the source is occluded.
         feature = self.hourglass(evidence)
         mask = self.mask(feature).softmax(dim=1)                                               # (B, K+1, h, w)
         flow = (mask[..., None] * motions).sum(1)                                              # (B, h, w, 2)
         return DenseMotion(flow, self.occlusion(feature), mask, driving_heatmaps)
 
     def move(self, image, source_keypoints, driving_keypoints):
-        """Image (B, 3, H, W) moved along the flow between both Keypoints, nothing decoded: (image, DenseMotion)."""
+        """Warp image (B, 3, H, W) by the flow between both Keypoints: (image, DenseMotion)."""
         motion = self(self.encode_source(image, source_keypoints), source_keypoints, driving_keypoints)
         return warp(image, motion.flow), motion
 

@@ -9,10 +9,10 @@ from modules.warp import resize_read
 
 
 class MotionEncoder(nn.Module):
-    """Joins the flow with what was retrieved for it: correlations (MRFA) or codes (this paper)."""
+    """Encodes the flow together with the feature retrieved for it: correlations (MRFA) or codes (this paper)."""
 
     def __init__(self, channels, width):
-        """channels: of what was retrieved; width: of the result."""
+        """channels: of the retrieved feature; width: of the result."""
         super().__init__()
         self.retrieved1 = Conv1x1(channels, width)
         self.retrieved2 = nn.Conv2d(width, width * 3 // 4, 3, padding=1)
@@ -28,10 +28,10 @@ class MotionEncoder(nn.Module):
 
 
 class SourceContext(Conv1x1):
-    """What the warped source holds at each place of the flow; wide, at the feature's full resolution."""
+    """Feature of the warped source at each position of the flow, projected at the source's full resolution."""
 
     def forward(self, pixels, full, size):
-        """What resizing F_w of size `full` to `size` (h, w) reads of it, (B, C, ., .) -> (B, C', h, w)."""
+        """pixels (B, C, ., .): those that resizing F_w from `full` to `size` (h, w) reads -> (B, C', h, w)."""
         return resize_read(F.relu(super().forward(pixels), inplace=True), full, size)
 
 

@@ -43,14 +43,14 @@ class KeypointDetector(nn.Module):
         if self.frame is not None:
             return
         self.jacobian = nn.Conv2d(self.predictor.out_channels, 4 * self.num_jacobians, 7, padding=params.padding)
-        # Every Jacobian starts as the identity: a keypoint's neighbourhood moves rigidly until learned otherwise.
+        # Every Jacobian starts as the identity.
         nn.init.zeros_(self.jacobian.weight)
         with torch.no_grad():
             self.jacobian.bias.copy_(torch.tensor([1., 0., 0., 1.]).repeat(self.num_jacobians))
 
     def forward(self, image):
         """Keypoints of image (B, C, H, W) in [-1, 1] (or the range of the imported weights)."""
-        # All in fp32: it is one hundredth of a frame's work, and where keypoints move, everything moves.
+        # In fp32: it is one hundredth of a frame's operations, and all flows depend on the keypoints.
         with torch.autocast(image.device.type, enabled=False):
             feature = self.predictor(self.down(image.float()))
             logits = self.kp(feature)                                                          # (B, K, h, w)

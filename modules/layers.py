@@ -149,10 +149,10 @@ class Hourglass(nn.Module):
 
 
 def check_hourglasses(params, **further):
-    """ValueError if keypoint detector or dense motion network cannot halve their inputs as often as their Params say.
+    """Raise ValueError if an hourglass cannot halve its input `num_blocks` times.
 
     params:  of the whole model
-    further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
+    further: names of other parts with `num_blocks` halvings, and the scale of their input
     """
     scales = {name: getattr(params, name).scale_factor for name in ('kp_detector_params', 'dense_motion_params')}
     for name, scale in (scales | further).items():
@@ -161,14 +161,14 @@ def check_hourglasses(params, **further):
 
 
 def check_halvings(image_size, name, size, count):
-    """ValueError if `size` pixels, which an image of `image_size` gives, cannot be halved `count` times."""
+    """Raise ValueError if an input of `size` pixels cannot be halved `count` times."""
     if size < 1 or count >= size.bit_length() or size % 2 ** count:
         raise ValueError(f'image_size={image_size} gives {name} inputs of {size} px, '
                          f'which cannot be halved {count} times')
 
 
 def shrunk(size, scale):
-    """Pixels that AntiAlias makes of `size`."""
+    """Side of the image that AntiAlias returns for an image of side `size`."""
     return -(-size // round(1 / scale))
 
 
@@ -186,14 +186,14 @@ class AntiAlias(nn.Module):
         position = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
         line = torch.exp(-position.square() / (2 * sigma ** 2)) if sigma else torch.ones(size)
         kernel = line[:, None] * line[None, :]
-        # The kernel follows from `scale`, so checkpoints need not carry it.
+        # The kernel is a function of `scale`, so checkpoints do not hold it.
         kernel = (kernel / kernel.sum()).expand(channels, 1, size, size).clone()
         self.register_buffer('weight', kernel, persistent=False)
 
     def forward(self, x):
         if self.stride == 1:
             return x
-        # Striding the convolution skips the pixels that would be thrown away.
+        # Striding the convolution skips the pixels that would be dropped.
         return F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2, stride=self.stride, groups=x.shape[1])
 
 

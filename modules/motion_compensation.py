@@ -16,7 +16,7 @@ from modules.warp import Warped, from_displacement, identity_grid, resize, resiz
 
 
 class MotionLearning(NamedTuple):
-    """What the motion codebook learns; lists run over scales, coarsest first.
+    """Losses of the motion codebook and their tensors; lists run over scales, coarsest first.
 
     reconstructions:     (B, h, w, 2) flows rebuilt from codes, Eq. 2
     quantized:           with the two code terms of Eq. 3
@@ -30,7 +30,7 @@ class MotionLearning(NamedTuple):
 class MotionCompensation(nn.Module):
     """Refines the flow scale by scale from motion codes.
 
-    Everything is shared by the scales but the layers that read features of scale-dependent width.
+    All scales share all layers, except those whose input width depends on the scale.
     """
 
     def __init__(self, params, channels, num_kp, flow_size, grid, update_width, groups):
@@ -56,7 +56,7 @@ class MotionCompensation(nn.Module):
         self.update = FlowUpdate(update_width)                                                 # D_MR
 
     def project_codes(self):
-        """Keys and values of the motion codes (K, d_m), a Projection per layer: alike for all samples and scales."""
+        """Keys and values of the motion codes (K, d_m), a Projection per layer, for all samples and scales."""
         with torch.autocast(self.codebook.embedding.device.type, enabled=False):
             return self.retrieval.project(self.codebook.embedding)
 
@@ -69,8 +69,8 @@ class MotionCompensation(nn.Module):
 
         flow:            (B, h, w, 2) M^{i-1}
         source_feature:  (B, C_i, H_i, W_i) F_s^i
-        driving_feature: what `encode_driving` gave
-        projections:     what `project_codes` gave
+        driving_feature: result of `encode_driving`
+        projections:     result of `project_codes`
         returns:         (B, h, w, 2) M_r^i in normalised coordinates, (B, 1, h, w) occlusion residual,
                          (B, d_m, h_m, w_m) F_m^{i-1}, from which the codebook learns
         """
@@ -78,14 +78,14 @@ class MotionCompensation(nn.Module):
         warped = Warped(source_feature, flow)                                        # of (B, C_i, H_i, W_i)
         full, size, grid = source_feature.shape[-2:], flow.shape[1:3], self.retrieval.size
 
-        # Query: the motion so far, and the evidence it has to explain. The motion's gradient stops here.
+        # Query: the motion so far, without gradient, and the evidence for a better one.
         source = F.relu(self.embed_source[scale](resize_read(warped.read_for(grid), full, grid)))
         evidence = self.embed_evidence(torch.cat([source, driving_feature], dim=1))
         motion = self.encode(displacement.detach())
         query = self.embed_query(torch.cat([motion, evidence], dim=1))               # (B, D, h_m, w_m)
 
-        # Retrieve, then decode a residual: few codes cannot rebuild a flow exactly, but they can refine one.
-        # In fp32, also in bf16 training: it is small, and PyTorch's fused attention would fill up its few channels.
+        # Codes refine the flow by a residual: they are too few to reconstruct it exactly.
+        # In fp32 also in bf16 training: it is small, and fused attention would pad its few channels in bf16.
         with torch.autocast(query.device.type, enabled=False):
             retrieved = self.retrieval(query.float(), projections, self.codebook.slices[scale])
         retrieved = resize(retrieved, size)
@@ -94,9 +94,9 @@ class MotionCompensation(nn.Module):
         return from_displacement(residual.float()), occlusion.float(), motion
 
     def learn(self, flows, features):
-        """Eq. 3 for the flows M^{i-1} (B, h, w, 2) of all scales and their encodings (B, d_m, h_m, w_m).
+        """MotionLearning (Eq. 3) of all scales' flows M^{i-1} (B, h, w, 2) and their encodings (B, d_m, h_m, w_m).
 
-        The encodings stop the flow's gradient, so nothing flows back into the flows.
+        No gradient reaches the flows.
         """
         quantized = [self.codebook.quantize(feature, scale) for scale, feature in enumerate(features)]
         # D_M is shared, so all scales are decoded in one batch.

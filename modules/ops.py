@@ -19,7 +19,7 @@ class Conv1x1(nn.Conv2d):
 
 
 class TokenLinear(nn.Linear):
-    """The same for tokens: (B, M, C) -> (B, M, C'). On a CPU as a convolution, as nn.Linear asks MKL."""
+    """Linear layer of tokens: (B, M, C) -> (B, M, C'). On a CPU it is a convolution, because nn.Linear uses MKL."""
 
     def forward(self, x):
         return product(x, self.weight, self.bias) if x.device.type == 'cpu' else super().forward(x)
@@ -34,17 +34,17 @@ def product(x, weight, bias=None):
 def pointwise(x, weight, bias):
     """1x1 convolution of x (B, C, H, W) by oneDNN.
 
-    On one thread of a CPU, PyTorch would take a kernel of half its speed, unless the kernel is dilated; a dilated pixel
-    is a pixel.
+    On one CPU thread PyTorch selects a kernel of half the speed unless the convolution is dilated, which changes
+    nothing for a kernel of one pixel.
     """
     alone = x.device.type == 'cpu' and torch.get_num_threads() == 1
     return F.conv2d(x, weight, bias, dilation=2 if alone else 1)
 
 
 def is_cpu_inference(x):
-    """Whether x is on a CPU and only looked at: then it may be had faster, rounded otherwise.
+    """Whether this is CPU inference, where faster kernels with other rounding are allowed.
 
-    Gradients of weights that amplify rounding, as the parity fixtures' do, would show it.
+    In training they are not: weights that amplify rounding, as those of the parity fixtures, would show it in gradients.
     """
     return x.device.type == 'cpu' and torch.is_inference_mode_enabled()
 
@@ -57,7 +57,7 @@ def attention(query, keys, values, mask=None):
     query (B, heads, M, D), keys and values (B, heads, K, D), mask (B, 1, 1, K), True where a key may be read
     -> (B, heads, M, D)
     """
-    # Few tokens do not pay for going from head to head, and the weights of many do not fit the caches.
+    # One head at a time is faster on CPUs, unless tokens are few, or so many that a head's weights exceed the caches.
     pays = 2 ** 19 <= query.shape[2] * keys.shape[2] <= 2 ** 22
     if not pays or query.device.type != 'cpu' or query.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
@@ -69,7 +69,7 @@ def attention(query, keys, values, mask=None):
 
 
 class HeadByHead(torch.autograd.Function):
-    """PyTorch's attention with another backward pass, which goes from head to head as that of frames does."""
+    """PyTorch's attention with a backward pass of its own, one head at a time."""
 
     @staticmethod
     def forward(ctx, query, keys, values, mask):
@@ -86,9 +86,9 @@ class HeadByHead(torch.autograd.Function):
 
 
 def heads(query, *others, mask):
-    """For each head: its query (1, M, D) over sqrt(D), the others (1, K, D), and what the mask adds to scores or None.
+    """For each head: its query (1, M, D) over sqrt(D), the others (1, K, D), and the additive mask (K,) or None.
 
-    D is filled up to a multiple of 16, which oneDNN wants.
+    D is padded to a multiple of 16, for which oneDNN is fastest.
     """
     tensors = (F.pad(tensor, (0, -tensor.shape[3] % 16)).flatten(0, 1).contiguous()[:, None]
                for tensor in (query * query.shape[3] ** -0.5, *others))
@@ -104,12 +104,12 @@ def together(of_heads, query):
 
 
 def weights(q, k, hidden):
-    """How much each query of a head reads of each key: (1, M, K), sums of 1."""
+    """Attention weights of one head: (1, M, K), rows sum to 1."""
     return product(q, k[0], hidden).softmax(-1)
 
 
 def gradients(q, k, v, gradient, hidden):
-    """Of one head's attention, by q, k and v."""
+    """Gradients of one head's attention by q, k and v."""
     read = weights(q, k, hidden)
     by_scores = torch._softmax_backward_data(product(gradient, v[0]), read, -1, read.dtype)
     return (product(by_scores, k[0].mT.contiguous()), product(by_scores.mT, q[0].mT.contiguous()),

@@ -18,8 +18,8 @@ class Projection(NamedTuple):
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al., NeurIPS 2017) on (B, M, D) tokens.
 
-    Queries, keys and values are projected by separate layers, so that a context that depends neither
-    on the sample nor on the scale is projected once and shared.
+    Queries, keys and values have separate layers, so that a context that is the same for all samples and scales is
+    projected once.
     """
 
     def __init__(self, dim, num_heads):
@@ -29,8 +29,8 @@ class MultiHeadAttention(nn.Module):
         self.key = TokenLinear(dim, dim)
         self.value = TokenLinear(dim, dim)
         self.project = TokenLinear(dim, dim)
-        # As torch.nn.MultiheadAttention, the layer of the released code: one Xavier draw for the stacked
-        # 3D x D projection, zero biases.
+        # Initialised as torch.nn.MultiheadAttention, the released code's layer: Xavier for the stacked 3D x D
+        # projection, zero biases.
         bound = (6 / (4 * dim)) ** 0.5
         for layer in (self.query, self.key, self.value):
             nn.init.uniform_(layer.weight, -bound, bound)
@@ -46,7 +46,7 @@ class MultiHeadAttention(nn.Module):
         return Projection(self.heads(self.key(keys)), self.heads(self.value(values)))
 
     def weights(self, x, context):
-        """How much each token of x (B, M, D) reads of each key of a Projection: (B, heads, M, K), sums of 1."""
+        """Attention weights of tokens x (B, M, D) over a Projection's keys: (B, heads, M, K), rows sum to 1."""
         query = self.heads(self.query(x))
         return (query @ context.keys.transpose(2, 3) / query.shape[-1] ** 0.5).float().softmax(-1)
 
@@ -62,7 +62,7 @@ class RetrievalLayer(nn.Module):
     """Self-attention, cross-attention to codes, convolutional feed-forward; pre-norm, each with a skip."""
 
     def __init__(self, dim, num_heads, identity_start=False):
-        """identity_start: what each part adds to its skip starts at 0, so that the layer begins by passing x."""
+        """identity_start: initialise the last layer of each branch with 0, so that the layer starts as the identity."""
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.self_attention = MultiHeadAttention(dim, num_heads)
@@ -102,9 +102,9 @@ class Retrieval(nn.Module):
         """Complete the query from the codes.
 
         query:       (B, D, h, w) features on the token grid
-        projections: what `project` gave
+        projections: result of `project`
         part:        slice of the codes that this scale may read (Sec. 3.2.1)
-        visible:     (B, h*w) bool, tokens that the first layer's self-attention may read as keys; None means all
+        visible:     (B, h*w) bool, tokens that the first layer's self-attention may read; None for all
         returns:     (B, D, h, w)
         """
         mask = None if visible is None else visible[:, None, None]
