@@ -44,7 +44,7 @@ def pointwise(x, weight, bias):
 def is_cpu_inference(x):
     """Whether this is CPU inference, where faster kernels with other rounding are allowed.
 
-    In training they are not: weights that amplify rounding, as those of the parity fixtures, would show it in gradients.
+    Not so in training: weights that amplify rounding, as those of the parity fixtures, show it in their gradients.
     """
     return x.device.type == 'cpu' and torch.is_inference_mode_enabled()
 
