@@ -43,14 +43,16 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     return hardware.adapted(config, device), model.to(device, memory_format=torch.channels_last).eval()
 
 
-def load(checkpoint=None, device='auto'):
+def load(checkpoint=None, device='auto', precision=None):
     """A model ready to animate, an inference.Renderer: of a checkpoint, or the one that comes with the project.
 
     checkpoint: path of a checkpoint file or of a run folder
     device:     auto, cpu, cuda, cuda:N or mps
+    precision:  see `animation_renderer`
     raises:     UserError for a missing or damaged checkpoint, a device that is not there
     """
-    return animation_renderer(*load_model(newest_checkpoint(checkpoint or shipped_weights()), device=device))
+    config, model = load_model(newest_checkpoint(checkpoint or shipped_weights()), device=device)
+    return animation_renderer(config, model, precision)
 
 
 def _read(checkpoint, run):
@@ -64,10 +66,15 @@ def _read(checkpoint, run):
     return found
 
 
-def animation_renderer(config, model):
-    """The Renderer that makes animations of what `load_model` gave."""
+def animation_renderer(config, model, precision=None):
+    """The Renderer that makes animations of what `load_model` gave.
+
+    precision: fp32, bf16, or auto for bf16 where the device computes it without emulation; None for the config's
+    """
     device = next(model.parameters()).device
-    return Renderer(model, device, config.animate_params.batch_size, config.train_params.precision)
+    if precision == 'auto':
+        precision = 'bf16' if hardware.has_bf16(device) else 'fp32'
+    return Renderer(model, device, config.animate_params.batch_size, precision or config.train_params.precision)
 
 
 def choose_device(name):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
+    add_device, add_model, add_precision, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
 from motion.settings import AnimationSettings, Motion, output_size
 from support.errors import UserError
 
@@ -21,6 +21,7 @@ FILES = 'source_image', 'source_video', 'driving_video', 'driving_motion', 'save
 def add_arguments(parser):
     add_model(parser)
     add_device(parser)
+    add_precision(parser)
     AnimationSettings.add_flags(parser)
 
 
@@ -75,7 +76,7 @@ def run_pairs(options, config, model):
         raise UserError('--crop auto needs --source_image or animate_params.pairs_list: test clips are crops already')
     cases = find_pairs(params.pairs_list, config.dataset_params, None if crops else size, params.num_pairs, params.seed)
     folder = run_path(options) / 'animation'
-    animate_pairs(animation_renderer(config, model), cases, folder, Motion.of(options),
+    animate_pairs(animation_renderer(config, model, options.precision), cases, folder, Motion.of(options),
                   crop_size=size if crops else None, detail=None if size == own else options.detail == 'on',
                   made_by=repr(config.model_params))
     if distributed.rank() == 0:
@@ -90,6 +91,6 @@ def run_one(options, config, model):
         path = Path(settings.driving)
         name = path.stem if path.is_file() else path.name.removesuffix('.mp4')      # or a folder of frames
         settings = replace(settings, result_video=str(run_path(options) / 'animation' / f'{name}.mp4'))
-    driving = animate_files(settings, animation_renderer(config, model))
+    driving = animate_files(settings, animation_renderer(config, model, options.precision))
     for path in filter(None, (settings.save_motion, settings.result_video)):
         print(f'{path}: {len(driving)} frames at {float(driving.fps):.6g} fps')

@@ -33,6 +33,11 @@ def add_device(parser):
     parser.add_argument('--device', default='auto', help='auto | cpu | cuda | cuda:N | mps')
 
 
+def add_precision(parser):
+    parser.add_argument('--precision', choices=('auto', 'fp32', 'bf16'),
+                        help="of the networks; auto: bf16 where the device computes it natively; default: the config's")
+
+
 def add_model(parser):
     """What `load_model` reads."""
     add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')

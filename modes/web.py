@@ -12,7 +12,7 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
-from modes.options import add_device, add_set, named
+from modes.options import add_device, add_precision, add_set, named
 from support.checkpoints import shipped_weights
 from support.errors import UserError
 
@@ -27,6 +27,7 @@ def add_arguments(parser):
                         help='checkpoints or run folders, the first preselected; default: the newest run below log/')
     add_set(parser)
     add_device(parser)
+    add_precision(parser)
     parser.add_argument('--port', type=int, default=7860, help='port to listen on; default 7860')
     parser.add_argument('--host', default=LOCAL[0], help='address to listen on; default 127.0.0.1, this machine only')
     parser.add_argument('--auth', metavar='USER:PASSWORD',
@@ -40,7 +41,7 @@ def run(options):
     checkpoints, _ = named(Namespace(checkpoints=options.checkpoint or [newest_run()], generated=[]))
     models = {name: str(path) for name, path in checkpoints.items()}
     from web.page import Address, serve
-    serve(models, functools.partial(load, overrides=options.set, device=options.device),
+    serve(models, functools.partial(load, overrides=options.set, device=options.device, precision=options.precision),
           Address(*address))
 
 
@@ -68,9 +69,9 @@ def newest_run():
     return str(found[-1].parents[1])
 
 
-def load(checkpoint, overrides, device):
+def load(checkpoint, overrides, device, precision):
     """The web.worker.LoadedModel of a checkpoint; called in the worker."""
     from load import animation_renderer, load_model
     from web.worker import LoadedModel
     config, model = load_model(checkpoint, overrides=overrides, device=device)
-    return LoadedModel(animation_renderer(config, model), config)
+    return LoadedModel(animation_renderer(config, model, precision), config)

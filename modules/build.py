@@ -50,7 +50,9 @@ METHODS = {
 
 def build_model(config):
     """The TalkingHead that the config describes, freshly initialised; UserError if its weights do not fit memory."""
-    return _fitting(lambda: METHODS[config.method].model(config.model_params), f'method {config.method}')
+    model = _fitting(lambda: METHODS[config.method].model(config.model_params), f'method {config.method}')
+    model.params = config.model_params
+    return model
 
 
 def build_discriminator(config):

@@ -79,6 +79,7 @@ class TalkingHead(nn.Module):
                      side of the square image in pixels
     own_losses:      names that `forward` may put into Generated.losses
     has_coarse_flow: whether `move_source` is there, so that keypoints and coarse flow can be trained alone
+    params:          the Params that it was built from, set by `build_model`
     last_weight:     weight of the last layer, where the adaptive adversarial weight compares gradients
     checkpointed_blocks: module classes that make up most of the model: activation checkpointing recomputes them and
                      torch.compile compiles them. None with batch norm, whose statistics would be updated twice.

@@ -39,7 +39,7 @@ READERS = {
     '--protocol': EVALUATE, '--metrics': EVALUATE, '--list': EVALUATE | STUDY | COMPARE, '--path_map': EVALUATE,
     '--generated': EVALUATE | STUDY | COMPARE, '--driving': EVALUATE, '--source': EVALUATE, '--resize': EVALUATE,
     '--dataset': PREPARE, '--videos': PREPARE, '--metadata': PREPARE, '--download': PREPARE,
-    '--size': PREPARE | ANIMATE, '--detail': ANIMATE,
+    '--size': PREPARE | ANIMATE, '--detail': ANIMATE, '--precision': ANIMATE | WEB,
     '--format': PREPARE, '--workers': PREPARE, '--keep_shared_people': PREPARE, '--min_face': PREPARE,
     '--part': PREPARE, '--status': PREPARE,
     '--checkpoints': STUDY | COMPARE, '--pairs': STUDY | COMPARE,

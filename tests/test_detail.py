@@ -91,6 +91,20 @@ def test_a_still_driver_gives_a_still_result_and_frames_do_not_depend_on_their_b
     assert torch.equal(alone[0], made[2])
 
 
+@pytest.mark.parametrize('grid', [SIZE // 2, SIZE])
+def test_numpy_computes_the_same(source, grid):
+    """The program beside exported graphs, which has no PyTorch."""
+    pytest.importorskip('onnxruntime')
+    from tools.onnx import animate_onnx
+    noise = torch.Generator().manual_seed(1)
+    displacement = up(torch.rand(1, 2, 4, 4, generator=noise) * 4)[..., ::LARGE // grid, ::LARGE // grid]
+    flow = identity_grid((grid, grid), displacement) + from_displacement(displacement)
+    prediction = down(source) + 0.1 * torch.rand(1, 3, SIZE, SIZE, generator=noise)
+    expected = add_detail(prediction, flow, source)[0].numpy()
+    made = animate_onnx.add_detail(*(part[0].numpy() for part in (prediction, flow, source)))
+    assert np.abs(made - expected).max() < 1e-3
+
+
 # ---------------------------------------------------------------------------- every way to ask for it
 
 @pytest.fixture

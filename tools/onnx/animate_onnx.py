@@ -1,12 +1,13 @@
 """Animation from exported ONNX graphs, with NumPy, ONNX Runtime and PyAV but without PyTorch.
 
-    python animate_onnx.py face.png driver.mp4 result.mp4 [--absolute] [--batch_size 4]
+    python animate_onnx.py face.png driver.mp4 result.mp4 [--size 512] [--absolute] [--batch_size 4]
 
-Lies beside the graphs that `run.py --mode export` wrote, and may be copied with them. Both inputs are resized to
-the model's square, so crop them around the face. The result has the driver's frame rate and no sound.
+The program is beside the graphs that `run.py --mode export` wrote, and can be copied with them. Both inputs are resized
+to squares, so crop them around the face. The result has the driver's frame rate and no sound.
 """
 
 import argparse
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -41,9 +42,9 @@ class OnnxHead:
         return self._run('source', {'image': image})
 
     def render(self, source, driving):
-        """Frames (B, 3, H, W) for what `encode_source` gave and keypoints of B driving frames."""
-        poses = {f'driving.{name}': value for name, value in driving.items()}
-        return self._run('render', source | poses)['prediction']
+        """Frames (B, 3, H, W) and finest flow (B, h, w, 2) for `encode_source`'s result and B frames' keypoints."""
+        made = self._run('render', source | {f'driving.{name}': value for name, value in driving.items()})
+        return made['prediction'], made['flow']
 
 
 def relative_motion(source, initial, driving):
@@ -59,15 +60,109 @@ def relative_motion(source, initial, driving):
     return moved
 
 
-def animate(head, source_image, frames, relative=True, batch_size=1):
-    """Yields (H, W, 3) uint8 frames: `source_image` with the motion of `frames`, all (H, W, 3) uint8."""
+def animate(head, source_image, frames, relative=True, batch_size=1, large=None):
+    """Yields (H, W, 3) uint8 frames: `source_image` with the motion of `frames`, all (H, W, 3) uint8.
+
+    large: the source image at the size of the result, whose detail the result gets; None for the model's size
+    """
     source, initial, frames = head.encode_source(to_tensor([source_image])), None, iter(frames)
+    large = None if large is None else to_tensor([large])[0]
     while batch := list(itertools.islice(frames, batch_size)):
         driving = head.keypoints(to_tensor(batch))
         if initial is None:
             initial = {name: value[:1] for name, value in driving.items()}
         poses = relative_motion(source, initial, driving) if relative else driving
-        yield from to_uint8(head.render(source, poses))
+        prediction, flow = head.render(source, poses)
+        if large is None:
+            yield from to_uint8(prediction)
+        else:
+            yield from (to_uint8(add_detail(*made, large)[None])[0] for made in zip(prediction, flow))
+
+
+# ---------------------------------------------------------------------------- detail: motion/detail.py in NumPy
+
+TOLERANCE = 0.08
+TORN, WHOLE = 0.2, 0.6
+
+
+def add_detail(prediction, flow, source):
+    """The prediction (3, h, h) at the size of the source (3, H, H), with its detail along the flow (h', w', 2)."""
+    size, large = prediction.shape[-1], source.shape[-1]
+    down, up = resizing(large, size, triangle), resizing(size, large, cubic)
+    grow = [corner_resizing(count, size) for count in flow.shape[:2]]
+    flow = grow[0] @ flow.transpose(2, 0, 1) @ grow[1].T                                    # (2, h, h)
+    identity = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, size, dtype=np.float32)]))
+    displacement = (flow - identity) * ((size - 1) / 2)                                     # pixels of the model
+    moved = sample(source, up @ displacement @ up.T * (large / size))
+    small = down @ moved @ down.T
+    gate = agreement(prediction, small) * visibility(displacement)
+    return up @ (prediction - gate * small) @ up.T + (up @ gate @ up.T).clip(0, 1) * moved
+
+
+def agreement(prediction, moved):
+    """(h, h) in [0, 1]: how far the model kept what the flow brought."""
+    difference = np.abs(prediction - moved).mean(0)
+    counts, sums = (_around(image) for image in (np.ones_like(difference), difference))
+    return np.exp(-(sums / counts / TOLERANCE) ** 2)
+
+
+def _around(image):
+    """Sums over 3 x 3 pixels."""
+    height, width = image.shape
+    padded = np.pad(image, 1)
+    return sum(padded[i:i + height, j:j + width] for i in range(3) for j in range(3))
+
+
+def visibility(displacement):
+    """(h, h) in [0, 1]: where the flow, by its displacement (2, h, h), keeps the source whole."""
+    padded = np.pad(displacement, ((0, 0), (1, 1), (1, 1)), mode='edge')
+    dx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
+    dy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    a, c, b, d = dx[0] + 1, dx[1], dy[0], dy[1] + 1
+    scale = (np.hypot(a + d, b - c) - np.hypot(a - d, b + c)) / 2
+    share = ((scale - TORN) / (WHOLE - TORN)).clip(0, 1)
+    return share ** 2 * (3 - 2 * share)
+
+
+def sample(image, displacement):
+    """The image (3, H, H), bicubic, read at each pixel's place plus its displacement (2, H, H), in pixels."""
+    size = image.shape[-1]
+    places = displacement + np.stack(np.meshgrid(*2 * [np.arange(size, dtype=np.float32)]))
+    low = np.floor(places)
+    taps = [[((index + tap).clip(0, size - 1).astype(np.intp), cubic(np.abs(place - index - tap), -0.75))
+             for tap in (-1, 0, 1, 2)] for index, place in zip(low, places)]
+    return sum(wy * sum(wx * image[:, y, x] for x, wx in taps[0]) for y, wy in taps[1])
+
+
+def cubic(x, a=-0.5):
+    """The kernel of bicubic resizing (Keys, 1981), for x >= 0."""
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0)).astype(np.float32)
+
+
+def triangle(x):
+    """The kernel of bilinear resizing, for x >= 0."""
+    return (1 - x).clip(0).astype(np.float32)
+
+
+@functools.cache
+def resizing(many, few, kernel):
+    """The matrix (few, many) that resizes a line of pixels, without aliasing where it gets shorter."""
+    scale = many / few
+    wide = max(scale, 1)
+    centres = (np.arange(few)[:, None] + 0.5) * scale
+    weights = kernel(np.abs(np.arange(many) + 0.5 - centres) / wide)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+@functools.cache
+def corner_resizing(few, many):
+    """The matrix (many, few) of linear resizing where the first and last pixels' centres stay."""
+    return np.stack([np.interp(np.linspace(0, few - 1, many), np.arange(few), line) for line in np.eye(few)],
+                    1).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------- files
 
 
 def to_tensor(frames):
@@ -116,18 +211,24 @@ def main(arguments=None):
     parser.add_argument('driving', help='video')
     parser.add_argument('result', type=Path, help='mp4')
     parser.add_argument('--absolute', action='store_true', help="take the driver's pose as it is, not its motion")
+    parser.add_argument('--size', type=int, help="side of the result in pixels, with the source's detail; default: the "
+                        "model's images")
     parser.add_argument('--batch_size', type=int, default=4, help='driving frames rendered at once')
     parser.add_argument('--threads', type=int, default=0, help='of onnxruntime; 0 lets it choose')
     parser.add_argument('--models', type=Path, default=Path(__file__).parent, help='folder of the ONNX files')
     options = parser.parse_args(arguments)
 
     head = OnnxHead(options.models, options.threads)
+    if options.size is not None and options.size < head.size:
+        parser.error(f"--size {options.size}: is below the model's images of {head.size} px")
     try:
         source = next(read_frames(options.source, head.size))
+        large = next(read_frames(options.source, options.size)) if options.size else None
         with open_container(options.driving) as container:
             rate = container.streams.video[0].average_rate
         frames = read_frames(options.driving, head.size)
-        write_video(options.result, animate(head, source, frames, not options.absolute, options.batch_size), rate)
+        made = animate(head, source, frames, not options.absolute, options.batch_size, large)
+        write_video(options.result, made, rate)
     except (av.error.FFmpegError, IndexError, OSError) as error:
         parser.error(f'{error}; give an image, a video, and a name for an mp4 in a folder that exists')
 

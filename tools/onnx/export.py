@@ -3,7 +3,8 @@
     DIR/keypoints.onnx     image (batch, 3, H, W)                  -> value (batch, K, 2), jacobian (batch, K, 2, 2)
        /source.onnx        image (1, 3, H, W)                      -> source.*: all that depends on the source alone,
                                                                       and the codes as keys and values; once per video
-       /render.onnx        driving.value, driving.jacobian, source.*  -> prediction (batch, 3, H, W)
+       /render.onnx        driving.value, driving.jacobian, source.*  -> prediction (batch, 3, H, W),
+                                                                         flow (batch, h, w, 2), the finest
        /weights.bin        the weights of all three; what two of them need is stored once
        /export.json        config, versions, and how far the graphs are from PyTorch
        /animate_onnx.py    animates with numpy, onnxruntime and PyAV alone
@@ -136,9 +137,11 @@ def _write_graphs(model, size, folder):
         given = dict(zip([*poses, *state], parts))
         rebuilt, pose = (map_tensors(lambda name, _: given[name], value, name)
                          for value, name in ((source, 'source'), (driving, 'driving')))
-        return {'prediction': model.render(rebuilt, pose).prediction}
+        generated = model.render(rebuilt, pose)
+        return {'prediction': generated.prediction, 'flow': generated.flows[-1]}
 
-    inputs = _write_graph(folder / 'render.onnx', model, render, {**poses, **state}, dynamic=[*poses, 'prediction'])
+    inputs = _write_graph(folder / 'render.onnx', model, render, {**poses, **state},
+                          dynamic=[*poses, 'prediction', 'flow'])
     # What no frame needs, as the finer features of FOMM's encoder, is not made either.
     used = {*inputs, *named_tensors(source.keypoints, 'source.keypoints')}
     _write_graph(folder / 'source.onnx', model, encode, {'image': image}, dynamic=[])
