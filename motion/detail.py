@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from modules.warp import identity_grid, resize_flow, sample, to_displacement
 from visualizer import to_bytes
 
-TOLERANCE = 0.08       # difference of P and down(W), images in [-1, 1], at which the gate has fallen to 1/e
+TOLERANCE = 0.14       # difference of P and down(W), images in [-1, 1], at which the gate has fallen to 1/e
 TORN, WHOLE = 0.2, 0.6  # scale of the flow, in its weakest direction, up to which the gate is closed; from which open
 
 

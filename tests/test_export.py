@@ -8,10 +8,12 @@ import torch
 
 import run
 from config import schema
+from datasets.still import FrameList
 from inference import DrivenSource, Renderer
 from logger import write_checkpoint
 from modules.build import build_model
 from modules.talking_head import Keypoints
+from motion.settings import Motion
 from support.errors import UserError
 from tests.support.tiny import ROOT, tiny
 from tools.onnx import export
@@ -106,9 +108,11 @@ def test_another_source_driver_and_batch_size_give_what_pytorch_gives(exported):
     head = animation_script(folder).OnnxHead(folder, threads=1)
     for source, drivers in ((11, 5), (12, 1)):
         source, driving = to_tensor(images(1, source)), to_tensor(images(drivers, source + 20))
-        found = head.render(head.encode_source(source.numpy()), head.keypoints(driving.numpy()))
+        found, flow = head.render(head.encode_source(source.numpy()), head.keypoints(driving.numpy()))
         with torch.inference_mode():
-            wanted = model.render(model.encode_source(source), model.keypoints(driving)).prediction
+            made = model.render(model.encode_source(source), model.keypoints(driving))
+        wanted = made.prediction
+        np.testing.assert_allclose(flow, made.flows[-1].numpy(), atol=2e-4)
         assert found.shape == (drivers, 3, 32, 32)
         np.testing.assert_allclose(found, wanted.numpy(), atol=2e-4)
     # The comparison would notice: another driver makes another frame.
@@ -118,11 +122,17 @@ def test_another_source_driver_and_batch_size_give_what_pytorch_gives(exported):
 def test_the_script_transfers_relative_motion_as_pytorch_does(exported):
     folder, model, _, _ = exported
     script = animation_script(folder)
-    [source], frames = images(1, 3), images(5, 4)
-    found = list(script.animate(script.OnnxHead(folder, threads=1), source, frames, relative=True, batch_size=2))
+    [source], frames, head = images(1, 3), images(5, 4), script.OnnxHead(folder, threads=1)
+    found = list(script.animate(head, source, frames, relative=True, batch_size=2))
     driven = DrivenSource(Renderer(model, 'cpu'), source, initial=frames[0])
     wanted = ((driven(frames)[-1].prediction.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(np.stack(found) - wanted).max() <= 0.51       # rounding to 8 bits
+    [large] = images(1, 3, size=96)
+    found = list(script.animate(head, source, frames, batch_size=2, large=large))
+    detailed = Renderer(model, 'cpu').follow(large, FrameList(frames, 'driver'), Motion(), detail=True)
+    wanted = np.concatenate([batch.frames for batch in detailed.render(frames)]).astype(int)
+    # The source is reduced from the large one here: another filter.
+    assert np.abs(np.stack(found) - wanted).mean() < 3
 
 
 def test_weights_are_stored_once_and_graphs_are_valid(exported):
@@ -150,10 +160,10 @@ def test_the_folder_can_be_moved_and_animates_from_the_command_line(exported, tm
     iio.imwrite(tmp_path / 'source.png', images(1, 5, size=48)[0])
     titled(tmp_path / 'driving.mp4', b'caf\xe9 noir')
     animation_script(moved).main([str(tmp_path / name) for name in ('source.png', 'driving.mp4', 'result.mp4')]
-                                 + ['--models', str(moved), '--threads', '1'])
+                                 + ['--models', str(moved), '--threads', '1', '--size', '48'])
     moved.rename(folder)
     result = open_clip(tmp_path / 'result.mp4')
-    assert len(result) == 3 and result.fps == 25 and result.read([0])[0].shape == (32, 32, 3)
+    assert len(result) == 3 and result.fps == 25 and result.read([0])[0].shape == (48, 48, 3)
 
 
 def test_graphs_that_differ_from_pytorch_do_not_appear(exported, tmp_path, monkeypatch):

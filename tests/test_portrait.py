@@ -253,3 +253,17 @@ def test_what_is_raised_while_watching_ends_the_animation(files, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         animate_files(settings, Renderer(build_model(tiny()), 'cpu', 4), watch)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_no_run_exists_the_shipped_weights_are_the_default(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ['--mode', 'animate', '--device', 'cpu', '--source_image', str(files / 'source.png'),
+             '--driving_video', str(files / 'driver.mp4'), '--size', '64']
+    monkeypatch.setattr('support.checkpoints.SHIPPED', files / 'gone.safetensors')
+    assert run.main(words) == 2
+    assert 'no --checkpoint is given' in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    monkeypatch.setattr('support.checkpoints.SHIPPED', files / 'ours.pt')
+    assert run.main(words) == 0
+    assert open_clip(tmp_path / 'log' / 'ours' / 'animation' / 'driver.mp4').read([0])[0].shape == (64, 64, 3)
+    assert run.main([*words, '--run_name', 'mine']) == 2        # a run that is named has to be there
+    assert 'no checkpoint in log/mine' in capsys.readouterr().err

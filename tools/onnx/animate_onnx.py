@@ -81,7 +81,7 @@ def animate(head, source_image, frames, relative=True, batch_size=1, large=None)
 
 # ---------------------------------------------------------------------------- detail: motion/detail.py in NumPy
 
-TOLERANCE = 0.08
+TOLERANCE = 0.14
 TORN, WHOLE = 0.2, 0.6
 
 
