@@ -40,7 +40,7 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     log.info('weights: %s, step %d', path, state['step'])
     hardware.keep_freed_memory()
     hardware.flush_denormals()
-    return hardware.adapted(config, device), model.to(device, memory_format=torch.channels_last).eval()
+    return hardware.adapted(config, device), model.to(device, memory_format=hardware.memory_format(device)).eval()
 
 
 def load(checkpoint=None, device='auto', precision=None):

@@ -86,7 +86,8 @@ class Animation:
     def __init__(self, config, batch, device):
         torch.manual_seed(0)
         size = config.model_params.image_size
-        self.model = build_model(config).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        layout = hardware.memory_format(device)
+        self.model = build_model(config).to(device, memory_format=layout).eval().requires_grad_(False)
         self.source, self.driving = (torch.rand(count, 3, size, size, device=device) * 2 - 1 for count in (1, batch))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.train_params.precision == 'bf16')
         with torch.inference_mode(), self.autocast:

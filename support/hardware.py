@@ -88,6 +88,27 @@ def _allocate(mapped, kept):
         libc.mallopt(M_TRIM_THRESHOLD, kept)
 
 
+# ---------------------------------------------------------------------------- layout, compilation
+
+def memory_format(device):
+    """Layout of the networks' weights on a device, which that of features follows.
+
+    CPUs: channels last, in which oneDNN's convolutions are about a sixth faster. Elsewhere channels first: CUDA's group
+    norm knows no other layout, so channels last would copy the feature around every one of them, forward and backward.
+    """
+    return torch.channels_last if device.type == 'cpu' else torch.contiguous_format
+
+
+def allow_compiled_blocks(count):
+    """Prepare torch.compile for `count` blocks that are compiled one by one."""
+    import torch._dynamo
+    settings = torch._dynamo.config
+    settings.optimize_ddp = False      # it splits graphs at DDP's buckets, and refuses autograd functions such as ours
+    # Blocks of a class share their code; each brings shapes of its own, of which PyTorch would compile 8.
+    settings.recompile_limit = max(settings.recompile_limit, 8 * count)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 64 * count)
+
+
 # ---------------------------------------------------------------------------- fall-backs
 
 def adapted(config, device):
