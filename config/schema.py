@@ -77,7 +77,7 @@ class DatasetParams:
 class TrainParams:
     num_iterations: AtLeastOne = 250_000
     batch_size: AtLeastOne = 16         # over all processes and accumulation steps together
-    accumulate: AtLeastOne = 1          # micro-batches per optimiser step
+    accumulate: AtLeastOne = 1          # micro-batches per optimiser step; only batch norm depends on it
     motion_iterations: AtLeastZero = 0  # the first iterations, which train only keypoints and coarse flow
     learning_rate: Positive = 8e-5      # generator and motion estimator
     discriminator_learning_rate: Positive = 8e-5
