@@ -17,7 +17,6 @@ import csv
 import hashlib
 import io
 import os
-from collections import defaultdict
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
@@ -316,22 +315,6 @@ def _video(clip):
 def _by_hash(names, salt):
     """The names in a random order that depends on names and salt only."""
     return sorted(names, key=lambda name: hashlib.sha256(f'{salt}:{name}'.encode()).digest())
-
-
-def draw_voxceleb1(rows, count=50, seed=0):
-    """voxceleb1-50: random clips of VoxCeleb1's test partition.
-
-    rows:    dicts of vox-metadata.csv (https://github.com/AliaksandrSiarohin/video-preprocessing);
-             videos that it lists in both partitions are left out
-    returns: items, sorted by clip
-    """
-    partitions, clips = defaultdict(set), set()
-    for row in rows:
-        partitions[row['video_id']].add(row['partition'])
-        if row['partition'] == 'test':
-            clips.add('#'.join((row['person_id'], row['video_id'], row['start'].zfill(6), row['end'].zfill(6))))
-    clean = [clip for clip in clips if partitions[clip.split('#')[1]] == {'test'}]
-    return [Item(clip) for clip in sorted(_by_hash(clean, f'voxceleb1 {seed}')[:count])]
 
 
 def draw_pairs(clips, person=lambda clip: clip.split('#')[0], count=None, seed=0):

@@ -2,13 +2,15 @@
 
 import csv
 import random
+from collections import defaultdict
 from fractions import Fraction
 
 import pytest
 
 from datasets.prepare.metadata import in_test
+from evaluation import protocols
 from evaluation.protocols import (LISTS, PROTOCOLS, RULES, Item, as_csv, draw_celebv_hq,
-                                  draw_pairs, draw_voxceleb1, find_protocol, fingerprint, frame_at, import_pairs,
+                                  draw_pairs, find_protocol, fingerprint, frame_at, import_pairs,
                                   load_list)
 from evaluation.published import CROSS_IDENTITY, SAME_IDENTITY, TABLES
 from metrics.catalogue import CATALOGUE
@@ -58,6 +60,22 @@ def test_published_rows_are_the_papers():
 
 
 # Lists that are drawn: the order in which things are listed never matters
+
+def draw_voxceleb1(rows, count=50, seed=0):
+    """How voxceleb1-50 was drawn: random clips of VoxCeleb1's test partition.
+
+    rows:    dicts of vox-metadata.csv (https://github.com/AliaksandrSiarohin/video-preprocessing);
+             videos that it lists in both partitions are left out
+    returns: items, sorted by clip
+    """
+    partitions, clips = defaultdict(set), set()
+    for row in rows:
+        partitions[row['video_id']].add(row['partition'])
+        if row['partition'] == 'test':
+            clips.add('#'.join((row['person_id'], row['video_id'], row['start'].zfill(6), row['end'].zfill(6))))
+    clean = [clip for clip in clips if partitions[clip.split('#')[1]] == {'test'}]
+    return [Item(clip) for clip in sorted(protocols._by_hash(clean, f'voxceleb1 {seed}')[:count])]
+
 
 @needs_published
 def test_the_voxceleb1_list_is_drawn_alike_from_any_listing():
