@@ -191,9 +191,8 @@ def test_the_table_stands_beside_the_paper(tmp_path):
     frames = np.zeros((2, 2, 32, 32, 3), np.uint8)
     still = Truth(frames, np.zeros((2, 2, 29, 2)), np.ones((2, 2, 29), bool), np.zeros((2, 29, 2, 6)))
     (tmp_path / 'strips').mkdir()
-    for run in (runs['fomm'][1], runs['mmc-mac'][0]):                   # the others were trained elsewhere
-        Image.new('RGB', (4 * CELL, CELL)).save(run.strip)
-    assert 4 * CELL > ablation.picture(runs, still).shape[0] > 3 * CELL
+    Image.new('RGB', (4 * CELL, CELL)).save(runs['fomm'][1].strip)      # the other runs were made elsewhere
+    assert 3 * CELL > ablation.picture(runs, still).shape[0] > 2 * CELL
 
 
 def test_sharpness_of_a_blurred_frame_is_below_1():

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import run
-import train
-from evaluation.store import Store
+from datasets.loader import check_queues
 from logger import RunFolder
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, refuse_overwriting, written_whole
@@ -124,14 +123,8 @@ def test_queues_that_do_not_fit_shared_memory_are_one_line(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr('multiprocessing.Queue', full)
     with pytest.raises(UserError, match=r'shared memory \(/dev/shm\) has no room .* train_params.num_workers=0'):
-        train.check_queues(2)
-    train.check_queues(0)
-
-
-def test_scores_of_a_folder_that_vanishes_are_made_again_or_refused(tmp_path):
-    store = Store.__new__(Store)
-    store.folder = tmp_path / 'vanished'
-    store.tidy([])
+        check_queues(2)
+    check_queues(0)
 
 
 @pytest.mark.parametrize('number', run.ADVICE)
