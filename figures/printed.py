@@ -90,19 +90,17 @@ class PrintedFigure:
                        for cell in cells], NOTE)
         self.y += GAP
 
-    def caption(self, text):
-        """Append a paragraph over the whole width."""
-        for line in wrapped(text, _font(NOTE), self.width - 2 * EDGE):
-            self.texts.append((EDGE, self.y, line, NOTE, self.faint, 'left'))
+    def caption(self, text, left=EDGE):
+        """Append a paragraph."""
+        for line in wrapped(text, _font(NOTE), self.width - left - EDGE):
+            self.texts.append((left, self.y, line, NOTE, self.faint, 'left'))
             self.y += _line(NOTE)
 
     def error_scale(self):
         """Append the legend of error maps."""
         bar = heat_scale(self.cell, round(_line(NOTE) * 0.6))
         self.pictures.append((bar, EDGE, self.y + (_line(NOTE) - len(bar)) // 2))
-        self.texts.append((EDGE + self.cell + 2 * GAP, self.y, 'mean absolute error over RGB, 0 to '
-                           f'{FULL_ERROR:g} of the range', NOTE, self.faint, 'left'))
-        self.y += _line(NOTE)
+        self.caption(f'mean absolute error over RGB, 0 to {FULL_ERROR:g} of the range', EDGE + self.cell + 2 * GAP)
 
     def save(self, path):
         """Write PATH.png and PATH.pdf, each whole or not at all."""
@@ -130,14 +128,12 @@ class PrintedFigure:
 
     def _strip(self, name, pictures):
         """Pictures of the width of a cell, or None, side by side."""
-        if all(picture is None for picture in pictures):
-            return
-        for column, picture in enumerate(pictures):
-            if picture is not None:
-                left = self._left(column)
-                self.pictures.append((picture, left, self.y))
-                self.boxes[-1][column][name] = left, self.y, left + self.cell, self.y + len(picture)
-        self.y += max(len(picture) for picture in pictures if picture is not None) + GAP
+        there = [(column, picture) for column, picture in enumerate(pictures) if picture is not None]
+        for column, picture in there:
+            left = self._left(column)
+            self.pictures.append((picture, left, self.y))
+            self.boxes[-1][column][name] = left, self.y, left + self.cell, self.y + len(picture)
+        self.y += max((len(picture) + GAP for _, picture in there), default=0)
 
     def _columns(self, lines, points):
         """Lines of text centred in each column."""

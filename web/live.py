@@ -90,7 +90,7 @@ class Meter:
     """Frame rate of the last RATE_OVER seconds, and latency from arrival at the server, seconds."""
 
     def __init__(self):
-        self.shown, self.latency, self.dropped = deque(), 0.0, 0
+        self.shown, self.latency = deque(), 0.0
 
     def add(self, arrived):
         now = time.monotonic()

@@ -50,9 +50,7 @@ def add_live(context: PageContext):
         arrived, session = time.monotonic(), request.session_hash
         if frame is None:
             return gr.skip(), gr.skip()
-        meter = sessions.meter(session)
         if not context.worker.idle():
-            meter.dropped += 1
             return gr.skip(), note('The worker is busy with another job; frames are dropped.')
         try:
             path = context.files.take(session, source)
@@ -67,6 +65,7 @@ def add_live(context: PageContext):
             return gr.skip(), trouble(context.files.shown(str(error), source))
         except Cancelled:
             return gr.skip(), gr.skip()
+        meter = sessions.meter(session)
         meter.add(arrived)
         picture = base64.b64encode(made.jpeg).decode()
         return (f'<img class="live" alt="animated portrait" src="data:image/jpeg;base64,{picture}">',
