@@ -54,7 +54,7 @@ def to_uint8(images):
 
 def to_bytes(images):
     """As `to_uint8`, but a tensor on the same device."""
-    images = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
+    images = images.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_()
     return images.to(torch.uint8).permute(0, 2, 3, 1)
 
 

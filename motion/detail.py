@@ -50,7 +50,7 @@ def add_detail(prediction, flow, source):
     small = F.interpolate(moved, (size, size), mode='bilinear', antialias=True)           # down(W)
     gate = agreement(prediction, small) * visibility(displacement)
     coarse, gate = _up(torch.cat([prediction - gate * small, gate], 1), large).split([3, 1], 1)
-    return coarse + gate.clamp(0, 1) * moved
+    return torch.addcmul(coarse, gate.clamp(0, 1), moved)
 
 
 def agreement(prediction, moved):

@@ -79,7 +79,7 @@ def test_where_the_flow_repeats_one_pixel_there_is_no_detail():
 def test_agreement_falls_with_the_difference():
     image = torch.zeros(1, 3, SIZE, SIZE)
     values = [float(agreement(image, image + difference)[0, 0, 5, 5]) for difference in (0, 0.05, 0.1, 0.5)]
-    assert values == sorted(values, reverse=True) and values[0] == 1 and values[-1] < 1e-6
+    assert values == sorted(values, reverse=True) and values[0] == 1 and values[-1] < 1e-4
 
 
 def test_a_still_driver_gives_a_still_result_and_frames_do_not_depend_on_their_batch(source):
