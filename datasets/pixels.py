@@ -12,11 +12,11 @@ from datasets.still import WHITE, opaque
 
 log = logging.getLogger(__name__)
 
-BT709, UNKNOWN, BT601, BT2020 = 1, 2, 6, 9                  # of matrix and primaries
+BT709, UNKNOWN, BT601 = 1, 2, 6                             # of matrix and primaries
 PQ, HLG = 16, 18                                            # transfer characteristics of HDR
 LIMITED = 1                                                 # range 16 to 235
 SD_LINES = 576
-SWSCALE = {BT709: 1, BT601: 5, BT2020: 9}                   # libswscale's numbers of the matrices
+SWSCALE = {BT709: 'ITU709', BT601: 'ITU601'}                # PyAV's names of the matrices
 
 REFERENCE_WHITE, PEAK = 203, 1000                           # nits, ITU-R BT.2408 Sec. 2.2; of HLG's nominal display
 LUMINANCE = np.float32([0.2627, 0.6780, 0.0593])            # of BT.2020 RGB
@@ -46,18 +46,18 @@ class Pictures:
             log.warning('%s: the frame size changes from %dx%d to %dx%d; all frames are resized to the first size',
                         self._path, *self._stored, frame.width, frame.height)
         if self._transfer in (PQ, HLG):
-            deep = self._converted(frame, 'rgb48le', BT2020)
-            return tone_mapped(deep, self._transfer)
+            # Planar: FFmpeg of PyAV 17.0 converts to packed 16-bit RGB with wrong colors.
+            return tone_mapped(self._converted(frame, 'gbrp16le'), self._transfer)
         if any(component.is_alpha for component in frame.format.components):
             return opaque(self._converted(frame, 'rgba'), self._background)
         return self._converted(frame, 'rgb24')
 
-    def _converted(self, frame, pixels, matrix=None):
+    def _converted(self, frame, pixels):
         options = {}
         if self._resized or (frame.width, frame.height) != self._size:
             options = dict(width=self._size[0], height=self._size[1], interpolation='BICUBIC')
         if frame.colorspace == UNKNOWN:
-            options['src_colorspace'] = SWSCALE[matrix or matrix_of(frame.height)]
+            options['src_colorspace'] = SWSCALE[matrix_of(frame.height)]
         return frame.reformat(format=pixels, **options).to_ndarray()
 
 

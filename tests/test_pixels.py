@@ -4,6 +4,7 @@ import logging
 from fractions import Fraction
 
 import av
+import av.filter
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from datasets.video_writer import VideoWriter
 from tests.support.video_files import SHARED, assert_exact, needs_shared, plain_decode
 
 WHITE, GREEN = (255, 255, 255), (0, 128, 0)
+BT2020, MATRICES = 9, {pixels.BT709: 'bt709', pixels.BT601: 'smpte170m'}
 COLOURS = np.uint8([[200, 40, 30], [30, 160, 60], [40, 60, 190], [220, 170, 140], [128, 128, 128], [20, 20, 20]])
 
 
@@ -36,6 +38,19 @@ def write(path, frames, codec='libx264', pix_fmt='yuv420p', aspect=None, tags={}
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def as_yuv(frame, pix_fmt, matrix):
+    """The frame converted by FFmpeg's own filter, which names all matrices."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
+    scale = graph.add('scale', f'out_color_matrix={matrix}:out_range=tv')
+    pixel_format, sink = graph.add('format', pix_fmt), graph.add('buffersink')
+    for one, other in ((source, scale), (scale, pixel_format), (pixel_format, sink)):
+        one.link_to(other)
+    graph.configure()
+    source.push(frame)
+    return sink.pull()
 
 
 def bar_colours(frame):
@@ -70,8 +85,7 @@ def test_results_are_tagged_and_come_back(tmp_path, height, matrix):
 @pytest.mark.parametrize('height, matrix', [(64, pixels.BT601), (720, pixels.BT709)])
 @pytest.mark.parametrize('tagged', [True, False])
 def test_colours_are_those_that_players_show(tmp_path, height, matrix, tagged):
-    frame = av.VideoFrame.from_ndarray(bars(height, 96), format='rgb24').reformat(
-        format='yuv420p', dst_colorspace=pixels.SWSCALE[matrix])
+    frame = as_yuv(av.VideoFrame.from_ndarray(bars(height, 96), format='rgb24'), 'yuv420p', MATRICES[matrix])
     path = write(tmp_path / 'a.mp4', [frame], tags={'colorspace': matrix} if tagged else {}, crf='4')
     assert np.abs(bar_colours(open_clip(path).read([0])[0]) - COLOURS).max() <= 2
 
@@ -96,10 +110,9 @@ def test_hdr_shows_midtones_as_sdr_does_and_keeps_highlights_apart(tmp_path, tra
     light = (bars(64, 96, dim) / 255) ** 2.4 @ np.linalg.inv(pixels.TO_BT709).T.astype(float)
     light[:8, :48], light[:8, 48:] = 1, 3                        # of white
     deep = np.uint16(np.round(signal_of(light.clip(0), transfer).clip(0, 1) * 65535))
-    frame = av.VideoFrame.from_ndarray(deep, format='rgb48le').reformat(
-        format='yuv420p10le', dst_colorspace=pixels.SWSCALE[pixels.BT2020])
+    frame = as_yuv(av.VideoFrame.from_ndarray(deep, format='rgb48le'), 'yuv420p10le', 'bt2020')
     path = write(tmp_path / 'a.mp4', [frame], pix_fmt='yuv420p10le', crf='2', tags={
-        'color_trc': transfer, 'colorspace': pixels.BT2020, 'color_primaries': pixels.BT2020})
+        'color_trc': transfer, 'colorspace': BT2020, 'color_primaries': BT2020})
     found = open_clip(path).read([0])[0]
     assert np.abs(bar_colours(found) - dim).max() <= 5
     assert 215 < found[3, 20].min() < found[3, 80].min() - 10
@@ -146,12 +159,11 @@ def test_what_is_transparent_shows_the_background(tmp_path, kind, background):
 
 def test_a_size_that_changes_keeps_the_first(tmp_path, caplog):
     first, second = (write(tmp_path / f'{size}.h264', [bars(size, size)] * 6, bf='0') for size in (96, 48))
-    raw = tmp_path / 'both.h264'
-    raw.write_bytes(first.read_bytes() + second.read_bytes())
     path = tmp_path / 'both.mkv'
-    with av.open(str(raw)) as source, av.open(str(path), 'w') as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+    with av.open(str(first)) as one, av.open(str(second)) as two, av.open(str(path), 'w') as container:
+        stream = container.add_stream_from_template(one.streams.video[0])
+        packets = (packet for source in (one, two) for packet in source.demux(video=0) if packet.size)
+        for number, packet in enumerate(packets):
             packet.pts = packet.dts = number
             packet.time_base, packet.stream = Fraction(1, 25), stream
             container.mux(packet)
