@@ -11,7 +11,8 @@ MAY_CHANGE = (
     'train_params.num_iterations', 'train_params.motion_iterations', 'train_params.learning_rate',
     'train_params.discriminator_learning_rate', 'train_params.milestones', 'train_params.gamma',
     'train_params.clip_norm', 'train_params.clip_norm_type', 'train_params.clip_apart',
-    'train_params.objective_params.loss_weights', 'train_params.objective_params.adversarial_start',
+    'train_params.objective_params.loss_weights', 'train_params.objective_params.region_weight',
+    'train_params.objective_params.adversarial_start',
     # The average continues from its present value.
     'train_params.ema_decay', 'train_params.ema_exclude',
     # Samples keep their numbers, and step s begins at sample s x batch_size: the run jumps within an endless random

@@ -34,7 +34,7 @@ class VariedPairs:
             found = [render(clip.identity, clip.state(index), clip.size) for index in indices]
             frames, places = [one.image for one in found], np.stack([one.landmarks for one in found])
         else:
-            images, places = zip(*(self._cutouts(clip, index) for index in indices))
+            images, places = zip(*(self._cutouts(clip, index) for index in alike(clip, *indices, rng)))
             frames, places = varied(np.stack(images), np.stack(places), rng)
         places = places[:, self._rows] * (2 / (clip.size - 1)) - 1
         return frames, dict(landmarks=places.astype(np.float32))
@@ -84,6 +84,18 @@ def _cutout(clip, index):
 
 # ---- what varies
 
+def alike(clip, first, second, rng):
+    """Indices of two frames: most often `second` gives way to the one of four others whose pose is nearest to `first`.
+
+    Frames of any pose differ more than those of a video, and leave the expressions little weight.
+    """
+    others = [index for index in rng.integers(len(clip), size=4).tolist() if index != first]
+    if rng.random() < 0.25 or not others:
+        return first, second
+    pose = lambda index: np.array([getattr(clip.state(index), name) for name in ('yaw', 'pitch', 'roll')])
+    return first, min(others, key=lambda index: np.abs(pose(index) - pose(first)).sum())
+
+
 def varied(cutouts, landmarks, rng):
     """Frames (2, H, W, 3) uint8 and landmarks (2, L, 2) from cutouts (2, H, W, 4) and theirs, in pixels.
 
@@ -110,12 +122,13 @@ def _moved(image, landmarks, rng):
     moves, places = [], []
     for points in landmarks:
         turn = np.deg2rad(angle + own * rng.normal(0, 5))
-        size_here, offset = scale * rng.uniform(0.93, 1.07) ** own, shift + own * rng.uniform(-0.18, 0.18, 2)
+        size_here, offset = scale * rng.uniform(0.93, 1.07) ** own, shift + own * rng.uniform(-0.12, 0.12, 2)
         forward = size_here * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         forward = forward @ np.array([[stretch, shear], [0, 1 / stretch]])
         backward = np.linalg.inv(forward)
         moves.append(np.concatenate([backward, -backward @ offset[:, None]], 1))
         places.append((points - middle) @ forward.T + middle + offset * size / 2)
+    image[:, :, 0] = 0                        # hair does not go on above
     grid = F.affine_grid(torch.from_numpy(np.stack(moves)).float(), list(image.shape), align_corners=False)
     moved = F.grid_sample(image, grid, padding_mode='border', align_corners=False)
     return moved, np.stack(places).astype(np.float32)
@@ -123,13 +136,13 @@ def _moved(image, landmarks, rng):
 
 def _lit(person, rng):
     """Colours (2, 3, H, W) under another light, exposure and white balance, and in a shadow from one side."""
-    gain = torch.from_numpy(rng.uniform(0.7, 1.35) * rng.uniform(0.86, 1.14, 3)).float()[:, None, None]
+    gain = torch.from_numpy(rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)).float()[:, None, None]
     axis = torch.linspace(-1, 1, person.shape[-1])
     slope = rng.normal(0, 0.15, 2)
     shadow = (1 + slope[0] * axis[:, None] + slope[1] * axis).clamp(0.5, 1.6)
     person = (person * gain * shadow).clamp(0, 1) ** float(rng.uniform(0.7, 1.25))
     grey = person.mean(1, keepdim=True)
-    return (grey + float(rng.uniform(0.4, 1.7)) * (person - grey)).clamp(0, 1)
+    return (grey + float(rng.uniform(0.4, 1.3)) * (person - grey)).clamp(0, 1)
 
 
 def _background(size, rng):
