@@ -7,11 +7,9 @@ wider; published weights depend on that, so every call says which of the two it 
 """
 
 import functools
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @functools.lru_cache(maxsize=32)
@@ -38,17 +36,6 @@ def _corners(many, few, device):
     upper = position - low
     pixels, weights = torch.stack([low, low + 1], 1).flatten(), torch.stack([1 - upper, upper], 1).flatten()
     return pixels.long().to(device), weights.float().to(device)
-
-
-@contextmanager
-def shapes_alone():
-    """Within it, networks are built and run without numbers, memory or time; grids made there are not kept."""
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:
-        for cached in (_identity_grid, _pixels_per_unit, _corners):
-            cached.cache_clear()
 
 
 def identity_grid(size, like):

@@ -52,7 +52,7 @@ READERS = {
     '--out': {'prepare', 'import', 'export', 'inspect', 'study', 'compare', 'curves', 'pack'},
     '--from': {'import'},
     '--clips': {'pack'}, '--shard_mb': {'pack'},
-    '--json': {'doctor'},
+    '--json': {'doctor'}, '--gpus': {'doctor'}, '--gpu_memory': {'doctor'}, '--gpu-memory': {'doctor'},
     '--port': WEB, '--host': WEB, '--auth': WEB,
 }
 
