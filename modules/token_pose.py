@@ -103,7 +103,7 @@ class TokenKeypointDetector(nn.Module):
         # All in fp32, as FOMM's detector: where keypoints move, everything moves.
         with torch.autocast(image.device.type, enabled=False):
             patches = self.embed(self._patches(self.backbone(self.down(image.float()))))           # (B, P, D)
-            x = torch.cat([self.tokens.expand(len(patches), -1, -1), patches], dim=1)              # (B, 2K + P, D)
+            x = torch.cat([self.tokens.expand(patches.shape[0], -1, -1), patches], dim=1)              # (B, 2K + P, D)
             # The released code adds the position of the patches before every layer, to the tokens themselves.
             position = F.pad(self.position, (0, 0, 2 * self.num_kp, 0))
             for layer in self.layers:

@@ -127,7 +127,9 @@ STAND_INS = {
 
 @pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGTERM])
 def test_the_batch_file_saves_and_requeues(tmp_path, number):
-    script, array = re.findall('```bash\n(.*?)```', (ROOT / 'docs' / 'cluster.md').read_text(), re.S)
+    blocks = re.findall('```bash\n(.*?)```', (ROOT / 'docs' / 'cluster.md').read_text(), re.S)
+    script, = (block for block in blocks if block.startswith('#!/bin/bash'))
+    array, = (block for block in blocks if 'SLURM_ARRAY_TASK_ID' in block)
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(f'#!/bin/bash\n{text}\n')
         (tmp_path / name).chmod(0o755)

@@ -255,7 +255,7 @@ def test_at_a_time_the_frame_on_display_is_shown(tmp_path):
     report = compare(job)
     assert [row['frame'] for row in report['rows']] == [2, 1, 4] * 2
     assert report['rule'] == 'Frames 1, at 0.1 s, at 0.16 s of each driving video, counted from 0.'
-    with pytest.raises(UserError, match='anna has no frame 6; its last one is 5'):
+    with pytest.raises(UserError, match='anna has no frame 6; the last is 5'):
         job_of(tmp_path, frames=(Time(Fraction('0.24')),))
 
 
@@ -442,7 +442,7 @@ def test_mistakes_are_one_line_and_come_before_the_work(models, tmp_path, capsys
     (tmp_path / 'empty').mkdir()
     model, pairs = ('--device', 'cpu', '--checkpoints', models['ours']), ('--list', tmp_path / 'pairs.csv')
     assert "gone.csv, row 3: driving 'emil.mp4' is not found" in refused(*model, '--list', tmp_path / 'gone.csv')
-    assert 'moments.csv: anna--bert@0.04s names moments' in refused(*model, '--list', tmp_path / 'moments.csv')
+    assert 'moments.csv: anna--bert@0.04s has times' in refused(*model, '--list', tmp_path / 'moments.csv')
     assert 'nothing to compare' in refused(*pairs)
     assert 'either --list, or --source_image' in refused(*model)
     assert 'either --list, or --source_image' in refused(*model, *pairs, '--driving_video', 'x')

@@ -53,7 +53,7 @@ def matrix_functions(x):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_autocast_gives_the_types_of_a_cuda_device(dtype):
     """PyTorch's own lists apply to CUDA tensors without data, but only in a forward pass."""
-    with FakeTensorMode():
+    with torch.backends.cudnn.flags(enabled=False), FakeTensorMode():
         x = torch.empty(4, 4, device='cuda', dtype=dtype)
         torch.set_autocast_enabled('cuda', True)
         torch.set_autocast_dtype('cuda', torch.bfloat16)
@@ -69,7 +69,7 @@ def test_autocast_gives_the_types_of_a_cuda_device(dtype):
 @pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'dagan'])
 def test_every_method_is_counted(name):
     one, two = (cost.training_step(small_config(name), batch).totals for batch in (2, 4))
-    assert two[2] == one[2] and two[0] == 2 * one[0] and one[1] < two[1] < 2 * one[1]
+    assert two[2] == one[2] and two[0] == pytest.approx(2 * one[0], rel=0.01) and one[1] < two[1] < 2 * one[1]
     assert 0 < cost.frame(small_config(name)).totals[0] < one[0]
 
 

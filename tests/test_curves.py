@@ -20,6 +20,7 @@ from curves.draw import draw
 from curves.history import averaged, read_run
 from curves.rules import RULES, UNKNOWN, reason_of
 from logger import RunFolder
+from modules import training_step
 from tests.support.tiny import tiny
 
 WHOLE = 500                  # the first step of the whole model: codes and discriminator come with it
@@ -337,8 +338,8 @@ def test_every_hard_rule_gives_its_reason_beside_a_reference_too():
 @pytest.fixture
 def collapsing(monkeypatch):
     """Training whose keypoints collapse from step 3 on, under rules that wait for 2 steps."""
-    true = train.diagnostics
-    monkeypatch.setattr(train, 'diagnostics', lambda generated: true(generated) | (
+    true = training_step.diagnostics
+    monkeypatch.setattr(training_step, 'diagnostics', lambda generated: true(generated) | (
         {'diagnostics/keypoint_spread': torch.tensor(0.001)} if next(count) > 2 else {}))
     monkeypatch.setattr('curves.alarms.RULES', [rule._replace(steps=2) for rule in RULES])
     count = itertools.count(1)

@@ -16,7 +16,8 @@ import torch
 import run
 from datasets.video_writer import VideoWriter
 from evaluation import evaluate
-from evaluation.cases import Case, ClipFinder, Selection, choose_items, clips_in, find_cases, match_cases, test_set
+from evaluation import cases as case_module
+from evaluation.cases import Case, ClipFinder, Selection, choose_items, clips_in, find_cases, match_cases
 from evaluation.evaluate import EvaluationJob
 from evaluation.html import write_html
 from evaluation.protocols import PROTOCOLS, Item
@@ -395,7 +396,7 @@ def test_clips_are_found_with_any_suffix_below_any_prefix(folders, tmp_path):
     assert find('id0#clip') is None
     (tmp_path / 'a=b').symlink_to(folders / 'driving')
     assert len(ClipFinder({}, [f'vox/test={tmp_path}/a=b'], SIZE)('vox/test/id0#clip')) == 8
-    assert len(test_set([f'{tmp_path}/a=b'], SIZE)) == 5
+    assert len(case_module.test_set([f'{tmp_path}/a=b'], SIZE)) == 5
     with pytest.raises(UserError, match='--path_map: .*nowhere is not a folder'):
         ClipFinder({}, ['nowhere'], SIZE)
 

@@ -12,6 +12,7 @@ from datasets.still import FrameList
 from inference import DrivenSource, Renderer
 from logger import write_checkpoint
 from modules.build import build_model
+from modules.token_pose import TokenKeypointDetector
 from modules.talking_head import Keypoints
 from motion.settings import Motion
 from support.errors import UserError
@@ -34,7 +35,9 @@ METHODS = {
                                    'model_params.style_channels=8', 'model_params.style_hidden=8'),
     'mrfa': lambda: first_order('mrfa-vox-256.yaml', 'model_params.num_down_blocks=3',
                                 'model_params.flow_update_width=8', 'model_params.structure_params={channels: 8, '
-                                'block_expansion: 4, num_blocks: 2, max_features: 8}'),
+                                'block_expansion: 4, num_blocks: 2, max_features: 8}', 'model_params.token_pose_params='
+                                '{width: 4, stem_width: 4, num_modules: 1, patch_size: 2, dim: 16, num_heads: 2, '
+                                'num_layers: 2}'),
     'dagan': lambda: first_order('dagan-vox-256.yaml', 'model_params.num_bottleneck_blocks=1',
                                  'model_params.attention_channels=4',
                                  'model_params.depth_params={pretrained: null, block_expansion: 8, num_stages: 2}'),
@@ -49,8 +52,13 @@ def lively(model):
     """Weights under which keypoints and Jacobians differ from image to image, which fresh ones hardly do."""
     torch.manual_seed(1)
     detector = model.keypoint_detector
-    torch.nn.init.normal_(detector.jacobian.weight, std=0.02)
-    detector.kp.weight.data.mul_(3)
+    if isinstance(detector, TokenKeypointDetector):
+        torch.nn.init.normal_(detector.tokens)
+        torch.nn.init.normal_(detector.value_head[1].weight, std=0.3)
+        torch.nn.init.normal_(detector.jacobian_head[1].weight, std=0.02)
+    else:
+        torch.nn.init.normal_(detector.jacobian.weight, std=0.02)
+        detector.kp.weight.data.mul_(3)
     return model.eval()
 
 

@@ -1,5 +1,7 @@
 """benchmarks/expression.py: 1 for a perfect model, 0 for one that stands still, and people of its own."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ class Copy:
     """Shows the driving image times `gain` on the source: 1 is a perfect model, 0 one that stands still."""
 
     def __init__(self, gain):
-        self.gain = gain
+        self.gain, self.params = gain, SimpleNamespace(image_size=32)
 
     def eval(self):
         return self
