@@ -149,7 +149,7 @@ def test_a_damaged_release_is_one_line(tmp_path):
     save_file({'a': torch.zeros(1)}, tmp_path / 'other.safetensors')
     with pytest.raises(UserError, match='damaged'):
         load_model(str(tmp_path / 'cut.safetensors'))
-    with pytest.raises(UserError, match='no checkpoint of this project'):
+    with pytest.raises(UserError, match='not a checkpoint of this project'):
         load_model(str(tmp_path / 'other.safetensors'))
 
 

@@ -35,6 +35,11 @@ EXCEPTIONS = {
     r'compensation\.key_value\.(squeeze|choose)\.weight': lambda x: (0, math.sqrt(2 / len(x))),     # fan-out
     r'compensation\.key_value\.choose\.bias': lambda x: (0, 0),
     r'structure\.position': lambda x: (0, 0.02),                                      # MRFA
+    r'keypoint_detector\.tokens': lambda x: (0, 0.02),
+    r'keypoint_detector\.(embed|layers\.\d+\.(query_key_value|project|mlp\.[02])|value_head\.1)\.weight': lambda x: (0, 0.02),
+    r'keypoint_detector\.(embed|layers\.\d+\.(query_key_value|project|mlp\.[02])|value_head\.1)\.bias': lambda x: (0, 0),
+    r'keypoint_detector\.jacobian_head\.1\.weight': lambda x: (0, 0),
+    r'keypoint_detector\.jacobian_head\.1\.bias': lambda x: (0.5, 0.5),                 # 1, 0, 0, 1
     r'attention\.gamma': lambda x: (0, 0),                                            # DaGAN
 }
 
@@ -66,7 +71,7 @@ def expected(network):
     return found
 
 
-@pytest.mark.parametrize('name', ['synergy', 'fomm-adv', 'mcnet', 'mrfa', 'dagan'])
+@pytest.mark.parametrize('name', ['synergy', 'fomm-adv', 'mcnet', 'mrfa', 'mrfa-fomm', 'dagan'])
 def test_new_weights_are_distributed_as_in_the_released_code(name):
     torch.manual_seed(0)
     config = tiny('model_params.discriminator_params.channels=32') if name == 'synergy' else small_config(name)

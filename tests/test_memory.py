@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks import speed
 from config import schema
 from modules import memory
+from support import hardware
 hardware.return_freed_memory()
 torch.set_num_threads(1)
 config, batch = schema.load(sys.argv[1], sys.argv[3:]), int(sys.argv[2])
@@ -89,6 +90,7 @@ def test_a_batch_too_large_is_refused_with_what_fits(monkeypatch):
     config = tiny('train_params.keep_freed=false')
     limit = memory.step_memory(config, 4).total
     monkeypatch.setattr(memory, 'available_memory', lambda: limit)
+    monkeypatch.setattr(memory, 'SMALL', 0)
     memory.check_batch(config, 64, CPU)                                          # small: not counted
     monkeypatch.setattr(memory, 'SMALL', 2 ** 40)
     memory.check_batch(config, 4, CPU)

@@ -120,7 +120,7 @@ def test_lists_that_count_frames_and_name_files_are_read_by_all_modes(model, dat
     ('clip,driver\na,b\n', 'pairs.csv: the first row must name'),
     ('', 'pairs.csv: the first row must name'),
     ('source,driver\na,b\n', "pairs.csv: unknown column 'driver'"),
-    ('source,driving\n', 'pairs.csv: names nothing'),
+    ('source,driving\n', 'pairs.csv: has no rows'),
     ('source,driving\nid1#a.mp4,id2#b.mp4\n,id1#a.mp4\n', 'pairs.csv, row 3: source is empty'),
     ('source,driving\nid1#a.mp4,gone.mp4\n', "pairs.csv, row 2: driving 'gone.mp4' is not found in .*lists or .*test"),
     ('source,driving,anchor\nid1#a.mp4,id2#b.mp4,first\n', "pairs.csv, row 2: anchor is 'first'"),
