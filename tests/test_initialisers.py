@@ -20,6 +20,8 @@ from tests.support.tiny import tiny
 NORMS = nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d
 DEVIATIONS = 6          # of the estimate of a mean or a standard deviation
 
+TOKEN_LINEAR = r'(embed|layers\.\d+\.(query_key_value|project|mlp\.[02])|value_head\.1)'    # of MRFA's detector
+
 # Names of parameters -> (mean, std) of a parameter.
 EXCEPTIONS = {
     r'keypoint_detector\.jacobian\.weight': lambda x: (0, 0),
@@ -36,8 +38,8 @@ EXCEPTIONS = {
     r'compensation\.key_value\.choose\.bias': lambda x: (0, 0),
     r'structure\.position': lambda x: (0, 0.02),                                      # MRFA
     r'keypoint_detector\.tokens': lambda x: (0, 0.02),
-    r'keypoint_detector\.(embed|layers\.\d+\.(query_key_value|project|mlp\.[02])|value_head\.1)\.weight': lambda x: (0, 0.02),
-    r'keypoint_detector\.(embed|layers\.\d+\.(query_key_value|project|mlp\.[02])|value_head\.1)\.bias': lambda x: (0, 0),
+    rf'keypoint_detector\.{TOKEN_LINEAR}\.weight': lambda x: (0, 0.02),
+    rf'keypoint_detector\.{TOKEN_LINEAR}\.bias': lambda x: (0, 0),
     r'keypoint_detector\.jacobian_head\.1\.weight': lambda x: (0, 0),
     r'keypoint_detector\.jacobian_head\.1\.bias': lambda x: (0.5, 0.5),                 # 1, 0, 0, 1
     r'attention\.gamma': lambda x: (0, 0),                                            # DaGAN
