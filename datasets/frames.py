@@ -82,8 +82,9 @@ def clip_paths(root, partition):
     paths, others = sort_entries(root, partition)
     folder = Path(root, partition)
     if not paths:
-        raise UserError(f'{folder}: has no clips, but {_example(others)}; expected folders of frames, or files ending '
-                        f'in {", ".join((*VIDEO_SUFFIXES, SHARD_SUFFIX))}')
+        found = f', but {_example(others)}' if others else ''
+        raise UserError(f'{folder}: has no clips{found}; expected folders of frames, or files ending in '
+                        f'{", ".join((*VIDEO_SUFFIXES, SHARD_SUFFIX))}')
     if others:
         log.warning('%s: %d clips, and %s', folder, len(paths), _example(others))
     return paths

@@ -148,7 +148,7 @@ def test_checkpoints_that_are_none(capsys, trained, tmp_path):
     assert 'web page' in message(b'<!DOCTYPE html><html></html>')
     assert 'is empty' in message(b'') and 'damaged' in message(b'hello')
     torch.save({'some': torch.zeros(1)}, tmp_path / 'y.pt')
-    assert 'no checkpoint of this project' in refused(capsys, '--mode', 'animate', '--checkpoint', tmp_path / 'y.pt')
+    assert 'not a checkpoint of this project' in refused(capsys, '--mode', 'animate', '--checkpoint', tmp_path / 'y.pt')
 
 
 class Payload:

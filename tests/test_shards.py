@@ -119,7 +119,7 @@ def test_names_within_a_shard_lead_nowhere(tmp_path):
 def test_mistakes_get_one_line(loose, packed, tmp_path, capsys):
     (tmp_path / 'stills/train/p#0').mkdir(parents=True)
     (tmp_path / 'stills/train/p#0/0.png').touch()
-    for clips, out, what in ((loose, loose, 'second copy'), (packed, tmp_path / 'x', 'in a shard already'),
+    for clips, out, what in ((loose, loose, 'among their own clips'), (packed, tmp_path / 'x', 'in a shard already'),
                              (tmp_path / 'stills', tmp_path / 'x', 'folder of stills'),
                              (tmp_path, tmp_path / 'x', 'has no folder train'),
                              (loose, tmp_path / 'stills', 'is no shard of these clips')):
