@@ -191,7 +191,8 @@ def test_landmarks_agree_with_flow(person):
     for i, name in enumerate(LANDMARK_NAMES):
         x, y = np.floor(driving.landmarks[i]).astype(int)
         outline = np.ptp(grid[y:y + 2, x:x + 2], axis=(0, 1)).max() * (size - 1) / 2 > 2.5
-        if source.visible[i] and driving.visible[i] and np.isfinite(found[i]).all() and not outline:
+        lid = '_lid_' in name                        # lids are painted: their edges move over the surface
+        if source.visible[i] and driving.visible[i] and np.isfinite(found[i]).all() and not outline and not lid:
             assert np.abs(found[i] - source.landmarks[i]).max() < 1.5, name
             checked += 1
     assert checked >= 15
