@@ -189,6 +189,8 @@ def test_landmarks_agree_with_flow(person):
     found = ((warp(np.where(visible[..., None], grid, np.nan), places) + 1) * (size - 1) / 2)[0]
     checked = 0
     for i, name in enumerate(LANDMARK_NAMES):
+        if 'lid' in name:        # an edge that slides over the eye: no point of a surface that flow follows
+            continue
         x, y = np.floor(driving.landmarks[i]).astype(int)
         outline = np.ptp(grid[y:y + 2, x:x + 2], axis=(0, 1)).max() * (size - 1) / 2 > 2.5
         lid = '_lid_' in name                        # lids are painted: their edges move over the surface
