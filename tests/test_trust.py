@@ -32,6 +32,8 @@ reached = []
 def watch(event, arguments):
     if event in ('socket.connect', 'socket.bind', 'socket.sendto') and isinstance(arguments[1], (str, bytes)):
         return                                              # a Unix socket, between processes of this machine
+    if event == 'socket.bind' and arguments[1][0] in ('127.0.0.1', '::1'):
+        return                                              # of this machine: urllib3 tries whether it has IPv6
     if event in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'socket.gethostbyname'):
         reached.append((event, repr(arguments[1:])))
         raise OSError(f'no network: {event} {arguments[1:]}')
