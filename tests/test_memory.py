@@ -39,8 +39,9 @@ print(count, speed.peak_memory(torch.device('cpu'), work) * 2 ** 30 - before)
 
 
 @pytest.mark.parametrize('arguments', [
-    'config/demo-64.yaml 24', 'config/demo-64.yaml 48 train_params.checkpointing=true', 'config/demo-fomm-64.yaml 32',
-    'config/demo-mcnet-64.yaml 24'])
+    'config/demo-64.yaml 24', *(pytest.param(more, marks=pytest.mark.full) for more in (
+        'config/demo-64.yaml 48 train_params.checkpointing=true', 'config/demo-fomm-64.yaml 32',
+        'config/demo-mcnet-64.yaml 24'))])
 def test_the_count_is_within_a_tenth_of_the_peak_on_a_cpu(arguments):
     done = subprocess.run([sys.executable, '-c', MEASURE, *arguments.split()], cwd=ROOT, capture_output=True, text=True,
                           check=True)
