@@ -211,7 +211,6 @@ def test_equal_uploads_of_two_visitors_are_two_files():
 
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert 'python run.py --mode demo' in refused(capsys, '--mode', 'web')
     assert 'add --auth USER:PASSWORD' in refused(capsys, '--mode', 'web', '--host', '0.0.0.0')
     assert 'expected USER:PASSWORD' in refused(capsys, '--mode', 'web', '--auth', 'me')
     assert '--port 0' in refused(capsys, '--mode', 'web', '--port', '0')
