@@ -4,8 +4,8 @@
     python run.py --mode reconstruction --checkpoint model.pt
     python run.py --mode animate --checkpoint model.pt --source_image X.png --driving_video Y.mp4 --result_video Z.mp4
 
-A mode is a module in `modes/`: its flags (`add_arguments`) and what they lead to (`run`). A flag that the chosen mode
-does not read is refused. Nothing slow is imported before the command line is known to be right.
+A mode is a module in `modes/` with its flags (`add_arguments`) and its run (`run`). Unsupported flags are rejected, with
+the modes that accept them. Slow imports come after the command line was checked.
 """
 
 import argparse
@@ -21,36 +21,36 @@ from support.errors import UserError, check_config_path, did_you_mean, did_you_m
 
 # mode: (its module, what it does)
 MODES = {
-    'train': ('modes.train', 'train a model, or go on training it'),
-    'reconstruction': ('modes.reconstruction', 'rebuild test clips from their first frames, and score them'),
-    'animate': ('modes.animate', 'let a source image follow a driving video, or many pairs'),
-    'evaluate': ('modes.evaluate', 'score a model, or videos that were made elsewhere, by a named protocol'),
-    'compare': ('modes.compare', 'methods side by side: a figure for print, and labelled videos'),
-    'study': ('modes.study', 'ask people: a blind user study as a web page, and its result'),
-    'inspect': ('modes.inspect', 'draw what a model does, scale by scale, and what its codes mean'),
-    'web': ('modes.web', 'a page in the browser: animate, inspect, compare, live'),
-    'curves': ('modes.curves', 'is my loss normal? a run over reference curves, and what is not normal of it'),
-    'demo': ('modes.demo', 'train a small model on embedded heads, rebuild and animate unseen ones'),
-    'prepare': ('modes.prepare', 'make a data set of raw videos'),
-    'pack': ('modes.pack', 'put its clips into a few tar files, for network disks'),
-    'import': ('modes.import_published', 'turn published weights into a checkpoint'),
-    'export': ('modes.export', 'write ONNX graphs that animate without PyTorch'),
-    'doctor': ('modes.doctor', 'find what stands between this machine and a training run'),
+    'train': ('modes.train', 'train a model, or resume its training'),
+    'reconstruction': ('modes.reconstruction', 'reconstruct test clips from their first frames, and score them'),
+    'animate': ('modes.animate', 'animate a source image by a driving video, or many pairs'),
+    'evaluate': ('modes.evaluate', 'score a model, or videos of other code, by a named protocol'),
+    'compare': ('modes.compare', 'draw methods side by side: a figure for print, and labelled videos'),
+    'study': ('modes.study', 'make a blind user study as a web page, and evaluate its answers'),
+    'inspect': ('modes.inspect', 'draw flows, features and codes of a model, scale by scale'),
+    'web': ('modes.web', 'serve a web page: animate, inspect, compare, live'),
+    'curves': ('modes.curves', 'compare a run with reference curves, and report anomalies'),
+    'demo': ('modes.demo', 'train a small model on synthetic heads; reconstruct and animate unseen ones'),
+    'prepare': ('modes.prepare', 'make a dataset from raw videos'),
+    'pack': ('modes.pack', 'pack the clips of a dataset into a few tar files, for network disks'),
+    'import': ('modes.import_published', 'convert published weights to a checkpoint'),
+    'export': ('modes.export', 'export ONNX graphs that animate without PyTorch'),
+    'doctor': ('modes.doctor', 'check that this machine can train'),
 }
 DEFAULT_MODE = 'train'
 
-# What the system may answer wherever it is asked, and what to do then.
+# Errors of the operating system that may come from anywhere, and what to do.
 ADVICE = {errno.ENAMETOOLONG: 'give another name',
-          errno.ENOSPC: 'make room there; where no file is named, in shared memory (/dev/shm)',
-          errno.EMFILE: 'let a process open more files (ulimit -n), or lower the number of workers',
-          errno.ENFILE: 'too many files are open on this machine'}
+          errno.ENOSPC: 'free space there; if no file is named, in shared memory (/dev/shm)',
+          errno.EMFILE: 'raise the limit of open files (ulimit -n), or lower the number of workers',
+          errno.ENFILE: 'close files or programs: too many files are open on this machine'}
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors."""
 
     def error(self, message):
-        raise UserError(f'{message}; --mode {self.mode} --help shows the flags')
+        raise UserError(f'{message}; --mode {self.mode} --help lists the flags')
 
 
 def build_parser(mode):
@@ -66,13 +66,13 @@ def build_parser(mode):
 
 
 def flags_of(mode):
-    """All flags that a mode reads, such as '--checkpoint'."""
+    """All flags of a mode, such as '--checkpoint'."""
     actions = build_parser(mode)[0]._option_string_actions
     return {flag for flag in actions if flag.startswith('--')} - {'--help'}
 
 
 def parse(arguments):
-    """(options, module of their mode); UserError for what the mode does not know."""
+    """(options, module of their mode). Raises UserError for an unknown mode or flag."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.mode = DEFAULT_MODE
     first.add_argument('--mode', default=DEFAULT_MODE)
@@ -88,20 +88,20 @@ def parse(arguments):
 
 
 def refuse_unread(mode, flags):
-    """UserError for the first of the `flags`: which modes read it, or the nearest flag of this mode."""
+    """Raises UserError for the first of `flags`, naming the modes that support it or the nearest flag of this mode."""
     for flag in flags:
         readers = [other for other in MODES if flag in flags_of(other)]
         if readers:
-            raise UserError(f'{flag}: --mode {mode} does not read it; modes that do: {", ".join(readers)}')
+            raise UserError(f'{flag}: not supported by --mode {mode}, only by {", ".join(readers)}')
         raise UserError(f'there is no flag {flag}'
-                        + (did_you_mean(flag, flags_of(mode)) or f'; --mode {mode} --help shows those there are'))
+                        + (did_you_mean(flag, flags_of(mode)) or f'; --mode {mode} --help lists the flags'))
 
 
 def overview():
-    """The help that no mode is named for."""
+    """Help without --mode: all modes."""
     modes = '\n'.join(f'  --mode {mode:15} {purpose}' for mode, (_, purpose) in MODES.items())
     examples = __doc__.partition('A mode is')[0].strip()
-    return f'{examples}\n\n{modes}\n\npython run.py --mode MODE --help shows its flags.'
+    return f'{examples}\n\n{modes}\n\npython run.py --mode MODE --help lists the flags of a mode.'
 
 
 class AboveProgressBar(logging.Handler):
@@ -133,7 +133,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
-    except BrokenPipeError:                 # whoever read what we print has gone, as `head` does: end as others do
+    except BrokenPipeError:                 # the reader of our output is gone, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (RuntimeError, MemoryError) as error:
@@ -151,7 +151,7 @@ def main(arguments=None):
 
 
 def thread_ended(failure):
-    """What ends TensorBoard's writing thread, a full disk, its next call raises again, and we say; others are bugs."""
+    """Ignore errors of TensorBoard's writer thread (its next call re-raises them); report all others."""
     if not type(failure.thread).__module__.startswith('tensorboard.'):
         threading.__excepthook__(failure)
 

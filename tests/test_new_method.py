@@ -1,82 +1,27 @@
-"""A method in one file is enough: a toy goes through train, reconstruction and animation by its config alone."""
+"""docs/add-a-method.md: the method of that page runs in every mode."""
 
-from dataclasses import dataclass
+import sys
+import types
 
 import pytest
-import torch
-from torch import nn
 
 import run
-from modules.build import METHODS, Method
-from modules.layers import DownBlock2d
-from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
-from modules.warp import identity_grid, warp
+from modules import build
+from tests.support import docs
 
-CONFIG = """
-dataset_params:
-  synthetic_params: {train_people: 4, test_people: 2, frames: 8}
-model_params: {method: toy, image_size: 32, width: 8}
-train_params:
-  num_iterations: 3
-  batch_size: 2
-  num_workers: 0
-  val_pairs: 2
-  objective_params:
-    loss_weights: {l1: 1, equivariance_value: 1, equivariance_jacobian: 1, keypoint_distance: 1, stillness: 0.1}
-animate_params: {num_pairs: 1}
-"""
-
-
-@dataclass(frozen=True)
-class ToyParams:
-    image_size: int = 32
-    width: int = 4
-
-
-class Toy(TalkingHead):
-    """Moves the whole source by what its one keypoint moved."""
-
-    Params = ToyParams
-    own_losses = ('stillness',)
-
-    def __init__(self, params):
-        super().__init__()
-        self.down = DownBlock2d(3, params.width)
-        self.heat = nn.Conv2d(params.width, 1, 3, padding=1)
-        self.paint = nn.Conv2d(3, 3, 1)
-
-    @property
-    def last_weight(self):
-        return self.paint.weight
-
-    def keypoints(self, image):
-        logits = self.heat(self.down(image))
-        heatmap = logits.flatten(2).softmax(-1).view(logits.shape)[..., None]
-        value = (heatmap * identity_grid(logits.shape[-2:], logits)).sum((2, 3))
-        return Keypoints(value, torch.eye(2).expand(len(value), 1, 2, 2))
-
-    def encode_source(self, image):
-        return SourceState(self.keypoints(image), image)
-
-    def render(self, source, driving):
-        move = (source.keypoints.value - driving.value)[:, :, None]                      # (B, 1, 1, 2)
-        flow = identity_grid((8, 8), move) + move
-        image = source.features.expand(len(flow), -1, -1, -1)
-        return Generated(self.paint(warp(image, flow)), [flow], [])
-
-    def forward(self, source, driving):
-        state, keypoints = self.encode_source(source), self.keypoints(driving)
-        generated = self.render(state, keypoints)
-        generated.source_keypoints, generated.driving_keypoints = state.keypoints, keypoints
-        generated.losses['stillness'] = (keypoints.value - state.keypoints.value).abs().mean()
-        return generated
+PAGE = docs.ROOT / 'docs' / 'add-a-method.md'
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, 'toy', Method(Toy, lambda params: None))
+    networks, line = docs.blocks(PAGE, 'python')
+    module = types.ModuleType('modules.toy')
+    monkeypatch.setitem(sys.modules, module.__name__, module)        # where dataclasses look up annotations
+    exec(networks, vars(module))
+    monkeypatch.setitem(build.METHODS, 'toy', None)                  # is removed after the test
+    exec(line, dict(vars(build)))
     path = tmp_path / 'toy.yaml'
-    path.write_text(CONFIG)
+    path.write_text(docs.blocks(PAGE, 'yaml')[0])
     return path
 
 
