@@ -1,0 +1,57 @@
+"""Commands and links of README and docs are valid; what needs data or GPUs is parsed by the real parser."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import run
+from config import schema
+from evaluation.protocols import LISTS
+from tests.support import docs
+
+COMMANDS = sorted({command for page in docs.PAGES for command in docs.commands(page)})
+IMPORTS = [f'run.py --mode import {arguments}' for arguments in re.findall(
+    r'`(--from [^`]+ --out [^`]+)`', (docs.ROOT / 'docs' / 'weights.md').read_text())]
+TOY = 'config/toy.yaml'                  # which docs/add-a-method.md makes
+
+
+def runs(program, among=COMMANDS):
+    """Arguments of the commands that run `program`."""
+    words = [shlex.split(command) for command in among]
+    return [line[line.index(program) + 1:] for line in words if program in line]
+
+
+@pytest.mark.parametrize('arguments', runs('run.py') + runs('run.py', IMPORTS), ids=' '.join)
+def test_run_accepts(arguments):
+    options, _ = run.parse([re.sub(r'\$\w+', '1', argument) for argument in arguments if argument != '&'])
+    if getattr(options, 'config', None) not in (None, TOY):
+        schema.load(options.config, getattr(options, 'set', []))
+    if getattr(options, 'list', None) and '.' not in options.list:
+        assert (LISTS / f'{options.list}.csv').is_file()
+
+
+def test_other_commands_exist():
+    makefile = (docs.ROOT / 'Makefile').read_text()
+    assert {target for target, *_ in runs('make')} <= set(re.findall(r'^(\w+):', makefile, re.M))
+    for command in COMMANDS:
+        module = re.search(r'python -m ([\w.]+)', command)
+        if module and module[1] != 'pytest':
+            code = Path(importlib.util.find_spec(module[1]).origin)
+            code = code.with_name('__main__.py') if code.name == '__init__.py' else code
+            assert set(re.findall(r'--[a-z_]+', command)) <= set(re.findall(r"'(--[a-z_]+)'", code.read_text())), command
+        for path in re.findall(r'(?:tests|config)/[\w./-]+\.(?:py|yaml)', command):
+            assert path == TOY or (docs.ROOT / path).is_file(), command
+
+
+@pytest.mark.parametrize('page', docs.PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\((?!https?:|#)([^)]+)\)', page.read_text(encoding='utf-8')):
+        path, _, anchor = target.partition('#')
+        linked = page.parent / path
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r'^#+ (.*)$', linked.read_text(encoding='utf-8'), re.M)
+            assert anchor in {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
