@@ -112,7 +112,9 @@ def test_two_machines_equal_one_process(tmp_path):
             for name in ('one', 'two'))
     for ours, theirs in zip(*logs, strict=True):
         losses = {name: value for name, value in ours.items() if '/' not in name}
+        ratio = losses.pop('adaptive_weight', 0)                  # of two gradients: feels the biases, too
         assert {name: theirs[name] for name in losses} == pytest.approx(losses, rel=1e-3)
+        assert theirs.get('adaptive_weight', 0) == pytest.approx(ratio, rel=1e-2)
 
 
 def train_in(folder, *overrides):
