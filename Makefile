@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test versions
 
-# Train a small model on the embedded heads, rebuild unseen ones, animate one by another: log/demo-64.
+# Train a small model on synthetic heads; reconstruct and animate unseen ones: log/demo-64.
 # One thread for the networks, which are too small to gain from a second, and one process that draws heads.
 demo: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) run.py --mode demo

@@ -4,8 +4,8 @@
     python run.py --mode reconstruction --checkpoint model.pt
     python run.py --mode animate --checkpoint model.pt --source_image X.png --driving_video Y.mp4 --result_video Z.mp4
 
-A mode is a module in `modes/` with its flags (`add_arguments`) and its run (`run`). Unsupported flags are rejected, with
-the modes that accept them. Slow imports come after the command line was checked.
+A mode is a module in `modes/` with its flags (`add_arguments`) and its run (`run`). Unsupported flags are rejected; the
+message lists the modes that accept them. Slow imports come after the command line was checked.
 """
 
 import argparse
@@ -118,12 +118,15 @@ def main(arguments=None):
         print(overview())
         return 0
     threading.excepthook = thread_ended
+    if not sys.stderr.isatty():            # progress in a pipe or a file: every half minute
+        os.environ |= {'TQDM_MININTERVAL': '30', 'TQDM_MAXINTERVAL': '30'}
     try:
         options, module = parse(arguments)
         if getattr(options, 'config', None):
             check_config_path(options.config)
         logging.basicConfig(level=logging.INFO if os.environ.get('RANK', '0') == '0' else logging.ERROR,
                             format='%(message)s', handlers=[AboveProgressBar()])
+        logging.getLogger('fontTools').setLevel(logging.WARNING)       # subsets fonts of figures, line by line
         code = module.run(options) or 0
         sys.stdout.flush()
         return code

@@ -74,7 +74,7 @@ def train(config, run, device, checkpoint=None):
                 run.scalars(step, scalars)
                 alarms(step, scalars)
                 progress.set_postfix({name: f'{scalars[name]:.3g}' for name in ('total', 'l1', 'data/wait_s')
-                                      if name in scalars})
+                                      if name in scalars}, refresh=False)
             progress.update()
 
             finished = step == params.num_iterations

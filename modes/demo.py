@@ -5,16 +5,19 @@
 
 import argparse
 
-from modes import animate, reconstruction
+from modes import animate, compare, reconstruction
 from modes.options import add_config, add_device, add_run_folder, process_group, run_path
 from modes.train import train_in
+from support.checkpoints import SHIPPED, checkpoints_in
 
 DEMO_CONFIG = 'config/demo-64.yaml'
 RESULT = 256               # least side of the animations in pixels: with the sources' detail where the model's is less
+COMPARED = 3               # pairs of which the figure shows this model beside the one that comes with the project
 ENDING = """
-A model, trained on synthetic heads, is in {folder}. Its results:
+{folder} holds a model, trained on synthetic heads. Its results:
   {folder}/reconstruction/contact_sheet.png   unseen heads, reconstructed from their first frame, and the videos
   {folder}/animation/contact_sheet.png        unseen heads that follow others, at {size} px, and the videos
+  {folder}/compare/comparison.png             this model beside the one in weights/, which trained for hours
   {folder}/pictures/                          flows and occlusion per scale while training
   tensorboard --logdir {folder}/tensorboard    curves, codes in use, pictures
 Compare its curves with the reference, or open it in the browser:
@@ -34,14 +37,27 @@ def run(options):
     with process_group(options.device) as device:
         from config import schema
         from support import distributed
-        size = max(RESULT, schema.load(options.config, options.set).model_params.image_size)
-        train_in(run_path(options), options.config, options.set, device)
-        distributed.wait()              # for the checkpoint
+        folder, config = run_path(options), schema.load(options.config, options.set)
+        first, size = distributed.rank() == 0, max(RESULT, config.model_params.image_size)
+
+        def phase(number, what):
+            distributed.wait()          # for the files of the phase before
+            if first:
+                print(f'\n[{number}/4] {what}', flush=True)
+
+        phase(1, f'Train for {config.train_params.num_iterations} steps. The default config takes 4 to 8 minutes.')
+        train_in(folder, options.config, options.set, device)
+        phase(2, 'Reconstruct unseen heads from their first frames: half a minute.')
         reconstruction.run_on(with_defaults(options, reconstruction), device)
+        phase(3, f'Animate unseen heads by others at {size} px: a minute.')
         animate.run_on(with_defaults(options, animate, size=size), device)
-        distributed.wait()
-        if distributed.rank() == 0:
-            print(ENDING.format(folder=run_path(options), size=size))
+        phase(4, 'Draw them beside the model in weights/: seconds.')
+        if first:
+            models = {folder.name: checkpoints_in(folder)[-1], SHIPPED.stem: SHIPPED}
+            compare.run(with_defaults(
+                options, compare, checkpoints=[f'{name}={path}' for name, path in models.items()], pairs=COMPARED,
+                list=folder / 'animation' / 'list.csv', pictures_only=True, out=folder / 'compare', set=[]))
+            print(ENDING.format(folder=folder, size=size))
 
 
 def with_defaults(options, mode, **flags):

@@ -41,7 +41,8 @@ def test_other_commands_exist():
         if module and module[1] != 'pytest':
             code = Path(importlib.util.find_spec(module[1]).origin)
             code = code.with_name('__main__.py') if code.name == '__init__.py' else code
-            assert set(re.findall(r'--[a-z_]+', command)) <= set(re.findall(r"'(--[a-z_]+)'", code.read_text())), command
+            flags = re.findall(r'--[a-z_]+', command)
+            assert set(flags) <= set(re.findall(r"'(--[a-z_]+)'", code.read_text())), command
         for path in re.findall(r'(?:tests|config)/[\w./-]+\.(?:py|yaml)', command):
             assert path == TOY or (docs.ROOT / path).is_file(), command
 
