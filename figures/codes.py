@@ -4,22 +4,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from tqdm import tqdm
 
-from figures.draw import EMPTY, FAINT, Scales, colour_wheel, draw_bars, draw_panel
-from figures.figure import Panel
-from figures.sheet import EDGE, GAP, TEXT, WHEEL, Writer
+from figures.draw import round_up
+from figures.figure import Figure, Panel, Row, pixels
+from inference import Renderer
 from modules.codebook import Codebook, Quantized, perplexity
 from modules.synergy import Synergy
-from visualizer import INK
+from visualizer import enlarge, motion_to_rgb
 
 WINDOWS = 6                  # kept per code: the nearest ones, each from another frame
 CONTEXT = 3                  # side of the kept picture around a window, in windows
 TILE, LARGE = 32, 72         # sides of a code in the map of all codes, and of a window in an atlas, pixels
-COLUMNS = 32                 # of the map of all codes
+ACROSS = 32                  # codes in a row of that map
 SHOWN = 24                   # most used codes in an atlas
-CHART = (1024, 96)           # size of a bar chart, pixels
-BESIDE = 100                 # width of the text beside a row of windows, pixels
+WIDE = 4                     # width of charts and maps, in panels
 
 
 class Chosen(NamedTuple):
@@ -110,14 +109,36 @@ class CodeUse:
                 'dead': (np.flatnonzero(self.counts == 0) + self.first).tolist(), 'counts': self.counts.tolist()}
 
 
-def count_codes(frames, uses, size):
-    """Add pairs (frame (H, W, 3) uint8, {'BOOK SCALE': Chosen}) to `uses`, {'BOOK SCALE': CodeUse}."""
-    for frame, chosen in frames:
-        for name, found in chosen.items():
-            if name not in uses:
-                uses[name] = CodeUse(found, size)
-            uses[name].add(found, frame)
+def count_codes(renderer, clips, limit=0):
+    """{'BOOK SCALE': CodeUse} over `limit` evenly spread frames of the clips (0: all); {} for methods without codes.
+
+    Each clip is reconstructed from its first frame.
+    """
+    uses, total, start = {}, sum(map(len, clips)), 0
+    count = min(limit or total, total)
+    wanted = {i * total // count for i in range(count)}
+    renderer = Renderer(renderer.model, renderer.device, 1, renderer.precision)
+    for clip in tqdm(clips, desc='codes', unit='clip', dynamic_ncols=True):
+        indices = [i for i in range(len(clip)) if start + i in wanted]
+        start += len(clip)
+        for frame, chosen in _chosen_in(renderer, clip, indices):
+            for name, found in chosen.items():
+                uses.setdefault(name, CodeUse(found, len(frame))).add(found, frame)
+        if indices and not uses:
+            return {}
     return uses
+
+
+@torch.inference_mode()
+def _chosen_in(renderer, clip, indices):
+    """[(frame (H, W, 3) uint8, {'BOOK SCALE': Chosen})] of some frames of a clip."""
+    found = []
+    if indices:
+        driven = renderer.follow(clip.read([0])[0])
+        for made in driven.render(frame for index in indices for frame in clip.read([index])):
+            with renderer.autocast():
+                found.append((made.driving[0], chosen_codes(renderer.model, made.generated, made.images)))
+    return found
 
 
 def code_windows(uses):
@@ -131,98 +152,82 @@ def code_windows(uses):
     return {name: window for name, (_, window) in best.items()}
 
 
-# ---------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------- figures
 
-def draw_usage(uses, about):
-    """Bar charts of code usage per book and scale, as one sheet (H, W, 3) uint8.
+def code_figures(model, uses, about):
+    """Figures of all codebooks. about: the frames counted, in words."""
+    figures = [_usage(uses, about)]
+    for book in dict.fromkeys(use.book for use in uses.values()):
+        own = {name: use for name, use in uses.items() if use.book == book}
+        figures += [_all_codes(book, own, motion_code_flows(model.motion) if book == 'motion' else None,
+                               model.params.image_size), *(_atlas(name, use) for name, use in own.items())]
+    return figures
 
-    about: the frames counted, in words
-    """
-    writer = Writer(CHART[0] + 2 * EDGE, 'Code usage',
-                    f'Number of places that chose each code, {about}. Red: codes never chosen. Lines separate the '
-                    'groups of codes that each scale adds.')
+
+def _usage(uses, about):
+    """Bar charts of code usage per book and scale."""
+    rows = []
     for name, use in uses.items():
-        numbers = use.as_json()
-        most = 100 * use.counts.max() / use.counts.sum()
-        writer.text(f'{_readable(name)}: {numbers["used"]} of {use.count} codes chosen, perplexity '
-                    f'{numbers["perplexity"]:.1f}; the most frequent code has {most:.1f} % of all places', TEXT, INK)
-        edges = {other.first + other.count - use.first for other in uses.values() if other.book == use.book}
-        writer.picture(draw_bars(use.counts, *CHART, [edge for edge in sorted(edges) if 0 < edge < use.count]), EDGE,
-                       writer.y)
-        writer.y += CHART[1] + GAP
-    return writer.sheet()
+        numbers, most = use.as_json(), 100 * use.counts.max() / use.counts.sum()
+        rows.append(Row('', [Panel('bars', _readable(name), torch.from_numpy(use.counts), columns=WIDE, note=(
+            f'{numbers["used"]} of {use.count} codes chosen, perplexity {numbers["perplexity"]:.1f}; the most frequent '
+            f'code has {most:.1f} % of all places'))]))
+    return Figure('codes-usage', 'Code usage', f'Number of places that chose each code, {about}. Red: codes never '
+                  'chosen.', rows, {})
 
 
-def draw_all_codes(book, uses, size, flows=None):
-    """A sheet of all codes of a book by index: the flow a motion code decodes to, else the nearest image window.
-
-    uses:  {'BOOK SCALE': CodeUse} of this book
-    flows: (K, p, p, 2) residual flows of all codes, or None
-    """
-    stops = sorted({use.first + use.count for use in uses.values()})
+def _all_codes(book, uses, flows, size):
+    """All codes of a book by index: the flow (p, p, 2) a motion code decodes to, else the nearest image window."""
+    count = max(use.first + use.count for use in uses.values())
     live = sorted({code + use.first for use in uses.values() for code in np.flatnonzero(use.counts).tolist()})
-    what = 'the nearest image window' if flows is None else 'the flow it decodes to'
-    writer = Writer(COLUMNS * (TILE + 2) + 2 * EDGE, f'{book.capitalize()} codes',
-                    f'All {stops[-1]} codes by index, {COLUMNS} per row: {what}. Grey: {stops[-1] - len(live)} codes '
-                    'never chosen.')
+    tiles = np.full((count, TILE, TILE, 3), 52, np.uint8)
     if flows is None:
-        windows = code_windows(uses)
-        tiles = {code: _enlarged(_middle(windows[book, code]), TILE) for code in live}
+        what, windows = 'the nearest image window', code_windows(uses)
+        for code in live:
+            side = len(windows[book, code]) // CONTEXT
+            tiles[code] = enlarge(windows[book, code][side:2 * side, side:2 * side], TILE)
     else:
-        panels = {code: Panel('residual', '', flows[code][None]) for code in live}
-        scales = Scales(panels.values(), size, least=0)
-        tiles = {code: draw_panel(panel, scales, TILE) for code, panel in panels.items()}
-    for start, stop in zip([0, *stops], stops):
-        writer.text(f'codes {start} to {stop - 1}', TEXT, INK)
-        for i in range(start, stop):
-            row, column = divmod(i - start, COLUMNS)
-            writer.picture(tiles.get(i, np.full((TILE, TILE, 3), EMPTY, np.uint8)), EDGE + column * (TILE + 2),
-                           writer.y + row * (TILE + 2))
-        writer.y += -(-(stop - start) // COLUMNS) * (TILE + 2) + GAP
-    if flows is not None:
-        writer.picture(colour_wheel(WHEEL), EDGE, writer.y)
-        writer.text(f'Direction from the centre of the wheel; full colour: {scales.motion["residual"]:g} image pixels '
-                    'or more.', TEXT, FAINT, EDGE + WHEEL + GAP)
-        writer.y += WHEEL
-    return writer.sheet()
+        flows = flows.detach().float().cpu()
+        full = round_up(float(pixels(flows[live], size).max()))
+        what = f'the flow it decodes to, full colour at {full:g} image pixels'
+        motion = flows.permute(0, 3, 1, 2).numpy() * (size - 1) / 2 / full
+        for code in live:
+            tiles[code] = enlarge(motion_to_rgb(motion[[code]])[0], TILE)
+    picture = Panel('picture', f'codes 0 to {count - 1}', torch.from_numpy(mosaic(tiles, ACROSS)), columns=WIDE)
+    return Figure(f'codes-{book}', f'{book.capitalize()} codes', f'All {count} codes by index, {ACROSS} per row: {what}.'
+                  f' Grey: {count - len(live)} codes never chosen.', [Row('', [picture])], {})
 
 
-def draw_atlas(name, use):
-    """A sheet of the most used codes of a scale: number, share of all places, nearest windows."""
-    side = BESIDE + WINDOWS * (LARGE + 4)
-    writer = Writer(2 * (side + EDGE) + GAP, f'What codes stand for: {_readable(name)}',
-                    f'The {SHOWN} most used codes, their share of all places, and their nearest image windows, each '
-                    'from another frame. The outline marks the window.')
-    codes = [code for code in np.argsort(-use.counts, kind='stable')[:SHOWN].tolist() if use.counts[code]]
-    rows, top = -(-len(codes) // 2), writer.y
-    for i, code in enumerate(codes):
-        left, y = EDGE + i // rows * (side + GAP), top + i % rows * (LARGE + 4)
-        writer.write(f'code {code + use.first}', TEXT, INK, left, y + LARGE // 2 - 20, BESIDE)
-        writer.write(f'{100 * use.counts[code] / use.counts.sum():.1f} %', TEXT, FAINT, left, y + LARGE // 2, BESIDE)
-        for rank in np.flatnonzero(np.isfinite(use.nearest[code])).tolist():
-            writer.picture(_outlined(use.windows[code, rank]), left + BESIDE + rank * (LARGE + 4), y)
-    writer.y = top + rows * (LARGE + 4)
-    return writer.sheet()
+def _atlas(name, use):
+    """The most used codes of a scale: number, share of all places, nearest windows."""
+    panels = []
+    for code in np.argsort(-use.counts, kind='stable')[:SHOWN].tolist():
+        windows = use.windows[code, np.isfinite(use.nearest[code])]
+        if len(windows):
+            share = f'{100 * use.counts[code] / use.counts.sum():.1f} %'
+            tiles = np.stack([_outlined(window) for window in windows])
+            panels.append(Panel('picture', f'code {code + use.first}: {share} of all places',
+                                torch.from_numpy(mosaic(tiles, WINDOWS)), columns=WIDE // 2))
+    return Figure(f'codes-{name.replace(" ", "-")}-windows', f'What codes stand for: {_readable(name)}',
+                  f'The {SHOWN} most used codes and their nearest image windows, each from another frame. The outline '
+                  'marks the window.', [Row('', panels[i:i + 2]) for i in range(0, len(panels), 2)], {})
+
+
+def mosaic(tiles, across):
+    """Tiles (N, h, w, 3) uint8, `across` in a row, with two dark pixels between them."""
+    tiles = np.pad(tiles, ((0, -len(tiles) % across), (1, 1), (1, 1), (0, 0)), constant_values=24)
+    count, height, width, _ = tiles.shape
+    rows = tiles.reshape(-1, across, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(count // across * height, across * width, 3)
+
+
+def _outlined(window):
+    """A window and its context, enlarged, with an outline around the window."""
+    picture, low, high = enlarge(window, LARGE).copy(), LARGE // CONTEXT, 2 * LARGE // CONTEXT - 1
+    picture[low:high + 1, [low, high]] = picture[[low, high], low:high + 1] = 255
+    return picture
 
 
 def _readable(name):
     """'motion 1' -> 'motion, scale 1'."""
     return name.replace(' ', ', scale ')
-
-
-def _middle(window):
-    """The window without its context: (w, w, 3) -> (w / CONTEXT, w / CONTEXT, 3)."""
-    side = len(window) // CONTEXT
-    return window[(CONTEXT - 1) // 2 * side:][:side, (CONTEXT - 1) // 2 * side:][:, :side]
-
-
-def _enlarged(window, side):
-    return np.asarray(Image.fromarray(np.ascontiguousarray(window)).resize((side, side), Image.Resampling.NEAREST))
-
-
-def _outlined(window):
-    """A window and its context at the size of the atlas, with an outline around the window."""
-    picture = Image.fromarray(_enlarged(window, LARGE))
-    ImageDraw.Draw(picture).rectangle((LARGE // CONTEXT, LARGE // CONTEXT, 2 * LARGE // CONTEXT - 1,
-                                       2 * LARGE // CONTEXT - 1), outline=(255, 255, 255))
-    return np.asarray(picture)

@@ -1,21 +1,24 @@
-"""Drawing of the panels of figures/figure.py, with one colour scale per quantity and sheet."""
+"""Drawing of a Figure as one sheet by Matplotlib, with one colour scale per quantity."""
 
 import colorsys
+import io
 import math
+from textwrap import wrap
 
+import matplotlib.figure
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from figures.figure import pixels
 from modules.warp import identity_grid
-from visualizer import BACKGROUND, INK, draw_keypoints, enlarge, heat_to_rgb, motion_to_rgb, occlusion_to_rgb, to_uint8
+from visualizer import draw_keypoints, enlarge, heat_to_rgb, motion_to_rgb, occlusion_to_rgb, to_uint8
 
-EMPTY, FAINT, BAR = (52, 52, 52), (150, 150, 150), (99, 199, 207)
+GROUND, INK, FAINT, BAR, DEAD = '#181818', '#ebebeb', '#969696', '#63c7cf', '#c83c28'
+CELL, GAP, LINE = 1.9, 0.12, 0.15      # a panel, between panels, a line of text; inches
+COLUMNS = 4                  # least width of a sheet, in panels
+DPI = 100
 QUANTILE = 0.995             # of a quantity, at the end of its scale; larger values are clipped
 LEAST_PX = 1                 # smallest full scale of lengths, so that less than a pixel does not look like motion
-ARROWS = 12                  # along each side of a picture
-BLEND = 0.65                 # opacity of index colours over the image
 GOLDEN = 0.618034            # of the hue circle between neighbouring indices, so that they are far apart
 
 
@@ -24,36 +27,41 @@ GOLDEN = 0.618034            # of the hue circle between neighbouring indices, s
 class Scales:
     """Colour scales of one sheet, shared by all its panels of one kind.
 
-    panels: those of the sheet; size: side of the images, pixels
+    panels:  those of the sheet; size: side of the images, pixels
     windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
-    least:  smallest full scale of lengths, pixels
-    motion: {'flow' and 'residual': image pixels drawn fully saturated}; separate, as residuals are much smaller
-    heat:   {unit: value drawn white}
-    maps:   {unit: (value drawn black, value drawn white)}
-    bases:  {basis: Basis}
+    least:   smallest full scale of lengths, pixels
+    motion:  {'flow' and 'residual': image pixels drawn fully saturated}; separate, as residuals are much smaller
+    heat:    {unit: value drawn white}
+    bases:   {basis: Basis}
     """
 
     def __init__(self, panels, size, windows=None, least=LEAST_PX):
         self.size, self.windows = size, windows or {}
-        lengths, heats, maps, features = {}, {}, {}, {}
+        lengths, heats, features = {}, {}, {}
         for panel in panels:
             if panel.kind in ('flow', 'residual'):
                 lengths.setdefault(panel.kind, []).append(pixels(residual(panel), size).flatten())
             elif panel.kind == 'heat':
                 heats.setdefault(panel.unit, []).append(panel.value.float().flatten())
-            elif panel.kind == 'map' and panel.unit:
-                maps.setdefault(panel.unit, []).append(panel.value.float().flatten())
             elif panel.kind == 'feature':
                 features.setdefault(panel.basis, []).append(panel.value)
         self.motion = {kind: round_up(max(_largest(values), least)) for kind, values in lengths.items()}
         self.heat = {unit: round_up(max(_largest(values), least if unit == 'px' else 0))
                      for unit, values in heats.items()}
-        self.maps = {unit: (float(torch.cat(values).min()), float(torch.cat(values).max()))
-                     for unit, values in maps.items()}
         self.bases = {name: Basis(values) for name, values in features.items()}
 
     def as_json(self):
-        return {'full_colour_px': self.motion, 'heat_white': self.heat, 'map_black_white': self.maps}
+        return {'full_colour_px': self.motion, 'heat_white': self.heat}
+
+    def legend(self):
+        """Sentences on the colours of the sheet."""
+        if self.motion:
+            yield ('Flow: hue is the direction in which the source is sampled, red to the right, green down; white does '
+                   'not move; full colour at ' + ', '.join(f'{kind} {full:g} px' for kind, full in self.motion.items()))
+        if self.heat:
+            yield 'Black is 0; white is ' + ', '.join(f'{full:g} {unit}' for unit, full in self.heat.items())
+        if self.bases:
+            yield 'Features: red, green and blue are the principal directions shared by the panels of a row'
 
 
 class Basis:
@@ -107,69 +115,29 @@ def round_up(value):
 
 # ---------------------------------------------------------------------------- panels
 
-def draw_panel(panel, scales, cell, arrows=False):
-    """One panel as a picture (cell, W, 3) uint8."""
-    return DRAWN_AS[panel.kind](panel, scales, cell, arrows)
+def picture_of(panel, scales):
+    """One panel, but for bars, as a picture (h, w, 3) uint8."""
+    value = panel.value.detach().cpu()
+    if panel.kind == 'picture':
+        return value.numpy()
+    if panel.kind == 'image':
+        image = to_uint8(value)[0]
+        return image if panel.points is None else draw_keypoints(enlarge(image), panel.points.float().cpu().numpy())
+    if panel.kind in ('flow', 'residual'):
+        motion = residual(panel).permute(0, 3, 1, 2).numpy() * (scales.size - 1) / 2         # in pixels of the image
+        return motion_to_rgb(motion / scales.motion[panel.kind])[0]
+    if panel.kind == 'share':
+        return occlusion_to_rgb(value)[0]
+    if panel.kind == 'heat':
+        return heat_to_rgb(value[0, 0].float().numpy() / scales.heat[panel.unit])
+    if panel.kind == 'map':
+        return occlusion_to_rgb((value - value.min()) / (value.max() - value.min()).clamp(min=1e-12))[0]
+    if panel.kind == 'feature':
+        return scales.bases[panel.basis].colours(value)
+    if panel.kind == 'indices':
+        return index_colours(value[0].numpy())
+    return scales.windows.get((panel.basis, int(value)), np.zeros((1, 1, 3), np.uint8))       # 'code'
 
-
-def _image(panel, scales, cell, arrows):
-    picture = enlarge(to_uint8(panel.value)[0], cell)
-    return picture if panel.points is None else draw_keypoints(picture, panel.points.detach().float().cpu().numpy())
-
-
-def _flow(panel, scales, cell, arrows):
-    motion = (residual(panel) * (scales.size - 1) / 2).permute(0, 3, 1, 2).numpy()           # in pixels of the image
-    picture = enlarge(motion_to_rgb(motion / scales.motion[panel.kind])[0], cell)
-    return draw_arrows(picture, motion[0] * cell / scales.size) if arrows else picture
-
-
-def _share(panel, scales, cell, arrows):
-    return enlarge(occlusion_to_rgb(panel.value)[0], cell)
-
-
-def _heat(panel, scales, cell, arrows):
-    amount = panel.value[0, 0].detach().float().cpu().numpy() / scales.heat[panel.unit]
-    return enlarge(heat_to_rgb(amount), cell)
-
-
-def _map(panel, scales, cell, arrows):
-    amount = panel.value[0, 0].detach().float().cpu().numpy()
-    low, high = scales.maps.get(panel.unit) or (amount.min(), amount.max())
-    share = (amount - low) / max(high - low, 1e-12)
-    return enlarge(np.repeat((255 * share[..., None]).round().astype(np.uint8), 3, axis=-1), cell)
-
-
-def _feature(panel, scales, cell, arrows):
-    return enlarge(scales.bases[panel.basis].colours(panel.value), cell)
-
-
-def _indices(panel, scales, cell, arrows):
-    picture = enlarge(index_colours(panel.value[0].cpu().numpy()), cell)
-    if panel.under is None:
-        return picture
-    below = enlarge(to_uint8(panel.under)[0], cell)
-    return (BLEND * picture + (1 - BLEND) * below).round().astype(np.uint8)
-
-
-def _bars(panel, scales, cell, arrows):
-    return draw_bars(panel.value.detach().float().cpu().numpy(), cell, cell)
-
-
-def _code(panel, scales, cell, arrows):
-    window = scales.windows.get((panel.basis, int(panel.value)))
-    if window is not None:
-        return enlarge(window, cell)
-    picture = Image.new('RGB', (cell, cell), EMPTY)
-    ImageDraw.Draw(picture).text((cell / 2, cell / 2), str(int(panel.value)), INK, ImageFont.load_default(cell // 5),
-                                 'mm')
-    return np.asarray(picture)
-
-
-DRAWN_AS = {'image': _image, 'flow': _flow, 'residual': _flow, 'share': _share, 'heat': _heat, 'map': _map,
-            'feature': _feature, 'indices': _indices, 'bars': _bars, 'code': _code}
-
-
-# ---------------------------------------------------------------------------- parts of pictures
 
 def index_colours(indices):
     """Integers (...) -> (..., 3) uint8: equal colours for equal numbers, distant ones for neighbours."""
@@ -179,73 +147,74 @@ def index_colours(indices):
     return (255 * np.array(colours)).round().astype(np.uint8)[places.reshape(indices.shape)]
 
 
-def draw_arrows(picture, motion):
-    """A copy of `picture` (H, W, 3) with arrows of `motion` (2, h, w), x and y in pixels of the picture.
+# ---------------------------------------------------------------------------- the sheet
 
-    An arrow points from a pixel to the position it is sampled from; motion below one pixel is a dot.
+def draw(figure, size, windows=None):
+    """(PNG of a Figure as bytes, its Scales).
+
+    size:    side of the model's images, pixels
+    windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
     """
-    picture = Image.fromarray(picture)
-    draw = ImageDraw.Draw(picture)
-    for j in range(ARROWS):
-        for i in range(ARROWS):
-            x, y = (i + 0.5) * picture.width / ARROWS, (j + 0.5) * picture.height / ARROWS
-            row, column = int(y / picture.height * motion.shape[1]), int(x / picture.width * motion.shape[2])
-            dx, dy = motion[:, row, column].tolist()
-            if math.hypot(dx, dy) < 1:
-                draw.point((x, y), (90, 90, 90))
-                continue
-            tip, angle = (x + dx, y + dy), math.atan2(dy, dx)
-            draw.line((x, y, *tip), (0, 0, 0))
-            for turn in (2.6, -2.6):
-                draw.line((*tip, tip[0] + 4 * math.cos(angle + turn), tip[1] + 4 * math.sin(angle + turn)), (0, 0, 0))
-    return np.asarray(picture)
+    scales = Scales([panel for row in figure.rows for panel in row.panels if panel], size, windows)
+    columns = max(COLUMNS, *(sum(panel.columns if panel else 1 for panel in row.panels) for row in figure.rows))
+    width = columns * (CELL + GAP) + GAP
+    sheet = matplotlib.figure.Figure((width, 1), dpi=DPI, facecolor=GROUND)
+    y = _text(sheet, GAP, GAP, figure.title, INK, 13) + GAP
+    y = _text(sheet, GAP, y, figure.text, FAINT) + GAP
+    for row in figure.rows:
+        y = _text(sheet, GAP, y, row.caption, INK) + 1.5 * LINE
+        left, ends = GAP, []
+        for panel in row.panels:
+            across = panel.columns * (CELL + GAP) - GAP if panel else CELL
+            if panel:
+                ends.append(_place(sheet, panel, scales, (left, y, across)))
+            left += across + GAP
+        y = max(ends) + GAP
+    for sentence in scales.legend():
+        y = _text(sheet, GAP, y, f'{sentence}.', FAINT)
+    return _as_png(sheet, width, y + GAP), scales
 
 
-def draw_bars(values, width, height, marks=()):
-    """A bar chart of `values` (K,), at least 0, over the whole width; zeros are marked in red at the bottom.
-
-    marks: positions between bars to draw a thin line at
-    """
-    picture = Image.new('RGB', (width, height), EMPTY)
-    draw = ImageDraw.Draw(picture)
-    top, foot = max(float(values.max()), 1e-12), 4
-    edges = np.linspace(0, width, len(values) + 1)
-    for value, left, right in zip(values, edges, edges[1:]):
-        left, right = int(left), max(int(right) - (right - left >= 3), int(left) + 1) - 1
-        if value > 0:
-            tall = max(1, round(float(value) / top * (height - foot - 4)))
-            draw.rectangle((left, height - foot - tall, right, height - foot - 1), BAR)
-        else:
-            draw.rectangle((left, height - foot, right, height - 1), (200, 60, 40))
-    for mark in marks:
-        draw.line((edges[mark], 0, edges[mark], height), FAINT)
-    return np.asarray(picture)
+def _text(sheet, left, top, text, colour, points=8):
+    """Write a wrapped paragraph at a position in inches; returns the y below it."""
+    lines = wrap(text, int((sheet.get_figwidth() - left) * 125 / points))
+    sheet.text(left, top, '\n'.join(lines), color=colour, fontsize=points, va='top', linespacing=1.2)
+    return top + len(lines) * points / 72 * 1.4
 
 
-def colour_wheel(side):
-    """(side, side, 3) uint8: the colours of displacements around the centre, up to full saturation."""
-    axis = (np.arange(side) + 0.5) / side * 2 - 1
-    x, y = np.meshgrid(axis, axis)
-    wheel = motion_to_rgb(np.stack([x, y])[None])[0]
-    wheel[np.hypot(x, y) > 1] = BACKGROUND
-    return wheel
+def _place(sheet, panel, scales, place):
+    """Add a panel with its title above and its note below at (left, top, width) in inches; returns the y below it."""
+    left, top, width = place
+    if panel.kind == 'bars':
+        height = CELL if panel.columns == 1 else CELL / 2
+        axes = sheet.add_axes((left, top, width, height), facecolor='#343434')
+        values = panel.value.detach().float().cpu().numpy()
+        axes.bar(np.arange(len(values)), values, 1, color=BAR)
+        dead = np.flatnonzero(values == 0)
+        axes.plot(dead, np.zeros(len(dead)), '|', color=DEAD)
+        axes.margins(x=0)
+    else:
+        picture = picture_of(panel, scales)
+        height = width * picture.shape[0] / picture.shape[1]
+        axes = sheet.add_axes((left, top, width, height))
+        axes.imshow(picture, aspect='auto')
+    axes.set_xticks([]), axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_title(panel.title, color=INK, fontsize=8, loc='left', pad=3)
+    note = wrap(panel.note, int(width * 17))
+    axes.set_xlabel('\n'.join(note), color=FAINT, fontsize=7.5, loc='left', labelpad=3)
+    return top + height + (len(note) + 0.5) * LINE
 
 
-def heat_scale(width, height):
-    """(height, width, 3) uint8: the colours of a heat from 0 to white."""
-    return np.repeat(heat_to_rgb(np.linspace(0, 1, width))[None], height, axis=0)
-
-
-def wrapped(text, font, width):
-    """`text` as lines of at most `width` pixels; longer words are broken."""
-    lines = []
-    for word in text.split():
-        if lines and font.getlength(f'{lines[-1]} {word}') <= width:
-            lines[-1] += f' {word}'
-            continue
-        while font.getlength(word) > width and len(word) > 1:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
-            lines.append(word[:fits])
-            word = word[fits:]
-        lines.append(word)
-    return lines
+def _as_png(sheet, width, height):
+    """Bytes of the sheet, which was laid out in inches from the top left."""
+    sheet.set_size_inches(width, height)
+    for text in sheet.texts:
+        left, top = text.get_position()
+        text.set_position((left / width, 1 - top / height))
+    for axes in sheet.axes:
+        left, top, across, down = axes.get_position().bounds
+        axes.set_position((left / width, 1 - (top + down) / height, across / width, down / height))
+    file = io.BytesIO()
+    sheet.savefig(file, format='png')
+    return file.getvalue()

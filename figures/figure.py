@@ -1,9 +1,8 @@
 """Descriptions of the figures of `--mode inspect`, and those that all methods share.
 
-A description names tensors and their kind; figures/draw.py and figures/sheet.py choose colours, scales and layout.
+A description names tensors and their kind; figures/draw.py chooses colours, scales and layout.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from modules.warp import resize_flow, warp
 
-READ_CODES = 5           # codes or places with the largest attention that are shown
-
 
 class Panel(NamedTuple):
     """One picture of a figure.
@@ -21,12 +18,12 @@ class Panel(NamedTuple):
     kind, value: image (1, 3, H, W) in [-1, 1]; flow (1, h, w, 2), positions in [-1, 1]; residual (1, h, w, 2), a
                  difference of flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), at least 0; map (1, 1, h, w) of
                  any sign; feature (1, C, h, w); indices (1, h, w), integers; bars (K,), at least 0; code (), its index
-                 in the book `basis`
+                 in the book `basis`; picture (h, w, 3) uint8, drawn as it is
     note:        numbers to print below
-    unit:        of a heat or map; panels of one unit share a scale, a map without a unit has its own
+    unit:        of a heat; those of one unit share a scale
     basis:       features of one basis share the three directions drawn as red, green and blue
     points:      (K, 2) in [-1, 1], keypoints to draw on an image
-    under:       (1, 3, H, W), the image below indices
+    columns:     width, in panels
     """
     kind: str
     title: str
@@ -35,7 +32,7 @@ class Panel(NamedTuple):
     unit: str = ''
     basis: str = ''
     points: Tensor | None = None
-    under: Tensor | None = None
+    columns: int = 1
 
 
 class Row(NamedTuple):
@@ -116,22 +113,6 @@ def spread_note(heat, unit=''):
 def range_note(values):
     """'-0.3 to 1.2' of a map."""
     return f'{float(values.min()):.3g} to {float(values.max()):.3g}'
-
-
-def length(feature):
-    """Euclidean length of every vector of a feature (1, C, h, w): (1, 1, h, w)."""
-    return feature.float().norm(dim=1, keepdim=True)
-
-
-@contextmanager
-def calls_of(module):
-    """Yields a list to which every call of `module` in the body adds its positional arguments."""
-    calls = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 # ---------------------------------------------------------------------------- common figures

@@ -7,44 +7,32 @@
 """
 
 import base64
-import io
 import json
-import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from figures.codes import (
-    chosen_codes, code_windows, count_codes, draw_all_codes, draw_atlas, draw_usage, motion_code_flows)
-from figures.dagan import dagan_figures
+from figures.codes import code_figures, code_windows, count_codes
+from figures.compared import dagan_figures, mcnet_figures
+from figures.draw import draw
 from figures.figure import Moment, common_figures, first_order_figures
-from figures.mcnet import mcnet_figures
-from figures.mrfa import mrfa_figures
-from figures.sheet import draw_sheet
 from figures.synergy import synergy_figures
-from inference import Renderer
 from modules.dagan import Dagan
 from modules.first_order import FirstOrderTalkingHead
 from modules.mcnet import MCNet
-from modules.mrfa import Mrfa
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
 from motion.settings import Motion
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from visualizer import save_png
+from support.pages import fill
 
 # {class: function of a model and a Moment that returns Figures}; a method has those of all its base classes.
 FIGURES = {TalkingHead: common_figures, FirstOrderTalkingHead: first_order_figures, MCNet: mcnet_figures,
-           Mrfa: mrfa_figures, Dagan: dagan_figures, Synergy: synergy_figures}
-
-log = logging.getLogger(__name__)
+           Dagan: dagan_figures, Synergy: synergy_figures}
 
 
 class InspectCase(NamedTuple):
@@ -61,63 +49,36 @@ class InspectCase(NamedTuple):
     same_identity: bool
 
 
-@dataclass(frozen=True)
-class InspectOptions:
-    """Options of the figures.
-
-    at:          (x, y), the pixel whose attention is drawn, or None
-    arrows:      draw arrows over flows
-    code_clips:  clips over which code usage is counted, each reconstructed from its first frame
-    code_frames: number of their frames, evenly spread; 0 for all
-    """
-    at: tuple[int, int] | None = None
-    arrows: bool = False
-    code_clips: tuple = ()
-    code_frames: int = 0
-
-    def counted(self):
-        """The frames over which codes are counted, in words."""
-        total = sum(map(len, self.code_clips))
-        return f'over {min(self.code_frames or total, total)} frames of {len(self.code_clips)} clips'
-
-
-class Sheet(NamedTuple):
-    """A finished picture (H, W, 3) uint8 with file name, title, and its text, for the page."""
-    file: str
-    title: str
-    text: str
-    picture: np.ndarray
-
-
-def inspect(model, cases, folder, *, device, precision='fp32', options=InspectOptions(), about=None):
+def inspect(renderer, cases, folder, *, at=None, code_clips=(), code_frames=0, about=None):
     """Write all figures of `cases` into `folder`; returns the content of inspect.json.
 
-    model:   TalkingHead on `device`, in eval mode
-    cases:   InspectCases
-    options: InspectOptions
-    about:   {label: text} at the top of the page and of the JSON
-    raises:  UserError for frames or pixels that do not exist
+    renderer:    inference.Renderer
+    cases:       InspectCases
+    at:          (x, y), the pixel whose attention is drawn, or None
+    code_clips:  clips over which code usage is counted, each reconstructed from its first frame
+    code_frames: number of their frames, evenly spread; 0 for all
+    about:       {label: text} at the top of the page and of the JSON
+    raises:      UserError for frames or pixels that do not exist
     """
-    _check(cases, options.at)
-    folder = make_folder(folder)
-    uses = _count(model, options.code_clips, options.code_frames, device, precision)
+    _check(cases, at)
+    folder, size = make_folder(folder), renderer.size
+    uses = count_codes(renderer, code_clips, code_frames)
     windows, report, sections = code_windows(uses), {'about': about or {}, 'moments': []}, []
     moments = [(case, index) for case in cases for index in case.frames]
     for number, (case, index) in enumerate(tqdm(moments, desc='inspect', unit='frame', dynamic_ncols=True), 1):
-        figures, size = _figures(model, case, index, device, precision, options.at)
-        sheets, numbers = [], {}
-        for figure in figures:
-            picture, scales = draw_sheet(figure, size, options.arrows, windows)
-            sheets.append(Sheet(f'{number:02d}-{figure.name}.png', figure.title, figure.text, picture))
+        numbers, shown = {}, []
+        for figure in _figures(renderer, case, index, at):
+            png, scales = draw(figure, size, windows)
+            shown.append(_write_sheet(folder, f'{number:02d}-{figure.name}.png', figure, png))
             numbers[figure.name] = figure.numbers | {'scales': scales.as_json()}
-        _save(folder, sheets)
-        sections.append((f'{number}. {case.name}, frame {index}', [_for_page(sheet) for sheet in sheets]))
+        sections.append((f'{number}. {case.name}, frame {index}', shown))
         report['moments'].append({'number': number, 'source': case.name, 'driving': case.driving.name, 'frame': index,
                                   'relative': case.relative, 'figures': numbers})
     if uses:
-        sheets = _code_sheets(model, uses, model.params.image_size, options.counted())
-        _save(folder, sheets)
-        sections.append(('Codes', [_for_page(sheet) for sheet in sheets]))
+        total = sum(map(len, code_clips))
+        counted = f'over {min(code_frames or total, total)} frames of {len(code_clips)} clips'
+        sections.append(('Codes', [_write_sheet(folder, f'{figure.name}.png', figure, draw(figure, size)[0])
+                                   for figure in code_figures(renderer.model, uses, counted)]))
         report['codes'] = {name: use.as_json() for name, use in uses.items()}
     _write(folder, report, sections)
     return report
@@ -138,83 +99,29 @@ def figures_of(model, moment):
     return [figure for cls in reversed(type(model).__mro__) if cls in FIGURES for figure in FIGURES[cls](model, moment)]
 
 
-# ---------------------------------------------------------------------------- rendering
-
 @torch.inference_mode()
-def _figures(model, case, index, device, precision, at):
-    """(Figures of one driving frame, side of the images)."""
-    renderer = Renderer(model, device, precision=precision)
+def _figures(renderer, case, index, at):
+    """Figures of one driving frame."""
     driven = renderer.follow(case.source, case.driving, Motion(case.relative))
     made, = driven.render(case.driving.read([index]))
     moment = Moment(driven.image, made.images, driven.state, made.found, made.pose, made.generated,
                     case.same_identity, at)
     with renderer.autocast():
-        return figures_of(model, moment), moment.size
-
-
-def _count(model, clips, limit, device, precision):
-    """{'BOOK SCALE': CodeUse} over frames of the clips; {} for methods without codebooks."""
-    uses, total = {}, sum(map(len, clips))
-    count = min(limit or total, total)
-    # Evenly spread over all frames of all clips, one after the other.
-    wanted = {i * total // count for i in range(count)} if count else set()
-    start = 0
-    for clip in tqdm(clips, desc='codes', unit='clip', dynamic_ncols=True):
-        indices = [i for i in range(len(clip)) if start + i in wanted]
-        start += len(clip)
-        if indices and not _count_clip(model, clip, indices, uses, device, precision):
-            return {}
-    return uses
-
-
-@torch.inference_mode()
-def _count_clip(model, clip, indices, uses, device, precision):
-    """Add the frames of one clip; returns False for methods without codes."""
-    renderer = Renderer(model, device, batch_size=1, precision=precision)
-    driven = renderer.follow(clip.read([0])[0])
-    for made in driven.render(frame for index in indices for frame in clip.read([index])):
-        with renderer.autocast():
-            chosen = chosen_codes(model, made.generated, made.images)
-        if not chosen:
-            return False
-        count_codes([(made.driving[0], chosen)], uses, len(made.driving[0]))
-    return True
+        return figures_of(renderer.model, moment)
 
 
 # ---------------------------------------------------------------------------- files
 
-def _code_sheets(model, uses, size, about):
-    sheets = [Sheet('codes-usage.png', 'Code usage', about, draw_usage(uses, about))]
-    for book in dict.fromkeys(use.book for use in uses.values()):
-        mine = {name: use for name, use in uses.items() if use.book == book}
-        flows = motion_code_flows(model.motion) if book == 'motion' else None
-        sheets.append(Sheet(f'codes-{book}.png', f'{book.capitalize()} codes', about,
-                            draw_all_codes(book, mine, size, flows)))
-        sheets += [Sheet(f'codes-{name.replace(" ", "-")}-windows.png', f'Windows of {name}', about,
-                         draw_atlas(name, use))
-                   for name, use in mine.items()]
-    return sheets
-
-
-def _save(folder, sheets):
-    for sheet in sheets:
-        save_png(folder / sheet.file, sheet.picture)
-
-
-def _for_page(sheet):
-    """A sheet as the page's template takes it, with its PNG in base64."""
-    file = io.BytesIO()
-    Image.fromarray(sheet.picture).save(file, format='PNG')
-    height, width, _ = sheet.picture.shape
-    return {'file': sheet.file, 'title': sheet.title, 'text': sheet.text, 'width': width, 'height': height,
-            'data': base64.b64encode(file.getvalue()).decode()}
+def _write_sheet(folder, file, figure, png):
+    """Write a drawn Figure; returns it as the page's template takes it, with its PNG in base64."""
+    with written_whole(folder / file) as path:
+        path.write_bytes(png)
+    return {'file': file, 'title': figure.title, 'text': figure.text, 'data': base64.b64encode(png).decode()}
 
 
 def _write(folder, report, sections):
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = environment.get_template('inspect.html.j2').render(about=report['about'], sections=sections,
-                                                              codes=report.get('codes', {}))
+    text = fill(Path(__file__).with_name('inspect.html.j2'), about=report['about'], sections=sections,
+                codes=report.get('codes', {}))
     with written_whole(folder / 'inspect.html') as path:
         path.write_text(text, encoding='utf-8')
     with written_whole(folder / 'inspect.json') as path:

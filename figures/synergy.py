@@ -1,12 +1,14 @@
 """Figures of the paper's model: its Fig. 7, 8, 10 and 11, the chosen codes, the codes that one place reads."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from figures.codes import chosen_codes, motion_code_flows
-from figures.figure import READ_CODES, Figure, Panel, Row, calls_of, coarse_figure, difference, pixels, spread_note
+from figures.figure import Figure, Panel, Row, coarse_figure, pixels, spread_note
 from modules.codebook import perplexity
+
+READ_CODES = 5           # codes with the largest attention that are shown
 
 
 def synergy_figures(model, moment):
@@ -16,7 +18,7 @@ def synergy_figures(model, moment):
     if chosen:
         figures += [_codebooks(moment, chosen), _indices(moment, chosen)]
     if model.appearance_scales:
-        figures.append(_appearance(model, moment))
+        figures.append(_appearance(moment))
     if moment.at is not None and chosen:
         figures.append(_reads(model, moment))
     return figures
@@ -57,28 +59,31 @@ def _indices(moment, chosen):
                 used = len(indices.unique())
                 numbers[f'{book} {i + 1}'] = {'used': used, 'codes': found.count, 'indices': indices[0].tolist()}
                 panels.append(Panel('indices', f'{book}, scale {i + 1}', indices + found.first,
-                                    f'{used} of {found.count} codes', under=moment.driving))
+                                    f'{used} of {found.count} codes'))
         rows[0].panels.extend(panels) if not i else rows.append(Row('', [None, *panels]))
     return Figure('indices', 'Chosen codes', 'The index of the nearest code at every place, one colour per code; '
                   'inspect.json holds the indices.', rows, numbers)
 
 
-def _appearance(model, moment):
-    """Fig. 11: features before and after compensation, and the effect of each scale on the frame."""
-    generated, rows, numbers = moment.generated, [], {}
-    for i in range(model.appearance_scales):
-        part = f'appearance {i + 1}'
-        made = model.render(model.without(moment.state, (part,)), moment.keypoints).prediction
-        effect = 100 * difference(made, generated.prediction)
-        numbers[part] = {'effect_percent_mean': float(effect.mean())}
-        rows.append(Row(f'scale {i + 1}', [
-            Panel('feature', f'warped, scale {i + 1}', generated.warped[i], basis=part),
-            Panel('feature', 'compensated', generated.compensated[i], basis=part),
-            Panel('image', 'frame without', made),
-            Panel('heat', 'change', effect, spread_note(effect, '%'), unit='% of range')]))
-    return Figure('appearance', 'Appearance',
-                  'Warped features before and after compensation (Fig. 11), in the same colours, and the frame without '
-                  'the compensation of that scale.', rows, numbers)
+def _appearance(moment):
+    """Fig. 11: features before and after compensation."""
+    generated = moment.generated
+    rows = [Row(f'scale {i}', [Panel('feature', 'warped', warped, basis=f'scale {i}'),
+                               Panel('feature', 'compensated', compensated, basis=f'scale {i}')])
+            for i, (warped, compensated) in enumerate(zip(generated.warped, generated.compensated), 1)]
+    return Figure('appearance', 'Appearance', 'Warped features before and after compensation (Fig. 11), in the same '
+                  'colours. The ablation shows the effect on the frame.', rows, {})
+
+
+@contextmanager
+def calls_of(module):
+    """Yields a list to which every call of `module` in the body adds its positional arguments."""
+    calls = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def _reads(model, moment):
@@ -107,8 +112,8 @@ def _reads(model, moment):
     x, y = moment.at
     return Figure('reads', f'Codes read for x {x}, y {y}',
                   'Share of cross-attention per code, mean over heads and layers, and the codes with the largest '
-                  'shares: the flow that a motion code decodes to, the image window nearest to an appearance code, or '
-                  'its number if no window chose it.', rows,
+                  'shares: the flow that a motion code decodes to, or the image window nearest to an appearance code, '
+                  'black if no window chose it.', rows,
                   {'at': [x, y], 'codes': numbers})
 
 

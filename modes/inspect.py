@@ -28,7 +28,6 @@ def add_arguments(parser):
     parser.add_argument('--absolute', action='store_true', help='transfer absolute poses, as test clips always do')
     parser.add_argument('--at', type=int, nargs=2, metavar=('X', 'Y'),
                         help='pixel of the image whose attention is drawn')
-    parser.add_argument('--arrows', action='store_true', help='draw arrows over flows')
     parser.add_argument('--code_frames', type=int, default=100, metavar='N',
                         help='test frames to count code usage over, evenly spread; default 100, 0 for all')
     parser.add_argument('--out', help='folder for the figures; default: inspect in the run folder')
@@ -45,7 +44,8 @@ def run(options):
         refuse_run_folder(options, '--out')
     use_shipped(options)
     with process_group(options.device) as device:
-        from figures.inspect import InspectOptions, inspect
+        from figures.inspect import inspect
+        from inference import Renderer
         from support import distributed
         from support.weights import weights_hash
         config, model = model_of(options, device)
@@ -53,8 +53,8 @@ def run(options):
             return
         cases, clips = (given_case if options.source_image else test_cases)(options, config)
         folder = Path(options.out or run_path(options) / 'inspect')
-        inspect(model, cases, folder, device=device, precision=config.train_params.precision,
-                options=InspectOptions(options.at, options.arrows, tuple(clips), options.code_frames),
+        inspect(Renderer(model, device, precision=config.train_params.precision), cases, folder, at=options.at,
+                code_clips=clips, code_frames=options.code_frames,
                 about={'checkpoint': options.checkpoint or str(run_path(options)), 'method': config.method,
                        'image size': config.model_params.image_size, 'weights': weights_hash(model)})
         print(f'figures, inspect.html and inspect.json are in {folder}')

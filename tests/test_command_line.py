@@ -47,7 +47,7 @@ READERS = {
     '--seed': STUDY, '--collect': STUDY,
     '--zoom': COMPARE, '--error': COMPARE, '--width_cm': COMPARE, '--background': ANIMATE | COMPARE,
     '--pictures_only': COMPARE,
-    '--frames': INSPECT | COMPARE, '--at': INSPECT, '--arrows': INSPECT, '--code_frames': INSPECT,
+    '--frames': INSPECT | COMPARE, '--at': INSPECT, '--code_frames': INSPECT,
     '--run': {'curves'}, '--reference': {'curves'},
     '--out': {'prepare', 'import', 'export', 'inspect', 'study', 'compare', 'curves', 'pack'},
     '--from': {'import'},

@@ -22,9 +22,7 @@ def add_inspect(context: PageContext):
             frame = gr.Image(label='Click a place to see which codes it reads', interactive=False, height=300,
                              buttons=['fullscreen'], elem_id='frame')
     slider = gr.Slider(0, 1, 0, step=1, label='Driving frame')
-    with gr.Row():
-        motion = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion')
-        arrows = gr.Checkbox(label='Arrows', info='Draw arrows over flows')
+    motion = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion')
     with gr.Row():
         run, cancel = gr.Button('Draw', variant='primary', elem_id='draw'), cancel_button(context)
     status = gr.HTML(elem_id='inspect-status')
@@ -46,7 +44,7 @@ def add_inspect(context: PageContext):
             else:
                 yield '', made.picture, gr.update(maximum=made.length - 1), made.enlarged
 
-    def draw(source, driver, which, index, motion, arrows, place, request: gr.Request):
+    def draw(source, driver, which, index, motion, place, request: gr.Request):
         session = request.session_hash
 
         def make_job():
@@ -54,7 +52,7 @@ def add_inspect(context: PageContext):
             if None in files:
                 raise UserError('upload a portrait and a driving video first')
             return functools.partial(jobs.inspect, checkpoint=context.models[which], files=files, index=int(index),
-                                     shown={'relative': motion == RELATIVE, 'at': place, 'arrows': arrows},
+                                     shown={'relative': motion == RELATIVE, 'at': place},
                                      folder=str(context.files.new(session)))
         for status, made in follow(context, session, make_job, source, driver):
             yield (status, gr.skip()) if made is None else (note(f'{len(made)} pictures.'), made)
@@ -65,6 +63,6 @@ def add_inspect(context: PageContext):
 
     gr.on([driver.change, slider.release, which.change], show, [driver, which, slider],
           [status, frame, slider, enlarged], concurrency_limit=None, show_progress='hidden', api_name=False)
-    runs(context, run, cancel, draw, [source, driver, which, slider, motion, arrows, place], [status, gallery])
+    runs(context, run, cancel, draw, [source, driver, which, slider, motion, place], [status, gallery])
     frame.select(choose, enlarged, [place, status], queue=False, api_name=False)
     return source, driver

@@ -149,18 +149,17 @@ def inspect(worker, checkpoint, files, index, shown, folder):
     """Draw the figures of one driving frame into the folder; returns [(path, title)] of the pictures.
 
     files: (source image, driving video), paths
-    shown: {'relative': bool, 'at': (x, y) in the model's pixels or None, 'arrows': bool}
+    shown: {'relative': bool, 'at': (x, y) in the model's pixels or None}
     """
     from animate import squeeze
     from datasets.constant_rate import open_constant_rate
     from datasets.still import read_image
-    from figures.inspect import InspectCase, InspectOptions, inspect
+    from figures.inspect import InspectCase, inspect
     check_picture(files[0])
     length, model = len(check_clip(files[1])), worker.model(checkpoint)
     source, driving = squeeze(read_image(files[0]), open_constant_rate(files[1]), model.size, files)
     case = InspectCase(Path(files[0]).stem, source, driving, [min(index, length - 1)], shown['relative'],
                        same_identity=False)
-    inspect(model.renderer.model, [case], folder, device=model.renderer.device, precision=model.renderer.precision,
-            options=InspectOptions(shown['at'], shown['arrows'], (driving,), CODE_FRAMES),
+    inspect(model.renderer, [case], folder, at=shown['at'], code_clips=(driving,), code_frames=CODE_FRAMES,
             about={'checkpoint': Path(checkpoint).name, 'method': model.config.method})
     return [(str(path), path.stem.removeprefix('01-')) for path in sorted(Path(folder).glob('*.png'))]
