@@ -155,18 +155,18 @@ def grid(rows, titles, captions=None):
     draw = ImageDraw.Draw(sheet)
 
     for i, title in enumerate(titles):
-        draw.text((MARGIN + column * i + 2, 3), _fit(title, column - MARGIN, font), INK, font)
+        draw.text((MARGIN + column * i + 2, 3), shortened(title, column - MARGIN, font), INK, font)
     for j, row in enumerate(rows):
         top = STRIP + line * j + MARGIN
         if captions:
-            draw.text((MARGIN + 2, top), _fit(captions[j], sheet.width - 2 * MARGIN, font), INK, font)
+            draw.text((MARGIN + 2, top), shortened(captions[j], sheet.width - 2 * MARGIN, font), INK, font)
             top += STRIP
         for i, image in enumerate(row):
             sheet.paste(Image.fromarray(image), (MARGIN + column * i, top))
     return np.asarray(sheet)
 
 
-def _fit(text, width, font):
+def shortened(text, width, font):
     """`text`, truncated with an ellipsis to `width` pixels."""
     if font.getlength(text) <= width:
         return text

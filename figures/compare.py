@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from datasets.video_writer import VideoWriter
 from evaluation.videos import pair_name
-from figures.draw import wrapped
 from figures.methods import RenderedMethod, at_size, stream
 from figures.printed import Cell, FigureStyle, PrintedFigure
 from figures.selection import BY_SCORE, RULES, Zoom, as_unit, indices_of, largest_pose, rule_text, select
@@ -25,7 +24,7 @@ from metrics.catalogue import build
 from support.errors import UserError
 from support.files import make_folder, written_whole
 from support.streaming import write_behind
-from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb
+from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb, shortened
 
 SCORES = {'psnr.rgb': '{:.2f} dB', 'lpips.vgg': 'LPIPS {:.3f}'}     # below a cell
 VIDEO_CELL = 256          # smallest height of a frame in a video, pixels
@@ -164,8 +163,7 @@ def video(path, fps, source, names):
 def label(text, width):
     """A centred line of text, (H, width, 3) uint8, cut if it is too long."""
     font, strip = ImageFont.load_default(LABEL), Image.new('RGB', (width, 2 * LABEL), BACKGROUND)
-    line = wrapped(text, font, width)[0]
-    ImageDraw.Draw(strip).text((width / 2, LABEL), line, INK, font, 'mm')
+    ImageDraw.Draw(strip).text((width / 2, LABEL), shortened(text, width, font), INK, font, 'mm')
     return np.asarray(strip)
 
 

@@ -88,7 +88,7 @@ def _check(cases, at):
     for case in cases:
         outside = [index for index in case.frames if not 0 <= index < len(case.driving)]
         if outside:
-            raise UserError(f'{case.driving.name} has no frame {outside[0]}; its last one is {len(case.driving) - 1}')
+            raise UserError(f'{case.driving.name} has no frame {outside[0]}; the last is {len(case.driving) - 1}')
         size = len(case.source)
         if at is not None and not all(0 <= place < size for place in at):
             raise UserError(f'--at {at[0]} {at[1]}: must lie within {size}x{size} pixels')

@@ -1,22 +1,21 @@
 """The printed figure of a comparison at 300 dpi, PNG and PDF: rows of frames under column titles."""
 
 from dataclasses import dataclass, field
+from textwrap import wrap
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from figures.draw import heat_scale, wrapped
 from support.errors import UserError
 from support.files import write_picture, written_whole
-from visualizer import FULL_ERROR
+from visualizer import FULL_ERROR, heat_to_rgb
 
 DPI = 300
 GAP, EDGE = 6, 12                # between cells, around the figure; pixels
 FONT, TITLE, NOTE = 'DejaVu Sans', 7.5, 6     # heights of text in points
-LINE = 1.35                      # height of a line, in heights of its text
+LINE, LETTER = 1.35, 0.6         # height of a line and mean width of a letter, in heights of its text
 MOST_CM, LEAST_CELL = 200, 60    # widths: of a figure in cm, of a cell in pixels
 MOST_PIXELS = 2 ** 15            # height of all frames; Matplotlib draws 2^16 with all that stands below them
 # background, text, faint text
@@ -74,7 +73,7 @@ class PrintedFigure:
         self.width, self.cell = style.width, style.cell(len(titles))
         self.ground, self.ink, self.faint = COLOURS[style.background]
         self.y, self.pictures, self.texts, self.boxes = EDGE, [], [], []
-        lines = [wrapped(title, _font(TITLE), self.cell) for title in titles]
+        lines = [_wrapped(title, TITLE, self.cell) for title in titles]
         most = max(map(len, lines))
         self._columns([[''] * (most - len(texts)) + texts for texts in lines], TITLE)
 
@@ -86,19 +85,19 @@ class PrintedFigure:
         self._strip('zoom', [cell.zoom and _enlarged(cell, self.cell) for cell in cells])
         self._strip('error', [None if cell.error is None else _resized(cell.error, self.cell, height)
                               for cell in cells])
-        self._columns([[line for note in cell.notes for line in wrapped(note, _font(NOTE), self.cell)]
-                       for cell in cells], NOTE)
+        self._columns([[line for note in cell.notes for line in _wrapped(note, NOTE, self.cell)] for cell in cells],
+                      NOTE)
         self.y += GAP
 
     def caption(self, text, left=EDGE):
         """Append a paragraph."""
-        for line in wrapped(text, _font(NOTE), self.width - left - EDGE):
+        for line in _wrapped(text, NOTE, self.width - left - EDGE):
             self.texts.append((left, self.y, line, NOTE, self.faint, 'left'))
             self.y += _line(NOTE)
 
     def error_scale(self):
         """Append the legend of error maps."""
-        bar = heat_scale(self.cell, round(_line(NOTE) * 0.6))
+        bar = np.repeat(heat_to_rgb(np.linspace(0, 1, self.cell))[None], round(_line(NOTE) * 0.6), axis=0)
         self.pictures.append((bar, EDGE, self.y + (_line(NOTE) - len(bar)) // 2))
         self.caption(f'mean absolute error over RGB, 0 to {FULL_ERROR:g} of the range', EDGE + self.cell + 2 * GAP)
 
@@ -166,9 +165,9 @@ def _resized(picture, width, height):
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _font(points):
-    """The font of the figure at 300 dpi, to measure text with."""
-    return ImageFont.truetype(findfont(FONT), points * DPI / 72)
+def _wrapped(text, points, width):
+    """`text` as lines of about `width` pixels at most."""
+    return wrap(text, max(int(width / (LETTER * points * DPI / 72)), 1))
 
 
 def _line(points):

@@ -12,6 +12,12 @@ def refused(capsys, *arguments):
     return line
 
 
+def succeeds(capsys, *arguments):
+    """What a command prints that ends with exit code 0."""
+    assert run.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
 def commands(folder, files):
     """A short command of every mode that needs the required packages alone; `files` are of `write_inputs`."""
     weights = ['--checkpoint', files['checkpoint'], '--device', 'cpu']
