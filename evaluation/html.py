@@ -5,13 +5,12 @@ import math
 from functools import partial
 from pathlib import Path
 
-import jinja2
-
 from evaluation.report import ranked
 from evaluation.scores import mean
 from evaluation.tables import heading, notes, number, table_cell, table_columns, table_rows
 from metrics.catalogue import CATALOGUE
 from support.files import written_whole
+from support.pages import fill
 
 SHOWN = 4                    # number of worst clips, and of best ones
 WIDTH, HEIGHT = 300, 72      # of a plot, in units of its view box
@@ -25,14 +24,12 @@ def write_html(path, report, pictures):
     report:   evaluation.report.Report
     pictures: {clip name: path of its picture}; missing ones are left out
     """
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.globals |= dict(heading=_heading, number=number, cell=partial(table_cell, report), CATALOGUE=CATALOGUE)
     measure, rows = ranked(report.rows, report.summary)
     count = min(SHOWN, max(len(rows) // 2, 1))
-    text = environment.get_template('report.html.j2').render(
-        report=report, columns=table_columns(report), lines=table_rows(report), notes=notes(report),
-        measure=measure, bins=BINS,
+    text = fill(
+        Path(__file__).with_name('report.html.j2'), heading=_heading, number=number, cell=partial(table_cell, report),
+        CATALOGUE=CATALOGUE, report=report, columns=table_columns(report), lines=table_rows(report),
+        notes=notes(report), measure=measure, bins=BINS,
         distributions=[_distribution(report.rows, name) for name in report.summary['counts']],
         clips=[('Worst clips', [_card(row, report, pictures) for row in rows[:count]]),
                ('Best clips', [_card(row, report, pictures) for row in rows[::-1][:count if len(rows) > 1 else 0]])])

@@ -194,8 +194,8 @@ def _all_codes(book, uses, flows, size):
         for code in live:
             tiles[code] = enlarge(motion_to_rgb(motion[[code]])[0], TILE)
     picture = Panel('picture', f'codes 0 to {count - 1}', torch.from_numpy(mosaic(tiles, ACROSS)), columns=WIDE)
-    return Figure(f'codes-{book}', f'{book.capitalize()} codes', f'All {count} codes by index, {ACROSS} per row: {what}.'
-                  f' Grey: {count - len(live)} codes never chosen.', [Row('', [picture])], {})
+    return Figure(f'codes-{book}', f'{book.capitalize()} codes', f'All {count} codes by index, {ACROSS} per row: {what}'
+                  f'. Grey: {count - len(live)} codes never chosen.', [Row('', [picture])], {})
 
 
 def _atlas(name, use):

@@ -1,4 +1,4 @@
-"""Figures of the compared methods beyond the common ones: MCNet's memory (Fig. 1e of its paper), DaGAN's disparities."""
+"""Figures of compared methods beyond the common ones: MCNet's memory (Fig. 1e of its paper), DaGAN's disparities."""
 
 from figures.figure import Figure, Panel, Row, range_note
 from modules.layers import to_unit

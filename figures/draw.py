@@ -56,8 +56,9 @@ class Scales:
     def legend(self):
         """Sentences on the colours of the sheet."""
         if self.motion:
-            yield ('Flow: hue is the direction in which the source is sampled, red to the right, green down; white does '
-                   'not move; full colour at ' + ', '.join(f'{kind} {full:g} px' for kind, full in self.motion.items()))
+            full = ', '.join(f'{kind} {amount:g} px' for kind, amount in self.motion.items())
+            yield ('Flow: hue is the direction in which the source is sampled, red to the right, green down; white '
+                   f'does not move; full colour at {full}')
         if self.heat:
             yield 'Black is 0; white is ' + ', '.join(f'{full:g} {unit}' for unit, full in self.heat.items())
         if self.bases:

@@ -49,8 +49,8 @@ def check(options):
 
 
 def run_collect(options):
-    from evaluation.study.collect import CollectJob, as_markdown, collect
-    print(as_markdown(collect(CollectJob(Path(options.out), tuple(options.collect), options.seed))))
+    from evaluation.study.collect import as_markdown, collect
+    print(as_markdown(collect(options.out, options.collect, options.seed)))
     print(f'study.json, study.md and study.png are in {options.out}')
 
 
@@ -89,10 +89,9 @@ def prepare(options, out):
 
 
 def make_job(options, folders, cases):
-    from evaluation.study.build import StudyJob, StudyPair
-    from evaluation.videos import pair_name
-    return StudyJob(Path(options.out), tuple(StudyPair(pair_name(case), case.source, case.driving) for case in cases),
-                    folders, options.design, options.comparisons, options.checks, options.seed)
+    from evaluation.study.build import StudyJob
+    return StudyJob(Path(options.out), tuple(cases), folders, options.design, options.comparisons, options.checks,
+                    options.seed)
 
 
 def pairs_of(options, dataset, size):

@@ -16,18 +16,18 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Mapping
 
-import jinja2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from datasets.video_writer import VideoWriter
 from evaluation.study.schedule import DESIGNS, all_comparisons, draw_checks, draw_schedules
-from evaluation.videos import at_rate, check_length, find_videos, seconds
+from evaluation.videos import at_rate, check_length, find_videos, pair_name, seconds
 from support.errors import UserError
 from support.files import make_folder, written_whole
+from support.pages import fill
 from visualizer import save_png
 
 QUESTIONS = {
@@ -41,24 +41,11 @@ HOLD = 4               # frames for which it shows a moment before it jumps to a
 
 
 @dataclass(frozen=True)
-class StudyPair:
-    """A source image and its driving clip.
-
-    name:    of the pair and of its generated videos
-    source:  clip whose first frame is the source image
-    driving: clip
-    """
-    name: str
-    source: Any
-    driving: Any
-
-
-@dataclass(frozen=True)
 class StudyJob:
     """The parts of a study.
 
     out:         its folder
-    pairs:       tuple of StudyPair
+    cases:       tuple of evaluation.cases.Case: first frames and the clips that they follow
     methods:     {name of the method: folder with a video or frame folder for each pair}
     design:      'ranking': all methods at once; 'pairwise': two at a time
     comparisons: pairwise: number per participant; None for all
@@ -66,7 +53,7 @@ class StudyJob:
     seed:        of orders, sides and the choice of checks
     """
     out: Path
-    pairs: tuple
+    cases: tuple
     methods: Mapping[str, Path]
     design: str = 'ranking'
     comparisons: int | None = None
@@ -74,8 +61,8 @@ class StudyJob:
     seed: int = 0
 
     def __post_init__(self):
-        num_methods, num_pairs = len(self.methods), len(self.pairs)
-        names = Counter(pair.name for pair in self.pairs)
+        num_methods, num_pairs = len(self.methods), len(self.cases)
+        names = Counter(map(pair_name, self.cases))
         if num_methods < 2:
             raise UserError(f'a study compares at least 2 methods, this one has {num_methods}')
         if not num_pairs or max(names.values()) > 1:
@@ -99,7 +86,7 @@ def build(job):
     """
     out, page = make_folder(job.out), Path(job.out) / 'page'
     check_new(out)
-    videos = {method: find_videos(folder, [pair.name for pair in job.pairs], method)
+    videos = {method: find_videos(folder, list(map(pair_name, job.cases)), method)
               for method, folder in job.methods.items()}
     with written_whole(page, folder=True) as unfinished:
         key = _write_media(job, videos, make_folder(unfinished / 'media'))
@@ -122,28 +109,28 @@ def _write_media(job, videos, media):
     """Write videos and source images to the folder `media`; returns the key."""
     methods, salt = list(job.methods), secrets.token_hex(16)
 
-    def hidden(role, pair, method, suffix='mp4'):
-        text = json.dumps([salt, role, pair.name, method])
+    def hidden(role, pair, method=None, suffix='mp4'):
+        text = json.dumps([salt, role, pair, method])
         return f'{hashlib.sha256(text.encode()).hexdigest()[:20]}.{suffix}'
 
-    checks = draw_checks(len(job.pairs), job.checks, job.seed)
+    checks = draw_checks(len(job.cases), job.checks, job.seed)
     pairs, owners = [], []
-    for number, pair in enumerate(tqdm(job.pairs, desc='study', unit='pair', dynamic_ncols=True)):
-        clips = {method: videos[method][pair.name] for method in methods}
-        size, count = _common(pair, clips)
+    for number, case in enumerate(tqdm(job.cases, desc='study', unit='pair', dynamic_ncols=True)):
+        pair, fps = pair_name(case), case.driving.fps
+        clips = {method: videos[method][pair] for method in methods}
+        size, count = _common(case, clips)
         jobs = {hidden('option', pair, method): (clip, method) for method, clip in clips.items()}
         for name in sorted(jobs):      # times of files in random order, which does not reveal the methods
-            _write(media / name, at_rate(jobs[name][0], pair.driving.fps, count), pair.driving.fps, size)
+            _write(media / name, at_rate(jobs[name][0], fps, count), fps, *size)
         owner = {method: name for name, (_, method) in jobs.items()}
         if number in checks:
-            owner[None] = hidden('check', pair, None)
+            owner[None] = hidden('check', pair)
             model = clips[methods[checks.index(number) % len(methods)]]
-            _write(media / owner[None], _broken(at_rate(model, pair.driving.fps, count), job.seed),
-                   pair.driving.fps, size)
-        driver, source = hidden('driver', pair, None), hidden('source', pair, None, 'png')
-        _write(media / driver, at_rate(pair.driving, pair.driving.fps, count), pair.driving.fps, height=size[0])
-        save_png(media / source, _resized(next(iter(pair.source.frames())), height=size[0]))
-        pairs.append({'name': pair.name, 'source': source, 'driver': driver, 'options': sorted(owner.values())})
+            _write(media / owner[None], _broken(at_rate(model, fps, count), job.seed), fps, *size)
+        driver, source = hidden('driver', pair), hidden('source', pair, suffix='png')
+        _write(media / driver, at_rate(case.driving, fps, count), fps, size[0])
+        save_png(media / source, _resized(next(iter(case.source.frames())), size[0]))
+        pairs.append({'name': pair, 'source': source, 'driver': driver, 'options': sorted(owner.values())})
         owners.append(owner)
 
     trials = draw_schedules(len(methods), len(pairs), checks, design=job.design, comparisons=job.comparisons,
@@ -156,16 +143,16 @@ def _write_media(job, videos, media):
     return {'study': hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12], **key}
 
 
-def _common(pair, clips):
+def _common(case, clips):
     """((height, width), number of frames) of all videos of a pair: the largest size and the shortest duration."""
     shapes = {method: clip.read([0])[0].shape[:2] for method, clip in clips.items()}
     (first, (height, width)), *others = shapes.items()
     for method, (h, w) in others:
         if abs(h * width - w * height) > max(h, w, height, width):      # a pixel of rounding
-            raise UserError(f'{pair.name}: is {width}x{height} by {first} but {w}x{h} by {method}; '
+            raise UserError(f'{pair_name(case)}: is {width}x{height} by {first} but {w}x{h} by {method}; '
                             'all must show the result alone, in one shape')
-    lasts = [check_length(clip, pair.driving, pair.name, method) for method, clip in clips.items()]
-    count = int(min(seconds(pair.driving), *lasts) * pair.driving.fps + Fraction(1, 2))
+    lasts = [check_length(clip, case.driving, pair_name(case), method) for method, clip in clips.items()]
+    count = int(min(seconds(case.driving), *lasts) * case.driving.fps + Fraction(1, 2))
     return max(shapes.values()), max(count, 1)
 
 
@@ -176,10 +163,10 @@ def _broken(frames, seed):
     return (np.repeat(np.repeat(tiles[order[i // HOLD * HOLD]], 16, axis=0), 16, axis=1) for i in range(len(tiles)))
 
 
-def _write(path, frames, fps, size=None, height=None):
+def _write(path, frames, fps, height, width=None):
     with VideoWriter(path, fps) as writer:
         for frame in frames:
-            writer.write(_resized(frame, *size) if size else _resized(frame, height))
+            writer.write(_resized(frame, height, width))
 
 
 def _resized(frame, height, width=None):
@@ -197,6 +184,4 @@ def _write_page(key, path):
     shown = {'format': key['format'], 'study': key['study'], 'design': key['design'], 'questions': QUESTIONS,
              'pairs': [{name: pair[name] for name in ('source', 'driver', 'options')} for pair in key['pairs']],
              'schedules': key['schedules']}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    path.write_text(environment.get_template('page.html.j2').render(study=shown), encoding='utf-8')
+    path.write_text(fill(Path(__file__).with_name('page.html.j2'), study=shown), encoding='utf-8')

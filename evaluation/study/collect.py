@@ -2,7 +2,6 @@
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +14,23 @@ from evaluation.study.statistics import (
     RESAMPLES, bradley_terry, interval, krippendorff_alpha, resample, shares, two_methods, weighted_sum)
 from support.errors import UserError
 from support.files import write_picture, written_whole
+from support.pages import PROJECT
 
 COLOURS = ('#0b6e75', '#e0912f', '#7a8b99', '#a63d57', '#5b7f3a', '#6a5aa8', '#c9b037', '#3f6fb5')
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CollectJob:
-    """A study and its answers.
-
-    folder:  of the study, with its key; the result is written there
-    answers: files of participants, or folders of them
-    seed:    of the bootstrap
-    """
-    folder: Path
-    answers: tuple
-    seed: int = 0
-
-
-def collect(job):
+def collect(folder, answers, seed=0):
     """Read, validate and count the answers; write study.json, study.md and study.png; return the content of study.json.
 
-    Participants who fail an attention check are excluded and counted. Raises UserError as read_participants does, and
-    where nobody remains.
+    folder:  of the study, with its key; the result is written there
+    answers: files of participants, or folders of them; who fails an attention check is excluded and counted
+    seed:    of the bootstrap
+    raises:  UserError as read_participants does, and where nobody remains
     """
-    key = read_key(job.folder)
-    everybody = read_participants(job.answers, key)
+    folder, key = Path(folder), read_key(folder)
+    everybody = read_participants(answers, key)
     failed = {participant.name: participant.failed_checks() for participant in everybody}
     kept = [participant for participant in everybody if not failed[participant.name]]
     excluded = {name: checks for name, checks in failed.items() if checks}
@@ -53,10 +42,9 @@ def collect(job):
     report = {
         'study': key['study'], 'design': key['design'], 'methods': key['methods'],
         'pairs': [pair['name'] for pair in key['pairs']], 'participants': [participant.name for participant in kept],
-        'excluded': excluded, 'bootstrap': {'resamples': RESAMPLES, 'seed': job.seed},
-        'questions': {question: analyse(count(kept, key, question), key, job.seed) for question in QUESTIONS},
+        'excluded': excluded, 'bootstrap': {'resamples': RESAMPLES, 'seed': seed},
+        'questions': {question: analyse(count(kept, key, question), key, seed) for question in QUESTIONS},
     }
-    folder = Path(job.folder)
     with written_whole(folder / 'study.json') as path:
         path.write_text(json.dumps(report, indent=1), encoding='utf-8')
     with written_whole(folder / 'study.md') as path:
@@ -95,7 +83,7 @@ def _finite(value):
 def as_markdown(report):
     """The report as Markdown: shares, strengths or the binomial test, agreement, and definitions."""
     ranking, two = report['design'] == 'ranking', len(report['methods']) == 2
-    parts = [f'# User study {report["study"]}', _heading(report), '',
+    parts = [f'# {PROJECT}: user study {report["study"]}', _heading(report), '',
              'Share of first places' if ranking or two else 'Share of comparisons won',
              'in %, with 95 % intervals:', '', *_table(report, _share), '']
     if ranking and not two:
