@@ -17,7 +17,6 @@ from support.checkpoints import shipped_weights
 from support.errors import UserError
 
 LOG_DIR = Path('log')
-LOCAL = ('127.0.0.1', 'localhost', '::1')
 
 log = logging.getLogger('run')
 
@@ -29,7 +28,8 @@ def add_arguments(parser):
     add_device(parser)
     add_precision(parser)
     parser.add_argument('--port', type=int, default=7860, help='port to listen on; default 7860')
-    parser.add_argument('--host', default=LOCAL[0], help='address to listen on; default 127.0.0.1, this machine only')
+    parser.add_argument('--host', default='127.0.0.1',
+                        help='address to listen on; default 127.0.0.1, this machine only')
     parser.add_argument('--auth', metavar='USER:PASSWORD',
                         help='require this login, needed with --host; it is sent unencrypted, over plain HTTP')
 
@@ -40,24 +40,25 @@ def run(options):
     address = address_of(options)
     checkpoints, _ = named(Namespace(checkpoints=options.checkpoint or [newest_run()], generated=[]))
     models = {name: str(path) for name, path in checkpoints.items()}
-    from web.page import Address, serve
+    from web.page import serve
     serve(models, functools.partial(load, overrides=options.set, device=options.device, precision=options.precision),
-          Address(*address))
+          address)
 
 
 def address_of(options):
-    """(host, port, (user, password) or None). UserError for a public page without a login."""
+    """The web.page.Address. UserError for a public page without a login."""
+    from web.page import Address
     user, _, password = (options.auth or '').partition(':')
     if options.auth is not None and not (user and password):
         raise UserError('--auth: expected USER:PASSWORD')
-    if options.host not in LOCAL:
-        if options.auth is None:
-            raise UserError(f'--host {options.host}: everyone who reaches this machine could use the page and its '
-                            'models; add --auth USER:PASSWORD')
+    address = Address(options.host, options.port, (user, password) if options.auth else None)
+    if not address.local and options.auth is None:
+        raise UserError(f'--host {options.host}: everyone who reaches this machine could use the page and its models; '
+                        'add --auth USER:PASSWORD')
     if options.auth is not None:
         log.warning('--auth: the page speaks plain HTTP, so password and pictures travel unencrypted; outside of a '
                     'trusted network, put a proxy with TLS before it')
-    return options.host, options.port, (user, password) if options.auth else None
+    return address
 
 
 def newest_run():
@@ -74,4 +75,4 @@ def load(checkpoint, overrides, device, precision):
     from load import animation_renderer, load_model
     from web.worker import LoadedModel
     config, model = load_model(checkpoint, overrides=overrides, device=device)
-    return LoadedModel(animation_renderer(config, model, precision), config)
+    return LoadedModel(animation_renderer(config, model, precision), config.method)

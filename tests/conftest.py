@@ -11,14 +11,20 @@ os.environ['NUMBA_DISABLE_JIT'] = '1'
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
-@pytest.fixture(scope='session')
-def browser():
-    """Headless Chromium: the system's, or Playwright's."""
+@pytest.fixture(scope='module')
+def flags():
+    """More flags of the browser."""
+    return []
+
+
+@pytest.fixture(scope='module')
+def browser(flags):
+    """Headless Chromium: the system's, or Playwright's. It ends with its module, as one process cannot have two."""
     playwright = pytest.importorskip('playwright.sync_api')
     path = shutil.which('chromium') or shutil.which('google-chrome')
     with playwright.sync_playwright() as started:
         try:
-            browser = started.chromium.launch(executable_path=path, args=['--no-sandbox'])
+            browser = started.chromium.launch(executable_path=path, args=['--no-sandbox', *flags])
         except playwright.Error as error:
             pytest.skip(f'no Chromium: {str(error).splitlines()[0]}')
         yield browser

@@ -1,45 +1,29 @@
 """AED and CSIM: OpenFace against its frozen embedding through the true loader; insightface through made-up networks."""
 
-import zlib
-
 import numpy as np
 import pytest
 import torch
 from skimage.transform import resize
 
-from datasets.video import open_clip
+from benchmarks.parity.weights import recipe
 from metrics import identity
-from metrics.base import Unavailable
 from metrics.catalogue import build
 from metrics.identity import Aed, AedEuclidean, AedSource, Csim, CsimDriving
 from metrics.openface import OpenFace
 from support.weights import checkpoint_path
-from tests.support.random_weights import save_antelope, save_random_weights
+from tests.support.random_weights import save_antelope
 from tests.support.tiny import SHARED
 
 FIXTURE = SHARED / 'facts' / 'reference' / 'openface_fixture_A.npz'
-REAL = SHARED / 'real'
 
 
 # OpenFace
 
-def recipe(key, shape):
-    """The weights of the fixture, by name."""
-    noise = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith('running_var'):
-        return 1 + 0.1 * np.abs(noise)
-    if key.endswith('running_mean'):
-        return 0.1 * noise
-    if noise.ndim > 1:
-        return (noise / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-    return 1 + 0.1 * noise if key.endswith('weight') else 0.05 * noise
-
-
 @pytest.fixture
 def openface(torch_home):  # noqa: F811
     """The fixture's weights, where the code looks for them."""
-    state = {name: torch.from_numpy(recipe(f'openface/{name}', tuple(value.shape)))
-             if value.is_floating_point() else value for name, value in OpenFace().state_dict().items()}
+    state = {name: recipe(f'openface/{name}', value.shape) if value.is_floating_point() else value
+             for name, value in OpenFace().state_dict().items()}
     assert len(state) == 261
     torch.save(state, checkpoint_path(identity.OPENFACE_URL))
 
@@ -77,26 +61,6 @@ def test_aed_is_the_squared_distance_on_the_sphere(openface):
     assert to_source(generated, driving).isnan().all()
     to_source.start_clip(source)
     torch.testing.assert_close(to_source(generated, driving), (a - c).double().square().sum(1), atol=1e-6, rtol=0)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason='no clips')
-def test_a_person_is_nearer_to_itself_on_average_even_to_untrained_weights(openface):
-    frames = [torch.from_numpy(np.stack(open_clip(path, 256).read([0, 20]))).permute(0, 3, 1, 2).float() / 255
-              for path in sorted((REAL / 'test').glob('*.mp4'))]
-    aed = Aed('cpu')
-    same = aed(torch.stack([clip[0] for clip in frames]), torch.stack([clip[1] for clip in frames]))
-    others = torch.cat([aed(torch.stack([clip[0] for clip in frames]),
-                            torch.stack([clip[1] for clip in frames[i:] + frames[:i]])) for i in (1, 2, 3, 4)])
-    assert same.mean() < others.mean() / 4
-
-
-def test_openface_missing_or_of_other_shapes_is_skipped(torch_home):  # noqa: F811
-    _, skipped = build(['aed.openface_sq'], 'cpu')
-    path = checkpoint_path(identity.OPENFACE_URL)
-    assert identity.OPENFACE_URL in skipped['aed.openface_sq'] and str(path) in skipped['aed.openface_sq']
-    save_random_weights(torch.nn.Linear(2, 2), path)
-    with pytest.raises(Unavailable, match='damaged weights: .*openface.pth: does not fit'):
-        Aed('cpu')
 
 
 @pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2], lambda data: b'\x80\x02}q' + data[:64],
@@ -150,15 +114,3 @@ def test_csim_is_the_cosine_of_the_first_faces(antelope):
     assert to_source(generated, driving).isnan().all() and to_source.misses == {'generated': 1, 'source': 1}
     to_source.start_clip()
     assert to_source(generated, driving).isnan().all()
-
-
-def test_csim_missing_or_damaged_is_skipped_and_its_licence_named(torch_home):  # noqa: F811
-    pytest.importorskip('insightface')
-    _, skipped = build(['csim.antelopev2'], 'cpu')
-    why = skipped['csim.antelopev2']
-    assert identity.ANTELOPE_URL in why and str(torch_home / 'antelopev2') in why and 'non-commercial' in why
-    (torch_home / 'antelopev2').mkdir()
-    for name in identity.ANTELOPE_FILES:
-        (torch_home / 'antelopev2' / name).write_text('<html>not found</html>')
-    _, skipped = build(['csim.antelopev2'], 'cpu')
-    assert 'damaged' in skipped['csim.antelopev2'] and '\n' not in skipped['csim.antelopev2']

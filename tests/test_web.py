@@ -24,7 +24,7 @@ from tests.support.web_jobs import (
 from web import live, worker as web_worker
 from web.files import Files
 from web.guard import ROUTES, cut_off
-from web.limits import MOST_FRAMES, check_clip, check_moments, check_picture
+from web.limits import check_clip, check_moments, check_picture
 from web.worker import MOST_WAITING, Cancelled, Worker
 
 
@@ -37,15 +37,16 @@ def worker():
     worker.close()
 
 
-def test_jobs_find_their_model_and_return_or_are_refused(worker, capfd):
+def test_jobs_find_their_model_and_return_or_are_refused(worker):
     assert worker.ask('a', functools.partial(ask_for, checkpoint='x')).result() == 'X'
-    with pytest.raises(UserError, match='^not so$'):
-        worker.ask('a', functools.partial(fail, error=UserError('not so'))).result()
-    with pytest.raises(UserError, match='internal error'):      # a bug: the visitor sees no stack trace
-        worker.ask('a', functools.partial(fail, error=ZeroDivisionError())).result()
+    for error, message in ((UserError('not so'), '^not so$'), (ZeroDivisionError(), 'internal error')):
+        with pytest.raises(UserError, match=message):           # of a bug, the visitor sees no stack trace
+            worker.ask('a', functools.partial(fail, error=error)).result()
+    # OpenMP's default, in which waiting threads keep their cores, makes Live fifty times slower on a busy machine.
+    assert worker.ask('a', functools.partial(variable, name='OMP_WAIT_POLICY')).result().lower() == 'passive'
 
 
-def test_progress_is_told_and_a_queue_is_one(worker):
+def test_progress_is_reported_in_one_queue(worker):
     first, second = (worker.ask(session, functools.partial(count, total=30)) for session in 'ab')
     seen = list(second.progress(0.01))
     assert any(progress.before for progress in seen) and seen[-1].total == 30 and seen[-1].rate > 0
@@ -75,21 +76,15 @@ def test_cancelling_in_the_middle_of_a_batch_keeps_the_process_and_its_models(wo
     assert worker.ask('b', process).result() == before
 
 
-@pytest.mark.parametrize('job, message', [(unpicklable, 'internal error'), (unreadable, 'internal error'),
-                                          (lambda worker: 1, 'internal error'), (broken, 'ab')])
-def test_a_job_has_an_end_even_if_its_answer_cannot_travel(worker, job, message):
+@pytest.mark.parametrize('job, message', [
+    (unpicklable, 'internal error'), (unreadable, 'internal error'), (lambda worker: 1, 'internal error'),
+    (broken, 'ab'), (die, 'the worker has died')])
+def test_a_job_ends_even_if_its_answer_cannot_travel_or_its_process_dies(worker, job, message):
     task = worker.ask('a', job)
     assert task.finished.wait(60)
     with pytest.raises(UserError, match=message):
         task.result()
     assert worker.ask('a', functools.partial(ask_for, checkpoint='w')).result() == 'W'
-
-
-def test_what_waits_ends_when_the_page_does():
-    worker = Worker(loads)
-    tasks = [worker.ask('a', hang) for _ in range(2)]
-    worker.close()
-    assert all(task.finished.wait(10) for task in tasks)
 
 
 def test_a_portrait_is_forgotten_even_while_the_queue_is_full(worker, monkeypatch):
@@ -108,8 +103,8 @@ from web.worker import Worker
 if __name__ == '__main__':
     worker = Worker(loads)
     worker.ask('a', functools.partial(ask_for, checkpoint='x')).result()
-    print('ready', flush=True)
     try:
+        print('ready', flush=True)
         time.sleep(100)
     except KeyboardInterrupt:
         time.sleep(1)
@@ -122,29 +117,19 @@ if __name__ == '__main__':
     assert process.communicate(timeout=60)[1] == ''
 
 
-def test_what_waits_is_cancelled_too_and_the_line_is_not_endless(worker, monkeypatch):
+def test_waiting_jobs_are_cancelled_or_end_with_the_page_and_are_limited(monkeypatch):
     monkeypatch.setattr(web_worker, 'GRACE', 1)
+    worker = Worker(loads)
     running = worker.ask('a', hang)
     running.started.wait()
     waiting = [worker.ask('b', hang) for _ in range(MOST_WAITING)]
     with pytest.raises(UserError, match='jobs are waiting'):
         worker.ask('c', hang)
-    for session in 'ab':
-        worker.cancel_all(session)
-    for task in (running, *waiting):
-        with pytest.raises(Cancelled):
-            task.result()
-
-
-def test_threads_of_the_worker_wait_without_turning(worker):
-    """OpenMP's default, in which waiting threads keep their cores, makes Live fifty times slower on a busy machine."""
-    assert worker.ask('a', functools.partial(variable, name='OMP_WAIT_POLICY')).result().lower() == 'passive'
-
-
-def test_a_worker_that_dies_is_replaced(worker):
-    with pytest.raises(UserError, match='the worker has died'):
-        worker.ask('a', die).result()
-    assert worker.ask('a', functools.partial(ask_for, checkpoint='z')).result() == 'Z'
+    worker.cancel_all('a')
+    with pytest.raises(Cancelled):
+        running.result()
+    worker.close()
+    assert all(task.finished.wait(10) for task in waiting)
 
 
 # ---------------------------------------------------------------------------- files and routes
@@ -194,9 +179,7 @@ def test_what_is_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('web.limits.MOST_FRAMES', 4)
     with pytest.raises(UserError, match='has 5 frames; this page takes 4'):
         check_clip(clip)
-    assert MOST_FRAMES >= 1500
     assert check_moments(parse_frames(['largest_pose'])) == 'largest_pose'
-    assert len(check_moments(parse_frames([str(i) for i in range(12)]))) == 12
     with pytest.raises(UserError, match='13 frames to print; this page takes 12 at most'):
         check_moments(parse_frames([str(i) for i in range(13)]))
 

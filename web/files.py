@@ -13,7 +13,7 @@ class Files:
     """The folder, also of Gradio's uploads, as a context manager that deletes it at the end."""
 
     def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix='talking-heads-')
+        self._folder = tempfile.TemporaryDirectory(prefix='talking-codebooks-')
         self.root = Path(self._folder.name).resolve()
         self._own, self._lock = {}, threading.Lock()
 

@@ -94,8 +94,8 @@ def compare(worker, models, files, motion, shown, folder):
     total, zoom, folder = len(check_clip(files[1])), shown['zoom'] and Zoom(shown['zoom']), Path(folder)
     count, methods = worker.counter(total * len(models)), []
     for name, checkpoint in models.items():
-        model = worker.model(checkpoint)
-        methods.append(RenderedMethod(name, model.renderer, (case_of_files(*files, model.size),), motion, count))
+        renderer = worker.model(checkpoint).renderer
+        methods.append(RenderedMethod(name, renderer, (case_of_files(*files, renderer.size),), motion, count))
     report = side_by_side.compare(side_by_side.Comparison(
         folder, largest_cases(methods), tuple(methods), shown['frames'], zoom,
         style=FigureStyle(background=shown['background'])))
@@ -120,7 +120,7 @@ def find_faces(worker, checkpoint, settings):
     driving = open_constant_rate(settings.driving)
     worker.check()
     crops = find_faces([looked_at(source), looked_at(driving)], (settings.source, settings.driving),
-                       (*settings.face_index, 0), worker.model(checkpoint).size, settings.preview)
+                       (*settings.face_index, 0), worker.model(checkpoint).renderer.size, settings.preview)
     return Faces(str(settings.preview), *(len(crop.boxes) for crop in crops))
 
 
@@ -137,7 +137,7 @@ def show_frame(worker, checkpoint, driving, index, folder):
     """Save frame `index` of a driving video at the model's size in the folder; returns Frame."""
     from datasets.constant_rate import open_constant_rate
     from visualizer import enlarge, save_png
-    length, size = len(check_clip(driving)), worker.model(checkpoint).size
+    length, size = len(check_clip(driving)), worker.model(checkpoint).renderer.size
     index = min(index, length - 1)
     times = max(1, round(PICTURE / size))
     path = Path(folder) / f'frame-{index}.png'
@@ -157,9 +157,9 @@ def inspect(worker, checkpoint, files, index, shown, folder):
     from figures.inspect import InspectCase, inspect
     check_picture(files[0])
     length, model = len(check_clip(files[1])), worker.model(checkpoint)
-    source, driving = squeeze(read_image(files[0]), open_constant_rate(files[1]), model.size, files)
+    source, driving = squeeze(read_image(files[0]), open_constant_rate(files[1]), model.renderer.size, files)
     case = InspectCase(Path(files[0]).stem, source, driving, [min(index, length - 1)], shown['relative'],
                        same_identity=False)
     inspect(model.renderer, [case], folder, at=shown['at'], code_clips=(driving,), code_frames=CODE_FRAMES,
-            about={'checkpoint': Path(checkpoint).name, 'method': model.config.method})
+            about={'checkpoint': Path(checkpoint).name, 'method': model.method})
     return [(str(path), path.stem.removeprefix('01-')) for path in sorted(Path(folder).glob('*.png'))]

@@ -5,17 +5,14 @@ A frame that arrives while the worker is busy is dropped, so the latency is that
 
 import io
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import NamedTuple
 
 from support.errors import UserError
 from web.limits import MOST_PIXELS, check_picture
 
 MOST_SESSIONS = 4          # encoded portraits kept in the worker; the least recently used one goes first
-RATE_OVER = 2.0            # seconds over which the frame rate is averaged
 
-
-# ---------------------------------------------------------------------------- in the worker
 
 class LiveFrame(NamedTuple):
     """The result for a camera frame as a JPEG, and the seconds that the model took."""
@@ -32,7 +29,7 @@ def render(worker, session, checkpoint, source, camera, size, reset):
     """
     started = time.monotonic()
     model = worker.model(checkpoint)
-    frame = _square(camera, model.size)
+    frame = _square(camera, model.renderer.size)
     held = worker.state.setdefault('live', OrderedDict())
     key = (checkpoint, source, size)
     if reset or held.get(session, (None,))[0] != key:
@@ -55,8 +52,9 @@ def _follow(model, source, size, frame):
     from datasets.still import read_image, resized
     from inference import DrivenSource
     check_picture(source)
-    image = resized(read_image(source), max(size, model.size))
-    return DrivenSource(model.renderer, image, initial=frame, detail=True if size > model.size else None)
+    own = model.renderer.size
+    image = resized(read_image(source), max(size, own))
+    return DrivenSource(model.renderer, image, initial=frame, detail=True if size > own else None)
 
 
 def _square(camera, size):
@@ -82,25 +80,3 @@ def _jpeg(frame):
     file = io.BytesIO()
     Image.fromarray(frame).save(file, format='JPEG', quality=90)
     return file.getvalue()
-
-
-# ---------------------------------------------------------------------------- in the server
-
-class Meter:
-    """Frame rate of the last RATE_OVER seconds, and latency from arrival at the server, seconds."""
-
-    def __init__(self):
-        self.shown, self.latency = deque(), 0.0
-
-    def add(self, arrived):
-        now = time.monotonic()
-        self.latency = now - arrived
-        self.shown.append(now)
-        while self.shown[0] < now - RATE_OVER:
-            self.shown.popleft()
-
-    @property
-    def rate(self):
-        """Frames per second."""
-        span = self.shown[-1] - self.shown[0] if len(self.shown) > 1 else 0
-        return (len(self.shown) - 1) / span if span else 0.0

@@ -16,23 +16,9 @@ SIZES = 256, 512           # of the result, pixels; a larger model keeps its own
 LONGEST = 3600             # seconds of one stream, at most
 
 
-class Sessions:
-    """For each visitor, a frame-rate meter and whether the next frame becomes the reference."""
-
-    def __init__(self):
-        self.meters, self.reset = {}, set()
-
-    def meter(self, session):
-        return self.meters.setdefault(session, live.Meter())
-
-    def forget(self, session):
-        self.meters.pop(session, None)
-        self.reset.discard(session)
-
-
 def add_live(context: PageContext):
     """Lay out the tab; returns (its source picture, function that forgets a visitor)."""
-    sessions = Sessions()
+    resets, shown_at = set(), {}      # visitors whose next frame becomes the reference; when each saw the last frame
     with gr.Row():
         with gr.Column(min_width=280):
             source = picture('Portrait', elem_id='live-source')
@@ -56,8 +42,8 @@ def add_live(context: PageContext):
             path = context.files.take(session, source)
             if path is None:
                 raise UserError('upload a portrait first')
-            reset = session in sessions.reset
-            sessions.reset.discard(session)
+            reset = session in resets
+            resets.discard(session)
             job = functools.partial(live.render, session=session, checkpoint=context.models[which], source=path,
                                     camera=frame, size=size, reset=reset)
             made = context.worker.ask(session, job).result()
@@ -65,20 +51,22 @@ def add_live(context: PageContext):
             return gr.skip(), trouble(context.files.shown(str(error), source))
         except Cancelled:
             return gr.skip(), gr.skip()
-        meter = sessions.meter(session)
-        meter.add(arrived)
-        picture = base64.b64encode(made.jpeg).decode()
+        now, picture = time.monotonic(), base64.b64encode(made.jpeg).decode()
+        rate = 1 / max(now - shown_at.get(session, arrived), 1e-3)
+        shown_at[session] = now
         return (f'<img class="live" alt="animated portrait" src="data:image/jpeg;base64,{picture}">',
-                note(f'{meter.rate:.1f} frames/s, latency {1000 * meter.latency:.0f} ms '
+                note(f'{rate:.1f} frames/s, latency {1000 * (now - arrived):.0f} ms '
                      f'(model {1000 * made.seconds:.0f} ms)'))
 
     def take_reference(request: gr.Request):
-        sessions.reset.add(request.session_hash)
+        resets.add(request.session_hash)
 
     film.stream(drive, [film, source, which, size], [shown, status], stream_every=STREAM_EVERY, time_limit=LONGEST,
                   concurrency_limit=None, show_progress='hidden', api_name=False)
     reference.click(take_reference, queue=False, api_name=False)
+
     def forget(session):
-        sessions.forget(session)
+        resets.discard(session)
+        shown_at.pop(session, None)
         context.worker.ask('', functools.partial(live.forget, session=session), limited=False)
     return source, forget

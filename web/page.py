@@ -5,10 +5,11 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from support.errors import UserError
+from support.pages import PROJECT
 from web import jobs
 from web.files import Files
 from web.guard import LOCAL_HOSTS, Guard, cut_off
@@ -20,8 +21,7 @@ STYLE = Path(__file__).parent / 'page.css'
 FONT = ['system-ui', 'sans-serif']      # installed ones: nothing is downloaded
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where to listen; auth is (user, password) or None."""
     host: str = '127.0.0.1'
     port: int = 7860
@@ -97,8 +97,8 @@ def build(context):
     from web.compare_tab import add_compare
     from web.inspect_tab import add_inspect
     from web.live_tab import add_live
-    with gr.Blocks(title='Talking heads', analytics_enabled=False, delete_cache=(600, FORGET_AFTER)) as page:
-        gr.Markdown('# Talking heads')
+    with gr.Blocks(title=PROJECT, analytics_enabled=False, delete_cache=(600, FORGET_AFTER)) as page:
+        gr.Markdown(f'# {PROJECT}')
         for name, add in (('Animate', add_animate), ('Inspect', add_inspect), ('Compare', add_compare)):
             with gr.Tab(name):
                 pair = add(context)

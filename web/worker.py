@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from support.errors import UserError
 
@@ -34,15 +34,10 @@ class Cancelled(Exception):
     """The visitor has cancelled the job."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """An inference.Renderer, and the config of its model."""
+class LoadedModel(NamedTuple):
+    """An inference.Renderer, and the name of its method."""
     renderer: Any
-    config: Any
-
-    @property
-    def size(self):
-        return self.config.model_params.image_size
+    method: str
 
 
 @dataclass(frozen=True)
@@ -217,9 +212,9 @@ class WorkerState:
                 module.register_forward_pre_hook(lambda *_: self.check())
         return self._models[checkpoint]
 
-    def counter(self, total, before=0):
-        """A function to call once per frame of `total`, `before` of them done; it reports and raises Cancelled."""
-        started, reported, done = time.monotonic(), 0, before
+    def counter(self, total):
+        """A function to call once per frame of `total`; it reports progress and raises Cancelled."""
+        started, reported, done = time.monotonic(), 0, 0
 
         def count():
             nonlocal reported, done
@@ -227,7 +222,7 @@ class WorkerState:
             done, now = done + 1, time.monotonic()
             if now > reported + REPORT_EVERY or done == total:
                 reported = now
-                self._send(('progress', Progress(done, total, (done - before) / max(now - started, 1e-6))))
+                self._send(('progress', Progress(done, total, done / max(now - started, 1e-6))))
         return count
 
     def check(self):
