@@ -9,8 +9,12 @@ import pytest
 
 import run
 from config import schema
+from datasets.synthetic.clips import synthetic_people
+from datasets.video import open_clip
+from datasets.video_writer import VideoWriter
 from evaluation.protocols import LISTS
 from tests.support import docs
+from visualizer import save_png
 
 COMMANDS = sorted({command for page in docs.PAGES for command in docs.commands(page)})
 IMPORTS = [f'run.py --mode import {arguments}' for arguments in re.findall(
@@ -56,3 +60,21 @@ def test_links_lead_somewhere(page):
         if anchor:
             headings = re.findall(r'^#+ (.*)$', linked.read_text(encoding='utf-8'), re.M)
             assert anchor in {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    """The API of docs/animation.md, which README shows in short, on synthetic heads, with the model in the box."""
+    monkeypatch.chdir(tmp_path)
+    (portrait,), (driver,) = synthetic_people(2, clips_per_person=1, num_frames=2, size=128, seed=7).values()
+    image, frames = portrait.read([0])[0], list(driver.frames())
+    save_png(tmp_path / 'me.jpg', image)
+    with VideoWriter(tmp_path / 'clip.mp4', 25) as video:
+        for frame in frames:
+            video.write(frame)
+    code, = docs.blocks(docs.ROOT / 'docs' / 'animation.md', 'python')
+    readme, = docs.blocks(docs.ROOT / 'README.md', 'python')
+    assert all(line in code for line in readme.splitlines() if 'load()' not in line)
+    if importlib.util.find_spec('mediapipe') is None:
+        code = code.replace(", crop='auto'", '')
+    exec(code.replace("load()", "load(device='cpu')"), dict(image=image, frames=frames))
+    assert open_clip(tmp_path / 'out.mp4').read([1])[0].shape == (512, 512, 3)
