@@ -5,6 +5,7 @@ network for its parameters. Unknown keys, wrong types and impossible values rais
 """
 
 import dataclasses
+import logging
 import types
 import typing
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ People = Annotated[int, Range(1, MAX_PEOPLE)]
 # {(section, key of earlier configs and checkpoints): its present name}
 RENAMED = {('motion_codebook_params', 'scales'): 'num_scales', ('appearance_codebook_params', 'scales'): 'num_scales',
            ('loss_weights', 'coarse'): 'first_scale'}
+# {(method, key of model_params that earlier configs and checkpoints lack): what these are}
+LACKED = {('mrfa', 'prior_model'): "it is MRFA with FOMM's keypoint detector (prior_model: fomm); the published model: "
+                                   'config/mrfa-vox-256.yaml'}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,9 @@ def parse(raw, where):
     if str(method) not in METHODS:
         raise UserError(f'{where}: model_params.method={method!r}: expected one of {", ".join(METHODS)}'
                         f'{did_you_mean(str(method), METHODS)}')
+    for (of, key), meaning in LACKED.items():
+        if method == of and key not in model:
+            log.info('%s has no model_params.%s: %s', where, key, meaning)
     sections = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in ('method', 'model_params')}
     _check_names(raw, [*sections, 'model_params'], where, '')
     built = {name: _build(sections[name], value, where, name) for name, value in raw.items()}

@@ -194,6 +194,13 @@ def test_mrfa_is_imported_without_its_loss_network(name, prior, other):
         flatten_checkpoint('fomm', [{'model': state}])
 
 
+def test_a_config_without_a_prior_is_loaded_and_says_which_it_is(tmp_path, caplog):
+    (tmp_path / 'old.yaml').write_text('model_params: {method: mrfa}')
+    with caplog.at_level('INFO'):
+        assert schema.load(tmp_path / 'old.yaml').model_params.prior_model == 'fomm'
+    assert "old.yaml has no model_params.prior_model: it is MRFA with FOMM's keypoint detector" in caplog.text
+
+
 # ---------------------------------------------------------------------------- all modes
 
 @pytest.mark.parametrize('name', ['fomm', 'mcnet', 'mrfa', 'mrfa-fomm', 'dagan'])
