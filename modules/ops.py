@@ -37,7 +37,7 @@ def pointwise(x, weight, bias):
     On one CPU thread PyTorch selects a kernel of half the speed unless the convolution is dilated, which changes
     nothing for a kernel of one pixel.
     """
-    alone = x.device.type == 'cpu' and torch.get_num_threads() == 1
+    alone = x.device.type == 'cpu' and not torch.compiler.is_compiling() and torch.get_num_threads() == 1
     return F.conv2d(x, weight, bias, dilation=2 if alone else 1)
 
 

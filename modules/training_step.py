@@ -65,15 +65,16 @@ class TrainingStep:
         # The first step in which all networks and losses take part.
         self.first_full_step = 1 + max(params.motion_iterations,
                                        params.objective_params.adversarial_start if discriminator is not None else 0)
-        if params.checkpointing:
+        if params.compile:
+            blocks = objective.model.outer_blocks()
+            hardware.allow_compiled_blocks(len(blocks))
+            for block in blocks:
+                block.forward = torch.compile(block.forward)
+        if params.checkpointing:                     # around compiled blocks: it cannot be compiled itself
             objective.model.enable_activation_checkpointing()
         if params.precision == 'bf16' and objective.perceptual is not None:
             # Frozen weights: autocast would convert them at every use.
             objective.perceptual.network.features.to(torch.bfloat16)
-        if params.compile:
-            hardware.allow_compiled_blocks(len(objective.model.outer_blocks()))
-            for block in objective.model.outer_blocks():
-                block.compile()
 
         self._generator = self._distributed(objective, find_unused_parameters=params.motion_iterations > 0)
         self._discriminator = None

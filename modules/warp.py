@@ -28,7 +28,7 @@ def _pixels_per_unit(height, width, device):
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def _corners(many, few, device):
+def _cached_corners(many, few, device):
     """Bilinear resizing (align_corners=True) of `many` pixels to `few`: indices of pixels (2 * few,), their weights."""
     # Made on the CPU: Apple GPUs have no float64.
     position = torch.arange(few, dtype=torch.float64) * ((many - 1) / max(few - 1, 1))
@@ -119,6 +119,11 @@ def resize_read(pixels, full, size):
 
 def _reads_few(full, size):
     return all(2 * few < many for many, few in zip(full, size))
+
+
+@torch.compiler.assume_constant_result     # in compiled blocks too, tensors are made once
+def _corners(many, few, device):
+    return _cached_corners(many, few, device)
 
 
 def _corners_of(x, full, size):

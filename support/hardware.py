@@ -103,8 +103,10 @@ def allow_compiled_blocks(count):
     """Prepare torch.compile for `count` blocks that are compiled one by one."""
     import torch._dynamo
     settings = torch._dynamo.config
-    settings.optimize_ddp = False      # it splits graphs at DDP's buckets, and refuses autograd functions such as ours
-    # Blocks of a class share their code; each brings shapes of its own, of which PyTorch would compile 8.
+    settings.optimize_ddp = False      # splits graphs at DDP's buckets; older versions refuse autograd functions
+    # Blocks of a class share their code; each brings shapes of its own, of which PyTorch would compile 8. Shapes of a
+    # block do not change: a graph of dynamic ones would be slower, and checkpointing could recompute by another graph.
+    settings.automatic_dynamic_shapes = False
     settings.recompile_limit = max(settings.recompile_limit, 8 * count)
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 64 * count)
 
