@@ -81,6 +81,8 @@ class Objective(nn.Module):
         self.model = model
         self.params = params
         self.weights = dict.fromkeys((*COMMON_LOSSES, *model.own_losses), 0.0) | params.loss_weights
+        self.register_buffer('region_landmarks', torch.tensor(params.region_landmarks, dtype=torch.long),
+                             persistent=False)
         self.perceptual = None
         if needs_vgg(params):
             network = VGG19()
@@ -149,7 +151,7 @@ class Objective(nn.Module):
     def _image_losses(self, generated, driving, landmarks, discriminator):
         regions = None
         if landmarks is not None and self.params.region_landmarks:
-            regions = region_weights(landmarks[:, 1, self.params.region_landmarks], self.params.region_weight,
+            regions = region_weights(landmarks[:, 1, self.region_landmarks], self.params.region_weight,
                                      driving.shape[-2:])
         image = ImageLosses(*self._reconstruction(_predictions(generated), driving, regions))
         if discriminator is not None:
