@@ -168,7 +168,10 @@ def any_rank(*flags, device):
 
 
 def _await(work, patience):
-    """Wait for a collective, at most `patience` seconds; DistError then, so that `explained` can name the lost one."""
+    """Wait for a collective, at most `patience` seconds; DistError then, so that `explained` can name the lost one.
+
+    Reading a result of NCCL instead would block until its watchdog ends the process.
+    """
     end = time.monotonic() + patience
     while not work.is_completed():
         if time.monotonic() > end:
@@ -180,13 +183,14 @@ def _await(work, patience):
 def mean(values):
     """Scalars by name, averaged over the processes: dict of 0-dim tensors -> dict of floats."""
     stacked = torch.stack([value.detach().float() for value in values.values()])
-    add_up(stacked)
+    if world() > 1:
+        _await(dist.all_reduce(stacked, async_op=True), _ties.patience)
     return dict(zip(values, (stacked / world()).tolist()))
 
 
 def wait():
     if world() > 1:
-        dist.barrier()
+        _await(dist.barrier(async_op=True), _ties.patience)
 
 
 def gather(value):

@@ -77,26 +77,31 @@ def test_a_step_reads_back_one_flag_and_sends_nothing(method, pretended, monkeyp
     assert [result.motion_only for result in results] == [False, True] and not copies.found and len(flags) == 3
 
 
-def test_collectives_of_a_step(monkeypatch):
+@pytest.fixture
+def two_processes(monkeypatch):
+    """A process group of two of which one is there; holds those waits that are bounded, as (collective, seconds)."""
+    waits = []
+    monkeypatch.setattr(distributed, '_ties', SimpleNamespace(patience=60))
+    monkeypatch.setattr(distributed, '_await', lambda *wait: waits.append(wait))                # fake ones never end
+    dist.init_process_group('fake', store=FakeStore(), rank=0, world_size=2)
+    yield waits
+    dist.destroy_process_group()
+
+
+def test_collectives_of_a_step(two_processes, monkeypatch):
     """One for each batch norm forward, one backward, and one each for the adaptive weight and the flags."""
     calls, reduce = [], dist.all_reduce
     passes = []
     monkeypatch.setattr(TrainingStep, '_distributed', lambda self, module, **options: module)   # DDP's buckets apart
-    monkeypatch.setattr(distributed, '_ties', SimpleNamespace(patience=60))
-    monkeypatch.setattr(distributed, '_await', lambda work, patience: None)                     # fake ones never end
-    dist.init_process_group('fake', store=FakeStore(), rank=0, world_size=2)
-    try:
-        monkeypatch.setattr(dist, 'all_reduce',
-                            lambda *args, **options: (calls.append(args), reduce(*args, **options))[1])
-        config = tiny()
-        step = build_training_step(config, CPU)
-        for network in (step.objective, step.discriminator):
-            for module in network.modules():
-                if isinstance(module, BatchNorm2d):
-                    module.register_forward_hook(lambda *call: passes.append(call[0]))
-        step(micro_batches(random_batch(2), config.train_params), step.first_full_step)
-    finally:
-        dist.destroy_process_group()
+    monkeypatch.setattr(dist, 'all_reduce',
+                        lambda *args, **options: (calls.append(args), reduce(*args, **options))[1])
+    config = tiny()
+    step = build_training_step(config, CPU)
+    for network in (step.objective, step.discriminator):
+        for module in network.modules():
+            if isinstance(module, BatchNorm2d):
+                module.register_forward_hook(lambda *call: passes.append(call[0]))
+    step(micro_batches(random_batch(2), config.train_params), step.first_full_step)
     assert len(passes) == 3 * 4 + 4 + 3 * 2        # detector: driving, source, transformed; dense motion; discriminator
     assert len(calls) == 2 * len(passes) + 2
 
@@ -105,3 +110,10 @@ def test_a_collective_that_nobody_answers_ends_with_an_error_in_time():
     """Before NCCL's watchdog would end the process without naming the lost one."""
     with pytest.raises(dist.DistError, match='no answer for 0.01 s'):
         distributed._await(SimpleNamespace(is_completed=lambda: False), 0.01)
+
+
+def test_every_result_that_the_host_reads_is_awaited_in_time(two_processes):
+    distributed.any_rank(False, device=CPU)
+    distributed.mean({'loss': torch.zeros(())})
+    distributed.wait()
+    assert [patience for _, patience in two_processes] == [60, 60, 60]
