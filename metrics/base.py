@@ -170,7 +170,7 @@ class FeatureMetric(Metric):
         if self.needs_source and self.source_features is None:
             return torch.full((len(driving),), torch.nan, dtype=torch.float64)
         target = self.source_features if self.needs_source else self._counted(driving, 'driving')
-        return self.compare(self._counted(generated, 'generated'), target).double().cpu()
+        return self.compare(self._counted(generated, 'generated'), target).cpu().double()
 
     def _counted(self, frames, side):
         features = self.features(frames)

@@ -28,7 +28,7 @@ class _Lpips(Metric):
 
     @torch.inference_mode()
     def __call__(self, generated, driving):
-        return self.network(generated, driving, normalize=self.scaled).flatten().double().cpu()
+        return self.network(generated, driving, normalize=self.scaled).flatten().cpu().double()
 
 
 class LpipsVgg(_Lpips):

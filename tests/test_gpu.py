@@ -22,11 +22,13 @@ from benchmarks.parity import weights
 from benchmarks.parity.kinds import compare
 from inference import Renderer
 from logger import RunFolder, read_checkpoint
+from metrics import image
 from modules.build import METHODS, build_model
 from modules.pairs import micro_batches
 from modules.training_step import build_training_step
 from resume import restore
 from support.transfer import Transfer
+from tests.support.misfits import Misfits
 from tests.support.one_step import assert_same_step, one_step
 from tests.support.small import small_config
 from tests.support.tiny import REFERENCE, ROOT, tiny
@@ -188,15 +190,25 @@ def test_frames_through_pinned_memory_are_the_same(model):
 
 @pytest.mark.parametrize('method', sorted(METHODS))
 def test_nothing_of_a_frame_is_computed_elsewhere_or_waited_for(method, monkeypatch):
-    """On a GPU that is only pretended, tensors of two devices do not mix, and no number can be read."""
+    """On a GPU that is only pretended, tensors of two devices do not mix, and no number can be read; none is float64."""
     monkeypatch.setattr(torch.backends.cudnn, 'enabled', False)     # whose grid_sample cannot be pretended
-    device = torch.device('cuda')
     config = tiny() if method == 'synergy' else small_config(method)
     size = config.model_params.image_size
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with device:
+        with torch.device('cuda'):
             model = build_model(config).eval()
-        source, driving = (torch.empty(count, 3, size, size, device=device) for count in (1, 2))
+            source, driving = (torch.empty(count, 3, size, size) for count in (1, 2))
         with torch.inference_mode():
-            generated = model.render(model.encode_source(source), model.keypoints(driving))
-        assert generated.prediction.device.type == 'cuda' and generated.prediction.shape == (2, 3, size, size)
+            model.render(model.encode_source(source), model.keypoints(driving))    # grids are made once, and kept
+            with Misfits() as misfits:
+                generated = model.render(model.encode_source(source), model.keypoints(driving))
+    assert not misfits.found
+    assert generated.prediction.device.type == 'cuda' and generated.prediction.shape == (2, 3, size, size)
+
+
+def test_metrics_of_an_apple_gpu_are_float64_on_the_cpu_only():
+    with FakeTensorMode(allow_non_fake_inputs=True), Misfits() as misfits:
+        frames = torch.empty(2, 3, 16, 16, device='mps')
+        scores = [metric('mps')(frames, frames) for metric in (image.L1, image.Psnr, image.Ssim, image.SsimUniform)]
+    assert {(score.device.type, score.dtype) for score in scores} == {('cpu', torch.float64)}
+    assert not [kinds for _, kinds in misfits.found if ('mps', torch.float64) in kinds]

@@ -9,8 +9,6 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from config import schema
 from modules import training_state, warp
@@ -20,26 +18,12 @@ from modules.losses import RandomTransform
 from modules.pairs import Pairs, micro_batches
 from modules.training_step import TrainingStep, build_training_step
 from support import distributed
+from tests.support.misfits import Misfits
 from tests.support.small import small_config
 from tests.support.tiny import tiny
 from tests.support.training import random_batch
 
 CPU = torch.device('cpu')
-
-
-class Copies(TorchDispatchMode):
-    """Within it, notes operations whose tensors are on several devices, such as copies from the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        tensors = [part for part in tree_leaves((args, kwargs, result)) if isinstance(part, torch.Tensor)]
-        if len({tensor.device.type for tensor in tensors}) > 1:
-            self.found.append(function)
-        return result
 
 
 @pytest.fixture
@@ -72,9 +56,9 @@ def test_a_step_reads_back_one_flag_and_sends_nothing(method, pretended, monkeyp
     monkeypatch.setattr(torch.Tensor, 'backward', lambda total: [
         setattr(parameter, 'grad', torch.empty_like(parameter)) for parameter in step.objective.model.parameters()])
     step(parts, step.first_full_step)                               # grids are made once, and kept
-    with Copies() as copies:
+    with Misfits() as misfits:
         results = step(parts, step.first_full_step), step(parts, 1)
-    assert [result.motion_only for result in results] == [False, True] and not copies.found and len(flags) == 3
+    assert [result.motion_only for result in results] == [False, True] and not misfits.found and len(flags) == 3
 
 
 @pytest.fixture

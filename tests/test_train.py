@@ -5,22 +5,27 @@ import os
 import signal
 import subprocess
 import time
+import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from config import schema
+from datasets import build
 from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
+from modules.pairs import micro_batches
 from modules.training_state import State
+from modules.training_step import build_training_step
 from support.errors import UserError
 from support.signals import StopSignal
 from tests.support.agents import Agents
 from tests.support.small import SMALL_METHOD
 from tests.support.tiny import ROOT, SIZES, tiny
-from tests.support.training import assert_bit_equal, command, environment, final, run, wait_for
+from tests.support.training import assert_bit_equal, command, environment, final, random_batch, run, wait_for
 from train import train
 
 CPU = torch.device('cpu')
@@ -226,10 +231,30 @@ def test_groups_of_networks_are_clipped_apart(kind, order):
         torch.testing.assert_close(gradients(names), before[name] * limit, atol=1e-6, rtol=1e-4)
 
 
-def test_clipping_of_a_network_that_is_not_there_is_refused():
-    config = tiny('train_params.clip_norm=1', 'train_params.clip_apart=[[keypoint_detectr]]')
+@pytest.mark.parametrize('names', ['clip_apart=[[keypoint_detectr]]', 'ema_exclude=[keypoint_detectr]'])
+def test_a_network_that_is_not_there_is_refused(names):
+    config = tiny('train_params.clip_norm=1', f'train_params.{names}')
     with pytest.raises(UserError, match='the model has no network keypoint_detectr; did you mean keypoint_detector'):
         State(config.train_params, METHODS['synergy'].model(config.model_params), None)
+
+
+def test_nothing_that_a_step_generated_outlives_its_micro_batch():
+    made, left = [], []
+    step = build_training_step(tiny('train_params.accumulate=2'), CPU)
+
+    def note(model, images, generated):
+        left.append(sum(image() is not None for image in made))
+        made.append(weakref.ref(generated.prediction))
+    step.state.model.register_forward_hook(note)
+    results = [step(micro_batches(random_batch(2), step.params), step.first_full_step) for _ in range(2)]
+    assert all(result.finite for result in results) and len(left) >= 4 and not any(left)
+
+
+def test_validation_sees_as_many_people_as_it_can(monkeypatch):
+    people = {'ann#1': 'ann#1/a', 'ann#2': 'ann#2/a', 'bob': 'bob/a', 'cid': 'cid/a'}     # without id_sampling, ann has two
+    monkeypatch.setattr(build, 'test_people', lambda *_: {name: [SimpleNamespace(name=clip)]
+                                                          for name, clip in people.items()})
+    assert [clip.name for clip in build.validation_clips(None, 64)] == ['ann#1/a', 'bob/a', 'cid/a', 'ann#2/a']
 
 
 def test_the_run_keeps_its_resolved_config(undisturbed):
