@@ -37,8 +37,8 @@ def _ssim(prediction, target, window, value_range=1, spread=1):
     spread: factor on variances and covariance
     """
     c1, c2 = (SSIM_K1 * value_range) ** 2, (SSIM_K2 * value_range) ** 2
-    # On the CPU where the device has no float64 (Apple's).
-    x, y = (frames.cpu().double() if frames.device.type == 'mps' else frames.double() for frames in (prediction, target))
+    x, y = (frames.to('cpu' if frames.device.type == 'mps' else frames.device).double()    # Apple's have no float64
+            for frames in (prediction, target))
     mean_x, mean_y = _blur(x, window), _blur(y, window)
     var_x = spread * (_blur(x * x, window) - mean_x ** 2)
     var_y = spread * (_blur(y * y, window) - mean_y ** 2)

@@ -190,7 +190,7 @@ def test_frames_through_pinned_memory_are_the_same(model):
 
 @pytest.mark.parametrize('method', sorted(METHODS))
 def test_nothing_of_a_frame_is_computed_elsewhere_or_waited_for(method, monkeypatch):
-    """On a GPU that is only pretended, tensors of two devices do not mix, and no number can be read; none is float64."""
+    """On a GPU that is only pretended, no number can be read, devices do not mix, and nothing is float64."""
     monkeypatch.setattr(torch.backends.cudnn, 'enabled', False)     # whose grid_sample cannot be pretended
     config = tiny() if method == 'synergy' else small_config(method)
     size = config.model_params.image_size

@@ -1,6 +1,5 @@
 """What a step asks of the host and of other processes: one flag read back, no numbers sent, few collectives."""
 
-import functools
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from config import schema
-from modules import training_state, warp
+from modules import training_state
 from modules.build import METHODS, build_model
 from modules.layers import BatchNorm2d
 from modules.losses import RandomTransform
