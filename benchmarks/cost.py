@@ -51,11 +51,11 @@ class CostCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         name = function._schema.name.partition('::')[2]
-        if function.is_view or function.namespace != 'aten' or name in NO_KERNEL:
+        tensors = [part for part in tree_leaves((args, kwargs, result)) if isinstance(part, torch.Tensor)]
+        if function.is_view or function.namespace != 'aten' or name in NO_KERNEL or not tensors:
             return result
         self.launches[name] += 1
-        self.bytes[name] += sum(part.numel() * part.element_size() for part in tree_leaves((args, kwargs, result))
-                                if isinstance(part, torch.Tensor))
+        self.bytes[name] += sum(tensor.nbytes for tensor in tensors)
         if formula := flop_registry.get(function.overloadpacket):
             self.operations[name] += formula(*args, **kwargs, out_val=result)
         return result

@@ -1,5 +1,6 @@
 """Codebooks: allocation of codes to scales (Sec. 3.2.1), quantisation and its loss (Eq. 1, 3, 4, 5)."""
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,8 +76,18 @@ class Quantized(NamedTuple):
 
 def join(parts):
     """What several micro-batches chose as one Quantized, without code vectors and loss; features in their order."""
+    if len(parts) == 1:
+        return parts[0]
     encoded, indices = (torch.cat([getattr(part, name) for part in parts]) for name in ('encoded', 'indices'))
     return Quantized(encoded, None, indices, None)
+
+
+@functools.lru_cache(maxsize=32)
+def _spread(count, rank, world, features, device):
+    """`count` features evenly spread over those of all processes: indices in this process, whether they are in it."""
+    picks = torch.arange(count) * (world * features) // count - rank * features
+    here = (0 <= picks) & (picks < features)
+    return picks.clamp(0, features - 1).to(device), here[:, None].to(device)
 
 
 class Whitening(nn.Module):
@@ -195,12 +206,9 @@ class Codebook(nn.Module):
         for scale, (part, found) in enumerate(zip(self.slices, quantized)):
             codes = getattr(self, f'turn{scale}')
             used[part].index_fill_(0, found.indices.flatten(), 1)
-            # Evenly spread over the global batch.
             features = found.encoded.permute(0, 2, 3, 1).flatten(0, 2).to(offers.dtype)
-            picks = torch.arange(len(codes), device=offers.device) * (world * len(features)) // len(codes)
-            picks = picks - rank * len(features)
-            here = (0 <= picks) & (picks < len(features))
-            offers[codes] = torch.where(here[:, None], features[picks.clamp(0, len(features) - 1)], 0)
+            picks, here = _spread(len(codes), rank, world, len(features), offers.device)
+            offers[codes] = torch.where(here, features[picks], 0)
         # Each process offers what it has; all revive the same codes alike.
         distributed.take_maximum(used)
         distributed.add_up(offers)

@@ -20,18 +20,18 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     Without a process group this is plain batch normalisation. With one, statistics are of all processes together, on
     any device (torch's SyncBatchNorm supports GPUs only). The released code intends this, but its layer falls back to
-    each process's share of the batch.
+    each process's share of the batch. Batches are not counted (num_batches_tracked): the momentum does not need it.
     """
 
     def forward(self, x):
         """(B, C, H, W) -> same."""
         if not self.training or distributed.world() == 1:
-            return super().forward(x)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                                self.momentum, self.eps)
 
         count = x.numel() // x.shape[1] * distributed.world()
         y, mean, variance = _GlobalBatchNorm.apply(x, self.weight, self.bias, self.running_mean, count, self.eps)
         with torch.no_grad():
-            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         return y

@@ -236,4 +236,5 @@ def diagnostics(generated):
 
 def _means(parts):
     """The mean of each scalar over a list of dicts with the same names."""
-    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    stacked = torch.stack([torch.stack(list(part.values())) for part in parts])
+    return dict(zip(parts[0], stacked.mean(0).unbind()))
