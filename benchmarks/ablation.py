@@ -3,18 +3,21 @@
     python -m benchmarks.ablation [--budget quick|medium|full] [--rows baseline mmc ...] [--seeds 0 1 2] [--out DIR]
 
 All rows see the same samples in the same order for the same number of steps, once per seed; ablation.yaml holds the
-sizes. The command prints a table in Markdown beside the paper's numbers, and draws a picture. Rerun it to resume: a
-finished run is made again only if its settings change. The scores of finished runs are one JSON file (--results), from
-which another machine can continue. Settings do not change with the code: each result names the version of its code.
+sizes. The command prints a table in Markdown with the paper's numbers. Rerun it to resume: a finished run is made again
+only if its settings change. The scores of finished runs are one JSON file (--results), from which another machine can
+continue; each result names the version of its code.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +26,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.ablation_run import Run, digest, make, pictured
-from benchmarks.ablation_scores import SCORES, Truth, copying, mean, read_truth
+from benchmarks.ablation_scores import SCORES, Truth, copying, evaluate, mean, read_truth
 from config import schema
 from config.changes import changes
 from datasets.build import TEST_SEED, TRAIN_SEED
 from datasets.synthetic.clips import render, synthetic_people
+from evaluation.report import code_hash
+from logger import RunFolder
+from modules.build import build_model
 from support.errors import UserError
 from support.files import make_folder, written_whole
-from visualizer import CELL, grid, save_png
+from train import train
+from visualizer import save_png
 
 CONFIGS = Path(__file__).parents[1] / 'config'
 OVERLAY = Path(__file__).with_name('ablation.yaml')
@@ -69,6 +74,13 @@ ROWS = {
 }
 
 
+class Run(NamedTuple):
+    """One training: its name, its config with seed and data, and the folder of all runs."""
+    name: str
+    config: schema.Config
+    out: Path
+
+
 # ---------------------------------------------------------------------------- settings
 
 def settings(budget, overrides=()):
@@ -93,6 +105,10 @@ def fingerprint(config):
     """Hash of the differences of a config from the defaults: a new option that is off changes no run."""
     defaults = schema.parse({'model_params': {'method': config.method}}, 'defaults')
     return digest([config.method, {key: after for key, (_, after) in changes(defaults, config).items()}])
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 # ---------------------------------------------------------------------------- data and its truth
@@ -139,7 +155,30 @@ def clip_truth(clip):
     return Truth(frames, landmarks, visible, np.stack(turning, -1))
 
 
-# ---------------------------------------------------------------------------- all runs
+# ---------------------------------------------------------------------------- runs
+
+def make(run, device):
+    """Train and score; the result as a JSON value. Raises KeyboardInterrupt if training was stopped."""
+    folder = RunFolder(run.out / 'runs' / run.name)
+    schema.save(run.config, folder.path / 'config.yaml')
+    begun = time.process_time()
+    with open(folder.path / 'console.txt', 'a') as console, contextlib.redirect_stderr(console):
+        try:
+            train(run.config, folder, device)
+        finally:
+            folder.close()
+    seconds = time.process_time() - begun
+    _, state = folder.newest()
+    if state['step'] < run.config.train_params.num_iterations:
+        raise KeyboardInterrupt
+    model = build_model(run.config)
+    model.load_state_dict(state['ema'])
+    model.to(device).eval()
+    heads = evaluate(model, read_truth(Path(run.config.dataset_params.root_dir)), device)
+    return {'parameters': sum(parameter.numel() for parameter in model.parameters()), 'cpu_seconds': round(seconds),
+            'code': code_hash(CONFIGS.parent), 'torch': torch.__version__,
+            'heads': [{name: float(f'{value:.6g}') for name, value in scores.items()} for scores in heads]}
+
 
 def one_thread():
     torch.set_num_threads(1)
@@ -241,16 +280,6 @@ def protocol(config, truth, results):
             + (f'; by {versions} versions of the code.' if versions > 1 else '.'))
 
 
-def picture(runs, truth):
-    """One row per method that has been trained here, of its first seed: the same sources and driving frames."""
-    rows = [[truth.frames[clip, i] for clip, index in pictured(truth) for i in (0, index)]]
-    strips = {row: next((run.strip for run in of_row if run.strip.is_file()), None) for row, of_row in runs.items()}
-    strips = {row: np.asarray(Image.open(strip)) for row, strip in strips.items() if strip}
-    rows += [np.split(cells, cells.shape[1] // CELL, axis=1) for cells in strips.values()]
-    titles = ['source / prediction', 'driving / flow'] * (len(rows[0]) // 2)
-    return grid(rows, titles, ['', *(ROWS[name].title for name in strips)])
-
-
 # ---------------------------------------------------------------------------- command line
 
 def main(arguments=None):
@@ -302,8 +331,7 @@ def main(arguments=None):
         text += f'\n{paired_table(results, options.reference)}\n\n{PAIRED}\n'
     with written_whole(out / 'table.md') as path:
         path.write_text(text)
-    save_png(out / 'picture.png', picture({row: runs[row] for row in results}, truth))
-    print(f'{text}\ntable.md and picture.png are in {out}')
+    print(f'{text}\ntable.md is in {out}')
     return 0
 
 
