@@ -144,17 +144,3 @@ def test_a_trajectory_is_taken_by_the_step_that_trains(monkeypatch):
     moved = [ours[f'step{k}/delta_norm/net_g'] for k in range(3)]
     assert 0 < moved[0] < moved[1] and ours['step0/delta_norm/ema'] == pytest.approx(0.1 * moved[0], rel=1e-2)
     assert ours['step0/delta_norm/net_d'] == 0 < ours['step1/delta_norm/net_d']
-
-
-# ---------------------------------------------------------------------------- fixtures without double precision
-
-def test_a_step_without_double_precision_takes_its_methods_drift():
-    """MCNet and MRFA: the limits of the fixtures that hold a step in double precision."""
-    names = ['generator/a', 'generator/b']
-    bare = {'grad_norm_names': np.array(names), 'grad_norms': np.ones(2)}
-    for source, networks in step.DRIFT.items():
-        for network, known in networks.items():
-            for median, largest in known:
-                limits = max(1e-3, step.MARGIN * median), max(1e-3, step.MARGIN * largest)
-                assert step.drift(bare, names, (median, largest)) == limits, (source, network)
-    assert {'fomm', 'dagan', 'mcnet', 'mrfa'} <= step.DRIFT.keys()
