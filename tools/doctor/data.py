@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -29,19 +28,6 @@ def check_test_data(case):
     yield from _partition(case, 'test')
 
 
-@dataclass
-class Examined:
-    """Findings in some clips of a partition.
-
-    frames: of each clip that can be read
-    sizes:  {(width, height): name of the first clip of this size}
-    broken: {name of a clip that cannot be read: UserError}
-    """
-    frames: list = field(default_factory=list)
-    sizes: dict = field(default_factory=dict)
-    broken: dict = field(default_factory=dict)
-
-
 def _partition(case, partition):
     data, params = case.config.dataset_params, case.config.train_params
     if data.root_dir is None:
@@ -52,29 +38,25 @@ def _partition(case, partition):
         people = find_people(data.root_dir, partition, data.id_sampling, None)
     except UserError as error:
         yield from_error(error)
-        if not data.id_sampling:
-            return
-        # If only the names are wrong, the clips can be examined all the same.
-        people = find_people(data.root_dir, partition, False, None)
-        nameless = [name for name in people if '#' not in name]
-        yield Finding(NOTE, f'{len(nameless)} of {len(people)} names contain no person, such as {nameless[0]}',
-                      str(folder))
+        return
     yield from _left_out(data.root_dir, partition, folder)
     clips = [clip for group in people.values() for clip in group]
     opened = clips[::-(-len(clips) // CLIPS_OPENED)]
-    found = _examine(tqdm(opened, desc=f'{partition} clips', leave=False, dynamic_ncols=True))
-    frames = found.frames
+    frames, sizes, broken = _examine(tqdm(opened, desc=f'{partition} clips', leave=False, dynamic_ncols=True))
     fewest, most = (min(frames), max(frames)) if frames else (0, 0)
     yield Finding(OK if frames else BLOCKS, f'{len(clips)} clips of {len(people)} people; {len(opened)} opened: '
-                  f'{fewest} to {most} frames, ' + ', '.join(f'{w}x{h}' for w, h in sorted(found.sizes)[:4]),
+                  f'{fewest} to {most} frames, ' + ', '.join(f'{w}x{h}' for w, h in sorted(sizes)[:4]),
                   str(folder), '' if frames else 'put clips there that can be read')
-    if found.broken:
+    if broken:
         # Training passes over broken clips up to a limit; validation and evaluation do not.
-        fatal = partition == 'test' or len(found.broken) > data.max_broken or not frames
-        yield from _broken(found.broken, len(opened), BLOCKS if fatal else WARNING, folder)
+        fatal = partition == 'test' or len(broken) > data.max_broken or not frames
+        severity = BLOCKS if fatal else WARNING
+        yield from (from_error(error, severity) for error in list(broken.values())[:10])
+        yield Finding(severity, f'{len(broken)} of {len(opened)} clips cannot be read: {", ".join(list(broken)[:10])}',
+                      str(folder), 'replace or remove these clips')
     if frames and fewest < 2:
         yield Finding(WARNING, 'some clips have one frame and thus no motion', str(folder), 'remove them')
-    yield from _sizes(found.sizes, case.size, folder)
+    yield from _sizes(sizes, case.size, folder)
     if partition == 'train' and frames:
         epochs = params.num_iterations * params.batch_size / len(people)
         yield Finding(OK, f'{len(people)} samples per epoch (one per person); {epochs:,.0f} epochs in all', str(folder))
@@ -90,21 +72,16 @@ def _left_out(root, partition, folder):
 
 
 def _examine(clips):
-    found = Examined()
+    """([number of frames of each clip], {(width, height): first clip of this size}, {unreadable clip: UserError})."""
+    frames, sizes, broken = [], {}, {}
     for clip in clips:
         try:
-            count, size = _look_at(clip.path)
-            found.frames.append(count)
-            found.sizes.setdefault(size, clip.name)
+            count, size = _frames_and_size(clip.path)
+            frames.append(count)
+            sizes.setdefault(size, clip.name)
         except UserError as error:
-            found.broken[clip.name] = error
-    return found
-
-
-def _broken(broken, opened, severity, folder):
-    yield from (from_error(error, severity) for error in list(broken.values())[:10])
-    yield Finding(severity, f'{len(broken)} of {opened} clips cannot be read: {", ".join(list(broken)[:10])}',
-                  str(folder), 'replace or remove these clips')
+            broken[clip.name] = error
+    return frames, sizes, broken
 
 
 def _sizes(sizes, image_size, folder):
@@ -120,7 +97,7 @@ def _sizes(sizes, image_size, folder):
                       f'--set model_params.image_size={power}, or prepare larger clips')
 
 
-def _look_at(path):
+def _frames_and_size(path):
     """(number of frames, (width, height)) of a clip; UserError if it is damaged or its stills have several sizes.
 
     Of a video the complete index is read, and the first and the middle frame are decoded.

@@ -52,9 +52,11 @@ def export(model, config, out):
     not traced with. Raises UserError where packages are missing, `out` is something else already, or a difference
     is above TOLERANCE.
     """
-    _require_packages()
-    import onnx
-    import onnxruntime
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f'--mode export needs {error.name}: pip install onnx onnxruntime') from None
     out = Path(out)
     if out.exists() and not (out / 'export.json').is_file():
         raise UserError(f'{out}: exists and is no export; choose another folder for --out')
@@ -71,14 +73,6 @@ def export(model, config, out):
         (folder / 'export.json').write_text(json.dumps(figures | {'config': config.as_dict()}, indent=1))
         shutil.copy(SCRIPT, folder)
     return figures
-
-
-def _require_packages():
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(f'--mode export needs {error.name}: pip install onnx onnxruntime') from None
 
 
 # ---------------------------------------------------------------------------- names for nested tensors
@@ -256,29 +250,17 @@ def _share_weights(paths, file):
 @torch.inference_mode()
 def _compare(model, size, folder):
     """Largest |ONNX - PyTorch| of keypoints and of pixels, driver to frame; two sources, several batch sizes."""
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    sessions = {name: onnxruntime.InferenceSession(folder / f'{name}.onnx', options, ['CPUExecutionProvider'])
-                for name in GRAPHS}
-
-    def run(name, inputs):
-        session = sessions[name]
-        names = [output.name for output in session.get_outputs()]
-        given = {value.name: np.ascontiguousarray(inputs[value.name]) for value in session.get_inputs()}
-        return dict(zip(names, session.run(names, given)))
-
-    renderer = Renderer(model, 'cpu')
+    from tools.onnx.animate_onnx import OnnxHead
+    head, renderer = OnnxHead(folder, torch.get_num_threads()), Renderer(model, 'cpu')
     first, second = (next(iter(clips)) for clips in synthetic_people(2, 1, max(BATCHES), size, seed=0).values())
     differences = {'keypoints': 0.0, 'prediction': 0.0}
     for batch, (source, driving) in zip(BATCHES, ((first, second), (second, first))):
         driven, frames = renderer.follow(source.read([0])[0]), driving.read(list(range(batch)))
-        keypoints = run('keypoints', {'images': to_tensor(frames).numpy()})
-        poses = {f'driving.{name}': value for name, value in keypoints.items()}
-        found = run('render', run('source', {'image': driven.image.numpy()}) | poses)['prediction']
+        keypoints = head.keypoints(to_tensor(frames).numpy())
+        prediction, _ = head.render(head.encode_source(driven.image.numpy()), keypoints)
         expected, _, generated = driven(frames)
         for name, ours, theirs in (('keypoints', keypoints['value'], expected.value),
-                                   ('prediction', found, generated.prediction)):
+                                   ('prediction', prediction, generated.prediction)):
             difference = np.abs(ours - theirs.numpy())
             worst = float(difference.max()) if np.isfinite(difference).all() else math.inf
             differences[name] = max(differences[name], worst)
