@@ -13,18 +13,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from figures.selection import parse_frames
 from modes.web import address_of, newest_run
 from support.errors import UserError
 from tests.support.command_line import refused
 from tests.support.tiny import ROOT
 from tests.support.web_jobs import (
-    ask_for, broken, count, die, fail, hang, hold, loads, portraits, process, render, unpicklable, unreadable, variable,
+    ask_for, broken, count, die, fail, hang, loads, process, render, unpicklable, unreadable, variable,
     write_clip)
-from web import live, worker as web_worker
+from web import worker as web_worker
 from web.files import Files
 from web.guard import ROUTES, cut_off
-from web.limits import check_clip, check_moments, check_picture
+from web.limits import check_clip, check_picture
 from web.worker import MOST_WAITING, Cancelled, Worker
 
 
@@ -85,14 +84,6 @@ def test_a_job_ends_even_if_its_answer_cannot_travel_or_its_process_dies(worker,
     with pytest.raises(UserError, match=message):
         task.result()
     assert worker.ask('a', functools.partial(ask_for, checkpoint='w')).result() == 'W'
-
-
-def test_a_portrait_is_forgotten_even_while_the_queue_is_full(worker, monkeypatch):
-    monkeypatch.setattr(web_worker, 'MOST_WAITING', 0)
-    for session in ('me', 'you'):
-        worker.ask('', functools.partial(hold, session=session), limited=False).result()
-    worker.ask('', functools.partial(live.forget, session='me'), limited=False).result()
-    assert worker.ask('', portraits, limited=False).result() == ['you']
 
 
 def test_an_interrupt_prints_no_traceback_of_the_worker():
@@ -179,9 +170,6 @@ def test_what_is_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('web.limits.MOST_FRAMES', 4)
     with pytest.raises(UserError, match='has 5 frames; this page takes 4'):
         check_clip(clip)
-    assert check_moments(parse_frames(['largest_pose'])) == 'largest_pose'
-    with pytest.raises(UserError, match='13 frames to print; this page takes 12 at most'):
-        check_moments(parse_frames([str(i) for i in range(13)]))
 
 
 def test_equal_uploads_of_two_visitors_are_two_files():

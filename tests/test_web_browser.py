@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
@@ -20,7 +19,6 @@ from PIL import Image
 import run
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
-from figures.selection import Time, parse_frames
 from logger import write_checkpoint
 from modules.build import build_model
 from support.pages import PROJECT
@@ -293,19 +291,13 @@ def test_all_models_side_by_side(visit, files, tmp_path):
     bring(page, '#compare-source', files / 'face.png')
     bring(page, '#compare-driver', files / 'driver.mp4')
     option(page, 'Motion', 'absolute')
-    page.get_by_label('Printed frames').fill('0 1 2 3 4 5 6 7 8 9 10 11 11.5s')
     page.click('#compare')
-    page.locator('#compare-status', has_text='13 frames to print; this page takes 12 at most').wait_for()
-    page.get_by_label('Printed frames').fill('3 0.2s')
-    page.get_by_label('Enlarge').fill('8 8 32 16')
-    page.click('#compare')
-    page.locator('#compare-status', has_text=f'Done: {FRAMES} frames each. Frames 3, at 0.2 s of each').wait_for()
+    page.locator('#compare-status', has_text=f'Done: {FRAMES} frames each. Shown: the driving frame').wait_for()
     clip = result_of(page, tmp_path, '#compared')
     assert len(clip) == FRAMES and clip.read([0])[0].shape[1] == 4 * 256
     arrived(page, '#comparison')
     options = command_of(page)
-    assert (options.mode, options.relative, options.zoom) == ('compare', False, ['8', '8', '32', '16'])
-    assert parse_frames(options.frames) == (3, Time(Fraction(1, 5)))
+    assert (options.mode, options.relative) == ('compare', False)
     assert options.checkpoints == [f'{name}={files / name}.pt' for name in ('ours', 'rival')]
 
 

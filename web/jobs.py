@@ -78,27 +78,17 @@ class Compared(NamedTuple):
     rule: str
 
 
-def compare(worker, models, files, motion, shown, folder):
-    """Compare all models on one pair, in the folder; returns Compared.
-
-    models: {name: checkpoint}
-    files:  (source image, driving video), paths
-    motion: motion.settings.Motion
-    shown:  {'frames': figures.selection.parse_frames, 'zoom': parse_zoom, 'background': of figures.printed.COLOURS}
-    """
+def compare(worker, models, files, motion, folder):
+    """Compare all models, {name: checkpoint}, on (source image, driving video), in the folder; returns Compared."""
     from figures import compare as side_by_side
     from figures.methods import RenderedMethod, case_of_files, largest_cases
-    from figures.printed import FigureStyle
-    from figures.selection import Zoom
     check_picture(files[0])
-    total, zoom, folder = len(check_clip(files[1])), shown['zoom'] and Zoom(shown['zoom']), Path(folder)
+    total, folder = len(check_clip(files[1])), Path(folder)
     count, methods = worker.counter(total * len(models)), []
     for name, checkpoint in models.items():
         renderer = worker.model(checkpoint).renderer
         methods.append(RenderedMethod(name, renderer, (case_of_files(*files, renderer.size),), motion, count))
-    report = side_by_side.compare(side_by_side.Comparison(
-        folder, largest_cases(methods), tuple(methods), shown['frames'], zoom,
-        style=FigureStyle(background=shown['background'])))
+    report = side_by_side.compare(side_by_side.Comparison(folder, largest_cases(methods), tuple(methods)))
     video, = (folder / 'videos').iterdir()
     return Compared(str(video), str(folder / 'comparison.png'), str(folder / 'comparison.pdf'), total, report['rule'])
 

@@ -1,4 +1,4 @@
-"""Limits of uploads and of comparisons, checked before anything is decoded."""
+"""Limits of uploads, checked before anything is decoded."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ from support.errors import UserError
 MOST_BYTES = 100 * 2 ** 20         # of an upload; the server stops reading there
 MOST_PIXELS = 25_000_000           # of a picture or frame: a large photograph
 MOST_FRAMES = 1500                 # of a clip: a minute at 25 frames per second
-MOST_MOMENTS = 12                  # frames in the figure of a comparison
 
 
 def check_picture(path):
@@ -39,13 +38,6 @@ def check_clip(path):
     if len(clip) > MOST_FRAMES:
         raise UserError(f'{path}: has {len(clip)} frames; this page takes {MOST_FRAMES} at most, cut it')
     return clip
-
-
-def check_moments(frames):
-    """`frames` of figures.selection.parse_frames; UserError if they are too many."""
-    if isinstance(frames, tuple) and len(frames) > MOST_MOMENTS:
-        raise UserError(f'{len(frames)} frames to print; this page takes {MOST_MOMENTS} at most')
-    return frames
 
 
 def _check_pixels(path, width, height):

@@ -35,14 +35,6 @@ def process(worker):
     return os.getpid()
 
 
-def portraits(worker):
-    return list(worker.state.get('live', {}))
-
-
-def hold(worker, session):
-    worker.state.setdefault('live', {})[session] = None
-
-
 def unpicklable(worker):
     return lambda: None
 
