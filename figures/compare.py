@@ -1,7 +1,7 @@
 """`--mode compare`: methods side by side, as a printed figure like the paper's Fig. 6 and 9, and as videos.
 
     compare/comparison.png  .pdf    rows: pairs; columns: source, driving, methods; 300 dpi
-           /comparison.json         the rule, the frames shown, their scores and positions in the figure
+           /comparison.json         the rule, the frames shown and their scores
            /videos/000_PAIR.mp4     the same columns as a video
 """
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datasets.video_writer import VideoWriter
 from evaluation.videos import pair_name
 from figures.methods import RenderedMethod, at_size, stream
-from figures.printed import Cell, FigureStyle, PrintedFigure
+from figures.printed import FigureStyle, Shown, print_figure
 from figures.selection import BY_SCORE, RULES, Zoom, as_unit, indices_of, largest_pose, rule_text, select
 from metrics.catalogue import build
 from support.errors import UserError
@@ -101,22 +101,14 @@ def compare(job):
     metrics, left_out = build(SCORES, 'cpu') if any(map(is_truth, job.cases)) else ([], {})
     for name, why in left_out.items():
         log.warning('%s is left out: %s', name, why)
-    figure, rows = PrintedFigure(job.style, ['source', 'driving', *job.names]), []
+    rows, drawn = [], []
     for number, case in enumerate(job.cases):
         source = at_size(case.source.read([0])[0], case.driving.read([0])[0].shape)
         for frame in shown_frames(job, number, source):
-            row = score(metrics, case, frame)
-            row['zoom'] = None if job.zoom is None else find_region(job.zoom, case, frame)
-            figure.row(cells(job, case, source, frame, row))
-            rows.append(row)
-    if job.error:
-        figure.error_scale()
-    figure.caption(job.rule)
-    figure.save(out / 'comparison')
-    report = {'rule': job.rule, 'methods': job.names, 'left_out': left_out,
-              'rows': [row | {'boxes': boxes} for row, boxes in zip(rows, figure.boxes)]}
-    for row in report['rows']:
-        row['scores'] = dict(zip(job.names, row['scores']))
+            rows.append(score(metrics, job, case, frame))
+            drawn.append(shown_row(job, case, source, frame, rows[-1]))
+    print_figure(out / 'comparison', job.style, ['source', 'driving', *job.names], drawn, job.rule)
+    report = {'rule': job.rule, 'methods': job.names, 'left_out': left_out, 'rows': rows}
     with written_whole(out / 'comparison.json') as path:
         path.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n', encoding='utf-8')
     return report
@@ -169,27 +161,25 @@ def label(text, width):
 
 # ---------------------------------------------------------------------------- rows of the figure
 
-def score(metrics, case, frame):
-    """A row of comparison.json; scores holds {metric's id: score} per method, None for the PSNR of equal frames."""
-    truth, scores = as_unit(frame.driving), [{} for _ in frame.made]
+def score(metrics, job, case, frame):
+    """A row of comparison.json; scores: {method: {metric's id: score}}, None for the PSNR of equal frames."""
+    truth, scores = as_unit(frame.driving), {name: {} for name in job.names}
     if is_truth(case):
-        scores = [{metric.id: float(metric(made, truth)[0]) for metric in metrics} for made in map(as_unit, frame.made)]
-    finite = [{name: value if np.isfinite(value) else None for name, value in found.items()} for found in scores]
+        for name, made in zip(job.names, map(as_unit, frame.made)):
+            values = {metric.id: float(metric(made, truth)[0]) for metric in metrics}
+            scores[name] = {id_: value if np.isfinite(value) else None for id_, value in values.items()}
+    # One region for the row: found in the truth, otherwise in the first method's frame that shows a face.
+    region = job.zoom and job.zoom.region([frame.driving] if is_truth(case) else frame.made,
+                                          f'{pair_name(case)}, frame {frame.index}')
     return {'source': case.source.name, 'driving': case.driving.name, 'frame': frame.index,
-            'same_identity': is_truth(case), 'scores': finite}
+            'same_identity': is_truth(case), 'scores': scores, 'zoom': region}
 
 
-def find_region(zoom, case, frame):
-    """One region for the row: found in the truth, otherwise in the first method's frame that shows a face."""
-    return zoom.region([frame.driving] if is_truth(case) else frame.made, f'{pair_name(case)}, frame {frame.index}')
-
-
-def cells(job, case, source, frame, row):
-    """The Cells of a row of the figure."""
-    truth, region = is_truth(case), row['zoom']
-    made = []
-    for result, scores in zip(frame.made, row['scores']):
-        error = error_to_rgb(result[None], frame.driving[None])[0] if job.error else None
+def shown_row(job, case, source, frame, row):
+    """A row of the figure: Shown of source, driving frame and each method's frame."""
+    shown = [Shown(source), Shown(frame.driving, row['zoom'] if is_truth(case) else None, note=f'frame {frame.index}')]
+    for made, scores in zip(frame.made, row['scores'].values()):
+        error = error_to_rgb(made[None], frame.driving[None])[0] if job.error else None
         notes = ['equal' if value is None else SCORES[name].format(value) for name, value in scores.items()]
-        made.append(Cell(result, region, error, notes))
-    return [Cell(source), Cell(frame.driving, region if truth else None, notes=[f'frame {frame.index}']), *made]
+        shown.append(Shown(made, row['zoom'], error, ', '.join(notes)))
+    return shown

@@ -1,22 +1,20 @@
-"""Drawing of a Figure as one sheet by Matplotlib, with one colour scale per quantity."""
+"""Drawing of a Figure as one sheet, with one colour scale per quantity."""
 
 import colorsys
 import io
 import math
-from textwrap import wrap
 
-import matplotlib.figure
 import numpy as np
 import torch
 
 from figures.figure import pixels
+from figures.sheet import Cell, Look, Sheet
 from modules.warp import identity_grid
 from visualizer import draw_keypoints, enlarge, heat_to_rgb, motion_to_rgb, occlusion_to_rgb, to_uint8
 
-GROUND, INK, FAINT, BAR, DEAD = '#181818', '#ebebeb', '#969696', '#63c7cf', '#c83c28'
-CELL, GAP, LINE = 1.9, 0.12, 0.15      # a panel, between panels, a line of text; inches
+LOOK = Look('#181818', '#ebebeb', '#969696')
+CELL = 1.9                   # width of a panel, inches
 COLUMNS = 4                  # least width of a sheet, in panels
-DPI = 100
 QUANTILE = 0.995             # of a quantity, at the end of its scale; larger values are clipped
 LEAST_PX = 1                 # smallest full scale of lengths, so that less than a pixel does not look like motion
 GOLDEN = 0.618034            # of the hue circle between neighbouring indices, so that they are far apart
@@ -117,9 +115,9 @@ def round_up(value):
 # ---------------------------------------------------------------------------- panels
 
 def picture_of(panel, scales):
-    """One panel, but for bars, as a picture (h, w, 3) uint8."""
+    """One panel as a picture (h, w, 3) uint8; bars as they are, (K,)."""
     value = panel.value.detach().cpu()
-    if panel.kind == 'picture':
+    if panel.kind in ('picture', 'bars'):
         return value.numpy()
     if panel.kind == 'image':
         image = to_uint8(value)[0]
@@ -158,64 +156,16 @@ def draw(figure, size, windows=None):
     """
     scales = Scales([panel for row in figure.rows for panel in row.panels if panel], size, windows)
     columns = max(COLUMNS, *(sum(panel.columns if panel else 1 for panel in row.panels) for row in figure.rows))
-    width = columns * (CELL + GAP) + GAP
-    sheet = matplotlib.figure.Figure((width, 1), dpi=DPI, facecolor=GROUND)
-    y = _text(sheet, GAP, GAP, figure.title, INK, 13) + GAP
-    y = _text(sheet, GAP, y, figure.text, FAINT) + GAP
+    sheet = Sheet(columns * (CELL + LOOK.gap) + LOOK.gap, columns, LOOK)
+    sheet.text(figure.title, LOOK.ink, 13)
+    sheet.text(figure.text)
     for row in figure.rows:
-        y = _text(sheet, GAP, y, row.caption, INK) + 1.5 * LINE
-        left, ends = GAP, []
-        for panel in row.panels:
-            across = panel.columns * (CELL + GAP) - GAP if panel else CELL
-            if panel:
-                ends.append(_place(sheet, panel, scales, (left, y, across)))
-            left += across + GAP
-        y = max(ends) + GAP
+        sheet.y += LOOK.gap
+        sheet.text(row.caption, LOOK.ink)
+        sheet.row([panel and Cell(picture_of(panel, scales), panel.title, panel.note, panel.columns)
+                   for panel in row.panels])
     for sentence in scales.legend():
-        y = _text(sheet, GAP, y, f'{sentence}.', FAINT)
-    return _as_png(sheet, width, y + GAP), scales
-
-
-def _text(sheet, left, top, text, colour, points=8):
-    """Write a wrapped paragraph at a position in inches; returns the y below it."""
-    lines = wrap(text, int((sheet.get_figwidth() - left) * 125 / points))
-    sheet.text(left, top, '\n'.join(lines), color=colour, fontsize=points, va='top', linespacing=1.2)
-    return top + len(lines) * points / 72 * 1.4
-
-
-def _place(sheet, panel, scales, place):
-    """Add a panel with its title above and its note below at (left, top, width) in inches; returns the y below it."""
-    left, top, width = place
-    if panel.kind == 'bars':
-        height = CELL if panel.columns == 1 else CELL / 2
-        axes = sheet.add_axes((left, top, width, height), facecolor='#343434')
-        values = panel.value.detach().float().cpu().numpy()
-        axes.bar(np.arange(len(values)), values, 1, color=BAR)
-        dead = np.flatnonzero(values == 0)
-        axes.plot(dead, np.zeros(len(dead)), '|', color=DEAD)
-        axes.margins(x=0)
-    else:
-        picture = picture_of(panel, scales)
-        height = width * picture.shape[0] / picture.shape[1]
-        axes = sheet.add_axes((left, top, width, height))
-        axes.imshow(picture, aspect='auto')
-    axes.set_xticks([]), axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    axes.set_title(panel.title, color=INK, fontsize=8, loc='left', pad=3)
-    note = wrap(panel.note, int(width * 17))
-    axes.set_xlabel('\n'.join(note), color=FAINT, fontsize=7.5, loc='left', labelpad=3)
-    return top + height + (len(note) + 0.5) * LINE
-
-
-def _as_png(sheet, width, height):
-    """Bytes of the sheet, which was laid out in inches from the top left."""
-    sheet.set_size_inches(width, height)
-    for text in sheet.texts:
-        left, top = text.get_position()
-        text.set_position((left / width, 1 - top / height))
-    for axes in sheet.axes:
-        left, top, across, down = axes.get_position().bounds
-        axes.set_position((left / width, 1 - (top + down) / height, across / width, down / height))
+        sheet.text(f'{sentence}.')
     file = io.BytesIO()
-    sheet.savefig(file, format='png')
-    return file.getvalue()
+    sheet.finished().savefig(file, format='png')
+    return file.getvalue(), scales

@@ -6,6 +6,7 @@ import weakref
 import zlib
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from figures.compare import Comparison, compare
 from figures.methods import RenderedMethod, VideoMethod
 from figures.printed import BOX, DPI, FigureStyle
 from figures.selection import Time, Zoom, around, as_unit, largest_pose
+from figures.sheet import Sheet
 from inference import Renderer
 from logger import write_checkpoint
 from metrics import face
@@ -90,103 +92,92 @@ def job_of(tmp_path, truth=True, **how):
     return Comparison(tmp_path / 'out', cases, methods, **{'style': SMALL, 'videos': False} | how)
 
 
-def printed(tmp_path):
-    return np.asarray(Image.open(tmp_path / 'out' / 'comparison.png').convert('RGB'))
+@pytest.fixture
+def figures(monkeypatch):
+    """The Matplotlib figures of comparisons."""
+    made, finished = [], Sheet.finished
+    monkeypatch.setattr(Sheet, 'finished', lambda sheet: made.append(finished(sheet)) or made[-1])
+    return made
 
 
-def crop(picture, box):
-    x0, y0, x1, y1 = box
-    return picture[y0:y1, x0:x1]
-
-
-def at(frame, box):
-    """The frame at the size of a box of the figure."""
-    x0, y0, x1, y1 = box
-    return np.asarray(Image.fromarray(frame).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC))
+def pictures_in(figure):
+    """The pictures of a figure, row by row, as arrays."""
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
 
 
 # ---------------------------------------------------------------------------- the figure
 
-def test_cells_contain_the_frames_of_their_pair_moment_and_method(tmp_path):
+def test_cells_contain_the_frames_of_their_pair_moment_and_method(tmp_path, figures):
     job = job_of(tmp_path, truth=False, frames=(4, 1))
-    report = compare(job)
-    picture = printed(tmp_path)
-    assert [(row['source'], row['driving'], row['frame']) for row in report['rows']] == [
+    rows = compare(job)['rows']
+    assert [(row['source'], row['driving'], row['frame']) for row in rows] == [
         ('anna', 'bert', 4), ('anna', 'bert', 1), ('carl', 'bert', 4), ('carl', 'bert', 1)]
-    covered = np.zeros(picture.shape[:2], bool)
-    for row, case in zip(report['rows'], np.repeat(np.array(job.cases, dtype=object), 2)):
+    expected = []
+    for row, case in zip(rows, np.repeat(np.array(job.cases, dtype=object), 2)):
         driving = case.driving.pictures[row['frame']]
-        expected = [case.source.pictures[0], driving, *(m.make(row['frame'], driving) for m in job.methods)]
-        for boxes, frame in zip(row['boxes'], expected, strict=True):
-            assert (crop(picture, boxes['frame']) == at(frame, boxes['frame'])).all()
-            assert not crop(covered, boxes['frame']).any()
-            crop(covered, boxes['frame'])[:] = True
+        expected += [case.source.pictures[0], driving, *(m.make(row['frame'], driving) for m in job.methods)]
         assert row['scores'] == {'Okapi': {}, 'Quagga': {}}           # no truth, no score
-    assert picture.shape[1] == round(8 / 2.54 * DPI)
+    assert all((found == frame).all() for found, frame in zip(pictures_in(figures[0]), expected, strict=True))
+    places = [axes.get_position() for axes in figures[0].axes]
+    assert not any(one.overlaps(other) for one, other in combinations(places, 2))
+    assert all(0 < place.x0 and place.x1 < 1 and 0 < place.y0 and place.y1 < 1 for place in places)
+    assert Image.open(tmp_path / 'out' / 'comparison.png').width == pytest.approx(8 / 2.54 * DPI, abs=1)
     assert [method.made for method in job.methods] == [[1, 4, 1, 4]] * 2      # no others are rendered
 
 
-def test_zoom_shows_the_region_and_marks_it_and_errors_lie_below(tmp_path):
+def test_zoom_shows_the_region_and_marks_it_and_errors_lie_below(tmp_path, figures):
     job = job_of(tmp_path, frames=(2,), zoom=Zoom((8, 4, 16, 12)), error=True)
-    row = compare(job)['rows'][0]
-    picture, driving = printed(tmp_path), job.cases[0].driving.pictures[2]
-    source, driven, *made = row['boxes']
-    assert set(source) == {'frame'} and set(driven) == {'frame', 'zoom'} and row['zoom'] == (8, 4, 16, 12)
-    for boxes, frame in zip((driven, *made), (driving, *(method.make(2, driving) for method in job.methods))):
-        assert (crop(picture, boxes['zoom']) == at(frame[4:16, 8:24], boxes['zoom'])).all()
-        cell, plain = crop(picture, boxes['frame']), at(frame, boxes['frame'])
-        marked, scale = (cell != plain).any(-1), len(cell) / 32
-        assert (cell[marked] == BOX).all()
-        rows, columns = np.nonzero(marked)
-        for found, wanted in ((rows, (4, 16)), (columns, (8, 24))):
-            assert (found.min(), found.max()) == pytest.approx((wanted[0] * scale, wanted[1] * scale), abs=3)
-        assert not marked[rows.min() + 3:rows.max() - 2, columns.min() + 3:columns.max() - 2].any()
-    for boxes, method in zip(made, job.methods):
-        expected = error_to_rgb(method.make(2, driving)[None], driving[None])[0]
-        assert (crop(picture, boxes['error']) == at(expected, boxes['error'])).all()
+    assert compare(job)['rows'][0]['zoom'] == (8, 4, 16, 12)
+    driving = job.cases[0].driving.pictures[2]
+    frames = [driving, *(method.make(2, driving) for method in job.methods)]
+    found = pictures_in(figures[0])[:9]
+    source, marked, zoomed, errors = found[0], found[1:4], found[4:7], found[7:9]
+    assert (source == driving).all() or (source == job.cases[0].source.pictures[0]).all()
+    for frame, shown, region in zip(frames, marked, zoomed):
+        assert (region == frame[4:16, 8:24]).all()
+        changed = (shown != frame.repeat(16, 0).repeat(16, 1)).any(-1)
+        assert (shown[changed] == BOX).all() and not changed[4 * 16:16 * 16, 8 * 16:24 * 16].any()
+        rows, columns = np.nonzero(changed)
+        assert (rows.min(), columns.min()) == pytest.approx((4 * 16, 8 * 16), abs=4)
+        assert (rows.max(), columns.max()) == pytest.approx((16 * 16, 24 * 16), abs=4)
+    for shown, made in zip(errors, frames[1:]):
+        assert (shown == error_to_rgb(made[None], driving[None])[0]).all()
 
 
-def test_scores_below_a_cell_are_those_of_its_frame(tmp_path, monkeypatch):
+def test_scores_below_a_cell_are_those_of_its_frame(tmp_path, figures, monkeypatch):
     """PSNR, and LPIPS where its weights are."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    shown, cells = [], figure.cells
-    monkeypatch.setattr(figure, 'cells', lambda *given: shown.append(cells(*given)) or shown[-1])
     job = job_of(tmp_path, frames=(3, 0))
     equal = Fake('same', job.cases, lambda index, frame: frame)
     report = compare(replace(job, methods=(*job.methods, equal)))
-    assert 'vgg16' in report['left_out']['lpips.vgg']
-    for row, drawn, case in zip(report['rows'], shown, np.repeat(np.array(job.cases, dtype=object), 2)):
-        driving = case.driving.pictures[row['frame']]
-        assert drawn[0].notes == [] and drawn[1].notes == [f'frame {row["frame"]}']
-        for method, cell in zip(job.methods, drawn[2:]):
-            error = np.mean((method.make(row['frame'], driving).astype(float) - driving) ** 2)
-            assert cell.notes == [f'{10 * np.log10(255 ** 2 / error):.2f} dB']
-        assert drawn[4].notes == ['equal'] and row['scores']['same']['psnr.rgb'] is None
-    assert json.loads((tmp_path / 'out' / 'comparison.json').read_text())['rows'][0]['frame'] == 3
-    picture = printed(tmp_path)
-    for boxes in report['rows'][0]['boxes'][1:]:                              # written below their cell
-        x0, _, x1, y1 = boxes['frame']
-        assert (picture[y1 + 2:y1 + 30, x0:x1] < 128).any()
+    assert 'vgg16' in report['left_out']['lpips.vgg'] and report['rows'][0]['scores']['same']['psnr.rgb'] is None
+    driving = job.cases[0].driving.pictures[3]
+    errors = [np.mean((method.make(3, driving).astype(float) - driving) ** 2) for method in job.methods]
+    assert [axes.get_xlabel() for axes in figures[0].axes[:5]] == [
+        '', 'frame 3', *(f'{10 * np.log10(255 ** 2 / error):.2f} dB' for error in errors), 'equal']
+    assert [axes.get_title() for axes in figures[0].axes[:6]] == ['source', 'driving', 'Okapi', 'Quagga', 'same', '']
+    assert json.loads((tmp_path / 'out' / 'comparison.json').read_text()) == json.loads(json.dumps(report))
 
     weights = checkpoint_path(BACKBONES['vgg'])
     weights.parent.mkdir(parents=True)
     with torch.device('meta'):
         network = torchvision.models.vgg16()
     save_random_weights(network, weights)
-    shown.clear()
     compare(job)
-    lpips, driving = LpipsVgg('cpu'), job.cases[0].driving.pictures[3]
-    for method, cell in zip(job.methods, shown[0][2:], strict=True):
-        assert cell.notes[1] == f'LPIPS {float(lpips(as_unit(method.make(3, driving)), as_unit(driving))[0]):.3f}'
+    lpips = LpipsVgg('cpu')
+    for method, axes in zip(job.methods, figures[1].axes[2:4], strict=True):
+        expected = float(lpips(as_unit(method.make(3, driving)), as_unit(driving))[0])
+        assert f'dB, LPIPS {expected:.3f}' in axes.get_xlabel().replace('\n', ' ')
 
 
 @pytest.mark.parametrize('background, corner', [('white', 255), ('dark', 24)])
 def test_the_pdf_has_the_size_of_the_figure_lossless_frames_and_text_as_text(tmp_path, background, corner):
     compare(job_of(tmp_path, style=FigureStyle(9, background), frames=(0,)))
-    picture, data = printed(tmp_path), (tmp_path / 'out' / 'comparison.pdf').read_bytes()
+    picture = np.asarray(Image.open(tmp_path / 'out' / 'comparison.png').convert('RGB'))
+    data = (tmp_path / 'out' / 'comparison.pdf').read_bytes()
     assert (picture[0, 0] == corner).all()
     width, height = map(float, re.search(rb'/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+) ?\]', data).groups())
-    assert width == pytest.approx(9 / 2.54 * 72, abs=0.2) and height == pytest.approx(len(picture) * 72 / DPI, abs=0.01)
+    assert width == pytest.approx(9 / 2.54 * 72, abs=0.2) and height == pytest.approx(len(picture) * 72 / DPI, abs=0.3)
     assert data.count(b'/Subtype /Image') == 2 * 4 and b'DCTDecode' not in data
     page = zlib.decompress(data[data.index(b'stream\n', data.index(b'/FlateDecode')) + 7:])
     shown = b''.join(re.findall(rb'\(([^)]*)\)', page)).replace(b'\0', b'')
@@ -323,7 +314,7 @@ def write_clip(path, clip):
             writer.write(frame)
 
 
-def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, capsys):
+def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, capsys, figures):
     """What is printed is what the renderer makes, with and without videos; the pair that is its own truth is scored."""
     for seed, name in enumerate(('anna', 'bert')):
         write_clip(tmp_path / 'clips' / f'{name}.mp4', Clip(name, 5, seed=seed))
@@ -335,8 +326,8 @@ def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, ca
                  '--device', 'cpu', '--out')
     assert 'Frames 3, 1 of each driving video' in succeeds(capsys, *arguments, tmp_path / 'out')
     succeeds(capsys, *arguments, tmp_path / 'again', '--pictures_only')
-    picture = printed(tmp_path)
-    assert (np.asarray(Image.open(tmp_path / 'again' / 'comparison.png').convert('RGB')) == picture).all()
+    found, again = map(pictures_in, figures)
+    assert all((one == other).all() for one, other in zip(found, again, strict=True))
     assert len(list((tmp_path / 'out' / 'videos').iterdir())) == 2 and not (tmp_path / 'again' / 'videos').exists()
 
     rows = json.loads((tmp_path / 'out' / 'comparison.json').read_text())['rows']
@@ -345,10 +336,8 @@ def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, ca
     driving, source = (open_clip(tmp_path / 'clips' / f'{name}.mp4') for name in ('anna', 'bert'))
     batch, = Renderer(model, 'cpu').follow(source.read([0])[0], driving, Motion()).render(driving.frames())
     assert (rows[3]['source'], rows[3]['driving'], rows[3]['frame']) == ('bert', 'anna', 1)
-    box = rows[3]['boxes'][3]['frame']
-    assert np.abs(crop(picture, box).astype(int) - at(batch.frames[1], box)).max() <= 1
-    third, box = open_clip(tmp_path / 'elsewhere' / 'anna--anna.mp4').read([3])[0], rows[0]['boxes'][4]['frame']
-    assert (crop(picture, box) == at(third, box)).all()
+    assert np.abs(found[3 * 5 + 3].astype(int) - batch.frames[1]).max() <= 1
+    assert (found[4] == open_clip(tmp_path / 'elsewhere' / 'anna--anna.mp4').read([3])[0]).all()
     assert rows[0]['scores']['third'] and not rows[3]['scores']['third']
 
 

@@ -14,7 +14,7 @@ from evaluation.study.statistics import (
     RESAMPLES, bradley_terry, interval, krippendorff_alpha, resample, shares, two_methods, weighted_sum)
 from support.errors import UserError
 from support.files import write_picture, written_whole
-from support.pages import PROJECT
+from support.pages import fill
 
 COLOURS = ('#0b6e75', '#e0912f', '#7a8b99', '#a63d57', '#5b7f3a', '#6a5aa8', '#c9b037', '#3f6fb5')
 
@@ -78,70 +78,9 @@ def _finite(value):
     return float(value) if np.isfinite(value) else None
 
 
-# ---------------------------------------------------------------------------- tables
-
 def as_markdown(report):
     """The report as Markdown: shares, strengths or the binomial test, agreement, and definitions."""
-    ranking, two = report['design'] == 'ranking', len(report['methods']) == 2
-    parts = [f'# {PROJECT}: user study {report["study"]}', _heading(report), '',
-             'Share of first places' if ranking or two else 'Share of comparisons won',
-             'in %, with 95 % intervals:', '', *_table(report, _share), '']
-    if ranking and not two:
-        parts += ['Mean rank (1 is best):', '', *_table(report, lambda scores: f'{scores["mean_rank"]:.2f}'), '']
-    if two:
-        parts += _binomial(report)
-    else:
-        parts += ['Bradley-Terry strengths (log-odds, mean 0), with 95 % intervals:', '',
-                  *_table(report, _strength), '']
-    agreement = ', '.join(f'{question} {_number(scores["krippendorff_alpha"], ".3f")}'
-                          for question, scores in report['questions'].items())
-    parts += [f"Agreement of the participants, Krippendorff's alpha of ranks (1 all agree, 0 chance): {agreement}.", '',
-              f'Intervals: percentiles of {report["bootstrap"]["resamples"]:,} bootstrap samples of participants and '
-              'of pairs, drawn independently. Excluded: participants who did not rank the broken video of an '
-              'attention check last in all three questions.', '']
-    return '\n'.join(parts)
-
-
-def _heading(report):
-    excluded = report['excluded']
-    left_out = f'; excluded after a failed attention check: {", ".join(excluded)}' if excluded else ''
-    return (f'{_amount(report["participants"], "participant")} ({len(excluded)} excluded), '
-            f'{_amount(report["pairs"], "pair")}, {report["design"]} of {len(report["methods"])} methods{left_out}.')
-
-
-def _amount(things, name):
-    return f'{len(things)} {name}{"s" if len(things) != 1 else ""}'
-
-
-def _table(report, cell):
-    questions = report['questions'].values()
-    return [f'| | {" | ".join(report["questions"])} |', '|---' * (len(questions) + 1) + '|',
-            *(f'| {method} | {" | ".join(cell(question["methods"][method]) for question in questions)} |'
-              for method in report['methods'])]
-
-
-def _share(scores):
-    share, low, high = (None if value is None else 100 * value for value in (scores['share'], *scores['interval']))
-    return f'{_number(share, ".1f")} [{_number(low, ".1f")}, {_number(high, ".1f")}]'
-
-
-def _strength(scores):
-    low, high = scores['bradley_terry_interval']
-    return f'{scores["bradley_terry"]:+.2f} [{low:+.2f}, {high:+.2f}]'
-
-
-def _number(value, form):
-    return '–' if value is None else format(value, form)
-
-
-def _binomial(report):
-    first = report['methods'][0]
-    lines = [f'| {first} preferred | answers | p | participants by majority | p |', '|---|---|---|---|---|']
-    for question, scores in report['questions'].items():
-        test = scores['binomial']
-        lines.append(f'| {question} | {test["wins"]} of {test["answers"]} | {test["p"]:.2g} | {test["majorities"]} of '
-                     f'{test["decided"]} | {test["p_participants"]:.2g} |')
-    return ['Exact two-sided binomial tests (participants are independent, their answers are not):', '', *lines, '']
+    return fill(Path(__file__).with_name('study.md.j2'), **report)
 
 
 # ---------------------------------------------------------------------------- the chart
@@ -170,7 +109,7 @@ def draw_chart(report):
     axes.set_ylim(0, 1.1 * highest)
     axes.set_ylabel('preferred')
     axes.spines[['top', 'right']].set_visible(False)
-    axes.set_title(f'{_amount(report["participants"], "participant")}, {_amount(report["pairs"], "pair")}; '
-                   'error bars: 95 % intervals', fontsize=9, color='#555', loc='right')
+    axes.set_title(f'{len(report["participants"])} participants, {len(report["pairs"])} pairs; error bars: 95 % '
+                   'intervals', fontsize=9, color='#555', loc='right')
     figure.legend(loc='outside upper center', ncols=min(len(methods), 4), frameon=False)
     return figure
