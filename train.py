@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curves.alarms import Alarms
-from datasets.loader import loading_explained, timed, training_loader, training_set
+from datasets.loader import timed_batches, training_loader, training_set
 from modules import memory
 from modules.objective import needs_vgg
 from modules.pairs import micro_batches
@@ -56,8 +56,8 @@ def train(config, run, device, checkpoint=None):
     means, skipped, stopping, alarms = Means(), SkippedSteps(run, params.max_nonfinite), StopSignal(), Alarms(run)
     progress = tqdm(total=params.num_iterations, initial=step, unit='it', desc=run.path.name,
                     dynamic_ncols=True, disable=distributed.rank() > 0)
-    with stopping, progress, memory.explained(micro_batch), loading_explained():
-        for seconds, batch in timed(loader):
+    with stopping, progress, memory.explained(micro_batch), timed_batches(loader) as batches:
+        for seconds, batch in batches:
             step += 1
             result = training_step(micro_batches(batch, params), step, stopping.requested)
 

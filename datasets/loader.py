@@ -53,22 +53,34 @@ def check_queues(workers):
 
 
 @contextmanager
-def loading_explained():
-    """Context manager: the death of a loading process, which PyTorch may report at any line, becomes a UserError."""
+def timed_batches(loader):
+    """Yields an iterator of `timed` batches. However the block is left, the data loading processes end with it.
+
+    Python would wait for them at exit, for ever, as they ignore SIGTERM. The death of one, which PyTorch may report at
+    any line of the block, becomes a UserError.
+    """
+    before, batches = multiprocessing.active_children(), None
     try:
-        yield
+        batches = iter(loader)
+        yield timed(batches)
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
         raise UserError('a data loading process was killed, most often because memory or shared memory (/dev/shm) is '
                         'full; rerun the same command to resume, with fewer train_params.num_workers if it happens '
                         'again') from None
+    finally:
+        if hasattr(batches, '_shutdown_workers'):
+            batches._shutdown_workers()
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
 
 
-def timed(loader):
+def timed(batches):
     """Yields (seconds by name as tensors, batch): time spent waiting for it, and since the previous batch arrived."""
     last = begin = time.perf_counter()
-    for batch in loader:
+    for batch in batches:
         now = time.perf_counter()
         yield {'data/wait_s': torch.tensor(now - begin), 'data/step_s': torch.tensor(now - last)}, batch
         last, begin = now, time.perf_counter()

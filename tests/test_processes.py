@@ -9,6 +9,8 @@ import time
 import pytest
 
 from tests.support.tiny import ROOT
+from tests.support.training import command, environment
+from tests.support.video_files import encode
 
 PROGRAM = '''
 import os, signal, sys, time
@@ -73,3 +75,20 @@ def running(process):
         return True
     except ProcessLookupError:
         return False
+
+
+TWO = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
+
+
+@pytest.mark.parametrize('workers, launcher, code', [(0, TWO[:1], 2), (1, TWO[:1], 2), (4, TWO[:1], 2), (4, TWO, 1)])
+def test_they_end_with_training_that_fails(tmp_path, workers, launcher, code):
+    """Of torchrun the code is 1, whatever that of the processes."""
+    for partition in ('train', 'test'):
+        (tmp_path / 'data' / partition).mkdir(parents=True)
+    (tmp_path / 'data' / 'train' / 'id1#a#0#1.mp4').write_text('no video')
+    encode(tmp_path / 'data' / 'test' / 'id2#b#0#1.mp4', count=4)
+    ended = subprocess.run(
+        command(tmp_path, f'dataset_params.root_dir={tmp_path}/data', f'train_params.num_workers={workers}',
+                launcher=launcher), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert 'error: no clip of the data set can be read' in ended.stderr, ended.stderr
+    assert ended.returncode == code
