@@ -18,7 +18,7 @@ from config import schema
 from config.changes import changes
 from support.errors import UserError
 from support.files import make_folder, writing, written_whole
-from support.weights import load_safetensors, load_tensors, save_tensors
+from support.weights import is_safetensors, load_safetensors, load_tensors, save_tensors
 from visualizer import save_png
 
 CHECKPOINT_FORMAT = 1
@@ -179,7 +179,7 @@ def read_checkpoint(path):
 
     A safetensors file holds the weights for inference alone (tools/release_weights.py).
     """
-    state = _read_release(path) if Path(path).suffix == '.safetensors' else load_tensors(path)
+    state = _read_release(path) if is_safetensors(path) else load_tensors(path)
     if not isinstance(state, dict) or state.get('format') != CHECKPOINT_FORMAT:
         raise UserError(f'{path}: is not a checkpoint of this project; import published weights with --mode import')
     parts = {'config': dict, 'step': int, 'model': dict, 'ema': dict}

@@ -72,6 +72,13 @@ def _damaged(path):
     return UserError(f'{path}: is truncated or damaged ({path.stat().st_size:,} bytes); download or copy it again')
 
 
+def is_safetensors(path):
+    """Whether a file, whatever its name, begins as safetensors do: a length of eight bytes, and JSON. UserError."""
+    check_file(path)
+    with open(path, 'rb') as file:
+        return file.read(9)[8:] == b'{'
+
+
 def load_safetensors(path):
     """(tensors by name on the CPU, metadata: dict of strings) of a safetensors file.
 

@@ -1,11 +1,12 @@
 """FOMM and MCNet on the interface of the paper's model, their recipes and checkpoints, and the ablations' configs."""
 
-
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from config import schema
+from logger import read_checkpoint
 from modules.build import build_discriminator, build_model, build_objective
 from modules.discriminator import DiscriminatorOutput, MultiScaleDiscriminator, MultiScaleDiscriminatorParams
 from modules.losses import ADVERSARIAL_FORMS, RandomTransform, feature_matching
@@ -14,8 +15,10 @@ from modules.objective import DiscriminatorObjective, Objective, ObjectiveParams
 from modules.published.formats import (FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors,
                                        published_shapes)
 from modules.talking_head import Generated, Keypoints
+from tests.support.inputs import published
 from tests.support.small import SMALL_METHOD, SMALL_SYNERGY, random_images, small_config, small_model
 from tests.support.tiny import ROOT
+from tools.import_checkpoint import import_published
 
 ABLATIONS = sorted((ROOT / 'config' / 'ablation').glob('*.yaml'))
 
@@ -263,6 +266,11 @@ def published_tensors(source, model, discriminator):
     return {name: torch.randn(shape) for name, shape in shapes.items()} | FORMATS[source].constants(model)
 
 
+def save_safetensors(networks, path):
+    save_file({f'{network}.{name}': tensor.contiguous().clone()
+               for network, tensors in networks.items() for name, tensor in tensors.items()}, path)
+
+
 def as_file(tensors, prefix=''):
     """What the public codes save: one state dict per network, and the optimisers'."""
     contents = {'epoch': 99, 'optimizer_generator': {'state': {}, 'param_groups': []}}
@@ -291,6 +299,22 @@ def test_a_published_file_fills_every_tensor(source, name):
         kernels = tensors['generator/mbUnit.conv_kv.weight']
         assert torch.equal(model.compensation.key_value.weight, kernels.flatten(0, 1))
         assert torch.equal(model.levels[1].residual[1].conv1.weight, tensors['generator/resblock.3.conv1.weight'])
+
+
+@pytest.mark.parametrize('source', ['smac', 'fomm', 'mcnet'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('save, suffix', [(torch.save, '.pth'), (save_safetensors, '.safetensors')])
+def test_files_in_half_precision_are_imported_as_float32(tmp_path, source, dtype, save, suffix):
+    files, config = published(source)
+    paths = [tmp_path / f'{n}{suffix}' for n in range(len(files))]
+    for path, networks in zip(paths, files):
+        save({network: {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                        for name, tensor in tensors.items()} for network, tensors in networks.items()}, path)
+    import_published(source, paths, config, tmp_path / 'model.pt')
+    imported = read_checkpoint(tmp_path / 'model.pt')['ema']
+    assert {tensor.dtype for tensor in imported.values()} == {torch.float32, torch.int64}
+    assert all(torch.equal(tensor, tensor.to(dtype).float())
+               for tensor in imported.values() if tensor.is_floating_point())
 
 
 def test_files_of_another_method_or_network_are_refused():

@@ -7,7 +7,7 @@ from modules.build import build_discriminator, build_model
 from modules.published.formats import FORMATS, ImportFault, flatten_checkpoint, has_discriminator, import_tensors
 from support.errors import UserError
 from support.files import make_folder, refuse_overwriting
-from support.weights import load_tensors
+from support.weights import is_safetensors, load_safetensors, load_tensors
 
 
 def import_published(source, files, config, out):
@@ -23,7 +23,7 @@ def import_published(source, files, config, out):
     refuse_overwriting([out], files)
     names = ', '.join(map(str, files))
     try:
-        loaded = [load_tensors(file) for file in files]
+        loaded = [_read(file) for file in files]
         published = flatten_checkpoint(source, loaded)
         model, ema = build_model(config), build_model(config)
         discriminator = build_discriminator(config) if has_discriminator(source, published) else None
@@ -38,3 +38,14 @@ def import_published(source, files, config, out):
     make_folder(Path(out).parent)
     write_checkpoint(out, state)
     return len(published)
+
+
+def _read(file):
+    """The content of a published file. A safetensors file names its tensors NETWORK.NAME: one dict per network."""
+    if not is_safetensors(file):
+        return load_tensors(file)
+    networks = {}
+    for name, tensor in load_safetensors(file)[0].items():
+        network, _, name = name.partition('.')
+        networks.setdefault(network, {})[name] = tensor
+    return networks
