@@ -18,7 +18,7 @@ from datasets.synthetic.clips import LANDMARK_NAMES, MAX_PEOPLE
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError, check_config_path, did_you_mean, did_you_mean_or_known
-from support.files import written_whole
+from support.files import read_text, written_whole
 from support.ranges import AtLeastOne, AtLeastZero, Decay, NotNegative, Positive, Range, Scale, Seed
 
 PRECISIONS = ('fp32', 'bf16')
@@ -220,8 +220,8 @@ def _read(path, seen=()):
     if path.resolve() in seen:
         raise UserError(f'config {path} is its own base')
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:      # of bytes, of numbers and dates, of depth
+        raw = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:      # of numbers and dates, of depth
         raise UserError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
     if raw is None:         # truncated by a full disk, for example: do not start two weeks of default training
         raise UserError(f'config {path} is empty; copy it again, or omit --config')

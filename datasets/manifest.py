@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from support.errors import UserError
-from support.files import writing, written_whole
+from support.files import read_text, writing, written_whole
 
 NAME = 'manifest.jsonl'
 CLIP_FPS = Fraction(25)      # of all clips, and of the frame numbers in their names, as in VoxCeleb
@@ -104,13 +104,9 @@ def read_manifest(root):
     A last line that an interruption has truncated is skipped. Raises UserError for any other line that is no record.
     """
     path = Path(root) / NAME
-    try:
-        lines = path.read_text(encoding='utf-8').split('\n')
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: cannot be read ({error})') from error
-    records = {}
+    records, lines = {}, read_text(path).split('\n')
     for number, line in enumerate(lines[:-1], 1):     # a complete line ends in a line break, so the last part is empty
         try:
             fields = json.loads(line)

@@ -25,7 +25,7 @@ from datasets.prepare.metadata import TEST_ONE_IN, in_test
 from datasets.still import STILL_SUFFIXES
 from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError, did_you_mean_or_known
-from support.files import written_whole
+from support.files import read_text, written_whole
 
 LISTS = Path(__file__).parent / 'lists'
 LATE = 0.1                   # frames; a rounded time may fall this much before its frame
@@ -205,10 +205,9 @@ def _places(path, rows):
 def _read_csv(path):
     """(columns, [(row number as an editor counts, {column: text})])."""
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=''), skipinitialspace=True)
+        columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
         raise UserError(f'{path}: cannot be read as a list ({error})') from error
     for number, row in rows:
         if None in row:

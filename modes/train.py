@@ -61,7 +61,7 @@ def train_in(folder, config_path, overrides, device, checkpoint=None):
 def logged_to(path):
     """Within it, the log is also kept in a file."""
     with writing(path):
-        handler = logging.FileHandler(path)
+        handler = logging.FileHandler(path, encoding='utf-8')
     handler.handleError = lambda record: None       # a full disk: the same lines are on the terminal, errors too
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
     logging.getLogger().addHandler(handler)

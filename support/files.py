@@ -1,5 +1,6 @@
-"""Atomic writing of files and folders, locks, and one-line errors."""
+"""Text files that people write, atomic writing of files and folders, locks, and one-line errors."""
 
+import codecs
 import errno
 import io
 import os
@@ -49,6 +50,21 @@ def split_assignment(text):
     missing = readings[0] if '/' in parts[0] else readings[min(1, len(parts) - 1)]
     name, path = next((reading for reading in readings if is_there(reading[1])), missing)
     return name or None, path
+
+
+def read_text(path):
+    """The text of a file that people write: UTF-8, with or without a byte order mark; UserError for anything else."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b'\0' in data[:4]:
+        raise UserError(f'{path}: is UTF-16 text; save it as UTF-8')
+    try:
+        return data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        line = data.count(b'\n', 0, error.start) + 1
+        raise UserError(f'{path}: line {line} is not UTF-8 text; save the file as UTF-8') from error
 
 
 def refuse_overwriting(results, inputs):

@@ -47,7 +47,7 @@ def _start(_, level, files, ignored):
     torch.set_num_threads(1)
     logging.basicConfig(level=level, format='%(message)s')
     for path, formatter in files:
-        handler = logging.FileHandler(path)
+        handler = logging.FileHandler(path, encoding='utf-8')
         handler.setFormatter(formatter)
         logging.getLogger().addHandler(handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -4,13 +4,18 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import run
+from config import schema
 from datasets.loader import check_queues
+from datasets.prepare.metadata import read_celebvhq
+from evaluation.protocols import load_list
 from logger import RunFolder
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, refuse_overwriting, written_whole
@@ -156,3 +161,30 @@ def test_messages_are_one_line_whatever_they_quote():
     assert one_line(UserError('Traceback ...\nsupport.errors.UserError: no clip\n')) == 'no clip'
     said = 'Caught MemoryError in a worker.\nTraceback (most recent call last):\n  File "x"\nMemoryError'
     assert one_line(MemoryError(said)) == 'MemoryError'
+
+
+@pytest.mark.parametrize('encoding, right', [('utf-8', True), ('utf-8-sig', True), ('utf-16', 'UTF-16'),
+                                             ('utf-16-le', 'UTF-16'), ('cp1252', 'line 2 is not UTF-8')])
+@pytest.mark.parametrize('kind, text', [
+    ('config', '# run\ntrain_params: {seed: 1}  # Größe\n'),
+    ('eval-list', 'source,driving\naaaaaaaaaaa,Größe\n'),
+    ('celebvhq-metadata', '{"clips":\n{"a_0": {"ytb_id": "a", "duration": {"start_sec": 0, "end_sec": 1}, '
+                          '"bbox": {"top": 0, "bottom": 1, "left": 0, "right": 1}, "note": "Größe"}}}\n')],
+    ids=['config', 'list', 'metadata'])
+def test_texts_are_utf_8_whatever_the_locale(tmp_path, encoding, right, kind, text):
+    path = tmp_path / 'Größe.txt'
+    path.write_bytes(text.encode(encoding))
+    read = {'config': schema.load, 'eval-list': load_list, 'celebvhq-metadata': read_celebvhq}[kind]
+    if right is True:
+        assert read(path)
+    else:
+        with pytest.raises(UserError, match=f'Größe.txt: .*{right}'):
+            read(path)
+
+
+def test_a_config_is_utf_8_under_another_locale(tmp_path):
+    (tmp_path / 'a.yaml').write_text('dataset_params: {root_dir: Größe}', encoding='utf-8')
+    program = f'from config import schema; print(ascii(schema.load("{tmp_path}/a.yaml").dataset_params.root_dir))'
+    shown = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=True,
+                           env=os.environ | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}).stdout
+    assert shown.strip() == ascii('Größe')

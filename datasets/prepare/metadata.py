@@ -5,18 +5,19 @@ The datasets hold no videos. The metadata name YouTube ids, and the times and bo
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 from datasets.manifest import CLIP_FPS, check_clip_name
 from datasets.prepare import crops
 from support.errors import UserError
+from support.files import read_text
 
 # CelebV-HQ has no official split, and a share like VoxCeleb's is enough to test on: one video in 50, about 700 clips.
 TEST_ONE_IN = 50
@@ -61,8 +62,9 @@ def read_voxceleb(path):
     as left-top-right-bottom in pixels of a frame of width x height. Clips that are listed twice are returned twice.
     """
     videos = {}
-    with _opened(path) as file, _explained(path):
-        for number, row in enumerate(csv.DictReader(file), 2):
+    text = io.StringIO(read_text(path), newline='')
+    with _explained(path):
+        for number, row in enumerate(csv.DictReader(text), 2):
             with _explained(f'{path}: line {number}'):
                 clip = _voxceleb_clip(row)
             videos.setdefault(row['video_id'], []).append(clip)
@@ -90,8 +92,9 @@ def read_celebvhq(path):
     'right'} in 0..1}}}. It has no people and no split: a video counts as a person, and its id decides the partition
     (`in_test`).
     """
-    with _opened(path) as file, _explained(path):
-        clips = json.load(file)['clips'].items()
+    text = read_text(path)
+    with _explained(path):
+        clips = json.loads(text)['clips'].items()
     videos = {}
     for name, entry in clips:
         with _explained(f'{path}: clip {name}'):
@@ -129,13 +132,6 @@ SOURCES = {
     'celebvhq': Source(read_celebvhq, crops.celebvhq_square,
                        'celebvhq_info.json of https://github.com/CelebV-HQ/CelebV-HQ'),
 }
-
-
-def _opened(path):
-    try:
-        return open(Path(path), encoding='utf-8-sig', newline='')
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 
 from evaluation.study.build import FORMAT, QUESTIONS
 from support.errors import UserError
+from support.files import read_text
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _read_trial(trial, pair, options, key, where):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path}: is not readable JSON ({error})') from error
 
 
