@@ -28,12 +28,14 @@ from datasets.endless import EndlessClip
 from datasets.face_crop import MOST_SEARCHED, READ_AT_ONCE, CroppedClip, PasteBack, find_crop, warn_of_small_faces
 from datasets.face_tracker import FaceDetector
 from datasets.still import FrameList, Still, resized
+from datasets.video import is_still, open_any
 from datasets.video_writer import VideoWriter
 from inference import first_frame
 from load import load  # noqa: F401
 from motion import template as motion_template
 from motion.best_frame import find_best_frame
 from motion.settings import AnimationSettings, Motion, output_size
+from support.errors import UserError
 from support.files import make_folder
 from support.streaming import spread, write_behind
 from visualizer import beside, draw_crop, enlarge, save_png
@@ -161,8 +163,8 @@ def _open(settings, renderer):
         kind = open_constant_rate if settings.source_image is None else Still
         openers['source'] = _opener(settings.source, functools.partial(kind, background=background))
     if settings.driving_video is not None:
-        openers['driving'] = _opener(settings.driving_video,
-                                     functools.partial(open_constant_rate, background=background))
+        openers['driving'] = _opener(settings.driving_video, functools.partial(open_any, opener=open_constant_rate,
+                                                                               background=background))
     squares = _face_squares(settings, openers, renderer.size)
 
     def frames(role, size):
@@ -176,6 +178,9 @@ def _open(settings, renderer):
     own = squares['source'].side if squares else max(first_frame(openers['source']()).shape)
     size = output_size(settings.size, renderer.size, own)
     driving = driving or frames('driving', size if settings.side_by_side else renderer.size)
+    if settings.motion.relative and len(driving) == 1:
+        raise UserError(f'{driving.name}: has one frame, and relative motion starts from it, so that the result would '
+                        'be the source; give --absolute to take the pose of that frame')
     source = frames('source', size)
     if settings.source_image is not None:
         source = first_frame(source)
@@ -191,8 +196,8 @@ def _open(settings, renderer):
 
 
 def _sound_of(driving):
-    """The file whose sound goes with the result: the driving video; None for a folder of frames, a clip, a template."""
-    return driving if isinstance(driving, (str, Path)) and Path(driving).is_file() else None
+    """The file whose sound goes with the result: the driving video; None for stills, a clip, a template."""
+    return driving if isinstance(driving, (str, Path)) and Path(driving).is_file() and not is_still(driving) else None
 
 
 def _opener(file, opener):

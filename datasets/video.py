@@ -31,7 +31,10 @@ from datasets.pixels import Pictures
 from datasets.still import STILL_SUFFIXES, WHITE, Still, resized
 from support.errors import UserError
 
+# Of the files in a folder, those that count as videos.
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
+
+ASF_FILE_PROPERTIES = bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')        # the id of this object of a wmv
 
 # Decoding this many frames costs about as much as a seek, which also empties the decoder.
 _WORTH_A_SEEK = 8
@@ -217,8 +220,8 @@ def _build_index(path, container, stream):
     stamps, keys = _timed_frames(packets) if timed else (np.arange(_count_frames(path)), [0])
     if not len(stamps):
         raise UserError(f'{path}: has no frames')
-    if container.format.name == 'gif':
-        keys = [0]  # it builds each frame on the one before
+    if container.format.name in ('gif', 'mpegts', 'mpeg'):
+        keys = [0]  # a gif builds each frame on the one before; the others have no index, so that a seek may miss
     fps = _rate(container, stream, stamps)
     tick = exact(stream.time_base) if timed else 1 / fps
     return _Index(fps, bool(container.streams.audio), timed, stamps, keys, tick)
@@ -270,7 +273,8 @@ def _is_cut(path, container, stream):
     """Whether the file is shorter than its own headers say, which a demuxer takes for a normal end.
 
     mp4: places and sizes of the samples (ISO/IEC 14496-12, Sec. 8.7), and of fragments; avi: the size of its RIFF
-    chunk; gif: its trailer (GIF89a, Sec. 27); Matroska: the size of its Segment
+    chunk; asf: the size in its File Properties Object (ASF Specification, Sec. 3.2); gif: its trailer (GIF89a,
+    Sec. 27); Matroska: the size of its Segment
     """
     stored = stored_size(path)
     if 'mp4' in container.format.name:
@@ -280,6 +284,10 @@ def _is_cut(path, container, stream):
         return _matroska_size(read_bytes(path, 0, 4096)) > stored
     if container.format.name == 'avi':
         return int.from_bytes(read_bytes(path, 4, 4), 'little') + 8 > stored
+    if container.format.name == 'asf':
+        head = read_bytes(path, 0, 4096)
+        at = head.find(ASF_FILE_PROPERTIES)
+        return at >= 0 and int.from_bytes(head[at + 40:at + 48], 'little') > stored
     if container.format.name == 'gif':
         end = read_bytes(path, max(0, stored - 64), 64)
         return not end.rstrip(b'\0').endswith(b';')  # the trailer that ends every gif
@@ -324,7 +332,7 @@ def open_clip(path, size=None, background=WHITE):
     """The clip at `path`: a video file, also of a shard, or a folder of stills; frames of (size, size) if given.
 
     background: (red, green, blue) behind transparent pixels
-    Raises UserError if nothing is there or the suffix is unknown; damage shows at first use.
+    Raises UserError if nothing is there. Whether FFmpeg can read the file, whatever its suffix, shows at first use.
     """
     if isinstance(path, Member):
         return VideoClip(path, size, background)
@@ -333,12 +341,14 @@ def open_clip(path, size=None, background=WHITE):
         return FrameFolder(path, size, background)
     if not path.exists():
         raise UserError(f'{path}: no such video or folder of frames')
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UserError(f'{path}: not a known kind of video; expected a folder of PNG or JPEG frames '
-                        f'or a file ending in {", ".join(VIDEO_SUFFIXES)}')
     return VideoClip(path, size, background)
 
 
-def open_any(path, size=None, opener=open_clip):
+def is_still(path):
+    """Whether the name of a file is that of a still."""
+    return Path(path).suffix.lower() in STILL_SUFFIXES
+
+
+def open_any(path, size=None, opener=open_clip, **options):
     """The still at `path`, or what `opener` makes of it; UserError where neither can be."""
-    return Still(path, size) if Path(path).suffix.lower() in STILL_SUFFIXES else opener(path, size)
+    return (Still if is_still(path) else opener)(path, size, **options)

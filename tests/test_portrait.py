@@ -243,6 +243,20 @@ def test_settings_are_their_command_line():
                          '0', '--paste_back']
 
 
+@pytest.mark.parametrize('kind', ['still.png', 'one', 'one.gif'])
+def test_a_driver_of_one_frame_needs_absolute_motion(files, call, tmp_path, capsys, kind):
+    driver, frame = tmp_path / kind, Image.fromarray(ToyClip(seed=5).frame(0))
+    if not driver.suffix:
+        driver.mkdir()
+    frame.save(driver if driver.suffix else driver / '0.png')
+    result = tmp_path / 'r.mp4'
+    words = '--source_image', 'source.png', '--driving_video', str(driver), '--result_video', str(result)
+    assert call(*words) == 2 and not result.exists()
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith('error: ')]) == 1 and '--absolute' in said[-1]
+    assert call(*words, '--absolute') == 0 and len(open_clip(result)) == 1
+
+
 def test_what_is_raised_while_watching_ends_the_animation(files, tmp_path):
     def watch():
         raise KeyboardInterrupt

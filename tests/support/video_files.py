@@ -98,6 +98,8 @@ KINDS = {
     'vp9.webm': dict(codec='libvpx-vp9', g=20, cpu_used=8, deadline='realtime'),
     'mpeg4.avi': dict(codec='mpeg4', g=12, bf=2),
     'h264.avi': dict(g=250, bf=3),
+    'mpeg2.mpg': dict(codec='mpeg2video', g=12, bf=2),
+    'wmv2.wmv': dict(codec='wmv2', g=12),
     'moving.gif': dict(codec='gif', pix_fmt='rgb8'),
     'one.gif': dict(codec='gif', pix_fmt='rgb8', count=1),
 }
