@@ -53,7 +53,7 @@ class FrameFolder:
     @cached_property
     def _names(self):
         # One string: 4 million frame names must fit in every worker, which they do not as str objects.
-        names = sorted(_still_names(self.path), key=_natural_order)
+        names = sorted(_still_names(self.path), key=natural_order)
         if not names:
             raise UserError(f'{self.path}: no PNG or JPEG frames in this folder')
         stems = [Path(name).stem for name in names]
@@ -91,7 +91,8 @@ def _still_names(path):
         raise UserError(f'{path}: cannot be read as a folder of frames ({error.strerror})') from error
 
 
-def _natural_order(name):
+def natural_order(name):
+    """The key that sorts names of files with numbers: frame 10 after frame 9."""
     # The name itself breaks the tie of 1.png and 01.png, so the order never depends on the listing.
     return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', Path(name).stem)], name
 

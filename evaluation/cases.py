@@ -1,16 +1,19 @@
 """Cases of an evaluation: list entries with their clips on disk."""
 
+import logging
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datasets.frame_folder import has_stills
+from datasets.frame_folder import has_stills, natural_order
 from datasets.still import STILL_SUFFIXES, Still
 from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
 from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
 from support.errors import UserError
 from support.files import is_there, split_assignment
+
+log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------- clips
@@ -196,6 +199,19 @@ def cases_of_list(name, find, clip_ids=()):
                                 + (f' in {" or ".join(map(str, find.folders))}' if find.folders else ''))
         cases.append(Case(item, *clips))
     return cases
+
+
+def under_names(clips, driving, what):
+    """{name: clip} under names of driving clips: the clips' own or, if none fits, by place in the order of the names.
+
+    The second needs as many clips as driving clips, and is logged. what: the folder of the clips, for messages
+    """
+    if not clips or clips.keys() & driving.keys() or len(clips) != len(driving):
+        return clips
+    names, found = (sorted(named, key=natural_order) for named in (driving, clips))
+    log.warning('%s: no name is that of a driving video; matched in order of the names, %s with %s and so on', what,
+                found[0], names[0])
+    return {name: clips[own] for name, own in zip(names, found)}
 
 
 def match_cases(items, protocol, generated, driving, sources):

@@ -139,7 +139,8 @@ def evaluate(job, folder, device, renderer=None, recorder=None):
     if not cases:
         raise UserError(f'no clip of the list {selection.list_name} is found'
                         + (f', such as {selection.missing[0]}' if selection.missing else '')
-                        + '; give the folder of the clips (--path_map FOLDER)')
+                        + ('; give the folder of the clips (--path_map FOLDER)' if renderer else '; give the videos in '
+                           '--generated and --driving equal names, or a --list of SOURCE--DRIVING names'))
     # The copied source is a baseline for same-identity results only.
     scorer = Scorer(job.metric_ids, device, copies=not job.protocol.cross_identity)
     _announce(scorer, selection)

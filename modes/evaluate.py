@@ -23,7 +23,8 @@ def add_arguments(parser):
                         help='folder of the clips, or of the clips whose ids start with PREFIX; default: the test set')
     parser.add_argument('--generated', metavar='FOLDER',
                         help='score these videos, frame folders or stills instead of a model')
-    parser.add_argument('--driving', metavar='FOLDER', help='driving videos of --generated, with the same names')
+    parser.add_argument('--driving', metavar='FOLDER',
+                        help='driving videos of --generated: of the same names, or as many, in the same order')
     parser.add_argument('--source', dest='sources', metavar='FOLDER',
                         help='source images of --generated, with the same names')
     parser.add_argument('--resize', type=int, metavar='PIXELS', help='resize --generated to this size before scoring')
@@ -55,7 +56,7 @@ def check(options):
 
 def job_of_folders(options, device):
     """(EvaluationJob of videos made elsewhere, the run's folder, None)."""
-    from evaluation.cases import Selection, choose_items, clips_in, match_cases
+    from evaluation.cases import Selection, choose_items, clips_in, match_cases, under_names
     from evaluation.evaluate import EvaluationJob
     from evaluation.protocols import Item, find_protocol
     protocol = find_protocol(options.protocol)
@@ -65,6 +66,8 @@ def job_of_folders(options, device):
         list_name, items = choose_items(protocol, options.list, driving)
     else:
         list_name, items = 'all clips', [Item(name) for name in driving]
+        generated, sources = (under_names(clips, driving, folder) for clips, folder in (
+            (generated, options.generated), (sources, options.sources)))
     selection = Selection(list_name, items, *match_cases(items, protocol, generated, driving, sources))
     job = EvaluationJob(options.protocol, protocol, selection, tuple(options.metrics or protocol.metrics),
                         {'generated': options.generated, 'resized to': options.resize})

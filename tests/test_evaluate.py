@@ -570,6 +570,23 @@ def test_a_metric_without_its_weights_is_skipped_and_the_run_goes_on(folders, tm
     assert code == 2 and 'none of the metrics can be computed here' in err
 
 
+def test_videos_of_other_names_are_matched_in_order(folders, tmp_path, capsys, caplog):
+    for folder, names in (('generated', ['out_2', 'out_10']), ('driving', ['b', 'a'])):
+        (tmp_path / folder).mkdir()
+        for n, name in enumerate(names):
+            shutil.copy(folders / folder / f'id{1 - n}#clip.mp4', tmp_path / folder / f'{name}.mp4')
+    videos = '--generated', tmp_path / 'generated', '--driving', tmp_path / 'driving', '--metrics', 'l1.mean_abs'
+    code, _, err = call(capsys, *videos, '--log_dir', tmp_path / 'log')
+    assert code == 2 and 'in order of the names, out_2 with a' in caplog.text       # so they are of the other clip each
+    for name in 'ab':
+        (tmp_path / 'driving' / f'{name}.mp4').rename(tmp_path / 'driving' / f'c{"ba".index(name)}.mp4')
+    code, out, _ = call(capsys, *videos, '--log_dir', tmp_path / 'log')
+    assert code == 0 and '2 clips of 2 listed' in out
+    (tmp_path / 'driving' / 'c1.mp4').unlink()
+    code, _, err = call(capsys, *videos, '--log_dir', tmp_path / 'log')
+    assert code == 2 and 'equal names' in err and '--path_map' not in err
+
+
 def test_mistakes_on_the_command_line(folders, tmp_path, capsys):
     def message(*arguments):
         code, _, err = call(capsys, '--log_dir', tmp_path / 'log', *arguments)
