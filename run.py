@@ -112,7 +112,18 @@ class AboveProgressBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def open_streams():
+    """Open closed standard streams, whose numbers files would get, and print what the encoding lacks as '?'."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(number)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w', encoding='utf-8') for stream in (sys.stdout, sys.stderr))
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')        # Python itself sees to stderr
+
+
 def main(arguments=None):
+    open_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ('-h', '--help') and len(arguments) == 1:
         print(overview())

@@ -188,3 +188,16 @@ def test_a_config_is_utf_8_under_another_locale(tmp_path):
     shown = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=True,
                            env=os.environ | {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}).stdout
     assert shown.strip() == ascii('Größe')
+
+
+@pytest.mark.parametrize('closed, encoding', [((), 'cp1252'), ((1,), 'utf-8'), ((0, 1, 2), 'ascii')])
+def test_what_is_printed_ends_no_work(tmp_path, closed, encoding):
+    for folder in ('made', 'wanted'):
+        (tmp_path / folder).mkdir()
+        save_png(tmp_path / folder / 'ä.png', np.zeros((16, 16, 3), np.uint8))
+    command = [sys.executable, 'run.py', '--mode', 'evaluate', '--generated', f'{tmp_path}/made', '--driving',
+               f'{tmp_path}/wanted', '--metrics', 'l1.mean_abs', '--log_dir', f'{tmp_path}/log ↑']
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | {'PYTHONIOENCODING': encoding}, stdout=subprocess.PIPE,
+                           preexec_fn=lambda: [os.close(number) for number in closed])
+    assert ended.returncode == 0 and (tmp_path / 'log ↑' / 'made' / 'evaluation' / 'same-identity').is_dir()
+    assert 1 in closed or b'/log ?/made/' in ended.stdout
