@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from config import schema
+from datasets.face_tracker import LandmarkFinder
 from inference import Renderer
 from logger import RunFolder, check_same_model, checkpoint_config, read_checkpoint
 from modules.build import build_model
@@ -37,10 +38,21 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     check_frame(config, device)
     model = build_model(config)
     load_weights(model, state['ema'], path)
+    find_landmarks(model)
     log.info('weights: %s, step %d', path, state['step'])
     hardware.keep_freed_memory()
     hardware.flush_denormals()
     return hardware.adapted(config, device), model.to(device, memory_format=hardware.memory_format(device)).eval()
+
+
+def find_landmarks(model):
+    """For a model whose keypoints are landmarks of faces, let MediaPipe find them; without it, the network does."""
+    if not model.landmarks:
+        return
+    try:
+        model.keypoint_detector.finder = LandmarkFinder(model.landmarks)
+    except UserError as missing:
+        log.warning('%s; keypoints are detected by a network instead, which moves faces less exactly', missing)
 
 
 def load(checkpoint=None, device='auto', precision=None):

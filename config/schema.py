@@ -14,6 +14,7 @@ from typing import Annotated
 
 import yaml
 
+from datasets.face_tracker import VERTICES
 from datasets.synthetic.clips import LANDMARK_NAMES, MAX_PEOPLE
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
@@ -204,9 +205,20 @@ def parse(raw, where):
     config = Config(method, _build(METHODS[method].model.Params, model, where, 'model_params'), **built)
     try:
         check_weights(config.train_params.objective_params.loss_weights, METHODS[method].model.own_losses)
+        check_landmarks(config)
     except ValueError as error:
         raise UserError(f'{where}: {error}') from None
     return config
+
+
+def check_landmarks(config):
+    """Landmarks that are keypoints come with the pairs, and MediaPipe finds them; ValueError otherwise."""
+    names = getattr(getattr(config.model_params, 'kp_detector_params', None), 'landmarks', ())
+    if names and names != config.dataset_params.synthetic_params.landmarks:
+        raise ValueError('model_params.kp_detector_params.landmarks: expected those of '
+                         'dataset_params.synthetic_params.landmarks, in the same order')
+    if unknown := [name for name in names if name not in VERTICES]:
+        raise ValueError(f'model_params.kp_detector_params.landmarks: MediaPipe does not find {", ".join(unknown)}')
 
 
 def save(config, path):

@@ -5,11 +5,13 @@ https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker
 
 import math
 import os
+import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from support.errors import UserError
 from support.weights import checkpoint_path
@@ -17,6 +19,14 @@ from support.weights import checkpoint_path
 MODEL_URL = ('https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/'
              'face_landmarker.task')
 SHIPPED_MODEL = Path(__file__).parents[1] / 'weights' / 'face_landmarker.task'     # the same file, in the repository
+
+
+# Landmarks of the synthetic heads (datasets/synthetic/mesh.py) and the vertices of MediaPipe's face mesh next to them
+VERTICES = {'left_eye_outer': 130, 'left_eye_inner': 173, 'right_eye_inner': 398, 'right_eye_outer': 359,
+            'left_pupil': 468, 'right_pupil': 473, 'left_brow_middle': 66, 'right_brow_middle': 296,
+            'nose_bridge': 168, 'nose_tip': 4, 'mouth_left': 61, 'mouth_right': 291, 'upper_lip': 13, 'lower_lip': 14,
+            'chin': 152, 'left_cheek': 50, 'right_cheek': 280, 'left_jaw': 135, 'right_jaw': 364,
+            'left_lid_upper': 159, 'left_lid_lower': 145, 'right_lid_upper': 386, 'right_lid_lower': 374}
 
 
 def landmarker_path():
@@ -91,6 +101,28 @@ class FaceDetector:
             faces.append(Face(box, landmarks, None if matrix is None else np.array(matrix),
                               blendshapes and np.array([shape.score for shape in blendshapes])))
         return faces
+
+
+class LandmarkFinder:
+    """Positions of named landmarks in images, for models whose keypoints they are.
+
+    names: of VERTICES
+    Raises UserError as FaceDetector.
+    """
+
+    def __init__(self, names):
+        self._rows = [VERTICES[name] for name in names]
+        self._detector = FaceDetector(max_faces=1)
+        weakref.finalize(self, self._detector.close)     # at exit at the latest: later, MediaPipe cannot
+
+    def __call__(self, images):
+        """Images (B, 3, H, W) in [-1, 1] -> (B, K, 2), centres of corner pixels at -1 and 1; NaN without a face."""
+        found = torch.full((len(images), len(self._rows), 2), torch.nan)
+        last = torch.tensor(images.shape[:1:-1]) - 1                        # (x, y) of the last pixel
+        for i, frame in enumerate(((images.float() + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()):
+            for face in self._detector.detect(frame):
+                found[i] = 2 * (torch.from_numpy(face.landmarks[self._rows]) - 0.5) / last - 1
+        return found.to(images.device)
 
 
 def overlap(a, b):

@@ -115,5 +115,7 @@ def check_sizes(params, **further):
 
     further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
     """
+    if params.kp_detector_params.landmarks:
+        raise ValueError('kp_detector_params.landmarks: only method synergy has keypoints at landmarks')
     check_halvings(params.image_size, 'num_down_blocks', params.image_size, params.num_down_blocks)
     check_hourglasses(params, **further)

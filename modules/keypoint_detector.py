@@ -23,14 +23,25 @@ class KeypointDetectorParams:
     shared_jacobian: bool = False             # one map of Jacobians for all keypoints, as MRFA has it, or one each
     rigid_keypoints: AtLeastZero = 0          # the first so many span one affine frame in place of learned Jacobians
     padding: Annotated[int, Range(0, 3)] = 0  # of the 7x7 heads; published weights: none, heat maps span [-1, 1]
+    landmarks: tuple[str, ...] = ()           # face landmarks that are the keypoints: in training those of the dataset,
+                                              # in inference MediaPipe's; the network serves images without a face
 
     def __post_init__(self):
         if self.rigid_keypoints and not 3 <= self.rigid_keypoints <= self.num_kp:
             raise ValueError(f'rigid_keypoints={self.rigid_keypoints}: expected 0, or 3 to num_kp={self.num_kp}')
+        if self.landmarks and (len(self.landmarks) != self.num_kp or not self.rigid_keypoints):
+            raise ValueError(f'landmarks has {len(self.landmarks)} names: expected num_kp={self.num_kp}, and '
+                             'rigid_keypoints for their Jacobians')
 
 
 class KeypointDetector(nn.Module):
-    """Image -> heat maps -> soft-argmax positions, and Jacobians averaged under the heat maps."""
+    """Image -> heat maps -> soft-argmax positions, and Jacobians averaged under the heat maps.
+
+    finder: for inference with `landmarks`: function of images (B, 3, H, W) in [-1, 1] that returns their positions
+            (B, K, 2), NaN without a face; load.py sets it
+    """
+
+    finder = None
 
     def __init__(self, params, in_channels=3):
         super().__init__()
@@ -50,6 +61,21 @@ class KeypointDetector(nn.Module):
 
     def forward(self, image):
         """Keypoints of image (B, C, H, W) in [-1, 1] (or the range of the imported weights)."""
+        if self.finder is None or self.training:
+            return self.detect(image)
+        value = self.finder(image)
+        missing = value.isnan().any(2).any(1)
+        if missing.any():
+            value[missing] = self.detect(image[missing]).value
+        return self.at(value)
+
+    def at(self, value):
+        """Keypoints at the positions (B, K, 2), with the affine frame of `rigid_keypoints`."""
+        with torch.autocast(value.device.type, enabled=False):
+            return Keypoints(value, self.frame(value))
+
+    def detect(self, image):
+        """Keypoints of image (B, C, H, W) by the network."""
         # In fp32: it is one hundredth of a frame's operations, and all flows depend on the keypoints.
         with torch.autocast(image.device.type, enabled=False):
             feature = self.predictor(self.down(image.float()))

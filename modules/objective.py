@@ -99,11 +99,12 @@ class Objective(nn.Module):
         motion_only:   losses are of the source image warped by the coarse flow, and train what computes that flow
         image:         ImageLosses of these pairs where `survey` has computed them
         """
-        generated = self.model.move_source(source, driving) if motion_only else self.model(source, driving)
+        generate = self.model.move_source if motion_only else self.model
+        generated = generate(source, driving, **self._given(landmarks))
         losses = dict(generated.losses)
         losses |= self._keypoint_losses(generated, driving, transform)
         if landmarks is not None:
-            losses |= self._guide(generated, landmarks)
+            losses |= self._guide(source, generated, driving, landmarks)
 
         # Gradients of image losses are computed at the image ...
         if image is None:
@@ -133,7 +134,8 @@ class Objective(nn.Module):
         for parameter in trained:
             parameter.requires_grad_(parameter is self.model.last_weight)
         try:
-            return self._image_losses(self.model(source, driving), driving, landmarks, discriminator)
+            generated = self.model(source, driving, **self._given(landmarks))
+            return self._image_losses(generated, driving, landmarks, discriminator)
         finally:
             for parameter in trained:
                 parameter.requires_grad_()
@@ -174,9 +176,18 @@ class Objective(nn.Module):
             generated.source_keypoints, generated.driving_keypoints))
         return losses
 
-    def _guide(self, generated, landmarks):
-        found = [landmark_guide(*pair) for pair in zip((generated.source_keypoints, generated.driving_keypoints),
-                                                       landmarks.unbind(1))]
+    def _given(self, landmarks):
+        """For methods whose keypoints are landmarks, those of both images; other methods detect theirs."""
+        if not self.model.landmarks or landmarks is None:
+            return {}
+        return {'keypoints': [self.model.keypoint_detector.at(value) for value in landmarks.float().unbind(1)]}
+
+    def _guide(self, source, generated, driving, landmarks):
+        """Losses of the detected keypoints' distances from landmarks (B, 2, K, 2)."""
+        detected = generated.source_keypoints, generated.driving_keypoints
+        if self.model.landmarks:
+            detected = self.model.keypoints(source), self.model.keypoints(driving)
+        found = [landmark_guide(*pair) for pair in zip(detected, landmarks.unbind(1))]
         return {name: sum(losses) / 2 for name, losses in zip(('landmark_guide', 'landmark_heatmap'), zip(*found))}
 
     def _reconstruction(self, predictions, target, regions=None):

@@ -134,7 +134,7 @@ class Synergy(TalkingHead):
 
     def __init__(self, params):
         super().__init__()
-        self.params = params
+        self.params, self.landmarks = params, params.kp_detector_params.landmarks
         channels, groups = params.autoencoder_params.channels, params.autoencoder_params.norm_groups
         num_kp = params.kp_detector_params.num_kp
 
@@ -183,9 +183,9 @@ class Synergy(TalkingHead):
         generated.prediction = self._decode(state, generated.compensated[1:], self._moved(source, generated))
         return generated
 
-    def forward(self, source, driving):
+    def forward(self, source, driving, keypoints=None):
         # The released code detects driving keypoints first; the order moves batch-norm statistics.
-        driving_keypoints, source_keypoints = self.keypoints(driving), self.keypoints(source)
+        source_keypoints, driving_keypoints = keypoints or reversed([self.keypoints(driving), self.keypoints(source)])
 
         # One encoder pass for both images: group norm keeps samples apart.
         pyramid, middle_tap = self.encoder.tapped(torch.cat([source, driving]))
@@ -205,8 +205,8 @@ class Synergy(TalkingHead):
         self.learn_codes(generated, codebook_targets)
         return generated
 
-    def move_source(self, source, driving):
-        source_keypoints, driving_keypoints = self.keypoints(source), self.keypoints(driving)
+    def move_source(self, source, driving, keypoints=None):
+        source_keypoints, driving_keypoints = keypoints or (self.keypoints(source), self.keypoints(driving))
         moved, motion = self.dense_motion.move(source, source_keypoints, driving_keypoints)
         return Generated(moved, [motion.flow], [], source_keypoints=source_keypoints,
                          driving_keypoints=driving_keypoints)

@@ -39,7 +39,7 @@ class SourceState:
     """All that depends on the source image alone; computed once per video.
 
     keypoints: of the source image
-    features:  whatever the method's `render` wants to find again
+    features:  what else the method's `render` reads
     skipped:   those of the method's `parts` that `render` leaves out; see `TalkingHead.without`
     """
     keypoints: Keypoints
@@ -79,6 +79,7 @@ class TalkingHead(nn.Module):
                      side of the square image in pixels
     own_losses:      names that `forward` may put into Generated.losses
     has_coarse_flow: whether `move_source` is there, so that keypoints and coarse flow can be trained alone
+    landmarks:       names of the face landmarks that are the keypoints; empty for methods that learn their keypoints
     params:          the Params that it was built from, set by `build_model`
     last_weight:     weight of the last layer, where the adaptive adversarial weight compares gradients
     checkpointed_blocks: module classes that make up most of the model: activation checkpointing recomputes them and
@@ -88,6 +89,7 @@ class TalkingHead(nn.Module):
     Params: type
     own_losses: tuple[str, ...] = ()
     has_coarse_flow: bool = False
+    landmarks: tuple[str, ...] = ()
     last_weight: nn.Parameter
     checkpointed_blocks: tuple[type, ...] = ()
 
@@ -104,11 +106,14 @@ class TalkingHead(nn.Module):
         raise NotImplementedError
 
     def forward(self, source: Tensor, driving: Tensor) -> Generated:
-        """Rebuild `driving` from `source`, both (B, 3, H, W); in training also the method's losses."""
+        """Reconstruct `driving` from `source`, both (B, 3, H, W); in training also the method's losses.
+
+        Methods with `landmarks` also take `keypoints`: Keypoints of both images, given instead of detected.
+        """
         raise NotImplementedError
 
     def move_source(self, source: Tensor, driving: Tensor) -> Generated:
-        """Rebuild `driving` as the source image moved along the coarse flow, nothing decoded; both (B, 3, H, W).
+        """Reconstruct `driving` as the source image warped by the coarse flow, nothing decoded; as `forward`.
 
         What the first train_params.motion_iterations train; only for methods that have a coarse flow.
         """

@@ -6,11 +6,13 @@ import torch
 from safetensors.torch import save_file
 
 from config import schema
+from datasets.face_tracker import LandmarkFinder
 from datasets.loader import training_set
 from datasets.synthetic.clips import LANDMARK_NAMES, HeadState, Identity, any_state, render, synthetic_people
 from datasets.synthetic.varied import Cutouts, VariedPairs, varied
 from load import load_model
 from logger import write_checkpoint
+from modules.build import build_model
 from modules.keypoint_detector import AffineFrame
 from modules.losses import landmark_guide, region_weights
 from modules.talking_head import Keypoints
@@ -20,6 +22,7 @@ from modules.warp import identity_grid
 from support.errors import UserError
 from tests.support.tiny import ROOT
 from tools.release_weights import release
+from visualizer import from_bytes
 
 SMALL = ['dataset_params.synthetic_params.train_people=2', 'dataset_params.synthetic_params.frames=3',
          'dataset_params.synthetic_params.cache=null', 'train_params.batch_size=2', 'train_params.num_iterations=2']
@@ -151,6 +154,46 @@ def test_a_damaged_release_is_one_line(tmp_path):
         load_model(str(tmp_path / 'cut.safetensors'))
     with pytest.raises(UserError, match='not a checkpoint of this project'):
         load_model(str(tmp_path / 'other.safetensors'))
+
+
+# ---- keypoints at landmarks
+
+def test_training_moves_images_by_the_landmarks_of_the_dataset(batch, config):
+    step = build_training_step(config, torch.device('cpu'))
+    pairs, = micro_batches(batch, config.train_params)
+    generated = step.objective(*pairs).generated
+    found = torch.stack([generated.source_keypoints.value, generated.driving_keypoints.value], 1)
+    torch.testing.assert_close(found, pairs.landmarks)
+
+
+def test_inference_has_the_keypoints_of_the_finder_and_without_a_face_those_of_the_network(config):
+    model, images = build_model(config).eval(), torch.rand(2, 3, 128, 128)
+    detected = model.keypoints(images)
+    places = torch.rand(2, 23, 2)
+    places[1] = torch.nan
+    model.keypoint_detector.finder = lambda images: places.clone()
+    found = model.keypoints(images)
+    torch.testing.assert_close(found.value, torch.stack([places[0], detected.value[1]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.jacobian[1], detected.jacobian[1], atol=1e-5, rtol=0)
+
+
+def test_mediapipe_finds_the_landmarks_of_synthetic_heads(config):
+    pytest.importorskip('mediapipe')
+    names = config.model_params.kp_detector_params.landmarks
+    shown = render(Identity.sample(3), HeadState(yaw=10), 256)
+    images = from_bytes(torch.from_numpy(np.stack([shown.image, np.zeros_like(shown.image)])))
+    found, none = LandmarkFinder(names)(images)
+    apart = (found + 1) * 127.5 - torch.from_numpy(np.stack([landmark(shown, name) for name in names]))
+    assert apart.norm(dim=1).median() < 5 and apart.norm(dim=1).max() < 16 and none.isnan().all()
+
+
+def test_landmarks_must_come_with_the_pairs_and_be_found():
+    with pytest.raises(UserError, match='in the same order'):
+        schema.load(ROOT / 'config' / 'heads-128.yaml', ['model_params.kp_detector_params.num_kp=10',
+                                                         f'model_params.kp_detector_params.landmarks={["chin"] * 10}'])
+    with pytest.raises(UserError, match='only method synergy'):
+        schema.load(ROOT / 'config' / 'demo-fomm-64.yaml', [f'model_params.kp_detector_params.{key}' for key in (
+            'landmarks=[chin, nose_tip, upper_lip]', 'num_kp=3', 'rigid_keypoints=3')])
 
 
 # ---- guidance

@@ -226,7 +226,8 @@ CONFIGS = [path.relative_to(ROOT) for path in sorted((ROOT / 'config').glob('*.y
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
 def test_every_shipped_config_makes_a_step(path):
-    guided = ['model_params.kp_detector_params.rigid_keypoints=3'] if path.name.startswith('heads') else []
+    guided = [f'model_params.kp_detector_params.{key}' for key in ('rigid_keypoints=3', 'landmarks=[]')
+              ] if path.name.startswith('heads') else []
     config = schema.load(ROOT / path, [*SIZES, *guided])
     model = build_model(config)
     objective = build_objective(config, model)

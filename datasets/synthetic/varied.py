@@ -16,6 +16,9 @@ from datasets.synthetic.renderer import render
 from support.files import make_folder
 
 
+UNCERTAINTY = 0.008        # largest standard deviation of landmarks, in [-1, 1]: detected ones are not exact
+
+
 class VariedPairs:
     """Reads two frames of a SyntheticClip and their landmarks; called as PairDataset's `read`.
 
@@ -37,6 +40,8 @@ class VariedPairs:
             images, places = zip(*(self._cutouts(clip, index) for index in alike(clip, *indices, rng)))
             frames, places = varied(np.stack(images), np.stack(places), rng)
         places = places[:, self._rows] * (2 / (clip.size - 1)) - 1
+        if self._augment and rng.random() < 0.6:
+            places = places + rng.normal(0, UNCERTAINTY * rng.random(), places.shape)
         return frames, dict(landmarks=places.astype(np.float32))
 
 

@@ -61,6 +61,8 @@ def export(model, config, out):
     if out.exists() and not (out / 'export.json').is_file():
         raise UserError(f'{out}: exists and is no export; choose another folder for --out')
     make_folder(out.parent)
+    if model.landmarks:
+        model.keypoint_detector.finder = None       # MediaPipe is no part of the graphs: the network detects keypoints
     with written_whole(out, folder=True) as folder:
         _write_graphs(model, config.model_params.image_size, folder)
         _share_weights([folder / f'{name}.onnx' for name in GRAPHS], folder / 'weights.bin')
