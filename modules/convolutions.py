@@ -130,7 +130,7 @@ class NormSiluConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, kernel, offset, groups, eps):
         # Weights are converted here, not by autocast, so that the backward pass need not convert them again.
-        normal_dtype, conv_dtype = NormSiluConv.dtypes(x, weight)
+        normal_dtype, conv_dtype = NormSiluConv.dtypes(x)
         ctx.dtypes = weight.dtype, kernel.dtype
         weight, bias = weight.to(normal_dtype), bias.to(normal_dtype)
         kernel, offset = kernel.to(conv_dtype), offset.to(conv_dtype)
@@ -154,14 +154,14 @@ class NormSiluConv(torch.autograd.Function):
                 by_offset.to(of_conv), None, None)
 
     @staticmethod
-    def dtypes(x, weight):
-        """Types of (normalised, convolved): on CPUs norms have that of the weights, on GPUs that of x.
+    def dtypes(x):
+        """Types of (normalised, convolved): on CPUs norms are fp32, on GPUs of the type of x.
 
         PyTorch's autocast would normalise in fp32 there too, for which x is converted, and converted back.
         """
         device = x.device.type
         convolved = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return weight.dtype if device == 'cpu' else x.dtype, convolved
+        return torch.float32 if device == 'cpu' else x.dtype, convolved
 
     @staticmethod
     def normalise(x, weight, bias, groups, eps):

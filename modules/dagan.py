@@ -91,6 +91,7 @@ class Dagan(Fomm):
     """FOMM with keypoints from image and disparity, and attention to the warped feature from the source's disparity."""
 
     Params = DaganParams
+    fp32_networks = *Fomm.fp32_networks, 'depth'
     observed_channels = 4
 
     def __init__(self, params):

@@ -58,6 +58,7 @@ class FirstOrderTalkingHead(TalkingHead):
     """
 
     has_coarse_flow = True
+    fp32_networks = 'keypoint_detector', 'dense_motion'
     observed_channels = 3
 
     def __init__(self, params):

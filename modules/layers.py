@@ -73,9 +73,13 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return by_x.to(x.dtype), by_weight, by_bias, None, None, None
 
 
-def group_norm(channels, groups=32):
+class FeatureNorm(nn.GroupNorm):
+    """Group norm that `norm_silu_conv` computes, in the type of features."""
+
+
+def group_norm(channels, groups=32, kind=nn.GroupNorm):
     """VQGAN's normalisation (Wu and He, ECCV 2018): `groups` groups or as many as there are channels, eps 1e-6."""
-    return nn.GroupNorm(min(groups, channels), channels, eps=1e-6)
+    return kind(min(groups, channels), channels, eps=1e-6)
 
 
 # ---------------------------------------------------------------------------- FOMM's blocks
@@ -204,9 +208,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels, out_channels, groups=32):
         super().__init__()
-        self.norm1 = group_norm(in_channels, groups)
+        self.norm1 = group_norm(in_channels, groups, FeatureNorm)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, groups)
+        self.norm2 = group_norm(out_channels, groups, FeatureNorm)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
 

@@ -156,6 +156,10 @@ class Synergy(TalkingHead):
             nn.init.zeros_(self.decoder.last_weight)     # at first the decoder adds nothing
 
     @property
+    def fp32_networks(self):
+        return 'keypoint_detector', 'dense_motion', *(['motion.retrieval'] if self.motion_scales else [])
+
+    @property
     def last_weight(self):
         """Where the adaptive adversarial weight compares gradients."""
         return self.decoder.last_weight

@@ -84,6 +84,7 @@ class TalkingHead(nn.Module):
     last_weight:     weight of the last layer, where the adaptive adversarial weight compares gradients
     checkpointed_blocks: module classes that make up most of the model: activation checkpointing recomputes them and
                      torch.compile compiles them. None with batch norm, whose statistics would be updated twice.
+    fp32_networks:   names of networks that compute in fp32 under autocast too
     """
 
     Params: type
@@ -92,6 +93,7 @@ class TalkingHead(nn.Module):
     landmarks: tuple[str, ...] = ()
     last_weight: nn.Parameter
     checkpointed_blocks: tuple[type, ...] = ()
+    fp32_networks: tuple[str, ...] = ()
 
     def keypoints(self, image: Tensor) -> Keypoints:
         """Keypoints of image (B, 3, H, W)."""

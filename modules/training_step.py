@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modules.build import build_discriminator, build_model, build_objective
 from modules.codebook import Whitening
+from modules.half_weights import HalfWeights
 from modules.objective import DiscriminatorObjective, needs_discriminator
 from modules.pairs import hash_seed
 from modules.training_state import State
@@ -61,6 +62,7 @@ class TrainingStep:
         self.objective, self.discriminator = objective, discriminator
         self.state = State(params, objective.model, discriminator)
         self._whitenings = [module for module in objective.model.modules() if isinstance(module, Whitening)]
+        self._half_weights = HalfWeights(objective.model) if params.precision == 'bf16' else nullcontext
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=params.precision == 'bf16')
         # The first step in which all networks and losses take part.
         self.first_full_step = 1 + max(params.motion_iterations,
@@ -121,7 +123,7 @@ class TrainingStep:
         losses, scalars, kept = [], [], []
         for k, (part, image) in enumerate(zip(parts, images)):
             torch.manual_seed(seed + k)
-            with self._exchange(last=k == len(parts) - 1):
+            with self._exchange(last=k == len(parts) - 1), nullcontext() if motion_only else self._half_weights():
                 output = self.generate(part, adversarial, motion_only, image)
                 self.backward(output.total / len(parts))
                 losses.append({'total': output.total.detach(), **output.losses})

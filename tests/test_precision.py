@@ -1,5 +1,7 @@
 """bf16 rounds what networks compute, not where images are read: against fp32, at 256 px, for every method."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,9 @@ from benchmarks.parity.weights import vgg_state
 from config import schema
 from datasets.synthetic.clips import synthetic_people
 from logger import RunFolder
+from modules import training_step
 from modules.build import METHODS, build_model
+from modules.half_weights import HalfWeights
 from modules.losses import RandomTransform, equivariance
 from modules.objective import needs_vgg
 from modules.talking_head import Keypoints
@@ -78,6 +82,29 @@ def test_a_step_in_bf16_is_near_one_in_fp32(method, narrow, pairs):
     assert gradients.keys() == theirs.keys()
     assert [name for name, gradient in gradients.items()
             if gradient.any() and torch.cosine_similarity(gradient, theirs[name], dim=0) < COSINE] == []
+
+
+@pytest.mark.parametrize('method', CONFIGS)
+def test_weights_that_are_converted_together_compute_what_autocast_does(method, pairs, monkeypatch):
+    config = config_of(method, narrow=True)
+    output, losses, gradients = one_step(config, pairs, 'bf16')
+    monkeypatch.setattr(training_step, 'HalfWeights', lambda model: nullcontext)
+    wanted, theirs, wanted_gradients = one_step(config, pairs, 'bf16')
+    torch.testing.assert_close(output.generated.prediction, wanted.generated.prediction, atol=0.01, rtol=0)
+    assert {name: float(value) for name, value in losses.items()} == pytest.approx(
+        {name: float(value) for name, value in theirs.items()}, rel=1e-3, abs=1e-4)
+    assert [name for name, gradient in wanted_gradients.items()
+            if gradient.any() and torch.cosine_similarity(gradient, gradients[name], dim=0) < 0.999] == []
+
+
+def test_weights_are_fp32_after_a_step_that_fails():
+    model = build_model(tiny())
+    before = dict(model.named_parameters())
+    with pytest.raises(ZeroDivisionError), HalfWeights(model)():
+        assert model.encoder.stem.weight.dtype == torch.bfloat16
+        assert model.keypoint_detector.kp.weight is before['keypoint_detector.kp.weight']
+        1 / 0
+    assert all(parameter is before[name] for name, parameter in model.named_parameters()) and len(before) > 100
 
 
 @pytest.mark.parametrize('method', CONFIGS)
