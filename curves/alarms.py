@@ -32,13 +32,13 @@ class Watch:
         self.rules = [rule for rule in (RULES if rules is None else rules) if rule.limit is not None]
         self.since, self.raised = {}, {}     # by the rule's place: its first broken step, its Alarm
 
-    def __call__(self, figures):
+    def __call__(self, values):
         """One interval's {'step': ..., name: value} -> (Alarms that it raises, Alarms that are over)."""
-        step, new, over = figures['step'], [], []
+        step, new, over = values['step'], [], []
         for place, rule in enumerate(self.rules):
-            if not any(map(rule.matches, figures)):
+            if not any(map(rule.matches, values)):
                 continue                     # a line of validation holds no values of training
-            broken = {name: figures[name] for name in rule.crossing(figures)}
+            broken = {name: values[name] for name in rule.crossing(values)}
             if not broken:
                 self.since.pop(place, None)
                 over += [self.raised.pop(place)] if place in self.raised else []
@@ -54,14 +54,14 @@ class Alarms:
     def __init__(self, run):
         """run: RunFolder; values that it has logged before count, and are not reported again."""
         self.run, self.watch = run, Watch()
-        for figures in run.figures():
-            self.watch(figures)
+        for values in run.figures():
+            self.watch(values)
 
-    def __call__(self, step, figures):
+    def __call__(self, step, values):
         """Check the values {name: value} of the log interval that ends at `step`."""
-        new, over = self.watch({'step': step} | figures)
+        new, over = self.watch({'step': step} | values)
         for alarm in new:
             log.warning('step %d: %s', step, alarm.text)
             self.run.alarm(step, alarm.rule.name, alarm.text)
         for alarm in over:
-            log.info('step %d: over: %s', step, alarm.rule.name)
+            log.info('step %d: resolved: %s', step, alarm.rule.name)

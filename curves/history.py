@@ -25,9 +25,9 @@ def read_run(folder):
     Raises UserError if nothing is logged.
     """
     points = {}
-    for figures in RunFolder(folder, writes=False).figures():
-        step = figures['step']
-        for name, value in figures.items():
+    for line in RunFolder(folder, writes=False).figures():
+        step = line['step']
+        for name, value in line.items():
             if name == 'step' or not isinstance(value, (int, float)):
                 continue
             steps, values = points.setdefault(name, ([], []))

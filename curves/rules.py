@@ -32,10 +32,10 @@ class Rule(NamedTuple):
     def matches(self, scalar):
         return fnmatchcase(scalar, self.scalars)
 
-    def crossing(self, figures):
+    def crossing(self, values):
         """Names of the scalars in {name: value} that cross the limit; [] if `together` and not all of them do."""
-        matching = [name for name in figures if self.matches(name)]
-        over = [name for name in matching if self.crossed(figures[name])]
+        matching = [name for name in values if self.matches(name)]
+        over = [name for name in matching if self.crossed(values[name])]
         return [] if self.together and over != matching else over
 
     def crossed(self, value):

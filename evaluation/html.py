@@ -15,7 +15,7 @@ from support.pages import fill
 SHOWN = 4                    # number of worst clips, and of best ones
 WIDTH, HEIGHT = 300, 72      # of a plot, in units of its view box
 BINS = 30
-ONE_BY_ONE = 400             # most clips for which a distribution has one block per clip, with its name and value
+NAMED = 20                   # most clips that a block of a distribution names, with their values
 
 
 def write_html(path, report, pictures):
@@ -31,8 +31,8 @@ def write_html(path, report, pictures):
         CATALOGUE=CATALOGUE, report=report, columns=table_columns(report), lines=table_rows(report),
         notes=notes(report), measure=measure, bins=BINS,
         distributions=[_distribution(report.rows, name) for name in report.summary['counts']],
-        clips=[('Worst clips', [_card(row, report, pictures) for row in rows[:count]]),
-               ('Best clips', [_card(row, report, pictures) for row in rows[::-1][:count if len(rows) > 1 else 0]])])
+        clips=[('Worst clips', [_card(row, pictures) for row in rows[:count]]),
+               ('Best clips', [_card(row, pictures) for row in rows[::-1][:count if len(rows) > 1 else 0]])])
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding='utf-8')
 
@@ -45,30 +45,23 @@ def _heading(name):
 # ---------------------------------------------------------------------------- plots
 
 def _distribution(rows, name):
-    """Blocks of a histogram over clips: {'name', 'low', 'high', 'mean', 'at', 'blocks': [(x, y, height, text)]}."""
-    values = [(mean(row.scores[name]), row.clip) for row in rows if name in row.scores]
-    values = sorted((value, clip) for value, clip in values if value is not None)
+    """A histogram over clips: {'name', 'low', 'high', 'mean', 'at', 'blocks': [(x, y, height, names of clips)]}."""
+    values = {row.clip: mean(row.scores[name]) for row in rows if name in row.scores}
+    values = {clip: value for clip, value in values.items() if value is not None}
     if not values:
         return {'name': name, 'blocks': []}
-    low, high = values[0][0], values[-1][0]
-    spread = (high - low) or 1
-    bins = [[] for _ in range(BINS)]
-    for value, clip in values:
+    low, high, middle = min(values.values()), max(values.values()), mean(values.values())
+    spread, bins = (high - low) or 1, [[] for _ in range(BINS)]
+    for clip, value in values.items():
         bins[min(int((value - low) / spread * BINS), BINS - 1)].append(f'{clip}: {number(name, value)}')
     tall = min(HEIGHT / max(map(len, bins)), 14)
-    blocks = []
-    for i, clips in enumerate(bins):
-        x = i * WIDTH / BINS
-        if len(values) <= ONE_BY_ONE:
-            blocks += [(x, HEIGHT - (j + 1) * tall, tall, text) for j, text in enumerate(clips)]
-        elif clips:
-            blocks.append((x, HEIGHT - len(clips) * tall, len(clips) * tall, f'{len(clips)} clips'))
-    middle = mean(value for value, _ in values)
+    blocks = [(i * WIDTH / BINS, HEIGHT - len(clips) * tall, len(clips) * tall, ', '.join(clips[:NAMED]))
+              for i, clips in enumerate(bins) if clips]
     return {'name': name, 'low': low, 'high': high, 'mean': middle, 'blocks': blocks,
             'at': min((middle - low) / spread, 1) * WIDTH}
 
 
-def _card(row, report, pictures):
+def _card(row, pictures):
     """Data of one clip for the template."""
     picture = pictures.get(row.clip)
     data = base64.b64encode(picture.read_bytes()).decode() if picture is not None and picture.is_file() else None
