@@ -5,9 +5,8 @@ Blendshapes: Grishchenko et al., arXiv 2309.05782; landmarks: Grishchenko et al.
 
 import torch
 
-from datasets.face_tracker import landmarker_path
-from metrics.base import FeatureMetric, Unavailable
-from metrics.face import mediapipe_faces
+from metrics.base import Unavailable
+from metrics.face import MediapipeMetric, mediapipe_faces
 
 # Indices of blendshapes; a movement is their mean.
 MOVEMENTS = {'jaw opening': (25,),          # jawOpen
@@ -46,18 +45,13 @@ def face_scores(generated, target):
             'landmarks': landmark_distance(*(landmarks_at_256(faces, frames) for frames in sides))}
 
 
-class Expression(FeatureMetric):
-    id, column = 'expression.mediapipe', 'expression'
+class Expression(MediapipeMetric):
+    id, column, part = 'expression.mediapipe', 'expression', 'blendshapes'
     definition = ('mean absolute difference of the 52 blendshapes (MediaPipe\'s Face Landmarker) of the generated and '
                   'the driving face; per frame. Details, within each clip, for jaw opening, blinks, smile and brows: '
                   'correlation with the driver\'s over time, and amplitude, the ratio of the standard deviations; '
                   f'undefined for clips in which the driver\'s standard deviation is below {STILL}')
     source = 'this project'
-    weight_files = property(lambda self: [landmarker_path()])
-
-    def load(self, device):
-        faces = mediapipe_faces()
-        return lambda frames: faces(frames).blendshapes
 
     def start_clip(self, source=None):
         super().start_clip(source)
@@ -87,12 +81,11 @@ def _follows(generated, driving):
     return {'correlation': float(correlation), 'amplitude': float(amplitude)}
 
 
-class DenseAkd(FeatureMetric):
+class DenseAkd(MediapipeMetric):
     id, column, unit, decimals = 'akd.mediapipe', 'AKD 478', 'px', 3
     definition = ('mean Euclidean distance of 478 landmarks (MediaPipe\'s Face Landmarker) to those of the driving '
                   'frame, in pixels of frames whose longer side is 256; per frame')
     source = 'this project'
-    weight_files = property(lambda self: [landmarker_path()])
 
     def load(self, device):
         faces = mediapipe_faces()

@@ -102,6 +102,17 @@ def euler_angles(matrix):
 
 # The metrics
 
+class MediapipeMetric(FeatureMetric):
+    """Compares one part of Faces: 'landmarks', 'angles' or 'blendshapes'."""
+
+    part = ''
+    weight_files = property(lambda self: [landmarker_path()])
+
+    def load(self, device):
+        faces = mediapipe_faces()
+        return lambda frames: getattr(faces(frames), self.part)
+
+
 class Akd(FeatureMetric):
     id, column, unit = 'akd.mean_abs_xy', 'AKD', 'px'
     definition = ('mean absolute difference of the x and y coordinates of 68 landmarks (face-alignment, 2D, the most '
@@ -127,17 +138,12 @@ class AkdEuclidean(Akd):
         return (generated - target).norm(dim=2).mean(1)
 
 
-class Ard(FeatureMetric):
-    id, column, unit = 'ard.mediapipe', 'ARD', 'degrees'
+class Ard(MediapipeMetric):
+    id, column, unit, part = 'ard.mediapipe', 'ARD', 'degrees', 'angles'
     definition = ('mean absolute difference of the three Euler angles (fixed axes x, y, z) of the head, from the '
                   'matrix of MediaPipe\'s Face Landmarker, to those in the driving frame; no wrap-around; '
                   'per frame')
     source = 'the paper, https://github.com/ShaelynZ/synergize-motion-appearance'
-    weight_files = property(lambda self: [landmarker_path()])
-
-    def load(self, device):
-        faces = mediapipe_faces()
-        return lambda frames: faces(frames).angles
 
     def compare(self, generated, target):
         return (generated - target).abs().mean(1)

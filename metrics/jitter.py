@@ -2,9 +2,8 @@
 
 import torch
 
-from datasets.face_tracker import landmarker_path
 from metrics.base import FeatureMetric
-from metrics.face import mediapipe_faces
+from metrics.face import MediapipeMetric
 
 
 class PixelJitter(FeatureMetric):
@@ -32,13 +31,8 @@ class PixelJitter(FeatureMetric):
         return errors.diff(n=2, dim=0).abs().flatten(1).mean(1)
 
 
-class LandmarkJitter(PixelJitter):
-    id, column, unit = 'jitter.mediapipe', 'lm. jitter', 'px'
+class LandmarkJitter(MediapipeMetric, PixelJitter):
+    id, column, unit, part = 'jitter.mediapipe', 'lm. jitter', 'px', 'landmarks'
     definition = ('mean absolute difference of the second differences in time, x[t] - 2 x[t-1] + x[t-2], of 478 '
                   'landmarks (MediaPipe\'s Face Landmarker) in the generated and in the driving frames, x and y in '
                   'pixels of the frames as they are; per frame from the third; for consecutive frames')
-    weight_files = property(lambda self: [landmarker_path()])
-
-    def load(self, device):
-        faces = mediapipe_faces()
-        return lambda frames: faces(frames).landmarks

@@ -196,7 +196,7 @@ def test_landmarks_move_with_the_picture_and_jitter_with_its_shaking(landmarker)
 
 def test_expression_is_the_mean_difference_and_what_follows_within_the_clip(monkeypatch):
     """Frames that hold their blendshapes as pixels, NaN for no face; movements of half the driver's amplitude."""
-    monkeypatch.setattr(expressions, 'mediapipe_faces', lambda: lambda frames: Faces(None, None, frames.flatten(1)))
+    monkeypatch.setattr(face, 'mediapipe_faces', lambda: lambda frames: Faces(None, None, frames.flatten(1)))
     expression, driving = Expression('cpu'), torch.rand(30, 52, generator=torch.Generator().manual_seed(0)).double()
     generated = driving.mean(0) + 0.5 * (driving - driving.mean(0)) + 0.1
     driving[:, 44:46] = 0.3                                   # the driver does not smile
