@@ -15,7 +15,6 @@ import torchvision
 from PIL import Image
 
 from datasets.video import open_clip
-from datasets.video_writer import VideoWriter
 from evaluation.cases import Case
 from evaluation.protocols import Item
 from figures import compare as figure
@@ -25,7 +24,6 @@ from figures.printed import BOX, DPI, FigureStyle
 from figures.selection import Time, Zoom, around, as_unit, largest_pose
 from figures.sheet import Sheet
 from inference import Renderer
-from logger import write_checkpoint
 from metrics import face
 from metrics.base import Unavailable
 from metrics.face import Faces
@@ -36,7 +34,8 @@ from support.errors import UserError
 from support.weights import checkpoint_path
 from tests.support.command_line import refused, succeeds
 from tests.support.random_weights import save_random_weights
-from tests.support.tiny import tiny
+from tests.support.tiny import save_model, tiny
+from tests.support.video_files import write_video
 from visualizer import error_to_rgb
 
 SMALL = FigureStyle(8)
@@ -297,29 +296,19 @@ def test_a_region_lies_inside_of_the_frame(middle):
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
     """Untrained tiny models of two methods, of 32 px; {name: path}."""
-    folder, paths = tmp_path_factory.mktemp('models'), {}
-    for seed, name in enumerate(('ours', 'rival')):
-        torch.manual_seed(seed)
-        config = tiny()
-        state = build_model(config).state_dict()
-        paths[name] = folder / f'{name}.pt'
-        write_checkpoint(paths[name], {'config': config.as_dict(), 'step': 4, 'model': state, 'ema': state})
+    folder = tmp_path_factory.mktemp('models')
+    paths = {name: folder / f'{name}.pt' for name in ('ours', 'rival')}
+    for seed, path in enumerate(paths.values()):
+        save_model(path, seed=seed)
     return paths
-
-
-def write_clip(path, clip):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(path, clip.fps) as writer:
-        for frame in clip.frames():
-            writer.write(frame)
 
 
 def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, capsys, figures):
     """What is printed is what the renderer makes, with and without videos; the pair that is its own truth is scored."""
     for seed, name in enumerate(('anna', 'bert')):
-        write_clip(tmp_path / 'clips' / f'{name}.mp4', Clip(name, 5, seed=seed))
+        write_video(tmp_path / 'clips' / f'{name}.mp4', Clip(name, 5, seed=seed).pictures)
     for name in ('anna--anna', 'bert--anna'):
-        write_clip(tmp_path / 'elsewhere' / f'{name}.mp4', Clip(name, 5, seed=9))
+        write_video(tmp_path / 'elsewhere' / f'{name}.mp4', Clip(name, 5, seed=9).pictures)
     (tmp_path / 'pairs.csv').write_text('source,driving\nclips/anna.mp4,\nclips/bert.mp4,clips/anna.mp4\n')
     arguments = ('--mode', 'compare', '--checkpoints', f'Ours={models["ours"]}', models['rival'], '--generated',
                  f'third={tmp_path / "elsewhere"}', '--list', tmp_path / 'pairs.csv', '--frames', 3, 1, '--width_cm', 9,
@@ -342,7 +331,7 @@ def test_from_checkpoints_a_folder_and_a_list_to_the_figure(models, tmp_path, ca
 
 
 def test_one_pair_is_its_own_truth_if_both_are_one_file(models, tmp_path, capsys):
-    write_clip(tmp_path / 'anna.mp4', Clip('anna', 4, seed=1))
+    write_video(tmp_path / 'anna.mp4', Clip('anna', 4, seed=1).pictures)
     Image.fromarray(Clip('bert', seed=2).pictures[0]).save(tmp_path / 'bert.png')
     for source, more in (('anna.mp4', ('--frames', 'worst', '--error')), ('bert.png', ())):
         succeeds(capsys, '--mode', 'compare', '--checkpoints', models['ours'], '--device', 'cpu', '--pictures_only',
@@ -373,7 +362,7 @@ MISTAKES = [
 def test_mistakes_are_one_line_and_come_before_the_work(models, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('anna', 'bert'):
-        write_clip(tmp_path / f'{name}.mp4', Clip(name, 3))
+        write_video(tmp_path / f'{name}.mp4', Clip(name, 3).pictures)
     (tmp_path / 'pairs.csv').write_text('source,driving\nanna.mp4,bert.mp4\n')
     (tmp_path / 'gone.csv').write_text('source,driving\nanna.mp4,bert.mp4\nanna.mp4,emil.mp4\n')
     (tmp_path / 'moments.csv').write_text('source,driving,driving_time\nanna.mp4,bert.mp4,0.04\n')

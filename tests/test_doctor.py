@@ -13,14 +13,13 @@ import torch
 
 import run
 from config import schema
-from datasets.video_writer import VideoWriter
-from logger import write_checkpoint
 from modules import memory
 from modules.build import build_model
 from support import hardware
 from support.errors import UserError
 from tests.support.command_line import succeeds
-from tests.support.tiny import SHARED, tiny
+from tests.support.tiny import SHARED, save_model, tiny
+from tests.support.video_files import write_video
 from tools.doctor import config as doctor_config
 from tools.doctor import data, environment
 from tools.doctor.finding import BLOCKS
@@ -38,7 +37,7 @@ class Setup:
         self.root, self.config_path, self.logs = folder / 'data', folder / 'small.yaml', folder / 'log'
         for name in ('train/ann#1#0#3', 'train/bob#1#0#3', 'test/cat#1#0#3'):
             self.add(name)
-        self.config = tiny(*SMALL, f'dataset_params.root_dir={self.root}')
+        self.config = tiny(*SMALL, f'dataset_params.root_dir={self.root}', 'train_params.num_iterations=6')
         schema.save(self.config, self.config_path)
         self.folder = self.logs / 'small' / 'checkpoints'
         self.folder.mkdir(parents=True)
@@ -112,9 +111,7 @@ def missing_weights(setup, monkeypatch):
 
 def corrupt_clips(setup, monkeypatch):
     path = setup.root / 'test/dan#1#0#3.mp4'
-    with VideoWriter(path, 25) as video:
-        for index in range(9):
-            video.write(np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    write_video(path, np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:3000])
 
 
@@ -143,26 +140,20 @@ def test_a_broken_set_up_is_named_with_what_to_do(broken, setup, monkeypatch, ca
 
 # ---------------------------------------------------------------------------- and a healthy one
 
-def write_step(setup, path):
-    """A checkpoint of step 2."""
-    state = build_model(setup.config).state_dict()
-    write_checkpoint(path, {'config': setup.config.as_dict(), 'step': 2, 'model': state, 'ema': state})
-
-
 def test_a_healthy_set_up_is_not_blocked(real_estimate, capsys):
     setup = real_estimate
-    write_step(setup, setup.folder / '00000002.pt')
+    save_model(setup.folder / '00000004.pt', setup.config)
     code, answer = setup.examine(capsys)
     assert code == 0 and not answer['blocked'] and not blocking(answer), blocking(answer)
     text = succeeds(capsys, '--mode', 'doctor', '--config', setup.config_path, '--log_dir', setup.logs)
-    for part in ('checkpoint of step 2', '2 clips of 2 people', 's per batch of 2', 'MP4 and read the same frames'):
+    for part in ('checkpoint of step 4', '2 clips of 2 people', 's per batch of 2', 'MP4 and read the same frames'):
         assert part in text
     assert text.rstrip().endswith('Nothing blocks training.')
 
 
 def test_it_says_what_training_starts_from(setup, capsys):
-    write_step(setup, setup.logs / 'model.pt')
-    write_step(setup, setup.folder / '00000002.pt')
+    save_model(setup.logs / 'model.pt', setup.config)
+    save_model(setup.folder / '00000004.pt', setup.config)
     assert f'training resumes in {setup.folder.parent}' in json.dumps(setup.examine(capsys))
     assert 'changed since then: train_params.save_every' in json.dumps(
         setup.examine(capsys, '--set', 'train_params.save_every=3'))
@@ -170,7 +161,7 @@ def test_it_says_what_training_starts_from(setup, capsys):
     assert code == 1 and 'a resumed run cannot change train_params.seed 0 -> 3' in blocking(answer)['checkpoint']
     code, answer = setup.examine(capsys, '--checkpoint', setup.logs / 'model.pt', '--set', 'train_params.seed=3')
     assert code == 0 and f'a new run from its weights, at step 0, in {setup.logs}/small-tuned' in json.dumps(answer)
-    code, answer = setup.examine(capsys, '--checkpoint', setup.folder / '00000002.pt', '--run_name', 'small')
+    code, answer = setup.examine(capsys, '--checkpoint', setup.folder / '00000004.pt', '--run_name', 'small')
     assert code == 1 and 'a new one would overwrite' in blocking(answer)['checkpoint']
     arguments = '--checkpoint', setup.logs / 'model.pt', '--log_dir', setup.logs
     assert f'{setup.logs}/model-tuned' in succeeds(capsys, '--mode', 'doctor', *arguments)      # with its own config

@@ -7,10 +7,8 @@ import pytest
 
 from benchmarks import expression
 from datasets.build import TEST_SEED, TRAIN_SEED, VALIDATION_SEED
-from logger import write_checkpoint
-from modules.build import build_model
 from modules.talking_head import Generated
-from tests.support.tiny import tiny
+from tests.support.tiny import save_model
 
 
 class Copy:
@@ -46,9 +44,7 @@ def test_one_part_moves_and_the_head_is_still():
 
 
 def test_a_run_is_measured_from_the_command_line(tmp_path, capsys):
-    config = tiny()
-    weights = build_model(config).state_dict()
-    write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 0, 'model': weights, 'ema': weights})
+    save_model(tmp_path / 'model.pt')
     assert expression.main(['--checkpoint', str(tmp_path / 'model.pt'), '--people', '1']) == 0
     assert '| lids |' in capsys.readouterr().out
     assert expression.main(['--checkpoint', str(tmp_path / 'nothing.pt')]) == 2

@@ -7,18 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import run
 from figures.codes import ACROSS, TILE, Chosen, CodeUse, chosen_codes, code_figures
 from figures.draw import Scales, draw, index_colours, picture_of
 from figures.figure import Moment, Panel, psnr
 from figures.inspect import figures_of
-from logger import write_checkpoint
 from modules.build import build_model
 from modules.codebook import Codebook, CodebookParams
 from modules.layers import to_unit
 from modules.warp import from_displacement, identity_grid, warp
+from tests.support.command_line import succeeds
 from tests.support.small import small_model
-from tests.support.tiny import tiny
+from tests.support.tiny import save_model, tiny
 
 
 @pytest.fixture
@@ -209,13 +208,9 @@ def test_every_figure_can_be_drawn_and_its_numbers_saved(method):
 
 
 def test_inspect_writes_a_page_with_its_figures(tmp_path, capsys):
-    config = tiny('dataset_params.synthetic_params={train_people: 2, test_people: 2, frames: 4}')
-    model = build_model(config)
-    write_checkpoint(tmp_path / 'model.pt', {'config': config.as_dict(), 'step': 0, 'model': model.state_dict(),
-                                             'ema': model.state_dict()})
-    arguments = ['--mode', 'inspect', '--checkpoint', tmp_path / 'model.pt', '--out', tmp_path / 'out', '--device',
-                 'cpu', '--at', '3', '4', '--code_frames', '4']
-    assert run.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+    save_model(tmp_path / 'model.pt', tiny('dataset_params.synthetic_params={test_people: 2, frames: 4}'))
+    succeeds(capsys, '--mode', 'inspect', '--checkpoint', tmp_path / 'model.pt', '--out', tmp_path / 'out', '--device',
+             'cpu', '--at', 3, 4, '--code_frames', 4)
     page = (tmp_path / 'out' / 'inspect.html').read_text(encoding='utf-8')
     assert page.count('data:image/png') >= 6 and 'http://' not in page and 'Talking Codebooks' in page
     report = json.loads((tmp_path / 'out' / 'inspect.json').read_text(encoding='utf-8'))

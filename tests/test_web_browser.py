@@ -13,16 +13,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import run
 from datasets.video import open_clip
-from datasets.video_writer import VideoWriter
-from logger import write_checkpoint
-from modules.build import build_model
 from support.pages import PROJECT
-from tests.support.tiny import ROOT, SHARED, tiny
+from tests.support.tiny import ROOT, SHARED, save_model, tiny
+from tests.support.video_files import write_video
 from tests.support.web_jobs import SIZE, write_clip
 from web.jobs import EXAMPLE_FRAMES
 from web.limits import MOST_BYTES
@@ -37,10 +34,7 @@ def files(tmp_path_factory):
     """Two untrained models of 64 px, a portrait, clips, a text, and what the fake camera films."""
     folder = tmp_path_factory.mktemp('web')
     for seed, name in enumerate(('ours', 'rival')):
-        torch.manual_seed(seed)
-        config = tiny(f'model_params.image_size={SIZE}')
-        state = build_model(config).state_dict()
-        write_checkpoint(folder / f'{name}.pt', {'model': state, 'ema': state, 'config': config.as_dict(), 'step': 1})
+        save_model(folder / f'{name}.pt', tiny(f'model_params.image_size={SIZE}'), seed)
     write_clip(folder / 'driver.mp4', FRAMES)
     write_clip(folder / 'long.mp4', LONG)
     write_clip(folder / 'short.mp4', FRAMES // 2)
@@ -252,9 +246,7 @@ def test_one_face_of_several_is_cut_out_and_pasted_back(visit, files, tmp_path):
     pytest.importorskip('mediapipe')
     group = np.concatenate([np.asarray(Image.open(path).convert('RGB').resize((256, 256))) for path in PORTRAITS], 1)
     Image.fromarray(group).save(tmp_path / 'group.png')
-    with VideoWriter(tmp_path / 'face.mp4', 25) as video:
-        for _ in range(FRAMES):
-            video.write(group[:, :256])
+    write_video(tmp_path / 'face.mp4', [group[:, :256]] * FRAMES)
     page = visit()
     bring(page, '#source', tmp_path / 'group.png')
     bring(page, '#driver', tmp_path / 'face.mp4')

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from config import schema
+from logger import write_checkpoint
+from modules.build import build_model
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared'
@@ -31,3 +35,14 @@ SIZES = [
 def tiny(*overrides, config='config/vox-256.yaml'):
     """The paper's model at 32 px on the embedded heads, without VGG19; adversarial from the second step on."""
     return schema.load(ROOT / config, [*SIZES, *overrides])
+
+
+def save_model(path, config=None, seed=0):
+    """Write a checkpoint of an untrained model, by default of `tiny()`, at step 4; returns the model."""
+    config = config or tiny()
+    torch.manual_seed(seed)
+    model = build_model(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    write_checkpoint(path, {'config': config.as_dict(), 'step': 4, 'model': state, 'ema': state})
+    return model

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from datasets.video_writer import VideoWriter
 from tests.support.tiny import SHARED
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
@@ -37,6 +38,13 @@ def encode(path, codec='libx264', count=50, size=(48, 64), pix_fmt='yuv420p', ti
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
+
+
+def write_video(path, frames, fps=25):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, fps) as writer:
+        for frame in frames:
+            writer.write(frame)
 
 
 def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
