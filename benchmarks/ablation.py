@@ -33,6 +33,7 @@ from config import schema
 from config.changes import changes
 from datasets.build import TEST_SEED, TRAIN_SEED
 from datasets.synthetic.clips import render, synthetic_people
+from evaluation.published import TABLES
 from evaluation.report import code_hash
 from logger import RunFolder
 from modules.build import build_model
@@ -46,31 +47,31 @@ OVERLAY = Path(__file__).with_name('ablation.yaml')
 RESULTS = Path(__file__).with_name('results')           # BUDGET.json: {name of a run: its result}
 SEEDS = (0, 1, 2)
 SPACING = 8                # every eighth frame of a clip is used: a third of a second
+PUBLISHED = {'psnr.rgb': 2, 'l1.mean_abs': 4, 'akd.mean_abs_xy': 4}      # of the paper, with their digits
 PAIRED = 'Differences on the same head after the same seed, mean ± standard error over heads and seeds.'
 
 
 class Row(NamedTuple):
-    """A row of the table: its name in the paper, its config, and the paper's PSNR, L1 and AKD on VoxCeleb1."""
+    """A row of the table: its title, its config, and the paper's {metric id: value} on VoxCeleb1."""
     title: str
     config: str
-    psnr: float
-    l1: float
-    akd: float
+    published: dict
 
 
+METHODS, CODEBOOKS, ALLOCATIONS = (TABLES[name] for name in ('Table 1, VoxCeleb1', 'Table 2', 'Table 4'))
 ROWS = {
-    'fomm': Row('FOMM', 'fomm-vox-256.yaml', 22.96, 0.0474, 1.4037),                            # Table 1
-    'dagan': Row('DaGAN (random depth)', 'dagan-vox-256.yaml', 22.92, 0.0492, 1.5740),
-    'mcnet': Row('MCNet', 'mcnet-vox-256.yaml', 24.59, 0.0402, 1.2363),
-    'mrfa': Row('MRFA', 'mrfa-fomm-vox-256.yaml', 25.26, 0.0370, 1.1823),
-    'baseline': Row('Baseline', 'ablation/baseline.yaml', 24.93, 0.0375, 1.2384),               # Table 2
-    'smc': Row('+ SMC', 'ablation/smc.yaml', 24.97, 0.0371, 1.2183),
-    'mmc': Row('+ MMC', 'ablation/mmc.yaml', 25.27, 0.0360, 1.2171),
-    'mmc-sac': Row('+ MMC + SAC', 'ablation/mmc-sac.yaml', 25.16, 0.0362, 1.2106),
-    'mmc-mac': Row('+ MMC + MAC', 'ablation/mmc-mac.yaml', 25.30, 0.0355, 1.2039),
-    'shared': Row('codes: all shared', 'ablation/shared.yaml', 25.12, 0.0359, 1.2124),          # Table 4
-    'equal': Row('codes: split equally', 'ablation/equal.yaml', 25.20, 0.0358, 1.1893),
-    'progressive': Row('codes: progressive', 'ablation/progressive.yaml', 25.30, 0.0355, 1.2039),
+    'fomm': Row('FOMM', 'fomm-vox-256.yaml', METHODS['FOMM']),
+    'dagan': Row('DaGAN (random depth)', 'dagan-vox-256.yaml', METHODS['DaGAN']),
+    'mcnet': Row('MCNet', 'mcnet-vox-256.yaml', METHODS['MCNet']),
+    'mrfa': Row('MRFA', 'mrfa-fomm-vox-256.yaml', METHODS['MRFA']),
+    'baseline': Row('Baseline', 'ablation/baseline.yaml', CODEBOOKS['baseline, no codebook']),
+    'smc': Row('+ SMC', 'ablation/smc.yaml', CODEBOOKS['+ SMC']),
+    'mmc': Row('+ MMC', 'ablation/mmc.yaml', CODEBOOKS['+ MMC']),
+    'mmc-sac': Row('+ MMC + SAC', 'ablation/mmc-sac.yaml', CODEBOOKS['+ MMC + SAC']),
+    'mmc-mac': Row('+ MMC + MAC', 'ablation/mmc-mac.yaml', CODEBOOKS['+ MMC + MAC']),
+    'shared': Row('codes: all shared', 'ablation/shared.yaml', ALLOCATIONS['all shared']),
+    'equal': Row('codes: split equally', 'ablation/equal.yaml', ALLOCATIONS['split equally']),
+    'progressive': Row('codes: progressive', 'ablation/progressive.yaml', ALLOCATIONS['progressive']),
 }
 
 
@@ -237,7 +238,7 @@ def table(results, copied):
         cells = [spread([scores[score] for scores in of_seeds], SCORES[score][1]) for score in names]
         row, size = ROWS[name], next(iter(of_row.values()))['parameters']
         lines.append([row.title, str(len(of_row)), *cells, f'{size / 1e6:.2f} M',
-                      f'{row.psnr:.2f}', f'{row.l1:.4f}', f'{row.akd:.4f}'])
+                      *(f'{row.published[name]:.{digits}f}' for name, digits in PUBLISHED.items())])
     return markdown(lines)
 
 
