@@ -1,8 +1,12 @@
 """A Report as a table for people: plain text, Markdown, and the sentences below any table of it."""
 
+from functools import partial
+from pathlib import Path
+
 from evaluation.published import TABLES
 from evaluation.report import COMPARED, GAIN
 from metrics.catalogue import CATALOGUE
+from support.pages import fill
 
 
 def table_rows(report):
@@ -92,19 +96,10 @@ def format_table(report):
 
 def as_markdown(report):
     """The table of the result and the paper's, with notes and definitions."""
-    names, (ours, published) = table_columns(report), table_rows(report)
-
-    def row(label, values):
-        return f'| {label} | ' + ' | '.join(table_cell(report, name, values) for name in names) + ' |'
-
-    lines = ['| | ' + ' | '.join(heading(name) for name in names) + ' |', '|---' * (len(names) + 1) + '|',
-             *(row(f'**{label}**', values) for label, values in ours)]
-    for table, rows in published:
-        lines += [row(f'*{table}*', {}), *(row(label, values) for label, values in rows)]
-    lines += ['', *(f'- {sentence}' for sentence in notes(report)), '']
-    described = (CATALOGUE[name] for name in report.summary['model'])
-    lines += [f'- `{metric.id}`: {metric.definition} ({metric.source})' for metric in described]
-    return '\n'.join(lines) + '\n'
+    ours, published = table_rows(report)
+    return fill(Path(__file__).with_name('metrics.md.j2'), columns=table_columns(report), heading=heading,
+                cell=partial(table_cell, report), ours=ours, published=published, notes=notes(report),
+                metrics=[CATALOGUE[name] for name in report.summary['model']])
 
 
 def notes(report):
