@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from animate import crop_to_faces, write_animation, write_frames
 from datasets.video_writer import VideoWriter
-from evaluation.cases import Case
-from evaluation.protocols import write_list
+from evaluation.cases import Case, own_folder
+from evaluation.protocols import fingerprint, write_list
 from evaluation.videos import pair_name
 from motion.settings import Motion
 from support import distributed
@@ -45,7 +45,7 @@ class _Job(NamedTuple):
 
 def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, detail=None, made_by=''):
     """Animate every Case into `folder`: NUMBER_SOURCE--DRIVING.mp4 (source | driving | result), contact_sheet.png and
-    list.csv, which `--mode evaluate --list` and this mode read.
+    list.csv, which `--mode evaluate --list` and this mode read. Results of others stay (evaluation.cases.own_folder).
 
     Several processes (torchrun) share the pairs. What is finished is not made again by the same call: moments/
     keeps a strip of pictures per video, written after it, which says of which weights, settings and files it was made.
@@ -58,10 +58,11 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, d
     """
     if not cases:
         raise UserError('no pairs to animate')
-    folder = make_folder(folder)
+    weights = weights_hash(renderer.model)
+    folder = own_folder(folder, cases, weights=weights, list=fingerprint([case.item for case in cases]))
     distributed.check_shared(folder)
     moments = make_folder(folder / 'moments')
-    made_by = [made_by, weights_hash(renderer.model), asdict(motion), crop_size, detail, renderer.precision]
+    made_by = [made_by, weights, asdict(motion), crop_size, detail, renderer.precision]
     names = [f'{i:03d}_{pair_name(case)}' for i, case in enumerate(cases)]
     jobs = [_Job(name, case, folder / f'{name}.mp4', moments / f'{name}.png', _stamp(made_by, case))
             for name, case in zip(names, cases)]

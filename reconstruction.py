@@ -41,7 +41,8 @@ def reconstruct(renderer, clips, folder, *, subject=None, include_first=True, sa
     job = EvaluationJob(name, PROTOCOLS[name], Selection('all clips', [case.item for case in cases], cases), METRICS,
                         subject or {}, renderer.batch_size)
     shown = [cases[i] for i in rows_of_sheet(len(cases))]
-    recorder = _Recorder(make_folder(folder), shown, save_videos)
+    folder = job.own_folder(folder)
+    recorder = _Recorder(folder, shown, save_videos)
     report = evaluate(job, folder, renderer.device, renderer, recorder)
     if report is not None:
         strips = {case.item.name: recorder.strip(case) for case in shown if recorder.strip(case).is_file()}

@@ -1,17 +1,20 @@
 """Cases of an evaluation: list entries with their clips on disk."""
 
+import json
 import logging
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datasets.frame_folder import has_stills, natural_order
+from datasets.shards import Member
 from datasets.still import STILL_SUFFIXES, Still
 from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
 from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
+from support import distributed
 from support.errors import UserError
-from support.files import is_there, split_assignment
+from support.files import is_there, make_folder, split_assignment, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,42 @@ def _find(path):
 
 
 # ---------------------------------------------------------------------------- cases
+
+RESULTS = ('metrics.json', 'list.csv')       # of an evaluation, of an animation of pairs
+RESULTS_OF = 'results_of.json'
+
+
+def own_folder(folder, cases, **made_with):
+    """`folder`, or folder-2, folder-3, ...: the first without results of other clips, or made with something else.
+
+    made_with: {what: value} of the weights and the list, JSON values. The folder keeps them in results_of.json.
+    """
+    clips = [clip for case in cases for clip in (case.source, case.driving, case.generated) if clip is not None]
+    mine = json.dumps(made_with | {'clips in': sorted({_place(clip) for clip in clips})}, indent=1)
+    places = (folder if number == 1 else folder.with_name(f'{folder.name}-{number}') for number in count(1))
+    found = next(place for place in places if _holds(place) in (None, mine))
+    if found != folder:
+        log.warning('%s holds results of other weights, clips or another list; writing to %s', folder, found)
+    make_folder(found)
+    if distributed.rank() == 0:
+        with written_whole(found / RESULTS_OF) as path:
+            path.write_text(mine, encoding='utf-8')
+    return found
+
+
+def _place(clip):
+    """The folder or shard of a clip; of synthetic heads what tells them apart."""
+    path = getattr(clip, 'path', None)
+    return f'{clip.name}, {len(clip)} frames' if path is None else str(
+        path.archive if isinstance(path, Member) else path.resolve().parent)
+
+
+def _holds(folder):
+    """What a folder's results are of, as text; '' for results that do not tell, None without results."""
+    if (folder / RESULTS_OF).is_file():
+        return (folder / RESULTS_OF).read_text(encoding='utf-8')
+    return '' if any((folder / name).exists() for name in RESULTS) else None
+
 
 @dataclass(frozen=True)
 class Case:

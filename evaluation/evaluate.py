@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation.cases import Selection
+from evaluation.cases import Selection, own_folder
 from evaluation.html import write_html
 from evaluation.protocols import Protocol, fingerprint, write_list
 from evaluation.published import published_tables
@@ -28,7 +28,7 @@ from metrics.base import DistributionMetric, release_networks
 from motion.settings import Motion
 from support import distributed
 from support.errors import UserError
-from support.files import make_folder, write_picture, written_whole
+from support.files import write_picture, written_whole
 from visualizer import Strip
 
 LOGGED = 3             # names of missing clips in the log; metrics.json lists all
@@ -125,9 +125,13 @@ class EvaluationJob:
         return {'protocol': {'name': self.name} | protocol, 'subject': self.subject,
                 'list': {'name': self.selection.list_name, 'sha256': fingerprint(self.selection.items)}}
 
+    def own_folder(self, folder):
+        """As evaluation.cases.own_folder, for the subject and the list."""
+        return own_folder(folder, self.selection.cases, subject=self.subject, list=fingerprint(self.selection.items))
+
 
 def evaluate(job, folder, device, renderer=None, recorder=None):
-    """Score all cases of an EvaluationJob, and write the report into `folder`.
+    """Score all cases of an EvaluationJob, and write the report into `folder`, or beside it (`own_folder`).
 
     renderer: inference.Renderer of the model; None where the cases hold generated clips
     recorder: writes other files of each clip: `missing(case, store)` returns whether they are, and within
@@ -146,7 +150,7 @@ def evaluate(job, folder, device, renderer=None, recorder=None):
     _announce(scorer, selection)
     if not scorer.metrics:
         raise UserError('none of the metrics can be computed here: ' + '; '.join(scorer.skipped.values()))
-    folder = make_folder(folder)
+    folder = job.own_folder(folder)
     distributed.check_shared(folder)
     store = Store(folder / 'clips', job.settings(device), scorer.parts)
     # Keys hold size and time of the files, so copies of them need both (rsync -a, cp -p).
@@ -157,7 +161,7 @@ def evaluate(job, folder, device, renderer=None, recorder=None):
     if distributed.rank() > 0:
         return None
 
-    report = _report(job, scorer, store)
+    report = _report(job, scorer, store, folder)
     write_report(folder, report)
     write_list(folder / 'list.csv', selection.items)
     with written_whole(folder / 'metrics.md') as path:
@@ -226,7 +230,7 @@ def _follow(case, protocol, renderer, source):
     return renderer.follow(source, case.driving, motion, case.anchor)
 
 
-def _report(job, scorer, store):
+def _report(job, scorer, store, folder):
     """The Report of what is stored; UserError where that is nothing."""
     selection, stored = job.selection, [(case, store.read(case)) for case in job.selection.cases]
     problems = {case.item.name: row for case, row in stored if isinstance(row, str)}
@@ -239,7 +243,8 @@ def _report(job, scorer, store):
     distances = {metric.id: metric.compute(_features(metric, [case for case, _ in scored], store))
                  for metric in scorer.metrics if isinstance(metric, DistributionMetric)}
     tables = published_tables(job.name, selection.list_name, {row.size for row in rows})
-    return Report(rows, scorer.skipped, job.about() | {'coverage': coverage}, distances, tables, scorer.weights)
+    return Report(rows, scorer.skipped, job.about() | {'coverage': coverage}, distances, tables, scorer.weights,
+                  folder)
 
 
 def _features(metric, cases, store):

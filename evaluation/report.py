@@ -130,6 +130,7 @@ class Report:
     distances: {id: value} of the distribution metrics
     tables:    names of the paper's tables that are shown beside it
     weights:   {file name: SHA-256} of the metrics' networks
+    folder:    where the report is on disk
     """
     rows: list
     skipped: dict
@@ -137,6 +138,7 @@ class Report:
     distances: dict = field(default_factory=dict)
     tables: tuple = ()
     weights: dict = field(default_factory=dict)
+    folder: Path | None = None
 
     def __post_init__(self):
         self.summary = summarize(self.rows, self.distances)

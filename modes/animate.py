@@ -33,11 +33,12 @@ def run(options):
 
 
 def run_on(options, device):
+    """Returns the folder of pairs."""
     from support import distributed
     config, model = model_of(options, device)
     if not is_one(options):
-        run_pairs(options, config, model)
-    elif distributed.rank() == 0:     # one video is work for one process
+        return run_pairs(options, config, model)
+    if distributed.rank() == 0:     # one video is work for one process
         run_one(options, config, model)
 
 
@@ -75,12 +76,12 @@ def run_pairs(options, config, model):
     if crops and not params.pairs_list:
         raise UserError('--crop auto needs --source_image or animate_params.pairs_list: test clips are crops already')
     cases = find_pairs(params.pairs_list, config.dataset_params, None if crops else size, params.num_pairs, params.seed)
-    folder = run_path(options) / 'animation'
-    animate_pairs(animation_renderer(config, model, options.precision), cases, folder, Motion.of(options),
-                  crop_size=size if crops else None, detail=None if size == own else options.detail == 'on',
-                  made_by=repr(config.model_params))
+    results = animate_pairs(animation_renderer(config, model, options.precision), cases,
+                            run_path(options) / 'animation', Motion.of(options), crop_size=size if crops else None,
+                            detail=None if size == own else options.detail == 'on', made_by=repr(config.model_params))
     if distributed.rank() == 0:
-        print(f'{len(cases)} videos, list.csv and contact_sheet.png are in {folder}')
+        print(f'{len(cases)} videos, list.csv and contact_sheet.png are in {results[0].parent}')
+    return results[0].parent
 
 
 def run_one(options, config, model):
@@ -88,8 +89,8 @@ def run_one(options, config, model):
     from load import animation_renderer
     settings = AnimationSettings.of(options)
     if settings.source and not settings.result_video:
-        path = Path(settings.driving)
-        name = path.stem if path.is_file() else path.name.removesuffix('.mp4')      # or a folder of frames
+        name = '--'.join(path.stem if path.is_file() else path.name.removesuffix('.mp4')      # or a folder of frames
+                         for path in map(Path, (settings.source, settings.driving)))
         settings = replace(settings, result_video=str(run_path(options) / 'animation' / f'{name}.mp4'))
     driving = animate_files(settings, animation_renderer(config, model, options.precision))
     for path in filter(None, (settings.save_motion, settings.result_video)):

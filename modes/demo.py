@@ -15,8 +15,8 @@ RESULT = 256               # least side of the animations in pixels: with the so
 COMPARED = 3               # pairs of which the figure shows this model beside the one that comes with the project
 ENDING = """
 {folder} holds a model, trained on synthetic heads. Its results:
-  {folder}/reconstruction/contact_sheet.png   unseen heads, reconstructed from their first frame, and the videos
-  {folder}/animation/contact_sheet.png        unseen heads that follow others, at {size} px, and the videos
+  {reconstructed}/contact_sheet.png   unseen heads, reconstructed from their first frame, and the videos
+  {animated}/contact_sheet.png        unseen heads that follow others, at {size} px, and the videos
   {folder}/compare/comparison.png             this model beside the one in weights/, which trained for hours
   {folder}/pictures/                          flows and occlusion per scale while training
   tensorboard --logdir {folder}/tensorboard    curves, codes in use, pictures
@@ -48,16 +48,16 @@ def run(options):
         phase(1, f'Train for {config.train_params.num_iterations} steps. The default config takes 4 to 8 minutes.')
         train_in(folder, options.config, options.set, device)
         phase(2, 'Reconstruct unseen heads from their first frames: half a minute.')
-        reconstruction.run_on(with_defaults(options, reconstruction), device)
+        reconstructed = reconstruction.run_on(with_defaults(options, reconstruction), device)
         phase(3, f'Animate unseen heads by others at {size} px: a minute.')
-        animate.run_on(with_defaults(options, animate, size=size), device)
+        animated = animate.run_on(with_defaults(options, animate, size=size), device)
         phase(4, 'Draw them beside the model in weights/: seconds.')
         if first:
             models = {folder.name: checkpoints_in(folder)[-1], SHIPPED.stem: SHIPPED}
             compare.run(with_defaults(
                 options, compare, checkpoints=[f'{name}={path}' for name, path in models.items()], pairs=COMPARED,
-                list=folder / 'animation' / 'list.csv', pictures_only=True, out=folder / 'compare', set=[]))
-            print(ENDING.format(folder=folder, size=size))
+                list=animated / 'list.csv', pictures_only=True, out=folder / 'compare', set=[]))
+            print(ENDING.format(folder=folder, size=size, reconstructed=reconstructed, animated=animated))
 
 
 def with_defaults(options, mode, **flags):

@@ -41,7 +41,7 @@ def run(options):
         report = evaluate.evaluate(job, folder, device, renderer)
         if report is not None:
             print(format_table(report))
-            print(f'metrics.json, metrics.csv, metrics.md and report.html are in {folder}')
+            print(f'metrics.json, metrics.csv, metrics.md and report.html are in {report.folder}')
 
 
 def check(options):

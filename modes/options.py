@@ -88,11 +88,17 @@ def use_shipped(options):
 
 
 def run_path(options):
-    """The run's folder: named after the config or the checkpoint's run, so that the same command finds it again."""
-    if options.config or not getattr(options, 'checkpoint', None):
+    """The run's folder: the one that holds --checkpoint, or the one in --log_dir named --run_name, or as the config.
+
+    So results lie beside the weights that made them, and the same command finds them again.
+    """
+    checkpoint = getattr(options, 'checkpoint', None)
+    if checkpoint and _is_in_run(Path(checkpoint)) and not {'--log_dir', '--run_name'} & options.given:
+        return Path(checkpoint).parents[1]
+    if options.config or not checkpoint:
         default = Path(options.config or DEFAULT_CONFIG).stem
     else:
-        default = _name_of(Path(options.checkpoint))
+        default = _name_of(Path(checkpoint))
     return Path(options.log_dir) / (options.run_name or default)
 
 
@@ -126,8 +132,11 @@ def named(options):
 
 def _name_of(checkpoint):
     """A run's checkpoints are called by their iteration: the run has the name."""
-    inside = checkpoint.parent.name == 'checkpoints' and checkpoint.stem.isdigit()
-    return checkpoint.resolve().parents[1].name if inside else checkpoint.stem
+    return checkpoint.resolve().parents[1].name if _is_in_run(checkpoint) else checkpoint.stem
+
+
+def _is_in_run(checkpoint):
+    return checkpoint.parent.name == 'checkpoints' and checkpoint.stem.isdigit()
 
 
 def renderers(checkpoints, options):

@@ -17,6 +17,7 @@ def run(options):
 
 
 def run_on(options, device):
+    """Returns the folder of the results; None on processes other than the first."""
     from datasets.build import test_clips
     from evaluation.report import subject_of
     from evaluation.tables import format_table
@@ -25,10 +26,11 @@ def run_on(options, device):
     config, model = model_of(options, device)
     params = config.reconstruction_params
     clips = test_clips(config.dataset_params, config.model_params.image_size)[:params.num_videos]
-    folder = run_path(options) / 'reconstruction'
     renderer = Renderer(model, device, params.batch_size, config.train_params.precision)
-    report = reconstruct(renderer, clips, folder, subject=subject_of(config, model), include_first=params.include_first,
-                         save_videos=params.save_videos)
+    report = reconstruct(renderer, clips, run_path(options) / 'reconstruction', subject=subject_of(config, model),
+                         include_first=params.include_first, save_videos=params.save_videos)
     if report is not None:
         print(format_table(report))
-        print(f'videos, contact_sheet.png, metrics.json, metrics.csv, metrics.md and report.html are in {folder}')
+        print('videos, contact_sheet.png, metrics.json, metrics.csv, metrics.md and report.html are in '
+              f'{report.folder}')
+        return report.folder

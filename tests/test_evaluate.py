@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import types
+from pathlib import Path
 from html.parser import HTMLParser
 
 import numpy as np
@@ -585,6 +586,19 @@ def test_videos_of_other_names_are_matched_in_order(folders, tmp_path, capsys, c
     (tmp_path / 'driving' / 'c1.mp4').unlink()
     code, _, err = call(capsys, *videos, '--log_dir', tmp_path / 'log')
     assert code == 2 and 'equal names' in err and '--path_map' not in err
+
+
+def test_results_of_others_are_not_written_over(folders, tmp_path, capsys):
+    """Two folders of one name, as everybody's results have: here the second has other frames."""
+    for name, made in (('a', 'generated'), ('b', 'driving')):
+        shutil.copytree(folders / made, tmp_path / name / 'results')
+    places = []
+    for name in 'aba':
+        _, out, _ = call(capsys, '--generated', tmp_path / name / 'results', '--driving', folders / 'driving',
+                         '--metrics', 'l1.mean_abs', '--log_dir', tmp_path / 'log')
+        places.append(Path(out.splitlines()[-1].rpartition(' ')[2]))
+    first, second, again = ((place, (place / 'metrics.json').read_text()) for place in places)
+    assert first == again and first[0] != second[0] and first[1] != second[1]
 
 
 def test_mistakes_on_the_command_line(folders, tmp_path, capsys):

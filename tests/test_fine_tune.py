@@ -161,6 +161,10 @@ def test_results_of_different_runs_lie_apart():
     paths = [run_path(parse(['--mode', 'evaluate', '--checkpoint', f'log/{run}/checkpoints/00000100.pt'])[0])
              for run in ('ann', 'bob')]
     assert paths == [Path('log/ann'), Path('log/bob')]
+    elsewhere = '--mode', 'evaluate', '--checkpoint', '/data/log/ann/checkpoints/00000100.pt'
+    assert run_path(parse(elsewhere)[0]) == Path('/data/log/ann')            # beside its weights, unless told otherwise
+    assert run_path(parse([*elsewhere, '--log_dir', 'here'])[0]) == Path('here/ann')
+    assert run_path(parse([*elsewhere, '--run_name', 'eva'])[0]) == Path('log/eva')
     assert run_path(parse(['--mode', 'evaluate', '--checkpoint', 'weights/model.pt'])[0]) == Path('log/model')
 
 

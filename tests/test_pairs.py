@@ -126,7 +126,7 @@ def test_lists_that_count_frames_and_name_files_are_read_by_all_modes(model, dat
     ('source,driving,anchor\nid1#a.mp4,id2#b.mp4,first\n', "pairs.csv, row 2: anchor is 'first'"),
     ('source,driving,anchor,anchor_time\nid1#a.mp4,id2#b.mp4,1,0.5\n', 'pairs.csv, row 2: anchor is .* anchor_time'),
     ('source,driving\nid1#a.mp4,id2,b.mp4\n', 'pairs.csv, row 2: has more fields'),
-    ('source,driving\nid1#a.mp4,pairs.csv\n', 'pairs.csv, row 2: .*not a known kind of video'),
+    ('source,driving\nid1#a.mp4,pairs.csv\n', 'pairs.csv, row 2: .*cannot be decoded'),
 ])
 def test_mistakes_in_a_list_are_named_by_file_and_row(dataset, tmp_path, text, message):
     path = tmp_path / 'lists' / 'pairs.csv'

@@ -207,7 +207,10 @@ def test_other_weights_settings_or_files_make_it_anew(pairs, tmp_path):
     run_pairs(pairs, out, model)
     with torch.no_grad():
         model.weight[1] = 1e-3
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run_pairs(pairs, out, model) == ['000', '001', '002']
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}     # the new ones lie beside them
+    out = tmp_path / 'out-2'
     write_video(tmp_path / 'c.mp4', num_frames=9)                 # the source of the last, the driver of the middle one
     pairs = [case_of(open_clip(case.source.path), open_clip(case.driving.path)) for case in pairs]
     assert run_pairs(pairs, out, model) == ['001', '002']

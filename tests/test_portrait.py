@@ -278,6 +278,6 @@ def test_where_no_run_exists_the_shipped_weights_are_the_default(files, tmp_path
     assert 'no --checkpoint is given' in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
     monkeypatch.setattr('support.checkpoints.SHIPPED', files / 'ours.pt')
     assert run.main(words) == 0
-    assert open_clip(tmp_path / 'log' / 'ours' / 'animation' / 'driver.mp4').read([0])[0].shape == (64, 64, 3)
+    assert open_clip(tmp_path / 'log' / 'ours' / 'animation' / 'source--driver.mp4').read([0])[0].shape == (64, 64, 3)
     assert run.main([*words, '--run_name', 'mine']) == 2        # a run that is named has to be there
     assert 'no checkpoint in log/mine' in capsys.readouterr().err

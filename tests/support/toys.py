@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from evaluation.cases import RESULTS_OF
 from inference import Renderer
 from modules.talking_head import Generated, Keypoints, SourceState, TalkingHead
 from modules.warp import identity_grid, warp
@@ -92,7 +93,9 @@ SCALED = Motion(adapt_scale=True)
 
 
 def names_in(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+    """Without what tells whose results a folder has."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*')
+                  if path.is_file() and path.name != RESULTS_OF)
 
 
 def results_in(folder):
