@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from datasets.frame_folder import FrameFolder, check_indices
 from datasets.manifest import CLIP_FPS
@@ -342,6 +343,19 @@ def open_clip(path, size=None, background=WHITE):
     if not path.exists():
         raise UserError(f'{path}: no such video or folder of frames')
     return VideoClip(path, size, background)
+
+
+def is_video(path):
+    """Whether a file is a video, by its suffix or else by what FFmpeg finds in it."""
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    try:
+        with open_container(path) as container:
+            stream = container.streams.best('video')
+            picture = container.format.name.endswith(('_pipe', 'image2'))
+            return stream is not None and not picture and not stream.disposition & Disposition.attached_pic
+    except (av.error.FFmpegError, OSError):
+        return False
 
 
 def is_still(path):

@@ -21,7 +21,7 @@ def add_arguments(parser):
     parser.add_argument('--download', nargs='?', const='yt-dlp', metavar='COMMAND',
                         help='fetch missing videos into --videos; COMMAND is yt-dlp and its options, '
                              'such as "yt-dlp --cookies FILE --limit-rate 5M"')
-    parser.add_argument('--out', help='folder of the dataset; default data/<dataset>')
+    parser.add_argument('--out', help='folder of the dataset; default data/<dataset>, of voxceleb1 data/vox')
     parser.add_argument('--size', type=int, default=256, help='side of the clips, pixels; default 256')
     parser.add_argument('--min_face', type=int, default=0, metavar='PIXELS',
                         help="leave out clips whose crop is smaller in the video; the value of --size avoids enlarging")
@@ -63,7 +63,7 @@ def run(options):
 
 
 def root_of(options):
-    return Path(options.out or f'data/{options.dataset}')
+    return Path(options.out or Path('data', 'vox' if options.dataset == 'voxceleb1' else options.dataset))
 
 
 def show_status(options):

@@ -35,6 +35,7 @@ from evaluation.protocols import draw_celebv_hq
 from support.errors import UserError
 from tests.support.agents import Agents
 from tests.support.tiny import SHARED
+from tests.support.video_files import encode
 
 SIZE, BITS = 128, 8
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
@@ -455,8 +456,10 @@ def test_folder_finds_heads_and_cuts(tmp_path, face_model):
     (videos / 'bert').mkdir()
     (videos / 'bert' / 'no_face.mp4').symlink_to(SHARED / 'bad' / 'no_face.mp4')
     (videos / 'bert' / 'broken.mp4').write_text('x')
+    (videos / 'bert' / 'notes.txt').write_text('x')
     records = prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE))
-    assert set(records) == {'anna#talk _1#000000#000070', 'anna#talk _1#000070#000140', 'bert#no_face', 'bert#broken'}
+    assert set(records) == {'anna#talk _1#000000#000070', 'anna#talk _1#000070#000140', 'bert#no_face', 'bert#broken',
+                            'bert#notes'}
     assert 'no face in the' in records['bert#no_face'].error and 'cannot be decoded' in records['bert#broken'].error
     assert records['bert#broken'].partition != records['anna#talk _1#000000#000070'].partition
     with FaceDetector() as detector:
@@ -481,15 +484,21 @@ def test_a_folder_names_people_and_splits_them(tmp_path):
                  'frames/0000.png', 'frames/0001.png', '.hidden/h.mp4', 'cover.jpg'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b'')
-    jobs = {job.name: job.failure for job in folder_jobs(tmp_path)}
+    encode(tmp_path / 'bert' / 'cam.ts', 'mpeg2video')
+    (tmp_path / 'bert' / 'loop').symlink_to(tmp_path)
+    jobs, others = folder_jobs(tmp_path)
+    assert {record.id: record.error for record in others} == {
+        name: f'{tmp_path / path} is not a video'
+        for name, path in (('carl#thumbnail', 'carl/thumbnail.jpg'), ('cover#cover', 'cover.jpg'))}
+    jobs = {job.name: job.failure for job in jobs}
     assert {name: record.id for name, record in jobs.items()} == {
         'a.mp4': 'a#a', 'id1#x#0#9.mp4': 'id1#x_0_9', 'bert/one/b #2.mp4': 'bert#one_b _2', 'bert/b.mov': 'bert#b',
-        'carl/c.mp4': 'carl#c', 'frames': 'frames#frames'}
+        'carl/c.mp4': 'carl#c', 'frames': 'frames#frames', 'bert/cam.ts': 'bert#cam'}
     split = {record.person: record.partition for record in jobs.values()}
     assert set(split.values()) == {'train', 'test'} and all(split[r.person] == r.partition for r in jobs.values())
     (tmp_path / 'test').mkdir()
     (tmp_path / 'carl').rename(tmp_path / 'test' / 'carl')
-    assert [job.failure.partition for job in folder_jobs(tmp_path) if job.failure.person == 'carl'] == ['test']
+    assert [job.failure.partition for job in folder_jobs(tmp_path)[0] if job.failure.person == 'carl'] == ['test']
 
 
 def test_motion_is_no_cut():

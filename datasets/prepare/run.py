@@ -17,7 +17,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,7 @@ from datasets.prepare.download import check_command
 from datasets.prepare.job import ClipSettings, Job, do_job
 from datasets.prepare.metadata import SOURCES, in_test
 from datasets.prepare.parts import Part, merge, taking_part
-from datasets.video import VIDEO_SUFFIXES
+from datasets.video import is_video
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder
@@ -104,7 +104,7 @@ def prepare(options, workers=1, part=Part()):
     options.check()
     if options.dataset == 'folder':
         crop, rule = 'face', crops.as_listed
-        jobs, left_out = folder_jobs(options.videos), []
+        jobs, left_out = folder_jobs(options.videos)
         FaceDetector().close()       # a missing package is reported once, not for every video
     else:
         source = SOURCES[options.dataset]
@@ -142,6 +142,8 @@ def metadata_jobs(listed, videos, keep_shared_people):
         left_out += [Record(clip.id, clip.person, clip.partition, LEFT_OUT,
                             f'{clip.person} is in train too; --keep_shared_people keeps the clip') for clip in out]
         jobs.append(Job(video, present.get(video), tuple(clip for clip in kept.values() if clip not in out)))
+    if unlisted := sorted(set(present.values()) - {present.get(video) for video in listed}):
+        log.warning('%s: %d videos are not listed and left out, such as %s', videos, len(unlisted), unlisted[0].name)
     if again:
         log.info('%d clips are listed twice; they are made once', again)
     if shared:
@@ -151,14 +153,18 @@ def metadata_jobs(listed, videos, keep_shared_people):
 
 
 def folder_jobs(videos):
-    """A Job for every video below a folder, and for every folder of stills.
+    """(a Job for every video below a folder, and for every folder of stills; records of all other files).
 
     The first folder below is the person, else the video's name up to '#'. Folders `train` and `test` are a split; else
     one person in ten, chosen by name, is for testing, at least one of two or more.
     Raises UserError if there is no video.
     """
-    found = []                               # (partition or None, person, video, path)
-    for path in _videos_below(videos):
+    found = []                               # (partition or None, person, video, path), videos before others
+    paths, others = _files_below(videos)
+    if not paths:
+        raise UserError(f'{videos}: no videos; expected files that FFmpeg reads or folders of PNG or JPEG frames'
+                        + (f', found {len(others)} other files' if others else ''))
+    for path in paths + others:
         *folders, name = path.relative_to(videos).parts
         partition = folders.pop(0) if folders and folders[0] in PARTITIONS else None
         stem = name if path.is_dir() else Path(name).stem
@@ -168,10 +174,7 @@ def folder_jobs(videos):
         else:
             video = rest if separator else stem
         found.append((partition, person.replace('#', '_'), video.replace('#', '_'), path))
-    if not found:
-        raise UserError(f'{videos}: no videos, expected files ending in {", ".join(VIDEO_SUFFIXES)} '
-                        'or folders of PNG or JPEG frames')
-    to_split = sorted({person for partition, person, *_ in found if partition is None})
+    to_split = sorted({person for partition, person, *_ in found[:len(paths)] if partition is None})
     testers = {person for person in to_split if in_test(person, TEST_ONE_IN)}
     if not testers and len(to_split) > 1:
         testers = {to_split[-1]}
@@ -187,29 +190,42 @@ def folder_jobs(videos):
             raise UserError(f'{path}: {error}; rename the file') from None
         partition = partition or ('test' if person in testers else 'train')
         jobs.append(Job(name, path, None, Record(f'{person}#{video}', person, partition, FAILED, source=name)))
-    return jobs
+    return jobs[:len(paths)], [replace(job.failure, error=f'{job.path} is not a video') for job in jobs[len(paths):]]
 
 
-def _videos_below(folder):
-    """Sorted paths of the video files below a folder, and of folders that hold stills and no videos."""
+def _files_below(folder):
+    """(videos, and folders that hold stills and no videos; all other files), paths below a folder, sorted.
+
+    Links are followed. Hidden files are left out.
+    """
     if not folder.is_dir():
         raise UserError(f'{folder}: no such folder of videos')
-    found = []
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        videos = [Path(here, name) for name in files
-                  if not name.startswith('.') and Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    found, others, seen = [], [], {os.path.realpath(folder)}
+
+    def is_new(path):
+        known, real = len(seen), os.path.realpath(path)
+        seen.add(real)
+        return len(seen) > known
+
+    def explain(error):
+        log.warning('%s: left out, this folder cannot be read (%s)', error.filename, error.strerror)
+
+    for here, folders, files in os.walk(folder, onerror=explain, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not name.startswith('.') and is_new(Path(here, name))]
+        paths = [Path(here, name) for name in files if not name.startswith('.')]
+        videos = [path for path in paths if is_video(path)]
         if not videos and Path(here) != folder and has_stills(here):
-            videos = [Path(here)]
+            videos, paths = [Path(here)], []
             folders.clear()
         found += videos
-    return sorted(found)
+        others += [path for path in paths if path not in videos]
+    return sorted(found), sorted(others)
 
 
 def _by_video_id(folder):
     """{YouTube id: path} of files named 'id.mp4' or, as by yt-dlp, 'title [id].mp4'."""
     present = {}
-    for path in _videos_below(folder):
+    for path in _files_below(folder)[0]:
         present[path.stem] = path
         if path.stem.endswith(']'):
             present.setdefault(path.stem[:-1].rpartition('[')[2], path)
