@@ -54,7 +54,7 @@ class SyntheticParams:
     frames: AtLeastOne = 64           # per clip
     even: bool = False                # training frames with any pose and expression, and people of a wider range
     augment: bool = False             # training pairs in any light, on any background, from any camera
-    landmarks: tuple[str, ...] = ()   # carried with the pairs, for objective_params; datasets/synthetic/mesh.py: names
+    landmarks: tuple[str, ...] = ()   # of the pairs, for objective_params; names in datasets/synthetic/mesh.py
     cache: str | None = None          # folder that keeps what is drawn with `augment`, 4 size^2 bytes a frame
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ from datasets.frames import find_people
 from datasets.synthetic.clips import synthetic_people
 from datasets.synthetic.varied import Cutouts, VariedPairs
 
-# Of the embedded identities: no test head is ever trained on, and no decision rests on one.
+# Seeds of the synthetic people: test heads serve neither training nor validation.
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 0, 1_000_000, 2_000_000
 
 
@@ -27,7 +27,7 @@ def pair_reader(params, people):
 
 
 def test_people(params, size, seed=TEST_SEED):
-    """Test clips of DatasetParams at `size` px: person -> list of clips. `seed` is of the embedded identities."""
+    """Test clips of DatasetParams at `size` px: person -> list of clips. `seed` selects the synthetic people."""
     if params.root_dir is None:
         heads = params.synthetic_params
         return synthetic_people(heads.test_people, 1, heads.frames, size, seed)

@@ -6,7 +6,7 @@ ENDS = ('loop', 'hold')
 
 
 class EndlessClip:
-    """A clip that goes on at its end: from its beginning ('loop'), or with its last frame ('hold').
+    """A clip without end: it repeats from the beginning ('loop'), or repeats its last frame ('hold').
 
     One frame is in memory at a time. What has an end is the driver.
     """

@@ -250,7 +250,7 @@ class PairDataset(Dataset):
 
     def _draw(self, i, rng):
         """Two frames of the first clip drawn that decodes, and how many did not."""
-        # Damage is met anew in every draw: a memory of it would tie the sample to its predecessors.
+        # Damaged clips are tried in every draw: remembering them would make samples depend on earlier ones.
         for skipped, (person, clip) in enumerate(self._candidates(i, rng)):
             try:
                 first, second = sorted(rng.integers(len(clip), size=2).tolist())
@@ -307,7 +307,7 @@ class Stream(Sampler):
     batch_size: samples per process and step
     rank:       of this process, 0 .. world - 1
     start:      first step; a resumed run gives the step it has reached
-    stop:       step before which to stop; None goes on for ever
+    stop:       step before which to stop; None for no end
     """
 
     def __init__(self, batch_size, rank=0, world=1, start=0, stop=None):

@@ -175,7 +175,7 @@ def _opened(path):
             if stream is None:
                 raise UserError(f'{path}: has no video track')
             if stream.codec_context is None:
-                raise UserError(f'{path}: FFmpeg knows no decoder for its video track; re-encode it, or the file is '
+                raise UserError(f'{path}: FFmpeg has no decoder for its video track; re-encode it, or the file is '
                                 'damaged')
             yield container, stream
     except av.error.FileNotFoundError as error:

@@ -216,7 +216,7 @@ def _even_picture(frame):
 
 
 def _palette_picture(frame):
-    """Each gif frame brings its own 256 colours, so none has to be known before the last is seen."""
+    """Each GIF frame has its own 256 colours, so that frames can be written one by one."""
     image = Image.fromarray(frame).quantize(256)
     palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
     colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)

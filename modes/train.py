@@ -19,9 +19,9 @@ from support.files import writing
 def add_arguments(parser):
     add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
     add_run_folder(parser)
-    parser.add_argument('--resume', metavar='RUN', help='go on with the run in this folder, with its config')
+    parser.add_argument('--resume', metavar='RUN', help='run folder to resume, with its config')
     parser.add_argument('--checkpoint', type=newest_checkpoint, metavar='FILE',
-                        help="begin a new run with this one's weights, or those of this run folder, from step 0")
+                        help='checkpoint or run folder whose weights initialise a new run, from step 0')
     add_device(parser)
 
 

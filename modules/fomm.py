@@ -35,7 +35,7 @@ class FommParams:
 
 
 class Fomm(FirstOrderTalkingHead):
-    """Encode the source, warp and occlude its feature, decode what the warp could not bring (FOMM Sec. 3.2)."""
+    """Encode the source, warp and occlude its feature, decode the rest (FOMM Sec. 3.2)."""
 
     Params = FommParams
 

@@ -75,7 +75,7 @@ class FusionModule(nn.Module):
 
 
 def _resample(widths, branch, output):
-    """What brings branch number `branch` to the resolution and width of branch number `output`."""
+    """Maps branch number `branch` to the resolution and width of branch number `output`."""
     if branch == output:
         return nn.Identity()
     if branch > output:

@@ -76,7 +76,7 @@ def laplacian(difference):
     Bojanowski et al. (ICML 2018, arXiv 1707.05776).
 
     Sides must halve BANDS times. What is coarser than the bands is left to plain L1, which in turn counts eyes, lips
-    and edges by their few pixels: what is left of a perceptual loss where its network is not at hand.
+    and edges by their few pixels: a substitute for the perceptual loss without its network.
     """
     total = 0.0
     for _ in range(BANDS):

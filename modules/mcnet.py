@@ -53,7 +53,7 @@ class MCNetParams:
 
 @dataclass
 class MCNetGenerated(FirstOrderGenerated):
-    """Also what the memory did; lists run over scales, coarsest first.
+    """Also the memory's features; lists run over scales, coarsest first.
 
     warped_source: (B, 3, H, W) in [0, 1], the source image moved by the coarse flow
     features:      (B, C, H_i, W_i) every second channel of the warped feature, projected to the memory's channels
@@ -64,7 +64,7 @@ class MCNetGenerated(FirstOrderGenerated):
     values: list[Tensor] = field(default_factory=list)
 
 
-# ---------------------------------------------------------------------------- convolutions made for the sample
+# ---------------------------------------------------------------------------- convolutions with weights per sample
 
 class ModulatedConv(nn.Module):
     """StyleGAN2's style convolution (Karras et al., CVPR 2020, Sec. 2.2) at one resolution.
@@ -90,19 +90,19 @@ class ModulatedConv(nn.Module):
         x = F.conv2d(x * style[:, :, None, None], weight, padding=weight.shape[-1] // 2)
         energy = style.square() @ weight.square().sum((2, 3)).t()                                    # (B, C)
         x = x * torch.rsqrt(energy + 1e-8)[:, :, None, None]
-        # The public code draws noise in evaluation too; we do not, so that a pose gives one picture.
+        # The public code also adds noise in evaluation; here a pose gives one picture.
         if self.training:
             x = x + self.noise_strength * torch.randn_like(x[:, :1])
         return math.sqrt(2) * F.leaky_relu(x + self.bias[:, None, None], 0.2)
 
 
 class DynamicConv(nn.Module):
-    """Dynamic convolution (Chen et al., CVPR 2020): kernels mixed per sample; a feature's mean decides how."""
+    """Dynamic convolution (Chen et al., CVPR 2020): kernels mixed per sample by a feature's mean."""
 
     def __init__(self, in_channels, out_channels, num_kernels, kernel_size=3):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_kernels * out_channels, in_channels, kernel_size, kernel_size))
-        # The public code leaves this bias as whatever was in memory, from which training from scratch becomes infinite.
+        # The public code does not initialise this bias; training from scratch then diverges.
         self.bias = nn.Parameter(torch.zeros(num_kernels, out_channels))
         self.squeeze = nn.Conv2d(in_channels, in_channels // 4 + 1, 1, bias=False)
         self.choose = nn.Conv2d(in_channels // 4 + 1, num_kernels, 1)
@@ -161,7 +161,7 @@ class MemoryCompensation(nn.Module):
         self.norm = nn.ModuleList(nn.InstanceNorm2d(half, affine=True) for half in halves)
 
     def forward(self, scale, warped, source_keypoints):
-        """Refine every second channel of a warped feature by what the memory knows of such a face.
+        """Refine every second channel of a warped feature by attention to the memory.
 
         scale:            0 is the coarsest
         warped:           (B, C_i, H, W) source feature, warped and occluded
@@ -175,7 +175,7 @@ class MemoryCompensation(nn.Module):
         return Compensated(torch.stack([kept, refined], dim=2).flatten(1, 2), feature, recalled.value)
 
     def conditioned(self, feature, source_keypoints):
-        """The memory (B, C, M, M) as an implicit identity wants it: source keypoints (B, K, 2), the pooled feature."""
+        """The memory (B, C, M, M), modulated by an implicit identity: source keypoints (B, K, 2), pooled feature."""
         identity = self.identity(torch.cat([feature.mean((2, 3)), source_keypoints.flatten(1)], dim=1))
         return self.condition(self.memory, identity)
 
@@ -189,12 +189,12 @@ class MemoryCompensation(nn.Module):
 
     @staticmethod
     def weights(recalled):
-        """How much each place of the feature has read of each of the memory: (B, H*W, M*M), rows sum to 1."""
+        """Attention of each feature position over the memory: (B, H*W, M*M), rows sum to 1."""
         product = tokens(recalled.query) @ tokens(recalled.key).transpose(1, 2)
         return (ATTENTION_SCALE * product).float().softmax(-1)
 
     def refine(self, feature, found):
-        """Adds what the memory knows and the feature lacks; all (B, C, H, W)."""
+        """Adds the difference of the feature and what it read from the memory; all (B, C, H, W)."""
         return feature + F.relu(self.difference(feature - found))
 
 
@@ -213,7 +213,7 @@ class DecoderLevel(nn.Module):
 
 
 class MCNet(FirstOrderTalkingHead):
-    """Warp the source at every scale, let the memory refine it, decode from coarse to fine."""
+    """Warp the source at every scale, refine it by the memory, decode from coarse to fine."""
 
     Params = MCNetParams
     own_losses = ('feature_consistency',)

@@ -18,7 +18,7 @@ from modules.warp import Warped, from_displacement, identity_grid, resize, resiz
 class MotionLearning(NamedTuple):
     """Losses of the motion codebook and their tensors; lists run over scales, coarsest first.
 
-    reconstructions:     (B, h, w, 2) flows rebuilt from codes, Eq. 2
+    reconstructions:     (B, h, w, 2) flows reconstructed from codes, Eq. 2
     quantized:           with the two code terms of Eq. 3
     reconstruction_loss: scalar, L1 to the stopped flows in normalised coordinates, summed over scales
     """

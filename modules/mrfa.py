@@ -260,7 +260,7 @@ class Mrfa(FirstOrderTalkingHead):
             generated.flows.append(refined.flow)
             generated.occlusions.append(occlusion)
 
-            # Warped where the source shows it; elsewhere decoded so far, joined by what the prior alone brings.
+            # The refined warp where the source is visible, elsewhere the decoder's state joined with the prior's warp.
             decoded = self.levels[scale - 1](state, moved) if scale else None
             state = occlude(warp(feature, refined.flow), occlusion)
             if scale:

@@ -108,7 +108,7 @@ class SynergyGenerated(Generated):
     dense_motion:    the coarse motion M^0 and what it was made of
     motion_features: F_m^{i-1} (B, d_m, h_m, w_m), the encoded flow before refinement, compensated scales only
     residuals:       M_r^i (B, h, w, 2), compensated scales only
-    reconstructions: M_hat^i (B, h, w, 2), the flow before refinement rebuilt from codes: a flow too (training only)
+    reconstructions: M_hat^i (B, h, w, 2), the flow before refinement, reconstructed from codes (training only)
     warped:          F_w^i after occlusion (B, C_i, H_i, W_i)
     compensated:     F_c^i, same shapes; the warped feature itself where there is no compensation
     motion_quantized, appearance_quantized: what the codebooks made of flow and driving feature (training only)
@@ -198,7 +198,7 @@ class Synergy(TalkingHead):
             keep_layout(feature)
         codebook_targets = [middle_tap.chunk(2)[1], *driving_pyramid[1:]]
 
-        # The prediction, and I_g^1 decoded from the coarsest feature alone: the decoder shall not lean on fine ones.
+        # The prediction, and I_g^1 from the coarsest feature only, so that the decoder does not depend on fine ones.
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
         decoded = self.decoder.start(generated.compensated[0])

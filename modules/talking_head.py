@@ -1,7 +1,7 @@
 """The interface of all methods: detect keypoints, encode a source, render a driving pose.
 
-Training, reconstruction, animation, metrics and pictures speak to `TalkingHead` alone, so a new
-method is one file in `modules/`, one YAML and one line in `build.py`.
+Training, reconstruction, animation, metrics and pictures use only `TalkingHead`, so a new method is one file in
+`modules/`, one YAML and one line in `build.py` (docs/add-a-method.md).
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,11 +36,11 @@ def join(keypoints):
 
 @dataclass
 class SourceState:
-    """All that depends on the source image alone; computed once per video.
+    """Everything that depends only on the source image; computed once per video.
 
     keypoints: of the source image
     features:  what else the method's `render` reads
-    skipped:   those of the method's `parts` that `render` leaves out; see `TalkingHead.without`
+    skipped:   the method's `parts` that `render` skips; see `TalkingHead.without`
     """
     keypoints: Keypoints
     features: Any
@@ -49,16 +49,16 @@ class SourceState:
 
 @dataclass
 class Generated:
-    """What a method makes of a source and a driving pose.
+    """Output of a method for a source and a driving pose.
 
     prediction:        (B, 3, H, W) the frame, nominally in [-1, 1], not clamped
     flows:             coarse flow first, then each refinement; (B, h, w, 2) sampling positions in [-1, 1]
     occlusions:        (B, 1, h, w) in [0, 1], 1 where the source is visible; as many as the method has
-    first_scale_prediction: (B, 3, H, W) I_g^1, decoded from the coarsest scale alone, supervised too; None for methods
+    first_scale_prediction: (B, 3, H, W) I_g^1, decoded from the coarsest scale only, also supervised; None for methods
                        without one
     source_keypoints, driving_keypoints: of both images (training only)
     losses:            the method's own unweighted losses, scalars by name (training only)
-    diagnostics:       scalars that show how training goes (training only): codes in use, perplexity, ...
+    diagnostics:       scalars to monitor (training only): codes in use, perplexity, ...
     """
     prediction: Tensor
     flows: list[Tensor]
@@ -100,7 +100,7 @@ class TalkingHead(nn.Module):
         raise NotImplementedError
 
     def encode_source(self, image: Tensor) -> SourceState:
-        """All that depends on the source image (B, 3, H, W) alone, for all driving frames."""
+        """Everything that depends only on the source image (B, 3, H, W), for all driving frames."""
         raise NotImplementedError
 
     def render(self, source: SourceState, driving: Keypoints) -> Generated:
@@ -125,18 +125,18 @@ class TalkingHead(nn.Module):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of what `render` can leave out, 'KIND SCALE', scales counted from 1 as in the paper; most have none."""
+        """Names of the parts that `render` can skip, 'KIND SCALE', scales from 1 as in the paper; most have none."""
         return ()
 
     def without(self, source: SourceState, parts) -> SourceState:
-        """The source state from which `render` makes frames without these `parts`, as if they were not built."""
+        """The source state from which `render` makes frames without these `parts`."""
         unknown = set(parts) - set(self.parts)
         assert not unknown, f'no parts {sorted(unknown)}; this model has {self.parts}'
         return replace(source, skipped=frozenset(parts))
 
     @staticmethod
     def skips(source: SourceState, kind: str, scale: int) -> bool:
-        """Whether `render` shall leave out the part of this kind at this scale, 0 the coarsest."""
+        """Whether `render` skips the part of this kind at this scale, 0 the coarsest."""
         return f'{kind} {scale + 1}' in source.skipped
 
     def code_counts(self, source: Tensor, driving: Tensor) -> dict[str, Tensor]:
@@ -147,14 +147,14 @@ class TalkingHead(nn.Module):
         return {}
 
     def pretrained_parts(self) -> dict[str, tuple[nn.Module, str]]:
-        """Parts that training begins with as others have trained them: {layout: (part, folder of its files)}.
+        """Parts that start from published weights: {layout: (part, folder of its files)}.
 
-        layout: key of modules.published.formats.LAYOUTS. Checkpoints hold these parts like all others.
+        layout: key of modules.published.formats.LAYOUTS. Checkpoints contain these parts, too.
         """
         return {}
 
     def keep_for_update(self, generated: Generated):
-        """What `after_update` needs of a micro-batch's output; None for most methods."""
+        """The part of a micro-batch's output that `after_update` needs; None for most methods."""
 
     def after_update(self, kept: list) -> None:
         """Called after each update of the weights; kept: what `keep_for_update` returned for each micro-batch."""

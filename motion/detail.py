@@ -1,4 +1,4 @@
-"""Frames larger than the model's images: the source's own detail, carried along the flow.
+"""Frames larger than the model's images: the source's own detail, warped along the flow.
 
     P   prediction, at the model's size        M   finest flow
     S   source image, at the output size       W   S sampled at M
@@ -54,7 +54,7 @@ def add_detail(prediction, flow, source):
 
 
 def agreement(prediction, moved):
-    """How far the model kept what the flow brought, in [0, 1]: (B, 1, h, h).
+    """Agreement of the prediction with the warped source, in [0, 1]: (B, 1, h, h).
 
     prediction, moved: P and down(W), (B, 3, h, h)
     """

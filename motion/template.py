@@ -92,7 +92,7 @@ def load(path, model):
     if template.fingerprint != own:
         (method, detector), (own_method, own_detector) = template.fingerprint, own
         raise UserError(f'{path}: is of another model, {method} with keypoint detector {detector[:12]}; this one is '
-                        f'{own_method} with {own_detector[:12]}; record the motion anew with --save_motion')
+                        f'{own_method} with {own_detector[:12]}; record the motion again with --save_motion')
     return template
 
 

@@ -104,7 +104,7 @@ def allow_compiled_blocks(count):
     import torch._dynamo
     settings = torch._dynamo.config
     settings.optimize_ddp = False      # splits graphs at DDP's buckets; older versions refuse autograd functions
-    # Blocks of a class share their code; each brings shapes of its own, of which PyTorch would compile 8. Shapes of a
+    # Blocks of a class share code but not shapes; PyTorch would compile only 8 of them. Shapes of a
     # block do not change: a graph of dynamic ones would be slower, and checkpointing could recompute by another graph.
     settings.automatic_dynamic_shapes = False
     settings.recompile_limit = max(settings.recompile_limit, 8 * count)

@@ -84,7 +84,7 @@ def any_state(seed: int) -> HeadState:
     even = lambda low, high: float(rng.uniform(low, high))
     blink = (even(0, 0.1), even(0.85, 1), even(0.1, 0.85))[rng.integers(3)]
     return HeadState(yaw=even(-30, 30), pitch=even(-16, 16), roll=even(-12, 12), x=even(-0.08, 0.08),
-                     y=even(-0.05, 0.05), scale=even(0.92, 1.08), jaw=even(0, 1) * (rng.random() < 0.7),
+                     y=even(-0.05, 0.05), scale=even(0.92, 1.08), jaw=even(0, 1.3) * (rng.random() < 0.7),
                      smile=even(-0.4, 1), blink=blink, brow=even(-1, 1), gaze_x=even(-1, 1), gaze_y=even(-1, 1),
                      pucker=even(-0.3, 0.75) * (rng.random() < 0.5))
 

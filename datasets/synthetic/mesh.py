@@ -1,6 +1,6 @@
 """The mesh of a synthetic head: lofted grids, their expressions, named points.
 
-Every part is a grid of vertices; each vertex knows its surface coordinates, where on the part's texture it lies.
+Every part is a grid of vertices; each vertex has surface coordinates, its position on the part's texture.
 """
 
 from typing import NamedTuple

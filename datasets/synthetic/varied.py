@@ -48,7 +48,7 @@ class VariedPairs:
 class Cutouts:
     """Heads on black with their cover, drawn when first read, and kept in a file if `folder` is given.
 
-    The file grows as frames are drawn; it holds the same bytes whoever draws them, so processes may share it.
+    Frames are rendered when first read. All processes render the same bytes, so they may share the file.
     """
 
     def __init__(self, folder, people):
@@ -92,7 +92,7 @@ def _cutout(clip, index):
 def alike(clip, first, second, rng):
     """Indices of two frames: most often `second` gives way to the one of four others whose pose is nearest to `first`.
 
-    Frames of any pose differ more than those of a video, and leave the expressions little weight.
+    Frames of arbitrary poses differ more than those of a video, so that expressions would count little.
     """
     others = [index for index in rng.integers(len(clip), size=4).tolist() if index != first]
     if rng.random() < 0.25 or not others:
@@ -104,7 +104,7 @@ def alike(clip, first, second, rng):
 def varied(cutouts, landmarks, rng):
     """Frames (2, H, W, 3) uint8 and landmarks (2, L, 2) from cutouts (2, H, W, 4) and theirs, in pixels.
 
-    Light, background and image quality are the same for both frames, so that only the person moves.
+    Light, background and image quality are the same for both frames: only the person moves.
     """
     size = cutouts.shape[1]
     image = torch.from_numpy(cutouts).permute(0, 3, 1, 2).float().div_(255)
@@ -119,7 +119,7 @@ def varied(cutouts, landmarks, rng):
 def _moved(image, landmarks, rng):
     """The cutouts (2, 4, H, W) turned, stretched and shifted: all by the camera, each a little more by itself.
 
-    Below the cutout the shoulders go on.
+    Below the cutout, the shoulders continue.
     """
     size, middle = image.shape[-1], (image.shape[-1] - 1) / 2
     angle, stretch, shear = rng.normal(0, 8), rng.uniform(0.93, 1.07), rng.uniform(-0.06, 0.06)
@@ -133,7 +133,7 @@ def _moved(image, landmarks, rng):
         backward = np.linalg.inv(forward)
         moves.append(np.concatenate([backward, -backward @ offset[:, None]], 1))
         places.append((points - middle) @ forward.T + middle + offset * size / 2)
-    image[:, :, 0] = 0                        # hair does not go on above
+    image[:, :, 0] = 0                        # hair does not continue above
     grid = F.affine_grid(torch.from_numpy(np.stack(moves)).float(), list(image.shape), align_corners=False)
     moved = F.grid_sample(image, grid, padding_mode='border', align_corners=False)
     return moved, np.stack(places).astype(np.float32)

@@ -1,7 +1,7 @@
 """Rules that map our tensor names to those of published checkpoints.
 
 A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. The rules are tried from
-top to bottom; a tensor of ours that no rule knows is an error of ours.
+top to bottom; a tensor of ours without a rule is a bug.
 """
 
 import re
