@@ -169,7 +169,7 @@ def test_training_moves_images_by_the_landmarks_of_the_dataset(batch, config):
 def test_inference_has_the_keypoints_of_the_finder_and_without_a_face_those_of_the_network(config):
     model, images = build_model(config).eval(), torch.rand(2, 3, 128, 128)
     detected = model.keypoints(images)
-    places = torch.rand(2, 23, 2)
+    places = torch.rand(2, 33, 2)
     places[1] = torch.nan
     model.keypoint_detector.finder = lambda images: places.clone()
     found = model.keypoints(images)
