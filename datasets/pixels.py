@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets.still import WHITE, opaque
+from datasets.still import opaque
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +28,19 @@ KNEE = 0.5                                                  # luminance up to wh
 class Pictures:
     """Converts the decoded frames of one video to uint8 (H, W, 3) RGB, not yet upright.
 
-    Create it before the first frame is decoded: the size of all pictures is the one that the stream begins with.
     background: (red, green, blue) behind transparent pixels
+    stored:     (width, height) of the first frame, which all pictures get
     """
 
-    def __init__(self, path, stream, background=WHITE):
-        context = stream.codec_context
-        self._path, self._background, self._stored = path, background, (context.width, context.height)
-        self._transfer = context.color_trc
+    def __init__(self, path, stream, background, stored):
+        self._path, self._background, self._stored = path, background, stored
+        self._transfer = stream.codec_context.color_trc
         self._size = square_pixels(*self._stored, stream.sample_aspect_ratio)
         self._resized = self._size != self._stored
-        self._warned = False
 
     def __call__(self, frame):
-        if (frame.width, frame.height) != self._stored and not self._warned:
-            self._warned = True
-            log.warning('%s: the frame size changes from %dx%d to %dx%d; all frames are resized to the first size',
-                        self._path, *self._stored, frame.width, frame.height)
+        if (frame.width, frame.height) != self._stored:
+            _warn_of_change(self._path, *self._stored, frame.width, frame.height)
         if self._transfer in (PQ, HLG):
             # Planar: FFmpeg of PyAV 17.0 converts to packed 16-bit RGB with wrong colors.
             return tone_mapped(self._converted(frame, 'gbrp16le'), self._transfer)
@@ -59,6 +55,12 @@ class Pictures:
         if frame.colorspace == UNKNOWN:
             options['src_colorspace'] = SWSCALE[matrix_of(frame.height)]
         return frame.reformat(format=pixels, **options).to_ndarray()
+
+
+@lru_cache(maxsize=1000)        # once, however often the file is read
+def _warn_of_change(*where_from_to):
+    log.warning('%s: the frame size changes from %dx%d to %dx%d; all frames are resized to the first size',
+                *where_from_to)
 
 
 def matrix_of(height):

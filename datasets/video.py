@@ -114,12 +114,19 @@ class VideoClip:
         with _opened(self.path) as (container, stream):
             return _build_index(self.path, container, stream)
 
+    @cached_property
+    def _stored_size(self):
+        """(width, height) of the first frame; the header may hold those of a later one."""
+        with _opened(self.path) as (container, stream):
+            first = next(container.decode(stream))
+            return first.width, first.height
+
     def _decode(self, wanted, threads):
         """Yields the frames at the ascending indices `wanted`; threads=0 lets the decoder choose."""
         index = self._index
         only = None if len(wanted) == len(self) else {int(index.stamps[i]) for i in wanted}
         with _opened(self.path) as (container, stream):
-            pictures = Pictures(self.path, stream, self.background)
+            pictures = Pictures(self.path, stream, self.background, self._stored_size)
             stream.thread_type = 'AUTO'
             stream.codec_context.thread_count = threads
             decoded, position = _decoded(container, stream, index.timed, only), 0
