@@ -14,7 +14,7 @@ from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
 from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
 from support import distributed
 from support.errors import UserError
-from support.files import is_there, make_folder, split_assignment, written_whole
+from support.files import is_there, make_folder, refuse_overwriting, split_assignment, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ def own_folder(folder, cases, **made_with):
     """`folder`, or folder-2, folder-3, ...: the first without results of other clips, or made with something else.
 
     made_with: {what: value} of the weights and the list, JSON values. The folder keeps them in results_of.json.
+    Raises UserError if one of the clips lies in that folder.
     """
     clips = [clip for case in cases for clip in (case.source, case.driving, case.generated) if clip is not None]
     mine = json.dumps(made_with | {'clips in': sorted({_place(clip) for clip in clips})}, indent=1)
@@ -102,6 +103,7 @@ def own_folder(folder, cases, **made_with):
     found = next(place for place in places if _holds(place) in (None, mine))
     if found != folder:
         log.warning('%s holds results of other weights, clips or another list; writing to %s', folder, found)
+    refuse_overwriting((*found.glob('*'), *found.glob('*/*')), [getattr(clip, 'path', None) for clip in clips])
     make_folder(found)
     if distributed.rank() == 0:
         with written_whole(found / RESULTS_OF) as path:

@@ -14,6 +14,7 @@ from modes.options import (
     add_device, add_model, add_precision, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
 from motion.settings import AnimationSettings, Motion, output_size
 from support.errors import UserError
+from support.files import check_inputs
 
 FILES = 'source_image', 'source_video', 'driving_video', 'driving_motion', 'save_motion'
 
@@ -48,6 +49,7 @@ def check(options):
         refuse(options, ('--source_end',), 'without --source_video')
     if is_one(options):
         settings = AnimationSettings.of(options)
+        check_inputs((settings.source, settings.driving))
         if settings.source is None:
             refuse(options, ('--result_video', '--side_by_side', '--paste_back', '--find_best_frame', '--size'),
                    'without a source')

@@ -12,6 +12,7 @@ from modes.options import add_methods, check_methods, named, refuse, renderers
 from motion.settings import Motion
 from support.checkpoints import shipped_weights
 from support.errors import UserError
+from support.files import check_inputs, refuse_overwriting
 
 
 def add_arguments(parser):
@@ -59,7 +60,15 @@ def check(options):
         if options.pairs < 1:
             raise UserError(f'--pairs {options.pairs}: must be at least 1')
     check_methods(options)
+    check_inputs((options.source_image, options.driving_video))
+    refuse_overwriting(results_in(options), (options.source_image, options.driving_video, options.list))
     parse_frames(options.frames), parse_zoom(options.zoom)
+
+
+def results_in(options):
+    """What lies where the comparison is to be written."""
+    out = Path(options.out)
+    return out, *out.glob('comparison.*'), *out.glob('videos/*')
 
 
 def prepare(options):
@@ -83,6 +92,7 @@ def prepare(options):
     cases = largest_cases(methods) if methods else cases_of(options, None, None)
     for name, folder in generated.items():
         videos = find_videos(folder, [pair_name(case) for case in cases], name)
+        refuse_overwriting(results_in(options), [clip.path for clip in videos.values()])
         methods.append(VideoMethod(name, tuple(videos.values()), cases))
     return Comparison(Path(options.out), cases, tuple(methods), parse_frames(options.frames), zoom, options.error,
                       not options.pictures_only, style)

@@ -10,6 +10,7 @@ from pathlib import Path
 from modes.options import (
     add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
 from support.errors import UserError
+from support.files import check_inputs, refuse_overwriting
 
 FIRST_CLIPS = 3           # test clips that are drawn without --source_image
 MOMENTS = 3               # frames of a driving video that are drawn without --frames
@@ -43,6 +44,9 @@ def run(options):
     if options.out:
         refuse_run_folder(options, '--out')
     use_shipped(options)
+    check_inputs((options.source_image, options.driving_video))
+    folder = Path(options.out or run_path(options) / 'inspect')
+    refuse_overwriting((folder, *folder.glob('*')), (options.source_image, options.driving_video))
     with process_group(options.device) as device:
         from figures.inspect import inspect
         from inference import Renderer
@@ -52,7 +56,6 @@ def run(options):
         if distributed.rank() > 0:      # one process draws
             return
         cases, clips = (given_case if options.source_image else test_cases)(options, config)
-        folder = Path(options.out or run_path(options) / 'inspect')
         inspect(Renderer(model, device, precision=config.train_params.precision), cases, folder, at=options.at,
                 code_clips=clips, code_frames=options.code_frames,
                 about={'checkpoint': options.checkpoint or str(run_path(options)), 'method': config.method,

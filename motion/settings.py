@@ -174,8 +174,8 @@ class AnimationSettings(Settings):
             raise UserError(f'{"--paste_back" if self.paste_back else "--face_index"} needs --crop auto')
         if not re.fullmatch('white|black|#[0-9a-fA-F]{6}', self.background):
             raise UserError(f'--background {self.background}: expected white, black or #rrggbb')
-        refuse_overwriting((self.result_video, self.save_motion, self.preview if self.crop == 'auto' else None),
-                           (self.source, self.driving))
+        crops = (self.preview, Path(self.preview).parent) if self.crop == 'auto' and self.preview else ()
+        refuse_overwriting((self.result_video, self.save_motion, *crops), (self.source, self.driving))
 
     @property
     def source(self):

@@ -69,12 +69,20 @@ def read_text(path):
 
 def refuse_overwriting(results, inputs):
     """UserError if a file to write is one of the `inputs`, by whatever path or link; None and clips are passed over."""
-    def paths(files):
-        return [Path(file) for file in files if isinstance(file, (str, Path)) and is_there(Path(file))]
-    for result in paths(results):
-        for given in paths(inputs):
-            if result.samefile(given):
-                raise UserError(f'{result}: the result would replace an input ({given}); choose another name')
+    def files(paths):
+        there = (Path(path) for path in paths if isinstance(path, (str, Path)) and is_there(Path(path)))
+        return {(path.stat().st_dev, path.stat().st_ino): path for path in there}
+    results, inputs = files(results), files(inputs)
+    if both := results.keys() & inputs.keys():
+        same = both.pop()
+        raise UserError(f'{results[same]}: the result would replace an input ({inputs[same]}); choose another name')
+
+
+def check_inputs(paths):
+    """UserError for the first of the files or folders that does not exist; None and clips are passed over."""
+    for path in paths:
+        if isinstance(path, (str, Path)) and not is_there(Path(path)):
+            raise UserError(f'{path}: no such file or folder')
 
 
 def remove(path):

@@ -15,12 +15,15 @@ import run
 from config import schema
 from datasets.loader import check_queues
 from datasets.prepare.metadata import read_celebvhq
-from evaluation.protocols import load_list
+from datasets.video import open_clip
+from evaluation.cases import Case, own_folder
+from evaluation.protocols import Item, load_list
 from logger import RunFolder
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, refuse_overwriting, written_whole
 from tests.support.tiny import ROOT
 from tests.support.training import steps_of
+from tests.support.video_files import encode
 from visualizer import save_png
 
 
@@ -70,10 +73,19 @@ def test_a_result_never_replaces_an_input(tmp_path, monkeypatch, way):
     '--mode animate --checkpoint gone.pt --source_image s.png --driving_motion d.npz --result_video d.npz',
     '--mode animate --checkpoint gone.pt --driving_video d.mp4 --save_motion d.mp4',
     '--mode import --from smac a.pt d.pt --config config/demo-64.yaml --out d.pt',
-    '--mode prepare --dataset folder --videos . --out .'])
+    '--mode prepare --dataset folder --videos . --out .',
+    '--mode prepare --dataset folder --videos out/train --out out',
+    '--mode animate --source_image s.png --driving_video out --crop auto --result_video out/r.mp4',
+    '--mode compare --source_image out/comparison.png --driving_video d.mp4 --out out',
+    '--mode compare --source_image s.png --driving_video out/videos/d.mp4 --out out',
+    '--mode inspect --source_image out/flow.png --driving_video d.mp4 --out out',
+    '--mode inspect --source_image s.png --driving_video out --out out'])
 def test_no_mode_replaces_what_it_reads(tmp_path, monkeypatch, capsys, command):
     """Refused before anything is read: none of these files is what its name says."""
-    names = 's.png', 's.mp4', 'd.npz', 'a.pt', 'd.pt', 'd_crop.png', *(() if 'd_crop' in command else ['d.mp4'])
+    names = ['s.png', 's.mp4', 'd.npz', 'a.pt', 'd.pt', 'd_crop.png', 'out/comparison.png', 'out/flow.png',
+             'out/videos/d.mp4', *(() if 'd_crop' in command else ['d.mp4'])]
+    (tmp_path / 'out' / 'videos').mkdir(parents=True)
+    (tmp_path / 'out' / 'train').mkdir()
     for name in names:
         (tmp_path / name).write_text(name)
     command = command.replace('config/', f'{ROOT}/config/').split()
@@ -82,6 +94,23 @@ def test_no_mode_replaces_what_it_reads(tmp_path, monkeypatch, capsys, command):
     said = capsys.readouterr().err
     assert 'would replace an input' in said or 'would mix with its raw videos' in said
     assert all((tmp_path / name).read_text() == name for name in names)
+
+
+@pytest.mark.parametrize('mode', ['animate', 'inspect', 'compare'])
+def test_a_missing_file_is_named_before_a_model_is_loaded(tmp_path, capsys, mode):
+    checkpoint = '--checkpoints' if mode == 'compare' else '--checkpoint'
+    (tmp_path / 'd.mp4').touch()
+    assert run.main(['--mode', mode, checkpoint, f'{tmp_path}/gone.pt', '--source_image', f'{tmp_path}/s.png',
+                     '--driving_video', f'{tmp_path}/d.mp4']) == 2
+    assert f'{tmp_path}/s.png: no such file or folder' in capsys.readouterr().err
+
+
+def test_clips_among_their_own_results_are_left_alone(tmp_path):
+    (tmp_path / 'videos').mkdir()
+    clip = open_clip(encode(tmp_path / 'videos' / 'a.mp4', count=2))
+    case = Case(Item('a'), clip, clip)
+    with pytest.raises(UserError, match='would replace an input'):
+        own_folder(tmp_path, [case], weights='w')
 
 
 def test_a_run_that_goes_on_drops_what_it_is_about_to_log_again(tmp_path):

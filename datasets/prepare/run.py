@@ -88,8 +88,11 @@ class DatasetSettings:
             raise UserError(f'--dataset {self.dataset} needs --metadata: {SOURCES[self.dataset].url}')
         elif self.command:
             check_command(self.command)
-        if self.root.resolve() == self.videos.resolve():
-            raise UserError(f'{self.root}: the dataset would mix with its raw videos; choose another --out')
+        root, videos = self.root.resolve(), self.videos.resolve()
+        inside = videos.is_relative_to(root) and videos.relative_to(root).parts[:1] in ((), ('train',), ('test',))
+        if inside or self.dataset == 'folder' and root.is_relative_to(videos):
+            raise UserError(f'{self.root}: the dataset would mix with its raw videos in {self.videos}; choose another '
+                            '--out')
 
 
 def prepare(options, workers=1, part=Part()):
