@@ -62,10 +62,11 @@ class GPUPath(TorchFunctionMode):
 def fused_attention(query, keys, values, attn_mask=None, scale=None):
     """F.scaled_dot_product_attention by one kernel that writes no scores: FlashAttention, with a mask xFormers'.
 
-    FlashAttention: Dao, ICLR 2024, arXiv 2307.08691, of 16-bit numbers. xFormers: Rabe and Staats, arXiv 2112.05682.
+    FlashAttention: Dao, ICLR 2024, arXiv 2307.08691, of 16-bit numbers and values as wide as keys. xFormers: Rabe and
+    Staats, arXiv 2112.05682.
     """
-    if attn_mask is None and query.dtype == torch.bfloat16:
-        width = query.shape[-1]
+    width = query.shape[-1]
+    if attn_mask is None and query.dtype == torch.bfloat16 and values.shape[-1] == width:
         if width % 8:
             query, keys, values = (F.pad(part, (0, -width % 8)) for part in (query, keys, values))
         return torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, scale=scale)[0][..., :width]

@@ -1,11 +1,12 @@
 """What a GPU computes is what a CPU does, as near as its arithmetic allows.
 
-    pytest -m gpu                       # on a machine with one
-    TEST_DEVICE=cpu pytest -m gpu       # the same code on a CPU, to see that it runs
+    pytest -m gpu tests/test_gpu.py                     # on a machine with one; prints a table of speeds
+    TEST_DEVICE=cpu pytest -m gpu tests/test_gpu.py     # the same code on a CPU, to see that it runs
 
 Written without a GPU: tolerances of TF32 and bf16 are stated from their mantissas and have met none yet.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -18,16 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import speed
 from benchmarks.parity import weights
 from benchmarks.parity.kinds import compare
+from config import schema
 from inference import Renderer
 from logger import RunFolder, read_checkpoint
 from metrics import image
+from modules import memory
 from modules.build import METHODS, build_model
 from modules.pairs import micro_batches
 from modules.training_step import build_training_step
 from resume import restore
 from support.transfer import Transfer
+from tests import test_accumulation
+from tests.support.compiled import assert_compiled_steps_are_the_same
+from tests.support.half_step import CONFIGS, assert_bf16_is_near_fp32, config_of, pair_of_frames
 from tests.support.misfits import Misfits
 from tests.support.one_step import assert_same_step, one_step
 from tests.support.small import small_config
@@ -80,11 +87,49 @@ def test_a_training_step_is_the_cpus(cpu_step, layout):
 
 
 @gpu
-def test_compiled_blocks_are_the_same(cpu_step):
-    def compiled(model):
-        for block in model.outer_blocks():
-            block.compile()
-    assert_same_step(one_step(tiny(), compiled, device=DEVICE), cpu_step)
+def test_compiled_blocks_are_the_same():
+    assert_compiled_steps_are_the_same(DEVICE)
+
+
+@gpu
+@pytest.mark.parametrize('method', sorted(CONFIGS))
+def test_a_step_in_bf16_is_near_one_in_fp32(method):
+    """Full widths on a GPU."""
+    assert_bf16_is_near_fp32(config_of(method, narrow=DEVICE.type == 'cpu'), pair_of_frames(), DEVICE)
+
+
+@gpu
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_a_step_waits_for_the_gpu_once(method):
+    config, size = small(method), small(method).model_params.image_size
+    step = build_training_step(config, DEVICE)
+    batch = {name: value if name == 'index' else F.interpolate(value, size=size).to(DEVICE)
+             for name, value in random_batch(2).items()}
+    parts = micro_batches(batch | {'index': batch['index'].cpu()}, step.params)
+    step(parts, step.first_full_step)                               # grids are made once, and kept
+    if DEVICE.type == 'cuda':
+        torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            assert step(parts, step.first_full_step).finite
+    finally:
+        if DEVICE.type == 'cuda':
+            torch.cuda.set_sync_debug_mode('default')
+    waits = [warning for warning in caught if 'synchroniz' in str(warning.message)]
+    assert len(waits) == (DEVICE.type == 'cuda')
+
+
+@gpu
+def test_a_step_is_the_same_however_it_is_split(monkeypatch):
+    monkeypatch.setattr(test_accumulation, 'CPU', DEVICE)
+    whole, found = (test_accumulation.learned(count)[0] for count in (1, 4))
+    assert found[0] == pytest.approx(whole[0], rel=1e-3)
+    assert (found[1] - whole[1]).norm() <= 1e-3 * whole[1].norm()
+
+
+def small(method):
+    return tiny() if method == 'synergy' else small_config(method)
 
 
 def predictions(tf32=False, bf16=False):
@@ -188,11 +233,29 @@ def test_frames_through_pinned_memory_are_the_same(model):
     assert len(found) == 6 and all(map(np.array_equal, found, wanted))
 
 
+@gpu
+def test_the_table_of_speeds_and_memory(capsys):
+    """Per method and precision; full sizes on a GPU, beside what the doctor counts."""
+    batch = 2 if DEVICE.type == 'cpu' else 16
+    rows = ['| method | precision | images/s | frames/s | step GiB (counted) | MFU of a step |', f'|{"---|" * 6}']
+    for method, precision in itertools.product(sorted(CONFIGS), ('fp32', 'bf16')):
+        config = schema.override(small(method) if DEVICE.type == 'cpu' else config_of(method, narrow=False),
+                                 [f'train_params.precision={precision}'])
+        job = speed.Job(config, DEVICE, batch, repeats=1 if DEVICE.type == 'cpu' else speed.REPEATS)
+        step, frames = speed.training(job), speed.animation(job)
+        counted = (memory.step_memory(config, batch).total - memory.BASE) / memory.GIB
+        rows.append(f'| {method} | {precision} | {step["per_second"]:.1f} | {frames["per_second"]:.1f} | '
+                    f'{step["peak_gib"]:.2f} ({counted:.2f}) | {step["mfu"]:.0%} |')
+    with capsys.disabled():
+        print('', *rows, sep='\n')
+    assert len(rows) == 2 + 2 * len(METHODS)
+
+
 @pytest.mark.parametrize('method', sorted(METHODS))
 def test_nothing_of_a_frame_is_computed_elsewhere_or_waited_for(method, monkeypatch):
     """On a GPU that is only pretended, no number can be read, devices do not mix, and nothing is float64."""
     monkeypatch.setattr(torch.backends.cudnn, 'enabled', False)     # whose grid_sample cannot be pretended
-    config = tiny() if method == 'synergy' else small_config(method)
+    config = small(method)
     size = config.model_params.image_size
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device('cuda'):
