@@ -91,8 +91,8 @@ def settings(budget, overrides=()):
     for name, row in ROWS.items():
         config = schema.load(CONFIGS / row.config)
         parts = [layer.get(kind, {}) for layer in (overlay, overlay[budget]) for kind in ('all', config.method)]
-        laid = [f'{section}={json.dumps(values)}' for part in parts for section, values in part.items()]
-        configs[name] = schema.override(config, [*laid, *overrides])
+        overlaid = [f'{section}={json.dumps(values)}' for part in parts for section, values in part.items()]
+        configs[name] = schema.override(config, [*overlaid, *overrides])
     return configs
 
 
@@ -227,7 +227,7 @@ def results_of(runs, results):
 
 
 def table(results, copied):
-    """Markdown: mean ± standard deviation over the seeds, beside the paper's figures."""
+    """Markdown: mean ± standard deviation over the seeds, with the paper's numbers."""
     names = [name for name in SCORES if name in copied]
     headings = ['', 'seeds', *(SCORES[name][0] for name in names), 'parameters',
                 'paper: PSNR', 'paper: L1', 'paper: AKD']

@@ -106,7 +106,7 @@ def differences(config, other):
 def nearest(config):
     """The Reference with the fewest differences to a config, those of its method before all others."""
     if not names():
-        raise UserError(f'{FOLDER}: there are no references; docs/monitoring.md says how to make one')
+        raise UserError(f'{FOLDER}: contains no references; docs/monitoring.md describes how to make one')
     return min(map(read_reference, names()),
                key=lambda reference: ('model_params.method' in (found := differences(config, reference.config)),
                                       len(found)))

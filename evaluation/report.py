@@ -128,7 +128,7 @@ class Report:
     skipped:   {metric id: reason}
     about:     JSON values: protocol, list, coverage, subject
     distances: {id: value} of the distribution metrics
-    tables:    names of the paper's tables that are shown beside it
+    tables:    names of the paper's tables that are shown with it
     weights:   {file name: SHA-256} of the metrics' networks
     folder:    where the report is on disk
     """

@@ -80,7 +80,7 @@ def release_networks():
 class Cached:
     """A function of a batch of frames that is computed once per batch: several metrics use the same features.
 
-    Frames are told apart by identity. A result lives as long as its frames, which must not change in place.
+    Frames are distinguished by identity. A result lives as long as its frames, which must not change in place.
     """
 
     def __init__(self, function):

@@ -26,7 +26,7 @@ def run(options):
     reference = (references.read_reference(options.reference) if options.reference else references.nearest(config))
     different = references.differences(config, reference.config)
     panels, anomalies = compare(curves, reference, same_config=not different)
-    say(reference, different, curves, panels, anomalies)
+    print_report(reference, different, curves, panels, anomalies)
     if not panels:
         print('no steps in common: nothing to draw')
         return
@@ -44,7 +44,7 @@ def seeds(reference):
     return '1 seed' if len(reference.seeds) == 1 else f'{len(reference.seeds)} seeds'
 
 
-def say(reference, different, curves, panels, anomalies):
+def print_report(reference, different, curves, panels, anomalies):
     """Print what the run is compared with, what is not normal, and what could not be compared."""
     print(f'{len(panels)} scalars compared with reference {reference.name} ({seeds(reference)})')
     if different:

@@ -19,8 +19,8 @@ def run(options):
     from tools.onnx.export import export
     config, model = model_of(options, 'cpu')
     out = Path(options.out or run_path(options) / 'onnx')
-    figures = export(model, config, out)
-    for name, difference in figures['max_difference'].items():
+    numbers = export(model, config, out)
+    for name, difference in numbers['max_difference'].items():
         print(f'{name}: at most {difference:.2g} from PyTorch')
     for path in sorted(out.iterdir()):
         print(f'{path}: {path.stat().st_size / 1e6:.3g} MB')

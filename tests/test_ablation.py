@@ -93,7 +93,7 @@ def test_pose_error_is_in_degrees(clip, truth):
 
 
 class Here(Executor):
-    """Does the work at once, in this process: training wants the main thread."""
+    """Does the work at once, in this process, because training needs the main thread."""
 
     def submit(self, function, *arguments):
         future = Future()
@@ -131,7 +131,7 @@ def test_a_finished_run_is_kept_and_an_interrupted_one_resumes_to_the_same_score
         with pytest.raises(KeyboardInterrupt):
             trained(run.out)
     assert trained(run.out)[1]['heads'] == result['heads'] and late.exists()
-    assert early.stat().st_mtime_ns == before, 'it began anew'
+    assert early.stat().st_mtime_ns == before, 'it started again'
 
 
 def test_the_table_stands_beside_the_paper(tmp_path):

@@ -1,4 +1,4 @@
-"""`--mode compare` shows the frames that it says, where it says, with the scores that they have."""
+"""Figures and videos of `--mode compare` show the right frames with the right scores."""
 
 import json
 import re
@@ -63,7 +63,7 @@ class Clip:
 
 
 class Fake:
-    """A method that makes of each driving frame what `make` says."""
+    """A method whose frames are `make` of the driving frames."""
 
     def __init__(self, name, cases, make):
         self.name, self.cases, self.make, self.made = name, cases, make, []

@@ -86,7 +86,7 @@ def findings(folder):
             compare(read_run(folder), reference.read_reference('heads'))[1].items()}
 
 
-# ---------------------------------------------------------------------------- what is said of a run
+# ---------------------------------------------------------------------------- anomalies
 
 @pytest.mark.parametrize('options', [{'seed': 0}, {'seed': 8}, {'seed': 9}, {'every': 4}, {'every': 100}, {'last': 300},
                                      {'changes': {'total': lambda step, value: value * (6 if step == 1000 else 1)}}])
@@ -286,12 +286,12 @@ def train_in(folder, *overrides):
 def test_training_reports_an_alarm_once_and_a_resumed_run_does_not_repeat_it(tmp_path, collapsing, caplog):
     name = 'keypoints collapsed'
     train_in(tmp_path, 'train_params.num_iterations=7', 'train_params.save_every=6')
-    said = [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()]
-    assert [line['step'] for line in said if line['rule'] == name] == [5]
+    alarms = [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in alarms if line['rule'] == name] == [5]
     assert len([record for record in caplog.records if name in record.message]) == 1
     assert {'data/wait_share', 'data/step_s'} <= read_run(tmp_path).keys()
 
     (tmp_path / 'checkpoints' / '00000007.pt').unlink()
     train_in(tmp_path, 'train_params.num_iterations=9')
     assert [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()
-            if json.loads(line)['rule'] == name] == [line for line in said if line['rule'] == name]
+            if json.loads(line)['rule'] == name] == [line for line in alarms if line['rule'] == name]

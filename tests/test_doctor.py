@@ -51,7 +51,7 @@ class Setup:
         return path
 
     def examine(self, capsys, *arguments):
-        """(exit code, what doctor says as JSON)."""
+        """(exit code, findings as JSON)."""
         code = run.main(['--mode', 'doctor', '--config', str(self.config_path), '--log_dir', str(self.logs),
                          '--device', 'cpu', '--json', *map(str, arguments)])
         return code, json.loads(capsys.readouterr().out)

@@ -44,7 +44,7 @@ def needs_packages():
 
 @pytest.fixture(scope='module', params=METHODS)
 def exported(request, tmp_path_factory):
-    """(folder of the graphs, the model, its config, figures)."""
+    """(folder of the graphs, the model, its config, numbers)."""
     needs_packages()
     model, config = model_of(request.param)
     folder = tmp_path_factory.mktemp('export') / request.param
@@ -83,9 +83,9 @@ def test_a_graph_that_is_traced_with_two_frames_takes_three(method):
 
 
 def test_another_source_driver_and_batch_size_give_what_pytorch_gives(exported):
-    folder, model, config, figures = exported
+    folder, model, config, numbers = exported
     side = config.model_params.image_size
-    assert max(figures['max_difference'].values()) <= export.TOLERANCE
+    assert max(numbers['max_difference'].values()) <= export.TOLERANCE
     head = animation_script(folder).OnnxHead(folder, threads=1)
     for source, drivers in ((11, 5), (12, 1)):
         source, driving = to_tensor(images(1, source, side)), to_tensor(images(drivers, source + 20, side))

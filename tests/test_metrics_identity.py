@@ -21,7 +21,7 @@ FIXTURE = SHARED / 'facts' / 'reference' / 'openface_fixture_A.npz'
 
 @pytest.fixture
 def openface(torch_home):  # noqa: F811
-    """The fixture's weights, where the code looks for them."""
+    """The fixture's weights, in the folder of downloaded weights."""
     state = {name: recipe(f'openface/{name}', value.shape) if value.is_floating_point() else value
              for name, value in OpenFace().state_dict().items()}
     assert len(state) == 261
@@ -76,7 +76,7 @@ def test_openface_damaged_is_skipped_and_named(openface, damage):
 
 @pytest.fixture(params=['antelopev2', 'antelopev2/antelopev2'])
 def antelope(torch_home, request):  # noqa: F811
-    """Made-up networks where the code looks for them, in both of the archive's layouts."""
+    """Made-up networks in the folder of downloaded weights, in both of the archive's layouts."""
     pytest.importorskip('insightface')
     pytest.importorskip('onnx')
     folder = torch_home / request.param

@@ -123,7 +123,7 @@ def test_a_mistake_shows_in_a_trajectory(stored, mistake):
 
 
 def test_a_trajectory_is_taken_by_the_step_that_trains(monkeypatch):
-    """A small one: results are compared under their names, and the discriminator enters when the config says."""
+    """A small one: results are compared under their names, and the discriminator enters at the step of the config."""
     small = lambda seeds: F.interpolate(weights.images(seeds), size=32, mode='area')
     monkeypatch.setattr(step, 'images', small)
     monkeypatch.setattr(trajectory, 'images', small)

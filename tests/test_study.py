@@ -350,7 +350,7 @@ def test_a_whole_ranking_study_by_mouse(browser, ranking, tmp_path):
 
 
 def test_a_whole_study_of_two_methods_by_keyboard(browser, choice, tmp_path):
-    """A to every question: the page shows whom its schedule says, and what is saved is what was pressed."""
+    """A to every question: the page shows the videos of its schedule, and saves the keys that were pressed."""
     page = open_study(browser, choice, 'anna')
     page.keyboard.press('Tab')
     page.keyboard.press('Enter')

@@ -79,15 +79,15 @@ def flags(files):
 
 @pytest.fixture
 def visit(browser, server):
-    """A function that opens the page anew; at the end nothing was asked of any other address."""
+    """A function that opens the page in a new context; it may request no other address."""
     pages = []
 
     def visited(tab='Animate'):
         context = browser.new_context(viewport={'width': 1400, 'height': 1000}, permissions=['camera'])
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
-        page.asked, page.troubles = [], []
-        page.on('request', lambda request: page.asked.append(request.url))
+        page.requests, page.troubles = [], []
+        page.on('request', lambda request: page.requests.append(request.url))
         page.on('pageerror', lambda error: page.troubles.append(str(error)))
         page.goto(server)
         page.get_by_role('tab', name=tab).click()
@@ -95,12 +95,12 @@ def visit(browser, server):
         return page
     yield visited
     for page in pages:
-        assert {urlsplit(url).netloc for url in page.asked if url.startswith('http')} == {urlsplit(server).netloc}
+        assert {urlsplit(url).netloc for url in page.requests if url.startswith('http')} == {urlsplit(server).netloc}
         assert not page.troubles
         page.context.close()
 
 
-def bring(page, selector, path):
+def upload(page, selector, path):
     page.set_input_files(f'{selector} input[type=file]', path)
     arrived(page, selector)
 
@@ -111,9 +111,9 @@ def arrived(page, *selectors):
         page.wait_for_function("selector => document.querySelector(selector + ' :is(img, video)')?.src", arg=selector)
 
 
-def bring_both(page, files, driver='driver.mp4'):
-    bring(page, '#source', files / 'face.png')
-    bring(page, '#driver', files / driver)
+def upload_both(page, files, driver='driver.mp4'):
+    upload(page, '#source', files / 'face.png')
+    upload(page, '#driver', files / driver)
 
 
 def status(page, text):
@@ -145,7 +145,7 @@ def result_of(page, folder, selector='#result'):
 
 def test_a_portrait_follows_a_clip(visit, files, tmp_path):
     page = visit()
-    bring_both(page, files)
+    upload_both(page, files)
     page.evaluate("""() => { window.seen = []; new MutationObserver(() => seen.push(
         document.querySelector('#status').innerText)).observe(document.body, {subtree: true, childList: true}); }""")
     page.click('#animate')
@@ -173,7 +173,7 @@ def test_an_example_follows_its_driver(visit, tmp_path):
 
 def test_a_cancelled_animation_makes_room(visit, files, tmp_path):
     page = visit()
-    bring_both(page, files, 'long.mp4')
+    upload_both(page, files, 'long.mp4')
     assert page.locator('#cancel').is_disabled()            # nothing runs
     page.click('#animate')
     status(page, f'of {LONG} frames, .* frames/s, .* s left')
@@ -181,7 +181,7 @@ def test_a_cancelled_animation_makes_room(visit, files, tmp_path):
     status(page, 'Cancelled')
     page.locator('#cancel:disabled').wait_for()
     page.reload()
-    bring_both(page, files)
+    upload_both(page, files)
     page.click('#animate')
     status(page, 'Done')
     assert len(result_of(page, tmp_path)) == FRAMES
@@ -189,10 +189,10 @@ def test_a_cancelled_animation_makes_room(visit, files, tmp_path):
 
 def test_a_text_as_a_driver_is_one_line(visit, files):
     page = visit()
-    bring(page, '#source', files / 'face.png')
+    upload(page, '#source', files / 'face.png')
     page.click('#animate')
     status(page, '^upload a driver first$')
-    bring(page, '#driver', files / 'notes.mp4')
+    upload(page, '#driver', files / 'notes.mp4')
     page.click('#animate')
     status(page, r'^notes\.mp4: is not a readable video \(.*\)$')
     assert 'trouble' in page.get_attribute('#status .status', 'class')
@@ -200,7 +200,7 @@ def test_a_text_as_a_driver_is_one_line(visit, files):
 
 def test_motion_is_saved_and_moves_a_video(visit, files, tmp_path):
     page = visit()
-    bring_both(page, files)
+    upload_both(page, files)
     option(page, 'Motion', 'relative')      # opens the options
     page.get_by_label('Save motion').check()
     page.click('#animate')
@@ -214,7 +214,7 @@ def test_motion_is_saved_and_moves_a_video(visit, files, tmp_path):
     page.locator('#template input[type=file]').set_input_files(template)
     page.locator('#template', has_text='.npz').wait_for()
     page.get_by_label('a video').first.check()
-    bring(page, '#source-video', files / 'short.mp4')
+    upload(page, '#source-video', files / 'short.mp4')
     option(page, 'End of a source video', 'hold')
     page.click('#animate')
     status(page, f'Done: {FRAMES} frames')
@@ -248,8 +248,8 @@ def test_one_face_of_several_is_cut_out_and_pasted_back(visit, files, tmp_path):
     Image.fromarray(group).save(tmp_path / 'group.png')
     write_video(tmp_path / 'face.mp4', [group[:, :256]] * FRAMES)
     page = visit()
-    bring(page, '#source', tmp_path / 'group.png')
-    bring(page, '#driver', tmp_path / 'face.mp4')
+    upload(page, '#source', tmp_path / 'group.png')
+    upload(page, '#driver', tmp_path / 'face.mp4')
     page.get_by_role('button', name='Find faces').click()
     status(page, r'2 face\(s\) in the source, 1 in the driving video')
     arrived(page, '#faces')
@@ -269,8 +269,8 @@ def test_one_face_of_several_is_cut_out_and_pasted_back(visit, files, tmp_path):
 
 def test_figures_of_a_frame(visit, files):
     page = visit('Inspect')
-    bring(page, '#inspect-source', files / 'face.png')
-    bring(page, '#inspect-driver', files / 'driver.mp4')
+    upload(page, '#inspect-source', files / 'face.png')
+    upload(page, '#inspect-driver', files / 'driver.mp4')
     page.locator('#frame img').click(position={'x': 40, 'y': 40})
     page.locator('#inspect-status', has_text='is chosen').wait_for()
     page.click('#draw')
@@ -280,8 +280,8 @@ def test_figures_of_a_frame(visit, files):
 
 def test_all_models_side_by_side(visit, files, tmp_path):
     page = visit('Compare')
-    bring(page, '#compare-source', files / 'face.png')
-    bring(page, '#compare-driver', files / 'driver.mp4')
+    upload(page, '#compare-source', files / 'face.png')
+    upload(page, '#compare-driver', files / 'driver.mp4')
     option(page, 'Motion', 'absolute')
     page.click('#compare')
     page.locator('#compare-status', has_text=f'Done: {FRAMES} frames each. Shown: the driving frame').wait_for()
@@ -295,7 +295,7 @@ def test_all_models_side_by_side(visit, files, tmp_path):
 
 def test_the_camera_drives_a_portrait(visit, files):
     page = visit('Live')
-    bring(page, '#live-source', files / 'face.png')
+    upload(page, '#live-source', files / 'face.png')
     page.locator('#camera button', has_text=re.compile('access|Click')).first.click()
     page.locator('#camera button', has_text='Record').first.click()
     page.locator('#live-status', has_text=re.compile(r'frames/s, latency \d+ ms')).wait_for()
@@ -332,17 +332,17 @@ def test_no_file_of_the_machine_can_be_read(visit, server, files):
     sent = {'session_hash': 'thief', 'fn_index': fn['id'], 'data': [
         {'path': str(outside), 'meta': meta} for _ in fn['inputs']]}
     assert page.request.post(f'{server}/gradio_api/queue/join', data=sent).ok
-    told = page.request.get(f'{server}/gradio_api/queue/data?session_hash=thief').text()
-    assert '"success":false' in told.replace(' ', '') and 'gradio_api/file=' not in told
+    answer = page.request.get(f'{server}/gradio_api/queue/data?session_hash=thief').text()
+    assert '"success":false' in answer.replace(' ', '') and 'gradio_api/file=' not in answer
 
 
 def test_of_two_visitors_at_once_the_files_of_the_one_who_leaves_are_deleted(visit, files, tmp_path):
     """Both uploads are equal."""
     root, = (files / 'tmp').glob('talking-codebooks-*')
     page, other = visit(), visit()
-    bring_both(other, files)
+    upload_both(other, files)
     theirs = set(root.rglob('*'))
-    bring_both(page, files)
+    upload_both(page, files)
     for each in (page, other):
         each.click('#animate')
     for each in (page, other):

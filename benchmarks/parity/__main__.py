@@ -1,4 +1,4 @@
-"""Do our networks compute what the released implementations compute?
+"""Comparison of our networks with stored results of the released implementations.
 
     python -m benchmarks.parity FIXTURE.npz|FOLDER ... [--config FILE] [--set key=value ...] [--float64] [--failures]
 

@@ -31,7 +31,7 @@ def shared_motion(fixture, source, driving, dense, logit=False):
 
 
 def generate(fixture, config, source_format):
-    """What our model, filled, makes of the fixture's images in eval mode."""
+    """Output of our model, filled, for the fixture's images in eval mode."""
     model, _ = filled(config, source_format)
     with torch.no_grad():
         return model(*(from_unit(from_fixture(fixture[name])) for name in ('source', 'driving')))
@@ -45,7 +45,7 @@ def fomm_forward(fixture, config):
 
 
 def mcnet_forward(fixture, config):
-    """Every stored result of MCNet in eval mode: also what its memory was asked and what it holds."""
+    """Every stored result of MCNet in eval mode, with queries and values of its memory."""
     ours = generate(fixture, config, 'mcnet')
     yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
     for name, tensors in (('feat', ours.features), ('value', ours.values)):
@@ -69,7 +69,7 @@ def smac_forward(fixture, config):
         for i, tensor in enumerate(tensors):
             yield Comparison(f'{name}_{i}', numpy(tensor), fixture[f'{name}_{i}'], *FLOW)
     for i, tensor in enumerate(ours.reconstructions):
-        # A flipped index changes the pixels around its token; the mean says whether more than that differs.
+        # A flipped index changes the pixels around its token; the mean shows whether more than that differs.
         offset = tensor - identity_grid(tensor.shape[1:3], tensor)
         yield Comparison(f'motion_recon_list_{i}', numpy(offset), fixture[f'motion_recon_list_{i}'], 1.0, 1e-4)
     for name, codes in (('motion', ours.motion_quantized), ('app', ours.appearance_quantized)):
@@ -174,7 +174,7 @@ def dagan_forward(fixture, config):
     for name, feature, channels in (('depth_feature', depth_feature, 16), ('att_before', before, 16),
                                     ('att_after', after, 16), ('query', query, 4), ('key', key, 4)):
         yield Comparison(f'{name}_sub', numpy(feature[:, ::channels, ::4, ::4]), fixture[f'{name}_sub'], *DAGAN)
-    rows = (tokens(query.relu()) @ key.relu().flatten(2)).softmax(-1)[0]      # the model itself never makes them
+    rows = (tokens(query.relu()) @ key.relu().flatten(2)).softmax(-1)[0]      # the model never computes them
     for name, values in {'rowmax': rows.amax(-1), 'row_0': rows[0], 'row_2080': rows[2080]}.items():
         yield relative_array(f'attention_{name}', values, fixture[f'attention_{name}'])
     moved = warp(to_unit(source), ours.flows[0], align_corners=False)
@@ -197,7 +197,7 @@ def openface(fixture, config):
 
 @contextmanager
 def outputs_of(modules):
-    """Within it, every call of the named modules is noted: {name: [(inputs, output), ...]}."""
+    """Yields the calls of the named modules in its body: {name: [(inputs, output), ...]}."""
     seen = {name: [] for name in modules}
     hooks = [module.register_forward_hook(lambda _, inputs, output, name=name: seen[name].append((inputs, output)))
              for name, module in modules.items()]

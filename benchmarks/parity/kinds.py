@@ -23,7 +23,7 @@ class Kind(NamedTuple):
     """Fixtures of one kind hold all keys of `has`; the first kind that fits decides.
 
     comparisons: (fixture, config) -> Comparisons
-    config:      what is compared where no other is asked for, by its name in config/; None for none
+    config:      the default, by its name in config/; None for none
     threads:     over which the fixture's sums were split. Batch norm over a batch of two, at the bottom of an
                  hourglass, makes the order of summation show: with another number a step drifts thirty times more.
     """

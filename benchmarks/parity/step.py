@@ -22,7 +22,7 @@ from modules.training_step import StepResult, TrainingStep
 
 @dataclass
 class Seen:
-    """What was seen of an iteration of training whose gradients have been taken, but not yet followed.
+    """Record of a training iteration whose gradients are computed but not applied.
 
     source:     the public code's key in FORMATS
     training:   the TrainingStep
@@ -70,7 +70,7 @@ def pairs(fixture):
 
 
 def take(fixture, config, source):
-    """Take the gradients of the fixture's iteration, in which everything takes part, with our networks, filled."""
+    """Seen of the fixture's iteration, in which every loss takes part, with our networks, filled."""
     training, part = filled_training(config, source), pairs(fixture)
     watched = {'output': training.objective, 'keypoints': training.state.model.keypoint_detector}
     if training.discriminator is not None:
@@ -173,7 +173,7 @@ def smac_gradients(fixture, seen):
         yield relative(f'grad {name}', ours.get(name, np.nan), value, GRADIENT_LIMIT, floor)
     # fp32 rounding is amplified on the way down: the fixtures themselves differ from the same step in float64 by more
     # than 1e-3 in 25 (eval) and 188 (train) of 576 parameters, by 0.14 at worst. So single parameters get
-    # GRADIENT_LIMIT, and 1e-3 is asked of the bulk.
+    # GRADIENT_LIMIT, and 85 % of them 1e-3.
     bulk = np.quantile(errors, 0.85)
     beyond = sum(error > 1e-3 for error in errors)
     yield Comparison(f'85 % of all gradient norms, relative ({beyond} of {len(errors)} beyond 1e-3)',
@@ -199,7 +199,7 @@ DRIFT = {'fomm': {'generator': ((5e-3, 5e-2), (1e-4, 1.3e-3)), 'kp_detector': ((
                   'model/dense_motion': ((1.1e-2, 1.6e-2), (8e-4, 2.6e-3)),
                   'model/decoder': ((4.7e-3, 2e-2), (4e-4, 2.6e-2))}}
 MARGIN = 10          # times that drift is allowed. Set after seeing 6 for MRFA, whose arithmetic we order otherwise
-MEANINGLESS = 0.25   # a limit above says nothing: fp32 does not determine these gradients, --float64 compares them
+MEANINGLESS = 0.25   # a limit above is not checked: fp32 does not determine these gradients, --float64 does
 CLIPPED = {'mcnet': ('kp_detector', 'generator'), 'mrfa': ('encoder', 'dense_motion')}    # in the configs' order
 EXACT = 3e-5, 3e-4   # float64 against float64, kernels and grids made in fp32. Set after seeing 2e-5 and 7e-5
 

@@ -1,6 +1,6 @@
 """Answers of a user study: read from participants' files, validated against the study's key, and counted.
 
-A file is accepted as a whole or rejected with one line that says why.
+A file is accepted as a whole, or rejected with one line that gives the reason.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Result of a user study from participants' files: study.json, study.md and study.png beside the key."""
+"""Result of a user study from participants' files: study.json, study.md and study.png in the folder of the key."""
 
 import json
 import logging

@@ -67,7 +67,7 @@ class Run:
     cpu: float = 0.0
 
     def end(self):
-        """Run to the end, or kill when `stop` says so; self, with the first process's code (negative: a signal)."""
+        """Run to the end, or kill at `stop`; self, with the first process's code (negative: a signal)."""
         self.output = self.output or self.folder / 'output.txt'
         port, end = free_port() if self.ranks > 1 else None, time.monotonic() + self.seconds
         for rank in range(self.ranks):

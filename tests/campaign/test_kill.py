@@ -21,7 +21,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(name, number, rng, scenarios):
     for _ in range(rng.randint(1, 3)):
         stop = _moment(rng, cpu, operations)
         killed = scenarios.run(name, folder, stop=stop).end()
-        # The limit of a byte reaches data processes that were started anew as a full disk does: an error, not a signal.
+        # The limit of a byte reaches data processes that were restarted as a full disk does: an error, not a signal.
         assert killed.code <= 0 or killed.code == 2 and stop.byte is not None, f'{stop}: {killed.text()[-300:]}'
         if killed.code == 0:
             break

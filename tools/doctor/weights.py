@@ -52,7 +52,7 @@ def check_training_weights(case):
                 check_weights_file(path)
             except UserError as error:
                 yield Finding(BLOCKS, f'training starts from a trained {layout} network: {error}', str(path),
-                              f'docs/weights.md says where to download {path.name}; put it there')
+                              f'download {path.name} as docs/weights.md describes')
             else:
                 yield Finding(OK, f'{path.name} of the {layout} network exists', str(path))
 

@@ -2,7 +2,7 @@
 
     python animate_onnx.py face.png driver.mp4 result.mp4 [--size 512] [--absolute] [--batch_size 4]
 
-The program is beside the graphs that `run.py --mode export` wrote, and can be copied with them. Both inputs are resized
+`run.py --mode export` copies the program to the folder of the graphs; the folder can be moved. Both inputs are resized
 to squares, so crop them around the face. The result has the driver's frame rate and no sound.
 """
 
@@ -100,7 +100,7 @@ def add_detail(prediction, flow, source):
 
 
 def agreement(prediction, moved):
-    """(h, h) in [0, 1]: how far the model kept what the flow brought."""
+    """(h, h) in [0, 1]: how far the prediction agrees with the warped source."""
     difference = np.abs(prediction - moved).mean(0)
     counts, sums = (_around(image) for image in (np.ones_like(difference), difference))
     return np.exp(-(sums / counts / TOLERANCE) ** 2)

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def export(model, config, out):
     """Write `model` (a TalkingHead in eval mode, on the CPU) to the folder `out`, whole or not at all.
 
-    Returns the figures of export.json: the largest differences from PyTorch, on embedded heads that the graphs were
+    Returns the numbers of export.json: the largest differences from PyTorch, on synthetic heads that the graphs were
     not traced with. Raises UserError where packages are missing, `out` is something else already, or a difference
     is above TOLERANCE.
     """
@@ -67,14 +67,14 @@ def export(model, config, out):
         _write_graphs(model, config.model_params.image_size, folder)
         _share_weights([folder / f'{name}.onnx' for name in GRAPHS], folder / 'weights.bin')
         differences = _compare(model, config.model_params.image_size, folder)
-        figures = {'max_difference': differences, 'tolerance': TOLERANCE, 'opset': OPSET, 'torch': torch.__version__,
+        numbers = {'max_difference': differences, 'tolerance': TOLERANCE, 'opset': OPSET, 'torch': torch.__version__,
                    'onnx': onnx.__version__, 'onnxruntime': onnxruntime.__version__}
         if not max(differences.values()) <= TOLERANCE:
             raise UserError(f'{out}: not written, as the ONNX graphs give other numbers than PyTorch: {differences}, '
                             f'more than {TOLERANCE:g}; try another version of onnxruntime')
-        (folder / 'export.json').write_text(json.dumps(figures | {'config': config.as_dict()}, indent=1))
+        (folder / 'export.json').write_text(json.dumps(numbers | {'config': config.as_dict()}, indent=1))
         shutil.copy(SCRIPT, folder)
-    return figures
+    return numbers
 
 
 # ---------------------------------------------------------------------------- names for nested tensors
@@ -131,9 +131,9 @@ def _write_graphs(model, size, folder):
 
     def render(*parts):
         given = dict(zip([*poses, *state], parts))
-        rebuilt, pose = (map_tensors(lambda name, _: given[name], value, name)
+        encoded, pose = (map_tensors(lambda name, _: given[name], value, name)
                          for value, name in ((source, 'source'), (driving, 'driving')))
-        generated = model.render(rebuilt, pose)
+        generated = model.render(encoded, pose)
         return {'prediction': generated.prediction, 'flow': generated.flows[-1]}
 
     inputs = _write_graph(folder / 'render.onnx', model, render, {**poses, **state},
@@ -226,7 +226,7 @@ def _conv_per_sample(x, weight, bias, padding, groups):
 # ---------------------------------------------------------------------------- weights and check
 
 def _share_weights(paths, file):
-    """Move the weights of several graphs into one file beside them; equal tensors are stored once."""
+    """Move the weights of several graphs into one file in their folder; equal tensors are stored once."""
     import onnx
     from onnx.external_data_helper import set_external_data
     places = {}
