@@ -2,7 +2,6 @@
 
 import json
 import re
-import weakref
 import zlib
 from dataclasses import replace
 from fractions import Fraction
@@ -19,7 +18,7 @@ from evaluation.cases import Case
 from evaluation.protocols import Item
 from figures import compare as figure
 from figures.compare import Comparison, compare
-from figures.methods import RenderedMethod, VideoMethod
+from figures.methods import VideoMethod
 from figures.printed import BOX, DPI, FigureStyle
 from figures.selection import Time, Zoom, around, as_unit, largest_pose
 from figures.sheet import Sheet
@@ -241,17 +240,6 @@ def test_a_video_of_another_rate_shows_the_frame_on_display(tmp_path):
     assert all((a == b).all() for a, b in zip(method.frames(0, [4, 0]), (expected[4], expected[0]), strict=True))
     with pytest.raises(UserError, match='anna--anna: lasts 0.12 s by elsewhere but 0.24 s'):
         VideoMethod('elsewhere', (Clip('short', 3), fast), cases)
-
-
-def test_features_of_a_batch_are_freed_before_other_methods_render(tmp_path):
-    """They are hundreds of MB at 256 px."""
-    torch.manual_seed(0)
-    made, renderer = [], Renderer(build_model(tiny()), 'cpu', batch_size=3)
-    render = renderer.model.render
-    renderer.model.render = lambda *given: made.append(weakref.ref(generated := render(*given))) or generated
-    for frame in RenderedMethod('Okapi', renderer, job_of(tmp_path).cases, Motion()).frames(0, range(6)):
-        assert frame.shape == (32, 32, 3) and made[0]() is None
-    assert len(made) == 2
 
 
 # ---------------------------------------------------------------------------- regions by landmarks

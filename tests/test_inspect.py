@@ -14,7 +14,7 @@ from figures.inspect import figures_of
 from modules.build import build_model
 from modules.codebook import Codebook, CodebookParams
 from modules.layers import to_unit
-from modules.warp import from_displacement, identity_grid, warp
+from modules.warp import from_displacement, identity_grid
 from tests.support.command_line import succeeds
 from tests.support.small import small_model
 from tests.support.tiny import save_model, tiny
@@ -63,29 +63,7 @@ def test_a_flow_of_a_known_shift_has_the_known_colour(dx, dy, colour):
     assert np.abs(picture_of(shown, scales).astype(int) - colour).max() <= 1
 
 
-def test_without_motion_full_colour_is_one_pixel():
-    still = Panel('residual', '', torch.full((1, 4, 4, 2), 1e-4))
-    heat = Panel('heat', '', torch.full((1, 1, 4, 4), 0.03), unit='px')
-    scales = Scales([still, heat, heat._replace(unit='of features')], 64)
-    assert scales.motion == {'residual': 1.0} and scales.heat == {'px': 1.0, 'of features': 0.03}
-    assert picture_of(heat, scales).max() == round(255 * 0.09)
-
-
 # ---------------------------------------------------------------------------- the paper's model
-
-@torch.no_grad()
-def test_a_frame_without_compensation_is_the_warped_source_decoded(model):
-    moment = moment_of(model)
-    plain = model.render(model.without(moment.state, model.parts), moment.keypoints)
-    assert len(plain.flows) == 1 and not plain.residuals
-    for ours, feature in zip(plain.compensated, moment.state.features.pyramid):
-        occlusion = F.interpolate(plain.occlusions[0], feature.shape[-2:], mode='bilinear', align_corners=True)
-        torch.testing.assert_close(ours, warp(feature, plain.flows[0]) * occlusion)
-    part, whole = model.render(model.without(moment.state, ['appearance 2']), moment.keypoints), moment.generated
-    assert torch.equal(part.compensated[1], part.warped[1]) and torch.equal(part.compensated[0], whole.compensated[0])
-    assert not torch.equal(whole.compensated[1], whole.warped[1])
-    assert all(torch.equal(a, b) for a, b in zip(part.flows, whole.flows))
-
 
 @torch.no_grad()
 def test_index_maps_are_those_of_quantisation_in_the_colours_of_their_numbers(model):

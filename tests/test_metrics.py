@@ -1,7 +1,6 @@
 """The catalogue of metrics; image metrics by hand and against skimage; LPIPS with and without its weights."""
 
 import math
-import weakref
 
 import numpy as np
 import pytest
@@ -10,15 +9,12 @@ import torchvision
 from skimage.metrics import structural_similarity
 
 from metrics import image
-from metrics.base import Cached, DistributionMetric, Metric, release_networks, shared
+from metrics.base import Metric
 from metrics.catalogue import CATALOGUE, build
-from metrics.fid import INCEPTION_URL
-from metrics.identity import OPENFACE_URL
-from metrics.openface import OpenFace
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled
 from support.errors import UserError
 from support.weights import checkpoint_path
-from tests.support.random_weights import inception, save_antelope, save_random_weights
+from tests.support.random_weights import save_random_weights
 
 ALEX = 'alexnet-owt-7be5be79.pth'
 
@@ -126,54 +122,3 @@ def test_without_weights_the_rest_still_works_and_the_message_says_how_to_get_th
         metric.start_clip(frames[0])
         scores = metric(frames, frames)
         assert scores.shape == (3,) and scores.dtype == torch.float64 and not metric.weights
-
-
-def test_features_of_a_batch_are_computed_once_while_it_lives():
-    seen = []
-    features = Cached(lambda frames: seen.append(len(frames)) or frames.mean())
-    generated, driving, copies = torch.rand(2, 3), torch.rand(3, 3), torch.rand(4, 3)
-    for frames in (generated, driving, generated, driving, copies, driving):
-        assert features(frames) == frames.mean()
-    assert seen == [2, 3, 4]
-    for _ in range(3):
-        features(torch.rand(2, 3))       # a new batch may have the id of one that was freed
-    assert seen == [2, 3, 4, 2, 2, 2] and len(features.results) == 3
-
-
-def test_networks_stay_loaded_until_they_are_released():
-    loaded = []
-    load = shared(lambda name: loaded.append(name) or object())
-    first = id(load('a'))                # nobody else holds it
-    assert id(load('a')) == first and loaded == ['a']
-    load('b'), load('c'), load('a')      # two are kept
-    assert loaded == ['a', 'b', 'c', 'a']
-    release_networks()
-    load('a')
-    assert loaded[4:] == ['a']
-
-
-# Memory
-
-@pytest.mark.parametrize('name', ['l1.mean_abs', 'ssim.gauss11', 'lpips.alex', 'fid.driving_vs_generated',
-                                  'aed.openface_sq', 'csim.antelopev2', 'jitter.pixels'])
-def test_no_metric_keeps_more_than_a_batch(torch_home, name):
-    for package in {'fid': ['pytorch_fid'], 'csim': ['insightface', 'onnx']}.get(name.split('.')[0], []):
-        pytest.importorskip(package)
-    save = {'lpips.alex': lambda: save_random_weights(torchvision.models.alexnet(), torch_home / ALEX),
-            'fid.driving_vs_generated': lambda: save_random_weights(inception(), checkpoint_path(INCEPTION_URL)),
-            'aed.openface_sq': lambda: save_random_weights(OpenFace(), checkpoint_path(OPENFACE_URL)),
-            'csim.antelopev2': lambda: (torch_home / 'antelopev2').mkdir() or save_antelope(torch_home / 'antelopev2')}
-    save.get(name, lambda: None)()
-    (metric,), _ = build([name], 'cpu')
-    metric.start_clip(torch.rand(3, 64, 64))
-    batches = []
-    for _ in range(4):
-        frames = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
-        batches += map(weakref.ref, frames)
-        if isinstance(metric, DistributionMetric):
-            [metric.features(side) for side in frames]
-        else:
-            metric(*frames)
-    del frames
-    alive = sum(batch() is not None for batch in batches)
-    assert not alive

@@ -67,18 +67,6 @@ def test_a_shift_in_pixels_gives_that_akd_and_misses_are_counted(monkeypatch):
     assert akd(driving, driving).eq(0).all() and not akd.misses.total()
 
 
-def rotation(degrees, axis):
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return {'x': np.array([[1, 0, 0], [0, c, -s], [0, s, c]]), 'y': np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]),
-            'z': np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])}[axis]
-
-
-def test_euler_angles_by_hand():
-    matrix = np.eye(4)
-    matrix[:3, :3] = 1.1 * rotation(-7, 'z') @ rotation(30, 'y') @ rotation(12, 'x')     # a scale does not matter
-    assert face.euler_angles(matrix) == pytest.approx([12, 30, -7])
-
-
 @pytest.mark.parametrize('splits', [[6], [1, 1, 1, 1, 1, 1], [2, 4]])
 def test_jitter_by_hand_whatever_the_batches(splits):
     """Alternating by 0.1 has second differences of 0.4; a constant error and a drift have none."""

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from modules.warp import identity_grid
 from support.errors import UserError
-from tests.support.toys import ToyClip, names_in
-from visualizer import CELL, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8, training_sheet
+from tests.support.toys import names_in
+from visualizer import CELL, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8
 
 pytestmark = pytest.mark.usefixtures('no_weights')
 
@@ -44,13 +43,3 @@ def test_sheet_holds_ragged_rows_and_long_texts(tmp_path):
     assert names_in(tmp_path) == ['sheet.png'] and np.array_equal(np.asarray(Image.open(tmp_path / 'sheet.png')), sheet)
     with pytest.raises(UserError, match='cannot be written'):
         save_png(tmp_path / 'absent' / 'sheet.png', sheet)
-
-
-def test_training_sheet_shows_all_there_is(model):
-    source, driving = (to_tensor(ToyClip(seed=seed).read([0, 4])) for seed in (0, 1))
-    generated = model(source, driving)
-    columns = 2 + 1 + 1 + 1 + 1
-    sheet = training_sheet(source, driving, generated, model.keypoints(source), model.keypoints(driving))
-    assert sheet.shape[1] // CELL == columns and sheet.shape[0] // CELL == 2
-    generated.first_scale_prediction = F.avg_pool2d(generated.prediction, 2)
-    assert training_sheet(source, driving, generated).shape[1] // CELL == columns + 1

@@ -3,8 +3,6 @@
 import functools
 import io
 import os
-import signal
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -16,7 +14,6 @@ from PIL import Image
 from modes.web import address_of, newest_run
 from support.errors import UserError
 from tests.support.command_line import refused
-from tests.support.tiny import ROOT
 from tests.support.web_jobs import (
     ask_for, broken, count, die, fail, hang, loads, process, render, unpicklable, unreadable, variable,
     write_clip)
@@ -84,28 +81,6 @@ def test_a_job_ends_even_if_its_answer_cannot_travel_or_its_process_dies(worker,
     with pytest.raises(UserError, match=message):
         task.result()
     assert worker.ask('a', functools.partial(ask_for, checkpoint='w')).result() == 'W'
-
-
-def test_an_interrupt_prints_no_traceback_of_the_worker():
-    code = """
-import functools, time
-from tests.support.web_jobs import ask_for, loads
-from web.worker import Worker
-if __name__ == '__main__':
-    worker = Worker(loads)
-    worker.ask('a', functools.partial(ask_for, checkpoint='x')).result()
-    try:
-        print('ready', flush=True)
-        time.sleep(100)
-    except KeyboardInterrupt:
-        time.sleep(1)
-        worker.close()
-"""
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, start_new_session=True, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == 'ready\n'
-    os.killpg(process.pid, signal.SIGINT)           # as a terminal does: the whole group
-    assert process.communicate(timeout=60)[1] == ''
 
 
 def test_waiting_jobs_are_cancelled_or_end_with_the_page_and_are_limited(monkeypatch):

@@ -227,20 +227,6 @@ def test_motion_is_saved_and_moves_a_video(visit, files, tmp_path):
     status(page, r'^motion\.npz: .*another')
 
 
-def test_a_recording_of_the_camera_drives_a_portrait(visit, files, tmp_path):
-    page = visit()
-    bring(page, '#source', files / 'face.png')
-    page.locator('#driver .source-selection button').nth(1).click()
-    page.locator('#driver button', has_text=re.compile('access|Click')).first.click()
-    page.locator('#driver button', has_text='Record').first.click()
-    page.wait_for_timeout(2000)
-    page.locator('#driver button', has_text='Stop').first.click()
-    arrived(page, '#driver')
-    page.click('#animate')
-    status(page, 'Done')
-    assert len(result_of(page, tmp_path)) > 5
-
-
 @pytest.mark.skipif(not PORTRAITS[0].is_file(), reason='no faces')
 def test_one_face_of_several_is_cut_out_and_pasted_back(visit, files, tmp_path):
     pytest.importorskip('mediapipe')
