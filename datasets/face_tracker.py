@@ -23,12 +23,12 @@ SHIPPED_MODEL = Path(__file__).parents[1] / 'weights' / 'face_landmarker.task'  
 
 # Landmarks of the synthetic heads (datasets/synthetic/mesh.py) and the vertices of MediaPipe's face mesh next to them
 VERTICES = {'left_eye_outer': 130, 'left_eye_inner': 173, 'right_eye_inner': 398, 'right_eye_outer': 359,
-            'left_pupil': 468, 'right_pupil': 473, 'left_brow_outer': 63, 'left_brow_middle': 66, 'left_brow_inner':
-            107, 'right_brow_inner': 336, 'right_brow_middle': 296, 'right_brow_outer': 293, 'nose_bridge': 168,
-            'nose_tip': 4, 'nose_left': 115, 'nose_right': 344, 'nose_base': 2, 'mouth_left': 61, 'mouth_right': 291,
-            'upper_lip_top': 0, 'upper_lip': 13, 'lower_lip': 14, 'lower_lip_bottom': 17, 'chin': 152, 'forehead': 10,
-            'left_cheek': 50, 'right_cheek': 280, 'left_jaw': 135, 'right_jaw': 364, 'left_lid_upper': 159,
-            'left_lid_lower': 145, 'right_lid_upper': 386, 'right_lid_lower': 374}
+            'left_pupil': 468, 'right_pupil': 473, 'left_brow_outer': 63, 'left_brow_middle': 66,
+            'left_brow_inner': 107, 'right_brow_inner': 336, 'right_brow_middle': 296, 'right_brow_outer': 293,
+            'nose_bridge': 168, 'nose_tip': 4, 'nose_left': 115, 'nose_right': 344, 'nose_base': 2, 'mouth_left': 61,
+            'mouth_right': 291, 'upper_lip_top': 0, 'upper_lip': 13, 'lower_lip': 14, 'lower_lip_bottom': 17,
+            'chin': 152, 'forehead': 10, 'left_cheek': 50, 'right_cheek': 280, 'left_jaw': 135, 'right_jaw': 364,
+            'left_lid_upper': 159, 'left_lid_lower': 145, 'right_lid_upper': 386, 'right_lid_lower': 374}
 
 
 def landmarker_path():
