@@ -481,12 +481,13 @@ def test_tables_name_the_copy_the_misses_and_what_was_skipped(tmp_path):
     assert '| MRFA | 77.63 |' in as_markdown(report) and 'as published: mean over frames' in as_markdown(report)
 
 
-def test_the_gain_is_the_difference_of_the_two_numbers_beside_it():
+def test_the_gain_is_the_difference_of_the_last_two_rows():
     """The copied source equals the first frame, whose PSNR counts for the model alone."""
     row = ClipScores('clip', 3, scores={'psnr.rgb': [60.0, 20.0, 22.0]}, copied={'psnr.rgb': [math.inf, 14.0, 16.0]})
     summary = summarize([row])
     assert summary['model']['psnr.rgb'] == 34 and summary['psnr_gain'] == 6
-    assert verdict(summary) == 'PSNR without the source frame: 21.00 dB, source copied 15.00 dB: 6.00 dB better'
+    assert summary['psnr_compared'] == {'model': 21, 'copy': 15} and summary['copy']['psnr.rgb'] == 15
+    assert verdict(summary) == 'PSNR without the source frame: 6.00 dB better than the copied source'
 
 
 @pytest.mark.parametrize('protocol, list_name, size, tables', [
