@@ -37,7 +37,7 @@ from evaluation.published import TABLES
 from evaluation.report import code_hash
 from logger import RunFolder
 from modules.build import build_model
-from support.errors import UserError
+from support.errors import program
 from support.files import make_folder, written_whole
 from train import train
 from visualizer import save_png
@@ -283,6 +283,7 @@ def protocol(config, truth, results):
 
 # ---------------------------------------------------------------------------- command line
 
+@program
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--budget', choices=('quick', 'medium', 'full'), default='quick',
@@ -319,9 +320,6 @@ def main(arguments=None):
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print('interrupted; rerun the same command to resume', file=sys.stderr)
         return 130
@@ -333,7 +331,6 @@ def main(arguments=None):
     with written_whole(out / 'table.md') as path:
         path.write_text(text)
     print(f'{text}\ntable.md is in {out}')
-    return 0
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ import numpy as np
 from datasets.synthetic.clips import render, synthetic_people
 from inference import Renderer
 from load import load_model
-from support.errors import UserError
+from support.errors import program
 from visualizer import to_uint8
 
 SEED = 3_000_000           # of these people; datasets/build.py has the other seeds
@@ -59,21 +59,17 @@ def measure(model, size, people=16):
     return {part: float(np.mean([share(*pair, made(*pair)) for pair in pairs(part, people, size)])) for part in MOVES}
 
 
+@program
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', required=True, help='a run folder such as log/demo-64, or a checkpoint file')
     parser.add_argument('--people', type=int, default=16, help='number of heads (default 16)')
     options = parser.parse_args(arguments)
-    try:
-        path = Path(options.checkpoint)
-        config, model = load_model(run=path) if path.is_dir() else load_model(path)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    path = Path(options.checkpoint)
+    config, model = load_model(run=path) if path.is_dir() else load_model(path)
     print('| movement | share of the true change |\n| --- | --- |')
     for part, value in measure(model, config.model_params.image_size, options.people).items():
         print(f'| {part} | {value:.2f} |')
-    return 0
 
 
 if __name__ == '__main__':

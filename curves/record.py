@@ -9,7 +9,7 @@ from pathlib import Path
 
 from curves.history import read_run
 from curves.reference import FOLDER, Reference, differences, config_of, write_reference
-from support.errors import UserError
+from support.errors import UserError, program
 
 
 def record(folders, name):
@@ -28,19 +28,15 @@ def record(folders, name):
     return Reference(name, config, dict(sorted(zip(seeds, map(read_run, folders)))))
 
 
+@program
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, one per seed')
     parser.add_argument('--name', required=True, help='of the reference: that of its config')
     parser.add_argument('--out', type=Path, default=FOLDER, help='folder; default docs/curves')
     options = parser.parse_args(arguments)
-    try:
-        path = write_reference(record(options.runs, options.name), options.out)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    path = write_reference(record(options.runs, options.name), options.out)
     print(f'{path}: {len(options.runs)} seeds, {path.stat().st_size / 1024:.0f} KiB')
-    return 0
 
 
 if __name__ == '__main__':

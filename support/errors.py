@@ -1,6 +1,8 @@
 """UserError, for mistakes that the user can correct, and helpers for its messages."""
 
 import difflib
+import functools
+import sys
 from pathlib import Path
 
 
@@ -25,6 +27,18 @@ def one_line(error):
         text = text.splitlines()[-1]
     text = ''.join(sign if sign.isprintable() else sign.encode('unicode_escape').decode() for sign in text)
     return text if len(text) <= LONGEST else f'{text[:LONGEST - 400]} ... {text[-390:]}'
+
+
+def program(main):
+    """Decorator of a program's main function: its UserErrors are printed as one line and give exit code 2."""
+    @functools.wraps(main)
+    def run(arguments=None):
+        try:
+            return main(arguments) or 0
+        except UserError as error:
+            print(f'error: {one_line(error)}', file=sys.stderr)
+            return 2
+    return run
 
 
 def nearest(name, known, cutoff=0.5):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from logger import read_checkpoint
-from support.errors import UserError
+from support.errors import UserError, program
 from support.files import make_folder, written_whole
 
 
@@ -31,18 +31,14 @@ def release(checkpoint, out):
     return hashlib.sha256(Path(out).read_bytes()).hexdigest()
 
 
+@program
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='a checkpoint file of a run')
     parser.add_argument('out', help='the safetensors file to write')
     options = parser.parse_args(arguments)
-    try:
-        digest = release(options.checkpoint, options.out)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    digest = release(options.checkpoint, options.out)
     print(f'{options.out}: {Path(options.out).stat().st_size:,} bytes, sha256 {digest}')
-    return 0
 
 
 if __name__ == '__main__':

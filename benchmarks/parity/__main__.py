@@ -15,9 +15,10 @@ from pathlib import Path
 
 from benchmarks.parity.kinds import compare
 from benchmarks.parity.weights import float64
-from support.errors import UserError
+from support.errors import program
 
 
+@program
 def main(arguments=None):
     """Compare and print; returns the exit code: 0 all within tolerance, 1 not all, 2 a user's mistake."""
     parser = argparse.ArgumentParser(prog='python -m benchmarks.parity', description=__doc__,
@@ -31,18 +32,14 @@ def main(arguments=None):
     paths = [path for given in options.fixtures
              for path in (sorted(given.glob('*.npz')) if given.is_dir() else [given])]
     failures = 0
-    try:
-        for path in paths:
-            began = time.perf_counter()
-            with float64() if options.float64 else nullcontext():
-                comparisons = compare(path, options.config, options.set)
-            failed = report(comparisons, options.failures)
-            print(f'{path.name}: {len(comparisons) - failed} of {len(comparisons)} within tolerance '
-                  f'({time.perf_counter() - began:.0f} s)', flush=True)
-            failures += failed
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    for path in paths:
+        began = time.perf_counter()
+        with float64() if options.float64 else nullcontext():
+            comparisons = compare(path, options.config, options.set)
+        failed = report(comparisons, options.failures)
+        print(f'{path.name}: {len(comparisons) - failed} of {len(comparisons)} within tolerance '
+              f'({time.perf_counter() - began:.0f} s)', flush=True)
+        failures += failed
     return 1 if failures else 0
 
 
