@@ -179,8 +179,8 @@ def _open(settings, renderer):
     size = output_size(settings.size, renderer.size, own)
     driving = driving or frames('driving', size if settings.side_by_side else renderer.size)
     if settings.motion.relative and len(driving) == 1:
-        raise UserError(f'{driving.name}: has one frame, and relative motion starts from it, so that the result would '
-                        'be the source; give --absolute to take the pose of that frame')
+        raise UserError(f'{settings.driving}: has one frame, and relative motion starts from it, so that the result '
+                        'would be the source; give --absolute to take the pose of that frame')
     source = frames('source', size)
     if settings.source_image is not None:
         source = first_frame(source)

@@ -11,6 +11,7 @@ from support.errors import UserError
 
 STILL_SUFFIXES = ('.png', '.jpg', '.jpeg')
 WHITE = (255, 255, 255)
+VIDEO = 'a video'
 
 
 def read_image(path, size=None, background=WHITE):
@@ -31,12 +32,15 @@ def read_still(path, background=WHITE):
             return _to_rgb(ImageOps.exif_transpose(image), background)
     except FileNotFoundError as error:
         raise UserError(f'{path}: no such image') from error
+    except IsADirectoryError as error:
+        raise UserError(f'{path}: is a folder, not an image; name a file') from error
     # PIL answers damage with any of these, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if not isinstance(error, Image.UnidentifiedImageError):
             raise UserError(f'{path}: cannot be read as an image ({error}); replace or remove the file') from error
         if kind := _unread_kind(data[:64].tobytes()):
-            raise UserError(f'{path}: is {kind}, which the installed Pillow cannot read; convert it to PNG or JPEG, '
+            raise UserError(f'{path}: is a video, not an image; --source_video takes videos' if kind == VIDEO else
+                            f'{path}: is {kind}, which the installed Pillow cannot read; convert it to PNG or JPEG, '
                             'for example with ImageMagick: magick IN OUT.png') from error
         raise UserError(f'{path}: is empty or not an image; replace or remove the file') from error
 
@@ -47,8 +51,9 @@ def _unread_kind(head):
     HEIC and AVIF are ISO/IEC 14496-12 files, Sec. 4.3, with the brands of ISO/IEC 23008-12, Annex B
     """
     if head[4:8] == b'ftyp':
-        return 'AVIF' if b'avif' in head else 'HEIC' if b'hei' in head or b'mif1' in head else 'a video'
-    signatures = {b'\0\0\0\x0cjXL ': 'JPEG XL', b'\xff\x0a': 'JPEG XL', b'<svg': 'SVG', b'<?xml': 'SVG'}
+        return 'AVIF' if b'avif' in head else 'HEIC' if b'hei' in head or b'mif1' in head else VIDEO
+    signatures = {b'\x1aE\xdf\xa3': VIDEO, b'RIFF': VIDEO, b'\0\0\0\x0cjXL ': 'JPEG XL', b'\xff\x0a': 'JPEG XL',
+                  b'<svg': 'SVG', b'<?xml': 'SVG'}
     return next((kind for start, kind in signatures.items() if head.startswith(start)), None)
 
 

@@ -32,8 +32,9 @@ from datasets.pixels import Pictures
 from datasets.still import STILL_SUFFIXES, WHITE, Still, resized
 from support.errors import UserError
 
-# Of the files in a folder, those that count as videos.
-VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv')
+# Of the files in a folder, those that count as videos; a file that is named is read whatever its suffix.
+VIDEO_SUFFIXES = ('.mp4', '.mov', '.webm', '.gif', '.avi', '.mkv', '.m4v', '.mpg', '.mpeg', '.ts', '.mts', '.m2ts',
+                  '.wmv', '.flv', '.3gp')
 
 ASF_FILE_PROPERTIES = bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')        # the id of this object of a wmv
 
@@ -366,8 +367,11 @@ def is_video(path):
 
 
 def is_still(path):
-    """Whether the name of a file is that of a still."""
-    return Path(path).suffix.lower() in STILL_SUFFIXES
+    """Whether a file is a still by its suffix, and no animated PNG: https://www.w3.org/TR/png-3/#acTL-chunk."""
+    if Path(path).suffix.lower() not in STILL_SUFFIXES or not Path(path).is_file():
+        return Path(path).suffix.lower() in STILL_SUFFIXES
+    with open(path, 'rb') as file:
+        return b'acTL' not in file.read(4096).partition(b'IDAT')[0]
 
 
 def open_any(path, size=None, opener=open_clip, **options):

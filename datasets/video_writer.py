@@ -44,10 +44,10 @@ class VideoWriter:
 
     def __init__(self, path, fps, audio_from=None, crf=18, gop=None, threads=0, aside=None):
         self.path = Path(path)
-        if self.path.suffix.lower() not in _ENCODERS:
-            raise UserError(f'{path}: cannot write this kind of video; let the name end in {" or ".join(_ENCODERS)}')
         if self.path.is_dir():
             raise UserError(f'{path}: is a folder; give the name of a file to write')
+        if self.path.suffix.lower() not in _ENCODERS:
+            raise UserError(f'{path}: cannot write this kind of video; let the name end in {" or ".join(_ENCODERS)}')
         if not self.path.parent.is_dir():
             raise UserError(f'{path}: its folder does not exist; create it first')
         self.fps = Fraction(fps).limit_denominator(100_000)

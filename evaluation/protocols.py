@@ -204,9 +204,12 @@ def _places(path, rows):
 
 def _read_csv(path):
     """(columns, [(row number as an editor counts, {column: text})])."""
+    text = read_text(path)
+    separator = max(',;\t', key=text.partition('\n')[0].count)       # spreadsheets of some countries write semicolons
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=''), skipinitialspace=True)
-        columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
+        reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, delimiter=separator)
+        reader.fieldnames = columns = [name.strip().lower() for name in reader.fieldnames or []]
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UserError(f'{path}: cannot be read as a list ({error})') from error
     for number, row in rows:

@@ -22,6 +22,8 @@ def checkpoint_path(url):
 def check_file(path):
     """UserError for a file that is missing, empty, a Git LFS pointer or a web page; reads only its beginning."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f'{path}: is a folder, not weights; give the file as downloaded (do not unpack a .pth.tar)')
     if not path.is_file():
         raise UserError(f'{path}: no such file')
     with open(path, 'rb') as file:

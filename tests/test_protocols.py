@@ -117,6 +117,13 @@ def test_mistakes_in_a_list_are_named_by_file_and_row(tmp_path, text, message):
         load_list(path)
 
 
+@pytest.mark.parametrize('text', ['source;driving\na;b\n', 'source\tdriving\r\na\tb\r\n',
+                                  '"Source" , Driving\n\na, b\n'])
+def test_lists_of_spreadsheets_are_read(tmp_path, text):
+    (tmp_path / 'list.csv').write_bytes(text.encode('utf-8-sig'))
+    assert [(item.source, item.driving) for item in load_list(str(tmp_path / 'list.csv'))] == [('a', 'b')]
+
+
 def test_a_time_finds_its_frame_at_any_rate():
     for fps in (Fraction(25), Fraction(30), Fraction(30000, 1001)):
         assert [frame_at(round(float(i / fps), 4), fps) for i in range(500)] == list(range(500))

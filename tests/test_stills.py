@@ -8,7 +8,7 @@ from PIL import Image
 
 from datasets.frame_folder import FrameFolder
 from datasets.still import read_image
-from datasets.video import open_clip
+from datasets.video import open_any, open_clip
 from support.errors import UserError
 from tests.support.video_files import assert_exact, number_in, numbered
 
@@ -31,12 +31,12 @@ def test_stills_of_every_kind_are_pixel_right(tmp_path):
 
 @pytest.mark.parametrize('head, kind', [
     (b'\0\0\0\x18ftypheic', 'HEIC, which'), (b'\0\0\0\x1cftypmif1\0\0\0\0mif1heic', 'HEIC, which'),
-    (b'\0\0\0\x20ftypisom', 'a video'), (b'<svg xmlns', 'SVG'), (b'', 'empty or not an image'),
+    (b'\0\0\0\x20ftypisom', 'a video, not an image'), (b'<svg xmlns', 'SVG'), (b'', 'empty or not an image'),
     (b'some text', 'empty or not an image')])
 def test_an_image_of_a_kind_that_cannot_be_read_is_named(tmp_path, head, kind):
     """HEIC is what phones take; it was called empty."""
     (tmp_path / 'a.jpg').write_bytes(head)
-    with pytest.raises(UserError, match=rf'a.jpg: is {kind}.*; (convert it|replace)'):
+    with pytest.raises(UserError, match=rf'a.jpg: is {kind}.*; (convert it|replace|--source_video)'):
         read_image(tmp_path / 'a.jpg')
 
 
@@ -48,6 +48,13 @@ def test_exif_orientation_is_applied(tmp_path, orientation, undo):
     exif[0x0112] = orientation
     Image.fromarray(rgb).save(tmp_path / 'turned.png', exif=exif)
     assert np.array_equal(read_image(tmp_path / 'turned.png'), undo(rgb))
+
+
+def test_an_animated_png_is_a_clip_of_all_its_frames(tmp_path):
+    frames = [Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (0, 90, 200)]
+    for name, count in (('still.png', 1), ('moving.png', 3)):
+        frames[0].save(tmp_path / name, save_all=count > 1, append_images=frames[1:count], duration=40)
+        assert len(open_any(tmp_path / name)) == count
 
 
 def test_shrinking_a_still_averages_instead_of_skipping(tmp_path):
