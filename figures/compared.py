@@ -1,6 +1,6 @@
-"""Figures of compared methods beyond the common ones: MCNet's memory (Fig. 1e of its paper), DaGAN's disparities."""
+"""Figures of compared methods: MCNet's memory (Fig. 1e of its paper), MRFA's tokens, DaGAN's disparities."""
 
-from figures.figure import Figure, Panel, Row, range_note
+from figures.figure import Figure, Panel, Row, calls_of, range_note, spread_note
 from modules.layers import to_unit
 
 CHANNELS = 6             # channels of a memory that are drawn, evenly spread
@@ -20,6 +20,29 @@ def mcnet_figures(model, moment):
     return [Figure('memory', 'Memory', 'Some channels of the memory, each from its smallest value (black) to its '
                    'largest. Conditioning is a convolution, so equal numbers before and after it do not mean the same '
                    'channel.', rows, {})]
+
+
+def mrfa_figures(model, moment):
+    """With prior_model mtia: patches of the driving image that the tokens of each keypoint attend to, last layer."""
+    detector = model.keypoint_detector
+    if model.params.prior_model != 'mtia':
+        return []
+    with calls_of(detector.layers[-1]) as calls:
+        found = detector(model.observe(moment.driving))
+    learned, side = 2 * detector.num_kp, detector.patches_across
+    read = detector.layers[-1].attention_weights(calls[0][0], range(learned)).mean(1)               # (1, 2K, 2K + P)
+    patches = read[:, :, learned:].unflatten(2, (side, side))
+    rows, numbers = [], {}
+    for k in range(detector.num_kp):
+        maps = patches[:, [k]], patches[:, [detector.num_kp + k]]
+        rows.append(Row(f'keypoint {k}', [
+            Panel('image', 'driving', moment.driving, points=found.value[0, [k]]),
+            *(Panel('heat', f'{name} token', value, spread_note(value), unit='attention')
+              for name, value in zip(('keypoint', 'Jacobian'), maps))]))
+        numbers[f'keypoint {k}'] = {f'{name}_share_of_patches': float(value.sum())
+                                    for name, value in zip(('keypoint', 'jacobian'), maps)}
+    return [Figure('tokens', 'Tokens', 'Attention of the learned tokens to patches of the driving image in the last '
+                   'layer, mean over heads. The remaining attention goes to other tokens.', rows, numbers)]
 
 
 def dagan_figures(model, moment):

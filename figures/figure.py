@@ -3,6 +3,7 @@
 A description names tensors and their kind; figures/draw.py chooses colours, scales and layout.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -199,3 +200,14 @@ def ablation_figure(model, moment):
     truth = 'PSNR with respect to the driving frame. ' if moment.same_identity else ''
     return Figure('ablation', 'Ablation at inference', f'The same frame without parts of the method. {truth}'
                   'Below: the difference from the whole model.', rows, numbers)
+
+
+@contextmanager
+def calls_of(module):
+    """Yields a list to which every call of `module` in the body adds its positional arguments."""
+    calls = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    try:
+        yield calls
+    finally:
+        handle.remove()

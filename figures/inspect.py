@@ -16,13 +16,14 @@ import torch
 from tqdm import tqdm
 
 from figures.codes import code_figures, code_windows, count_codes
-from figures.compared import dagan_figures, mcnet_figures
+from figures.compared import dagan_figures, mcnet_figures, mrfa_figures
 from figures.draw import draw
 from figures.figure import Moment, common_figures, first_order_figures
 from figures.synergy import synergy_figures
 from modules.dagan import Dagan
 from modules.first_order import FirstOrderTalkingHead
 from modules.mcnet import MCNet
+from modules.mrfa import Mrfa
 from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
 from motion.settings import Motion
@@ -32,7 +33,7 @@ from support.pages import fill
 
 # {class: function of a model and a Moment that returns Figures}; a method has those of all its base classes.
 FIGURES = {TalkingHead: common_figures, FirstOrderTalkingHead: first_order_figures, MCNet: mcnet_figures,
-           Dagan: dagan_figures, Synergy: synergy_figures}
+           Mrfa: mrfa_figures, Dagan: dagan_figures, Synergy: synergy_figures}
 
 
 class InspectCase(NamedTuple):

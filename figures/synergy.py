@@ -1,11 +1,11 @@
 """Figures of the paper's model: its Fig. 7, 8, 10 and 11, the chosen codes, the codes that one place reads."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 
 from figures.codes import chosen_codes, motion_code_flows
-from figures.figure import Figure, Panel, Row, coarse_figure, pixels, spread_note
+from figures.figure import Figure, Panel, Row, calls_of, coarse_figure, pixels, spread_note
 from modules.codebook import perplexity
 
 READ_CODES = 5           # codes with the largest attention that are shown
@@ -73,17 +73,6 @@ def _appearance(moment):
             for i, (warped, compensated) in enumerate(zip(generated.warped, generated.compensated), 1)]
     return Figure('appearance', 'Appearance', 'Warped features before and after compensation (Fig. 11), in the same '
                   'colours. The ablation shows the effect on the frame.', rows, {})
-
-
-@contextmanager
-def calls_of(module):
-    """Yields a list to which every call of `module` in the body adds its positional arguments."""
-    calls = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 def _reads(model, moment):

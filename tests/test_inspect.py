@@ -175,6 +175,19 @@ def test_dagan_shows_disparities_and_the_frame_without_attention():
     torch.testing.assert_close(panel(figures['ablation'], 'no attention').value, model.decode(moment.generated.warped))
 
 
+@torch.no_grad()
+def test_mrfa_shows_what_each_token_reads():
+    model = small_model('mrfa')
+    figure, side = named_figures(model, moment_of(model))['tokens'], model.keypoint_detector.patches_across
+    assert len(figure.rows) == model.keypoint_detector.num_kp
+    for k, (row, numbers) in enumerate(zip(figure.rows, figure.numbers.values())):
+        image, *maps = row.panels
+        torch.testing.assert_close(image.points, model.keypoints(image.value).value[0, [k]])
+        for shown, share in zip(maps, numbers.values()):
+            assert shown.value.shape == (1, 1, side, side)
+            assert 0 < share < 1 and float(shown.value.sum()) == pytest.approx(share)      # other tokens have the rest
+
+
 @pytest.mark.parametrize('method', ['fomm', 'mcnet', 'mrfa', 'dagan'])
 def test_every_figure_can_be_drawn_and_its_numbers_saved(method):
     model = small_model(method)

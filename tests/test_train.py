@@ -116,10 +116,10 @@ def test_two_machines_equal_one_process(tmp_path):
     logs = ([json.loads(line) for line in (tmp_path / name / 'run' / 'log.jsonl').read_text().splitlines()]
             for name in ('one', 'two'))
     for ours, theirs in zip(*logs, strict=True):
-        losses = {name: value for name, value in ours.items() if '/' not in name}
-        ratio = losses.pop('adaptive_weight', 0)                  # of two gradients: feels the biases, too
+        # The adaptive weight is a ratio of gradients, which depends on those biases from its second step on.
+        losses = {name: value for name, value in ours.items()
+                  if '/' not in name and (name != 'adaptive_weight' or ours['step'] == 2)}
         assert {name: theirs[name] for name in losses} == pytest.approx(losses, rel=1e-3)
-        assert theirs.get('adaptive_weight', 0) == pytest.approx(ratio, rel=1e-2)
 
 
 def train_in(folder, *overrides):

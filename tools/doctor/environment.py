@@ -20,7 +20,7 @@ from metrics.identity import ANTELOPE_URL, OPENFACE_URL
 from metrics.perceptual import BACKBONES
 from support import weights
 from support.errors import UserError
-from tools.doctor.finding import BLOCKS, GIB, NOTE, OK, Finding
+from tools.doctor.finding import BLOCKS, GIB, NOTE, OK, WARNING, Finding
 from tools.doctor.weights import check_weights_file
 
 NEEDED = 'torch', 'torchvision', 'numpy', 'yaml', 'tqdm', 'av', 'PIL', 'tensorboard'
@@ -86,20 +86,21 @@ def check_video(case):
     versions = sorted(av.library_versions.items())
     libraries = ', '.join(f'{name} {".".join(map(str, version))}' for name, version in versions)
     yield Finding(OK, f'PyAV {av.__version__} with {libraries}')
-    try:
-        write_and_read()
-    except Exception as error:
-        yield Finding(BLOCKS, f'a small MP4 cannot be written and read: {type(error).__name__}: {error}',
-                      todo='pip install --force-reinstall av')
-    else:
-        yield Finding(OK, 'wrote a small MP4 and read the same frames')
+    for name, severity in (('a.mp4', BLOCKS), ('a.gif', WARNING)):
+        try:
+            write_and_read(name)
+        except Exception as error:
+            yield Finding(severity, f'a small {name[2:].upper()} cannot be written and read: {type(error).__name__}: '
+                                    f'{error}', todo='pip install --force-reinstall av')
+        else:
+            yield Finding(OK, f'wrote a small {name[2:].upper()} and read the same frames')
 
 
-def write_and_read():
+def write_and_read(name):
     """Write three frames of 32x32 as a video and read them; an exception where they do not come back."""
     frames = [np.full((32, 32, 3), 60 * number, np.uint8) for number in range(1, 4)]
     with TemporaryDirectory() as folder:
-        path = Path(folder, 'a.mp4')
+        path = Path(folder, name)
         with VideoWriter(path, 25) as writer:
             for frame in frames:
                 writer.write(frame)
