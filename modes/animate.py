@@ -49,12 +49,12 @@ def check(options):
         refuse(options, ('--source_end',), 'without --source_video')
     if is_one(options):
         settings = AnimationSettings.of(options)
-        check_inputs((settings.source, settings.driving))
         if settings.source is None:
             refuse(options, ('--result_video', '--side_by_side', '--paste_back', '--find_best_frame', '--size'),
                    'without a source')
         if settings.result_video or settings.source is None:
             refuse_run_folder(options, '--result_video' if settings.source else '--save_motion')
+        check_inputs((settings.source, settings.driving))
     else:
         Motion.of(options)
         if options.size == 'source':
