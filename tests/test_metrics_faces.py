@@ -203,6 +203,7 @@ def test_expression_is_the_mean_difference_and_what_follows_within_the_clip(monk
     assert expression.details()['jaw opening, correlation'] == expression.details()['jaw opening, amplitude'] == 0
 
 
+@needs_mediapipe
 def test_blendshapes_have_the_indices_that_movements_use(landmarker):
     with FaceDetector(1, blendshapes=True) as detector:
         image = (frames_of('id10001*', count=1)[0] * 255).byte().permute(1, 2, 0).numpy()
