@@ -95,8 +95,22 @@ def own_folder(folder, cases, **made_with):
     """`folder`, or folder-2, folder-3, ...: the first without results of other clips, or made with something else.
 
     made_with: {what: value} of the weights and the list, JSON values. The folder keeps them in results_of.json.
+    The first process decides, as paths of clips may differ between machines.
     Raises UserError if one of the clips lies in that folder.
     """
+    found = None
+    if distributed.rank() == 0:
+        try:
+            found = _own_folder(folder, cases, made_with)
+        except UserError as error:
+            found = error
+    found = distributed.gather(found)[0]
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _own_folder(folder, cases, made_with):
     clips = [clip for case in cases for clip in (case.source, case.driving, case.generated) if clip is not None]
     mine = json.dumps(made_with | {'clips in': sorted({_place(clip) for clip in clips})}, indent=1)
     places = (folder if number == 1 else folder.with_name(f'{folder.name}-{number}') for number in count(1))
@@ -104,10 +118,8 @@ def own_folder(folder, cases, **made_with):
     if found != folder:
         log.warning('%s holds results of other weights, clips or another list; writing to %s', folder, found)
     refuse_overwriting((*found.glob('*'), *found.glob('*/*')), [getattr(clip, 'path', None) for clip in clips])
-    make_folder(found)
-    if distributed.rank() == 0:
-        with written_whole(found / RESULTS_OF) as path:
-            path.write_text(mine, encoding='utf-8')
+    with written_whole(make_folder(found) / RESULTS_OF) as path:
+        path.write_text(mine, encoding='utf-8')
     return found
 
 

@@ -19,6 +19,7 @@ from inference import Renderer
 from motion.settings import ABSOLUTE, Motion
 from support import distributed
 from support.errors import UserError
+from support.files import make_folder
 from support.streaming import DEPTH, read_ahead, write_behind
 from tests.support.toys import Mirror, picture
 
@@ -175,6 +176,7 @@ def test_processes_share_the_pairs_and_the_last_draws_the_sheet(pairs, tmp_path,
     monkeypatch.setattr(distributed, 'world', lambda: 2)
     for together in 'check_shared', 'agree':             # here one runs after the other
         monkeypatch.setattr(distributed, together, lambda given: None)
+    monkeypatch.setattr('animate_pairs.own_folder', lambda folder, *_, **__: make_folder(folder))
     monkeypatch.setattr(distributed, 'rank', lambda: 1)
     assert run_pairs(pairs, out) == ['001'] and not (out / 'contact_sheet.png').exists()
     monkeypatch.setattr(distributed, 'rank', lambda: 0)
