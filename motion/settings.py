@@ -30,7 +30,9 @@ def switch(flag, help):
 
 
 def parse_size(text):
-    """'source' or pixels, of `AnimationSettings.size`; ValueError."""
+    """'source' or pixels, of `AnimationSettings.size`; UserError."""
+    if text != 'source' and not text.isdecimal():
+        raise UserError(f'--size {text}: expected pixels, or source')
     return text if text == 'source' else int(text)
 
 

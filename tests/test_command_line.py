@@ -100,6 +100,7 @@ def test_an_unsupported_flag_is_refused_with_the_modes_that_accept_it(capsys, fl
      '--run_name is not read with --checkpoint and --out'),
     (['--mode', 'evaluate', '--checkpoint', 'x' * 300 + '.pt'], 'File name too long'),
     (['--mode', 'prepare', '--dataset', 'folder', '--videos', 'x' * 300], 'x' * 255),
+    (['--mode', 'animate', '--size', '12x'], '--size 12x: expected pixels, or source'),
     (['--mode', 'animate', '--side_by_side'], '--side_by_side is not read without --source_image'),
     (['--mode', 'animate', '--result_video', 'x.mp4'], '--result_video is not read without --source_image'),
     (['--mode', 'animate', '--driving_video', 'a', '--save_motion', 'b', '--result_video', 'c'],
