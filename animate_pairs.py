@@ -16,12 +16,12 @@ from tqdm import tqdm
 from animate import crop_to_faces, write_animation, write_frames
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case, own_folder
-from evaluation.protocols import fingerprint, write_list
+from evaluation.protocols import as_csv, fingerprint
 from evaluation.videos import pair_name
 from motion.settings import Motion
 from support import distributed
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_text
 from support.weights import weights_hash
 from visualizer import Strip, beside, cells, contact_sheet, rows_of_sheet, save_png
 
@@ -48,7 +48,7 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, d
     list.csv, which `--mode evaluate --list` and this mode read. Results of others stay (evaluation.cases.own_folder).
 
     Several processes (torchrun) share the pairs. What is finished is not made again by the same call: moments/
-    keeps a strip of pictures per video, written after it, which says of which weights, settings and files it was made.
+    keeps a strip of pictures per video, written after it, with a stamp of the weights, settings and files used.
 
     crop_size: cut source and driving to this size around their faces first; None where they are crops already
     detail:    see `Renderer.follow`; results have the size of the clips or crops unless it is None
@@ -78,15 +78,15 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, d
         sheet = contact_sheet([cells(np.asarray(Image.open(job.strip))) for job in shown],
                               [job.name.partition('_')[2] for job in shown])
         save_png(folder / 'contact_sheet.png', sheet)
-        write_list(folder / 'list.csv', [case.item for case in cases])
+        write_text(folder / 'list.csv', as_csv([case.item for case in cases]))
     return [job.result for job in jobs]
 
 
 def animate_alone(renderer, cases, folder, motion=Motion(), made_by=''):
     """The result alone of every Case as SOURCE--DRIVING.mp4 in `folder`, silent: first frames follow whole clips.
 
-    What is finished is not made again by the same call: NAME.stamp, written after each video, says of which weights,
-    settings and files it was made. Arguments, and what is raised, as in `animate_pairs`.
+    What is finished is not made again by the same call: NAME.stamp, written after each video, identifies the weights,
+    settings and files used. Arguments, and what is raised, as in `animate_pairs`.
     """
     folder = make_folder(folder)
     made_by = [made_by, weights_hash(renderer.model), asdict(motion), renderer.precision]
@@ -97,8 +97,7 @@ def animate_alone(renderer, cases, folder, motion=Motion(), made_by=''):
             continue
         kept.unlink(missing_ok=True)
         write_animation(renderer, case.source.read([0])[0], case.driving, result, motion, anchor=case.anchor)
-        with written_whole(kept) as path:
-            path.write_text(stamp, encoding='utf-8')
+        write_text(kept, stamp)
 
 
 def _animate_pair(renderer, job, motion, crop_size, detail, progress):
@@ -122,7 +121,7 @@ def _animate_pair(renderer, job, motion, crop_size, detail, progress):
 
 
 def _stamp(made_by, case):
-    """Tells whether a result on disk is the one that would be made now."""
+    """Hash of all that a result depends on; a result on disk with the same stamp is kept."""
     files = [[_file(clip), *_state_of(clip)] for clip in (case.source, case.driving)]
     return hashlib.sha256(json.dumps([made_by, files, astuple(case.item)]).encode()).hexdigest()
 
@@ -132,7 +131,7 @@ def _file(clip):
 
 
 def _state_of(clip):
-    """Size and time of change of the clip's file; nothing for a clip that is none."""
+    """(size, modification time in ns) of the clip's file; () for a clip in memory."""
     if not hasattr(clip, 'path'):
         return ()
     state = clip.path.stat()

@@ -11,6 +11,7 @@ Frames stream: the driver is read ahead in a thread of its own, and memory does 
 """
 
 import functools
+import logging
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice, repeat
@@ -25,11 +26,13 @@ from modules.talking_head import Generated, Keypoints, join
 from motion.best_frame import find_best_frame
 from motion.detail import large_frames
 from motion.settings import ABSOLUTE
-from motion.transfer import OneEuroFilter, RelativeMotion, absolute_motion
+from motion.transfer import OneEuroFilter, RelativeMotion, absolute_motion, poses_differ
 from support.errors import UserError
 from support.streaming import read_ahead
 from support.transfer import Transfer
 from visualizer import from_bytes, to_bytes
+
+log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------- rendering
@@ -54,7 +57,7 @@ class Renderer:
         return self.model.params.image_size
 
     def in_fp32(self):
-        """The same, at full precision."""
+        """A Renderer of the same model at full precision."""
         return Renderer(self.model, self.device, self.batch_size)
 
     def autocast(self):
@@ -142,7 +145,7 @@ class Rendered:
         return self.coming[0]()
 
     def checked(self):
-        """Itself; UserError where pixels are not finite."""
+        """Returns itself; UserError where pixels are not finite."""
         check_finite(self.coming[1]())
         return self
 
@@ -167,7 +170,11 @@ class DrivenSource:
         if initial is not None:
             # FOMM plays a video forwards and backwards from its best frame. With a model that has no memory the order
             # of frames does not matter: it is enough to take the keypoints of that frame as the initial ones.
-            self.transfer = RelativeMotion(self.state.keypoints, renderer.keypoints([initial]), adapt_scale)
+            initial = renderer.keypoints([initial])
+            self.transfer = RelativeMotion(self.state.keypoints, initial, adapt_scale, self.model.landmarks)
+            if self.model.landmarks and poses_differ(self.state.keypoints, initial):
+                log.warning('the source image and the initial frame of the driver show different poses, which distorts '
+                            'relative motion: choose another image, or try --find_best_frame')
 
     def render(self, driving):
         """Yields Rendered for an iterable of driving frames (H, W, 3) uint8, or Keypoints, in order, batch by batch.
@@ -232,7 +239,7 @@ class DrivenSource:
 
 
 def check_finite(finite):
-    """UserError unless it is true."""
+    """UserError unless `finite`, whether all pixels are finite, is true."""
     if not finite:
         raise UserError('the model makes pixels that are not finite: its checkpoint has diverged or is damaged; '
                         'use an earlier one, or fp32 if this was bf16')

@@ -40,8 +40,7 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     load_weights(model, state['ema'], path)
     find_landmarks(model)
     log.info('weights: %s, step %d', path, state['step'])
-    hardware.keep_freed_memory()
-    hardware.flush_denormals()
+    hardware.prepare_cpu()
     return hardware.adapted(config, device), model.to(device, memory_format=hardware.memory_format(device)).eval()
 
 
@@ -79,7 +78,7 @@ def _read(checkpoint, run):
 
 
 def animation_renderer(config, model, precision=None):
-    """The Renderer that makes animations of what `load_model` gave.
+    """The Renderer for animations with the config and model of `load_model`.
 
     precision: fp32, bf16, or auto for bf16 where the device computes it without emulation; None for the config's
     """

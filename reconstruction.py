@@ -14,7 +14,7 @@ from evaluation.cases import Case, Selection
 from evaluation.evaluate import EvaluationJob, evaluate
 from evaluation.protocols import PROTOCOLS, Item
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_text
 from visualizer import Strip, beside, cells, contact_sheet, rows_of_sheet, save_png
 
 METRICS = ('l1.mean_abs', 'psnr.rgb', 'ssim.gauss11', 'lpips.vgg')     # --mode evaluate computes others
@@ -89,8 +89,7 @@ class _Recorder:
             yield record
         if case in self.shown:
             save_png(self.strip(case), beside(*strip.row()))
-        with written_whole(self._key(case)) as unfinished:
-            unfinished.write_text(store.key(case), encoding='utf-8')
+        write_text(self._key(case), store.key(case))
 
 
 def _check(clips, skip):

@@ -19,7 +19,7 @@ def training_people(params, size):
 
 
 def pair_reader(params, people):
-    """What PairDataset reads pairs of the training clips `people` with: dict(read=...), empty for its own way."""
+    """Arguments of PairDataset for reading pairs of the training clips `people`: dict(read=...); {} for its default."""
     heads = params.synthetic_params
     if params.root_dir is not None or not heads.landmarks:
         return {}

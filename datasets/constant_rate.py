@@ -11,12 +11,12 @@ from support.errors import UserError
 
 
 def indices_at(clip, fps, start=Fraction(0), count=None):
-    """Which frame of a clip is on display at start, start + 1/fps, ...: (count,) ascending, with repeats.
+    """Indices of the frames that a player shows at start, start + 1/fps, ...: (count,) ascending, with repeats.
 
     By time stamps, as FFmpeg's fps filter does it: the last frame that begins before the middle of the tick.
     https://ffmpeg.org/ffmpeg-filters.html#fps-1
-    start: seconds from the clip's first frame; count None goes on to the clip's end
-    Raises UserError where the clip ends before `count` ticks are over.
+    start: seconds from the clip's first frame
+    count: None for all up to the clip's end; UserError if the clip has fewer
     """
     stamps, tick = clip.times
     duration = stamps[-1] * tick + 1 / clip.fps
@@ -39,7 +39,7 @@ def frames_at(clip, indices, threads=0):
 
 
 class ConstantRateClip:
-    """A clip at a constant rate: at every tick the frame that is on display then. The interface of a clip."""
+    """A VideoClip resampled to a constant `fps` (`indices_at`); the interface is that of datasets/video.py."""
 
     def __init__(self, clip, fps):
         self.clip, self.fps = clip, fps
@@ -57,7 +57,7 @@ class ConstantRateClip:
 
 
 def open_constant_rate(path, size=None, background=WHITE):
-    """As open_clip, but the rate is constant: of a file whose frames drift from that, the rate that most of them have.
+    """As open_clip; a file whose time stamps stray a frame from a constant rate is resampled to its most common rate.
 
     Raises UserError where the file cannot be read.
     """

@@ -8,7 +8,7 @@ ENDS = ('loop', 'hold')
 class EndlessClip:
     """A clip without end: it repeats from the beginning ('loop'), or repeats its last frame ('hold').
 
-    One frame is in memory at a time. What has an end is the driver.
+    One frame is in memory at a time. The driver determines the length.
     """
 
     def __init__(self, clip, end='loop'):

@@ -45,7 +45,7 @@ class Square:
 
 
 def square_around(boxes, shape):
-    """The square that holds one face in all its places, of the size that suits the face and inside of the frame.
+    """The Square around all boxes of one face, scaled to the face's height and shifted into the frame.
 
     boxes: (x0, y0, x1, y1) of the face in one frame or several, pixels
     shape: of the frame (H, W, 3); where that is too small for the square, it reaches beyond
@@ -72,9 +72,9 @@ class FaceCrop:
     """The face of an image or clip.
 
     square: the crop
-    height: of the face, median, pixels
-    frame:  (H, W, 3) the first frame with the face
-    boxes:  of all faces in that frame, the largest first
+    height: median height of the face, pixels
+    frame:  (H, W, 3) uint8, the first frame with the face
+    boxes:  (x0, y0, x1, y1) of all faces in that frame, the largest first
     """
     square: Square
     height: float
@@ -97,7 +97,7 @@ def find_crop(detector, frames, name, which=0):
         faces = [face.box for face in detector.detect(frame)]
         most = max(most, len(faces))
         if boxes and faces:
-            boxes.append(min(faces, key=lambda box: _distance(box, boxes[-1])))
+            boxes.append(min(faces, key=lambda box: np.abs(np.subtract(box, boxes[-1])).sum()))
         elif len(faces) > which:
             boxes.append(faces[which])
             shown = frame, faces
@@ -108,13 +108,7 @@ def find_crop(detector, frames, name, which=0):
     return FaceCrop(square_around(boxes, frame.shape), median(y1 - y0 for _, y0, _, y1 in boxes), frame, faces)
 
 
-def _distance(a, b):
-    """Between the corners of two boxes: other places and other sizes are far."""
-    return float(np.abs(np.subtract(a, b)).sum())
-
-
 def warn_of_small_faces(crop, name, size):
-    """Log a warning for crops that suit a model of `size` px images badly."""
     if crop.square.side < LEAST_SIDE * size:
         log.warning('%s: the face is only %.0f px high and gets enlarged to %.0f; expect a blurred result, '
                     'use a larger picture', name, crop.height, crop.height * size / crop.square.side)

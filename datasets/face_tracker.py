@@ -28,7 +28,10 @@ VERTICES = {'left_eye_outer': 130, 'left_eye_inner': 173, 'right_eye_inner': 398
             'nose_bridge': 168, 'nose_tip': 4, 'nose_left': 115, 'nose_right': 344, 'nose_base': 2, 'mouth_left': 61,
             'mouth_right': 291, 'upper_lip_top': 0, 'upper_lip': 13, 'lower_lip': 14, 'lower_lip_bottom': 17,
             'chin': 152, 'forehead': 10, 'left_cheek': 50, 'right_cheek': 280, 'left_jaw': 135, 'right_jaw': 364,
-            'left_lid_upper': 159, 'left_lid_lower': 145, 'right_lid_upper': 386, 'right_lid_lower': 374}
+            'left_lid_upper': 159, 'left_lid_lower': 145, 'right_lid_upper': 386, 'right_lid_lower': 374,
+            'left_temple': 127, 'right_temple': 356, 'left_ear': 93, 'right_ear': 323, 'left_jaw_corner': 172,
+            'right_jaw_corner': 397, 'upper_lip_left': 81, 'upper_lip_right': 311, 'lower_lip_left': 178,
+            'lower_lip_right': 402, 'lower_lip_bottom_left': 84, 'lower_lip_bottom_right': 314}
 
 
 def landmarker_path():
@@ -146,7 +149,7 @@ def _squares(frame):
 
 
 def _distinct(faces):
-    """The faces without those that another square has given before."""
+    """The faces without duplicates, which overlapping squares find twice."""
     kept = []
     for face in faces:
         if all(overlap(face.box, other.box) < 0.3 for other in kept):

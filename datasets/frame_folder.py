@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.manifest import CLIP_FPS
-from datasets.still import STILL_SUFFIXES, WHITE, read_still, resized
+from datasets.still import STILL_SUFFIXES, WHITE, read_image, resized
 from support.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,10 @@ class FrameFolder:
     @cached_property
     def _stored_shape(self):
         """(H, W, 3) of the first still; all others must have it too."""
-        return read_still(self.path / self._names.split('/', 1)[0]).shape
+        return read_image(self.path / self._names.split('/', 1)[0]).shape
 
     def _frame(self, name):
-        image = read_still(self.path / name, self.background)
+        image = read_image(self.path / name, background=self.background)
         if image.shape != self._stored_shape:
             raise UserError('{}: is {}x{} but the first frame of the folder is {}x{}; all must have one size'.format(
                 self.path / name, *image.shape[1::-1], *self._stored_shape[1::-1]))

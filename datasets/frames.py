@@ -54,7 +54,7 @@ def find_people(root, partition, id_sampling, size):
 
 
 def _listed(paths, folder, names):
-    """Those of `paths` that are in the manifest; says how many of the one are not in the other."""
+    """Those of `paths` that are in the manifest, `names`; logs how many are in one of the two only."""
     unlisted, absent = paths.keys() - names, names - paths.keys()
     for what, found in (('not listed and left out', unlisted), ('listed but not there', absent)):
         if found:
@@ -67,7 +67,7 @@ def _listed(paths, folder, names):
 
 def _partition_folder(root, partition):
     if not root.is_dir():
-        raise UserError(f'{root}: no such data folder; expected {_LAYOUT}')
+        raise UserError(f'{root}: no such data folder; expected {_LAYOUT}; --mode prepare makes it, see docs/data.md')
     folder = root / partition
     if not folder.is_dir():
         raise UserError(f'{root}: has no folder {partition}; expected {_LAYOUT}')
@@ -117,7 +117,7 @@ def sort_entries(root, partition):
 
 
 def _unpacked(paths):
-    """The paths, in place of a shard its members."""
+    """The paths, with each shard replaced by its members."""
     for path in paths:
         if path.suffix == SHARD_SUFFIX and path.is_file():
             yield from (member for member in members(path) if not member.name.startswith('.'))
@@ -151,7 +151,7 @@ def _person(name, path, id_sampling):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a pair; the same to both of its frames. The config holds the ranges.
+    """Random augmentation of a pair, the same for both frames; the config holds the ranges.
 
     time_flip:       swap source and driving, probability 1/2
     horizontal_flip: mirror, probability 1/2 where time was not flipped, as FOMM has it
@@ -198,9 +198,8 @@ def read_frames(clip, indices, rng):
 class PairDataset(Dataset):
     """An endless stream of training pairs: two frames of one clip of one person.
 
-    Sample i is a function of (seed, i) and of the clips, and of nothing else: not of the order
-    of the calls, the number of workers or what was asked before. So a run that is resumed, or
-    spread over other processes, sees the same pairs.
+    Sample i depends on (seed, i) and the clips only, not on the order of reads or the number of workers, so a run that
+    is resumed or spread over other processes sees the same pairs.
 
     As in FOMM (https://github.com/AliaksandrSiarohin/first-order-model, frames_dataset.py) an epoch
     (len(people) samples) visits every person once, in random order; the clip is uniform among the person's, the frames
@@ -208,18 +207,17 @@ class PairDataset(Dataset):
 
     people:     person -> clips; a clip has `name`, len() and read(indices) -> uint8 (H, W, 3) frames
     seed:       int >= 0
-    max_broken: more different damaged clips than this end the run
+    max_broken: number of damaged clips that are tolerated
     read:       function of clip, indices and rng -> (frames as above, dict of further arrays for the sample)
 
-    A clip that raises UserError is replaced by another one: of the same person if there is one
-    left, else of another person, drawn from the sample's own random numbers. It is logged once,
-    by name, by one of the loader's workers. When no clip is left, or more than `max_broken` were
-    met: UserError.
+    A clip that raises UserError is replaced by another one of the same person, or of another person if none is left,
+    drawn from the sample's own random numbers. One of the loader's workers logs its name, once. UserError if no clip is
+    left, or after more than `max_broken` damaged clips.
     """
 
     def __init__(self, people, seed, augmentation, max_broken=20, read=read_frames):
         if not people:
-            raise UserError('there is nobody to train on; the data set has no clips')
+            raise UserError('the dataset has no clips to train on')
         self._people = [(person, list(clips)) for person, clips in sorted(people.items())]
         self._seed = seed
         self._augmentation = augmentation
@@ -239,7 +237,7 @@ class PairDataset(Dataset):
     def __getitem__(self, i):
         """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn before).
 
-        And what `read` gives beside the frames.
+        Also the further arrays that `read` returns.
         """
         rng = np.random.default_rng((self._seed, i))
         (frames, further), skipped = self._draw(i, rng)

@@ -54,10 +54,10 @@ def check_queues(workers):
 
 @contextmanager
 def timed_batches(loader):
-    """Yields an iterator of `timed` batches. However the block is left, the data loading processes end with it.
+    """Yields an iterator of `timed` batches, and ends the data loading processes on leaving the block.
 
-    Python would wait for them at exit, for ever, as they ignore SIGTERM. The death of one, which PyTorch may report at
-    any line of the block, becomes a UserError.
+    Otherwise Python would wait for them at exit forever, as they ignore SIGTERM. The death of one, which PyTorch may
+    report at any line of the block, is raised as a UserError.
     """
     before, batches = multiprocessing.active_children(), None
     try:

@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from support.errors import UserError
-from support.files import read_text, writing, written_whole
+from support.files import read_text, write_bytes, writing
 
 NAME = 'manifest.jsonl'
 CLIP_FPS = Fraction(25)      # of all clips, and of the frame numbers in their names, as in VoxCeleb
@@ -132,8 +132,7 @@ def append(root, records):
 
 def rewrite(root, records):
     """Replace the manifest by one with these records, sorted by id; UserError where it cannot be written."""
-    with written_whole(Path(root) / NAME) as path:
-        path.write_bytes(_lines(sorted(records, key=lambda record: record.id)))
+    write_bytes(Path(root) / NAME, _lines(sorted(records, key=lambda record: record.id)))
 
 
 def _lines(records):

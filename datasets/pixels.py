@@ -1,4 +1,4 @@
-"""Decoded video frames as RGB, as a player shows them: square pixels, standard dynamic range, opaque, of one size.
+"""Decoded video frames as RGB, as a player shows them: upright, square pixels, SDR of BT.709, opaque, of one size.
 
 Tags of a stream are numbers of ITU-T H.273 (colour primaries Table 2, transfer Table 3, matrix Table 4).
 """
@@ -12,8 +12,8 @@ from datasets.still import opaque
 
 log = logging.getLogger(__name__)
 
-BT709, UNKNOWN, BT601 = 1, 2, 6                             # of matrix and primaries
-PQ, HLG = 16, 18                                            # transfer characteristics of HDR
+BT709, UNKNOWN, BT601, BT2020 = 1, 2, 6, 9                  # of matrix and primaries
+SDR, PQ, HLG = 14, 16, 18                                   # transfer characteristics of BT.2020, and of its HDR
 LIMITED = 1                                                 # range 16 to 235
 SD_LINES = 576
 SWSCALE = {BT709: 'ITU709', BT601: 'ITU601'}                # PyAV's names of the matrices
@@ -26,35 +26,72 @@ KNEE = 0.5                                                  # luminance up to wh
 
 
 class Pictures:
-    """Converts the decoded frames of one video to uint8 (H, W, 3) RGB, not yet upright.
+    """Converts the decoded frames of one video to uint8 (H, W, 3) RGB.
 
     background: (red, green, blue) behind transparent pixels
-    stored:     (width, height) of the first frame, which all pictures get
+    first:      `shape_of` the first frame, which all pictures get
     """
 
-    def __init__(self, path, stream, background, stored):
-        self._path, self._background, self._stored = path, background, stored
-        self._transfer = stream.codec_context.color_trc
-        self._size = square_pixels(*self._stored, stream.sample_aspect_ratio)
-        self._resized = self._size != self._stored
+    def __init__(self, path, stream, background, first):
+        context = stream.codec_context
+        self._path, self._background, self._first = path, background, first
+        self._transfer = context.color_trc if context.color_trc in (PQ, HLG) else \
+            SDR if BT2020 in (context.color_primaries, context.colorspace) else None
+        width, height, turned = first
+        width, height = square_pixels(width, height, stream.sample_aspect_ratio)
+        self._size = (height, width) if turned else (width, height)
+        self._axes = {}             # by rotation: reading a frame's matrix keeps the frame until garbage collection
 
     def __call__(self, frame):
-        if (frame.width, frame.height) != self._stored:
-            _warn_of_change(self._path, *self._stored, frame.width, frame.height)
-        if self._transfer in (PQ, HLG):
-            # Planar: FFmpeg of PyAV 17.0 converts to packed 16-bit RGB with wrong colors.
-            return tone_mapped(self._converted(frame, 'gbrp16le'), self._transfer)
-        if any(component.is_alpha for component in frame.format.components):
-            return opaque(self._converted(frame, 'rgba'), self._background)
-        return self._converted(frame, 'rgb24')
+        if frame.rotation not in self._axes:
+            self._axes[frame.rotation] = axes_of(frame)
+        axes = self._axes[frame.rotation]
+        shape = shape_of(frame, axes)
+        if shape != self._first:
+            _warn_of_change(self._path, *_shown(*self._first), *_shown(*shape))
+        return upright(self._rgb(frame, self._size[::-1] if shape[2] else self._size), *axes)
 
-    def _converted(self, frame, pixels):
+    def _rgb(self, frame, size):
+        transparent = any(component.is_alpha for component in frame.format.components)
+        if self._transfer is None:
+            return opaque(self._converted(frame, size, 'rgba'), self._background) if transparent else \
+                self._converted(frame, size, 'rgb24')
+        # Planar: FFmpeg of PyAV 17.0 converts to packed 16-bit RGB with wrong colors.
+        picture = to_bt709(self._converted(frame, size, 'gbrp16le'), self._transfer)
+        if transparent:
+            picture = opaque(np.dstack([picture, self._converted(frame, size, 'rgba')[..., 3]]), self._background)
+        return picture
+
+    def _converted(self, frame, size, pixels):
         options = {}
-        if self._resized or (frame.width, frame.height) != self._size:
-            options = dict(width=self._size[0], height=self._size[1], interpolation='BICUBIC')
+        if (frame.width, frame.height) != size:
+            options = dict(width=size[0], height=size[1], interpolation='BICUBIC')
         if frame.colorspace == UNKNOWN:
-            options['src_colorspace'] = SWSCALE[matrix_of(frame.height)]
+            frame.colorspace = BT2020 if self._transfer else matrix_of(frame.height)
         return frame.reformat(format=pixels, **options).to_ndarray()
+
+
+def shape_of(frame, axes):
+    """(width, height, whether upright it is shown with the two exchanged) of a decoded frame and `axes_of` it."""
+    a, b, _, _ = axes
+    return frame.width, frame.height, abs(b) > abs(a)
+
+
+def _shown(width, height, turned):
+    return (height, width) if turned else (width, height)
+
+
+def axes_of(frame):
+    """(a, b, c, d) of a frame's display matrix, ISO/IEC 14496-12, Sec. 6.2.2: (x, y) is shown at (ax + cy, bx + dy)."""
+    matrix = frame.side_data.get('DISPLAYMATRIX')
+    return (1, 0, 0, 1) if matrix is None else tuple(np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]].tolist())
+
+
+def upright(picture, a, b, c, d):
+    """A picture (H, W, 3) in quarter turns and mirrored as its display matrix says; contiguous."""
+    if abs(b) > abs(a):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1])
 
 
 @lru_cache(maxsize=1000)        # once, however often the file is read
@@ -76,17 +113,18 @@ def square_pixels(width, height, aspect):
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
-def tone_mapped(deep, transfer):
-    """HDR to SDR: uint16 (H, W, 3) RGB of BT.2020 in PQ or HLG -> uint8 (H, W, 3) RGB of BT.709.
+def to_bt709(deep, transfer):
+    """uint16 (H, W, 3) RGB of BT.2020 in PQ, HLG or SDR -> uint8 (H, W, 3) RGB of BT.709.
 
-    Luminance up to half of the reference white stays; what is brighter is compressed up to 1000 nits.
+    Of HDR, luminance up to half of the reference white stays; what is brighter is compressed up to 1000 nits.
     PQ, HLG and its OOTF: ITU-R BT.2100-2, Tables 4 and 5; reference white: ITU-R BT.2408, Sec. 2.2.
     """
     linear = _LINEAR[transfer]()[deep]
-    luminance = linear @ LUMINANCE
-    shown = luminance if transfer == PQ else np.float32(PEAK / REFERENCE_WHITE) * luminance ** np.float32(1.2)
-    gain = _compressed(shown) / np.maximum(luminance, np.float32(1e-6))
-    rgb = (linear * gain[..., None]) @ TO_BT709.T
+    if transfer != SDR:
+        luminance = linear @ LUMINANCE
+        shown = luminance if transfer == PQ else np.float32(PEAK / REFERENCE_WHITE) * luminance ** np.float32(1.2)
+        linear *= (_compressed(shown) / np.maximum(luminance, np.float32(1e-6)))[..., None]
+    rgb = linear @ TO_BT709.T
     return (255 * rgb.clip(0, 1) ** np.float32(1 / 2.4) + np.float32(0.5)).astype(np.uint8)     # ITU-R BT.1886
 
 
@@ -98,6 +136,12 @@ def _compressed(luminance):
     over = np.maximum((luminance - KNEE) / (1 - KNEE), 0)
     peak = (PEAK / REFERENCE_WHITE - KNEE) / (1 - KNEE)
     return np.minimum(luminance, KNEE) + (1 - KNEE) * np.minimum(over * (1 + over / peak ** 2) / (1 + over), 1)
+
+
+@lru_cache(maxsize=1)
+def _linear_sdr():
+    """Light of the display for every 16-bit value, in [0, 1] (BT.1886)."""
+    return np.float32(np.linspace(0, 1, 2 ** 16) ** 2.4)
 
 
 @lru_cache(maxsize=1)
@@ -116,4 +160,4 @@ def _linear_hlg():
                                                                 + 0.28466892) / 12))
 
 
-_LINEAR = {PQ: _linear_pq, HLG: _linear_hlg}
+_LINEAR = {SDR: _linear_sdr, PQ: _linear_pq, HLG: _linear_hlg}

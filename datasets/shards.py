@@ -44,7 +44,7 @@ class Member(NamedTuple):
         return False
 
     def stat(self):
-        """Of the tar file: a member changes no more than that does."""
+        """stat() of the tar file, since members change only with it."""
         return self.archive.stat()
 
 

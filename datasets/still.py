@@ -21,15 +21,10 @@ def read_image(path, size=None, background=WHITE):
     orientation is applied. Transparent pixels show the `background` (red, green, blue).
     Raises UserError if the file is missing, damaged or not an image.
     """
-    return resized(read_still(path, background), size)
-
-
-def read_still(path, background=WHITE):
-    """As `read_image`, in the size it has; UserError too."""
     try:
         data = np.fromfile(path, np.uint8)
         with Image.open(io.BytesIO(data)) as image:     # refuses absurd sizes, before a pixel is decoded
-            return _to_rgb(ImageOps.exif_transpose(image), background)
+            return resized(_to_rgb(ImageOps.exif_transpose(image), background), size)
     except FileNotFoundError as error:
         raise UserError(f'{path}: no such image') from error
     except IsADirectoryError as error:
@@ -76,13 +71,15 @@ def opaque(picture, background):
 
 
 def resized(image, size):
-    """uint8 (H, W, 3) -> (size, size, 3). PIL's bicubic filter widens when it shrinks, so it does not alias.
+    """uint8 (H, W, 3) at `size`: (height, width), the side of a square, or None to leave it.
 
+    PIL's bicubic filter widens when it shrinks, so it does not alias:
     https://pillow.readthedocs.io/en/stable/handbook/concepts.html#filters
     """
-    if size is None or image.shape[:2] == (size, size):
+    height, width = (size, size) if isinstance(size, int) else size or image.shape[:2]
+    if image.shape[:2] == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def cut(frame, box, size):
@@ -124,7 +121,6 @@ class FrameList:
             raise UserError(f'{name}: expected frames (H, W, 3) uint8, at least one')
 
     def resized(self, size):
-        """The same clip at (size, size)."""
         return FrameList([resized(frame, size) for frame in self._frames], self.name, self.fps)
 
     def __len__(self):

@@ -28,7 +28,7 @@ from av.stream import Disposition
 from datasets.frame_folder import FrameFolder, check_indices
 from datasets.manifest import CLIP_FPS
 from datasets.shards import Member, address, read_bytes, stored_size
-from datasets.pixels import Pictures
+from datasets.pixels import Pictures, axes_of, shape_of
 from datasets.still import STILL_SUFFIXES, WHITE, Still, resized
 from support.errors import UserError
 
@@ -44,7 +44,7 @@ _WORTH_A_SEEK = 8
 
 @dataclass(frozen=True)
 class _Index:
-    """What one pass over the packets tells about a video, without decoding it.
+    """Index of a video from one pass over its packets, without decoding.
 
     stamps: (T,) ascending; tells frame i in the decoder's output: its presentation time, or its
             plain number where `timed` is False
@@ -58,10 +58,6 @@ class _Index:
     keys: list
     tick: Fraction
 
-    def key_before(self, i):
-        """The last of `keys` that is not after frame i."""
-        return self.keys[bisect_right(self.keys, i) - 1]
-
 
 class VideoClip:
     """A video file (mp4, mov, webm, gif, avi, mkv) as a clip.
@@ -69,7 +65,7 @@ class VideoClip:
     Frames are as players show them: upright, with square pixels and in SDR (datasets/pixels.py). Exact for variable
     frame rate, where `fps` is the average. The file is opened by each call and closed after it, so thousands of clips
     can be held and pickled; the index of the packets is made at first use and kept.
-    Every method raises UserError if the file is missing, cut short, damaged or not a video.
+    Every method raises UserError if the file is missing, truncated, damaged or not a video.
     """
 
     def __init__(self, path, size=None, background=WHITE):
@@ -116,28 +112,28 @@ class VideoClip:
             return _build_index(self.path, container, stream)
 
     @cached_property
-    def _stored_size(self):
-        """(width, height) of the first frame; the header may hold those of a later one."""
+    def _first_shape(self):
+        """`shape_of` the first frame; the header may hold that of a later one."""
         with _opened(self.path) as (container, stream):
             first = next(container.decode(stream))
-            return first.width, first.height
+            return shape_of(first, axes_of(first))
 
     def _decode(self, wanted, threads):
         """Yields the frames at the ascending indices `wanted`; threads=0 lets the decoder choose."""
         index = self._index
         only = None if len(wanted) == len(self) else {int(index.stamps[i]) for i in wanted}
         with _opened(self.path) as (container, stream):
-            pictures = Pictures(self.path, stream, self.background, self._stored_size)
+            pictures = Pictures(self.path, stream, self.background, self._first_shape)
             stream.thread_type = 'AUTO'
             stream.codec_context.thread_count = threads
             decoded, position = _decoded(container, stream, index.timed, only), 0
             for i in wanted:
-                key = index.key_before(i)
+                key = index.keys[bisect_right(index.keys, i) - 1]       # the last one at or before frame i
                 if key > position + _WORTH_A_SEEK:
                     container.seek(int(index.stamps[key]), stream=stream)
                     decoded = _decoded(container, stream, index.timed, only)
                 frame = self._advance(decoded, i)
-                yield self._upright(pictures(frame), frame.rotation)
+                yield resized(pictures(frame), self.size)
                 position = i
 
     def _advance(self, decoded, i):
@@ -150,10 +146,6 @@ class VideoClip:
                 break
         raise UserError(f'{self.path}: frame {i} of {len(self)} does not decode; the file is damaged, '
                         f're-encode or remove it')
-
-    def _upright(self, picture, rotation):
-        picture = np.rot90(picture, rotation // 90)     # counter-clockwise, as frame.rotation
-        return resized(np.ascontiguousarray(picture), self.size)
 
 
 # Up to PyAV 18 a title that is not UTF-8 made the whole file unreadable, unless told otherwise; from 19 on none does.
@@ -264,7 +256,7 @@ def _count_frames(path):
 
 
 def _rate(container, stream, stamps):
-    """The average rate, as the container tells it best.
+    """The average frame rate, a Fraction, from the most reliable value in the container.
 
     gif: https://www.w3.org/Graphics/GIF/spec-gif89a.txt, Sec. 23
     avi: https://learn.microsoft.com/en-us/windows/win32/directshow/avi-riff-file-reference
@@ -304,7 +296,7 @@ def _is_cut(path, container, stream):
 
 
 def _ends_in_a_fragment(path, stored):
-    """Whether an mp4 ends within a box of a fragment: its frames, or what says where they are (ISO/IEC 14496-12, 4.2).
+    """Whether an mp4 ends within a fragment's box, of frames or of their index (ISO/IEC 14496-12, 4.2).
 
     A whole file without fragments has a table of its samples, whatever size its boxes claim.
     """

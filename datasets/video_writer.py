@@ -68,7 +68,8 @@ class VideoWriter:
             unfinished = stack.enter_context(written_whole(self.path, self._aside))
             stack.callback(self._close)
             with self._writing():
-                self._output = av.open(os.path.abspath(unfinished), 'w', format=self._encoder.format)
+                self._output = av.open(os.path.abspath(unfinished), 'w', format=self._encoder.format,
+                                       options=self._muxer_options())
                 self._video = self._output.add_stream(self._encoder.name, rate=self._encoder.ticks or self.fps,
                                                       options=self._options)
                 self._video.pix_fmt = self._encoder.pix_fmt
@@ -98,6 +99,12 @@ class VideoWriter:
             self._output.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.copy_until(self._count / self.fps)
+
+    def _muxer_options(self):
+        """The last frame of a GIF lasts as long as the others; FFmpeg's 10 ms are shown as 100 by browsers."""
+        if not self._encoder.ticks:
+            return {}
+        return {'final_delay': str(min(max(round(self._encoder.ticks / self.fps), SHORTEST_DELAY), 65535))}
 
     def _tick(self):
         """When the next frame is shown, in ticks of the file; None to leave it out, as it follows too soon."""
@@ -208,7 +215,7 @@ class _AudioCopy:
 
 
 def _even_picture(frame):
-    """The frame as the encoder takes it: where PyAV 18 converts while it encodes, one of 350 has other bytes."""
+    """The frame in yuv420p, padded to even sides; PyAV 18's own conversion changes the bytes of one frame in 350."""
     height, width, _ = frame.shape
     frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode='edge')
     return av.VideoFrame.from_ndarray(frame, format='rgb24').reformat(format='yuv420p',

@@ -14,7 +14,7 @@ from datasets.video import VIDEO_SUFFIXES, open_any, open_clip
 from evaluation.protocols import Item, clip_name, draw_pairs, frame_at, load_list, load_rows
 from support import distributed
 from support.errors import UserError
-from support.files import is_there, make_folder, refuse_overwriting, split_assignment, written_whole
+from support.files import is_there, make_folder, refuse_overwriting, split_assignment, write_text
 
 log = logging.getLogger(__name__)
 
@@ -118,20 +118,19 @@ def _own_folder(folder, cases, made_with):
     if found != folder:
         log.warning('%s holds results of other weights, clips or another list; writing to %s', folder, found)
     refuse_overwriting((*found.glob('*'), *found.glob('*/*')), [getattr(clip, 'path', None) for clip in clips])
-    with written_whole(make_folder(found) / RESULTS_OF) as path:
-        path.write_text(mine, encoding='utf-8')
+    write_text(make_folder(found) / RESULTS_OF, mine)
     return found
 
 
 def _place(clip):
-    """The folder or shard of a clip; of synthetic heads what tells them apart."""
+    """The folder or shard of a clip; name and length of a synthetic one."""
     path = getattr(clip, 'path', None)
     return f'{clip.name}, {len(clip)} frames' if path is None else str(
         path.archive if isinstance(path, Member) else path.resolve().parent)
 
 
 def _holds(folder):
-    """What a folder's results are of, as text; '' for results that do not tell, None without results."""
+    """The description of the clips that a folder's results are of; '' if it is missing, None without results."""
     if (folder / RESULTS_OF).is_file():
         return (folder / RESULTS_OF).read_text(encoding='utf-8')
     return '' if any((folder / name).exists() for name in RESULTS) else None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from evaluation.cases import Selection, own_folder
 from evaluation.html import write_html
-from evaluation.protocols import Protocol, fingerprint, write_list
+from evaluation.protocols import Protocol, as_csv, fingerprint
 from evaluation.published import published_tables
 from evaluation.report import Report, versions, write_report
 from evaluation.scores import ClipScores, Scorer, parts_of
@@ -28,7 +28,7 @@ from metrics.base import DistributionMetric, release_networks
 from motion.settings import Motion
 from support import distributed
 from support.errors import UserError
-from support.files import write_picture, written_whole
+from support.files import encoded, write_bytes, write_text
 from visualizer import Strip
 
 LOGGED = 3             # names of missing clips in the log; metrics.json lists all
@@ -89,11 +89,6 @@ def _passed(parts, *receivers):
         yield driving, made
 
 
-def _save_strip(strip, path):
-    with written_whole(path) as unfinished:
-        write_picture(unfinished, Image.fromarray(strip.stacked(STRIP_HEIGHT)).save, format='JPEG', quality=88)
-
-
 # ---------------------------------------------------------------------------- the run
 
 @dataclass(frozen=True)
@@ -119,7 +114,6 @@ class EvaluationJob:
                     device=torch.device(device).type, versions=versions())
 
     def about(self):
-        """The part of the report that describes the evaluation."""
         protocol = {key: getattr(self.protocol, key) for key in ('relative', 'adapt_scale', 'cross_identity',
                                                                  'include_first', 'text')}
         return {'protocol': {'name': self.name} | protocol, 'subject': self.subject,
@@ -163,9 +157,8 @@ def evaluate(job, folder, device, renderer=None, recorder=None):
 
     report = _report(job, scorer, store, folder)
     write_report(folder, report)
-    write_list(folder / 'list.csv', selection.items)
-    with written_whole(folder / 'metrics.md') as path:
-        path.write_text(as_markdown(report), encoding='utf-8')
+    write_text(folder / 'list.csv', as_csv(selection.items))
+    write_text(folder / 'metrics.md', as_markdown(report))
     write_html(folder / 'report.html', report, {case.item.name: store.path(case, '.jpg') for case in cases})
     return report
 
@@ -218,7 +211,8 @@ def _score(case, job, scorer, renderer, store, recorder):
         store.write_problem(case, str(error))
         return
     clip.codes = codes.counts
-    _save_strip(strip, store.path(case, '.jpg'))
+    picture = Image.fromarray(strip.stacked(STRIP_HEIGHT))
+    write_bytes(store.path(case, '.jpg'), encoded(picture.save, format='JPEG', quality=88))
     store.write(case, clip)
 
 

@@ -10,22 +10,20 @@ clips, or the frame rate of the download. Its file is a CSV with the columns
     anchor_time   time of the driving frame from which relative motion starts; empty: see `Protocol.relative`
     anchor        index of that frame, instead of its time, in lists that count frames of their driving clips
 
-A column that is empty in every row may be left out. The modes evaluate, animate and study read lists.
+A column that is empty in every row may be left out. The modes evaluate, animate and study read lists. The two lists of
+2,083 pairs are DaGAN's and MCNet's, with times instead of the frame numbers of the downloaded videos.
 """
 
 import csv
 import hashlib
 import io
-import os
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from datasets.manifest import CLIP_FPS
 from datasets.prepare.metadata import TEST_ONE_IN, in_test
-from datasets.still import STILL_SUFFIXES
 from datasets.video import VIDEO_SUFFIXES
 from support.errors import UserError, did_you_mean_or_known
-from support.files import read_text, written_whole
+from support.files import read_text
 
 LISTS = Path(__file__).parent / 'lists'
 LATE = 0.1                   # frames; a rounded time may fall this much before its frame
@@ -54,7 +52,6 @@ class Protocol:
 
     @property
     def first(self):
-        """The first frame that is scored."""
         return 0 if self.include_first or self.cross_identity else 1
 
     @property
@@ -145,7 +142,6 @@ COLUMNS = tuple(field.name for field in fields(Item))
 
 
 def as_csv(items):
-    """The list as the text of its CSV file."""
     rows = [astuple(item) for item in items]
     used = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] is not None for row in rows)]
     file = io.StringIO()
@@ -153,12 +149,6 @@ def as_csv(items):
     writer.writerow([COLUMNS[i] for i in used])
     writer.writerows([f'{row[i]:g}' if isinstance(row[i], float) else row[i] for i in used] for row in rows)
     return file.getvalue()
-
-
-def write_list(path, items):
-    """Write the list to `path`, whole or not at all."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(as_csv(items), encoding='utf-8')
 
 
 def fingerprint(items):
@@ -174,7 +164,7 @@ def load_list(name, clip_ids=()):
 def load_rows(name, clip_ids=()):
     """The items of a list, each with its place for messages: [(file and row, Item)].
 
-    name:     a list of this project, or the path of a CSV file in this project's, DaGAN's or MCNet's format
+    name:     a list of this project, or the path of a CSV file
     clip_ids: available clips, among which the lists in RULES (celebv-hq-50) choose
     raises:   UserError with the file and the row, or with the nearest list
     """
@@ -188,18 +178,12 @@ def load_rows(name, clip_ids=()):
     columns, rows = _read_csv(path)
     if 'source' not in columns:
         raise UserError(f'{path}: the first row must name the columns, at least "source"; it is {",".join(columns)!r}')
-    if {'best_frame', 'frame'} & set(columns):
-        return list(zip(_places(path, rows), import_pairs(path)))
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
         raise UserError(f'{path}: unknown column {unknown[0]!r}; known: {", ".join(COLUMNS)}')
     if not rows:
         raise UserError(f'{path}: has no rows')
-    return [(where, _item(row, where)) for where, (_, row) in zip(_places(path, rows), rows)]
-
-
-def _places(path, rows):
-    return [f'{path}, row {number}' for number, _ in rows]
+    return [(where, _item(row, where)) for where, row in ((f'{path}, row {number}', row) for number, row in rows)]
 
 
 def _read_csv(path):
@@ -243,75 +227,6 @@ def _item(row, where):
                 time('anchor_time'), int(anchor) if anchor else None)
 
 
-# ---------------------------------------------------------------------------- the peers' lists
-
-def import_pairs(path):
-    """Items of a CSV of DaGAN and MCNet: columns source, driving and best_frame or frame.
-
-    Fields are frames CLIP.mp4/0000048.png, clips or stills, with paths of the machine that wrote the list. Their common
-    folder is removed, and frame numbers become times. The numbers count frames at the rate of the downloaded video.
-    That is 30 fps for a video with numbers beyond the end of a clip (names end in #start#end, at 25 fps), otherwise 25:
-    all numbers are below 1.2 times the clip's length.
-    """
-    rows = _read_csv(path)[1]
-    rows = list(zip(_places(path, rows), (row for _, row in rows)))
-    anchors = 'best_frame' if rows and 'best_frame' in rows[0][1] else 'frame'
-    cells = [[_moment(row.get(column), where) for column in ('source', 'driving')]
-             + [_anchor(row.get(anchors), where)] for where, row in rows]
-    if not cells:
-        raise UserError(f'{path}: has no rows')
-
-    named = [clip for row in cells for clip, _ in row if clip]
-    try:
-        root = os.path.commonpath([os.path.dirname(clip) for clip in named])
-    except ValueError as error:
-        raise UserError(f'{path}: {error}; start all paths with /, or none') from None
-    fast = {_video(clip) for row in cells for clip, frame in row if clip and frame and frame >= _length(clip)}
-
-    def portable(clip, frame):
-        id_ = clip.removeprefix(root).lstrip('/').removesuffix('.mp4') if clip else None
-        rate = 30 if clip and _video(clip) in fast else CLIP_FPS
-        return id_, None if frame is None else round(float(frame / rate), 4)
-
-    items = []
-    for source, driving, (anchor_clip, anchor) in cells:
-        driver, anchor_time = portable(driving[0], anchor)
-        if anchor_clip and anchor_clip != driving[0]:
-            raise UserError(f'{path}: the anchor {anchor_clip} is not a frame of the driving clip {driving[0]}')
-        items.append(Item(*portable(*source), driver if driving[0] != source[0] else None, portable(*driving)[1],
-                          anchor_time))
-    return items
-
-
-def _moment(text, where):
-    """'folder/CLIP.mp4/0000048.png' -> (folder/CLIP.mp4, 48); a clip or a still -> (its path, None)."""
-    path = PurePosixPath((text or '').strip())
-    if not path.name:
-        raise UserError(f'{where}: source or driving is empty')
-    if path.suffix.lower() in STILL_SUFFIXES and path.stem.isdecimal():
-        return str(path.parent), int(path.stem)
-    return str(path), None
-
-
-def _anchor(text, where):
-    """As `_moment`, or a frame number of the driving clip alone: (None, number)."""
-    text = (text or '').strip()
-    try:
-        return (None, int(float(text))) if text else (None, None)
-    except (ValueError, OverflowError):      # 'inf'
-        return _moment(text, where)
-
-
-def _length(clip):
-    """Frames at 25 fps of person#video#start#end.mp4; infinite for other names."""
-    *_, start, end = ['', '', *PurePosixPath(clip).name.removesuffix('.mp4').split('#')]
-    return int(end) - int(start) if start.isdecimal() and end.isdecimal() else float('inf')
-
-
-def _video(clip):
-    return PurePosixPath(clip).name.rsplit('#', 2)[0]
-
-
 # ---------------------------------------------------------------------------- lists that are drawn
 
 def _by_hash(names, salt):
@@ -319,51 +234,42 @@ def _by_hash(names, salt):
     return sorted(names, key=lambda name: hashlib.sha256(f'{salt}:{name}'.encode()).digest())
 
 
-def draw_pairs(clips, person=lambda clip: clip.split('#')[0], count=None, seed=0):
+def draw_pairs(clips, count=None, seed=0):
     """Each of `count` clips (all by default) as a source, with a random driver of another person.
 
     Depends on names and seed only. All clips drive about equally often: once, where the people permit it.
 
-    clips:  ids
-    person: of a clip
+    clips:  ids, PERSON#...
     raises: UserError for clips of one person only
     """
     clips = sorted(clips)
-    if len({person(clip) for clip in clips}) < 2:
+    person = {clip: clip.split('#')[0] for clip in clips}
+    if len(set(person.values())) < 2:
         raise UserError('cannot draw pairs of different people: at least 2 are needed')
     drives, items = dict.fromkeys(clips, 0), []
     for source in _by_hash(clips, f'source {seed}')[:count]:
-        others = [clip for clip in _by_hash(clips, f'driving {seed} {source}') if person(clip) != person(source)]
+        others = [clip for clip in _by_hash(clips, f'driving {seed} {source}') if person[clip] != person[source]]
         driver = min(others, key=drives.get)
         drives[driver] += 1
         items.append(Item(source, driving=driver))
     return sorted(items, key=lambda item: item.source)
 
 
-def draw_celebv_hq(clips, count=50):
-    """celebv-hq-50: the first `count` available test clips in the order of their hashes, one per video.
+def draw_celebv_hq(clips):
+    """celebv-hq-50: the first 50 available test clips in the order of their hashes, one per video.
 
     The split is that of `--mode prepare` (datasets/prepare/metadata.py). Clips are named <YouTube id>_<number>, as
     published, or <YouTube id>#<number>#..., as prepared; both give the same list.
     """
-    of_video = {}
-    names = {_celebv_hq_name(clip): clip for clip in sorted(clips) if in_test(_celebv_hq_video(clip))}
+    # The first 11 characters are the YouTube id, of any of a-z, A-Z, 0-9, - and _.
+    of_video, names = {}, {f'{clip[:11]}_{clip[12:].partition("#")[0]}': clip
+                           for clip in sorted(clips) if in_test(clip[:11])}
     for name in _by_hash(names, 'celebv-hq'):
-        of_video.setdefault(_celebv_hq_video(name), names[name])
+        of_video.setdefault(name[:11], names[name])
     if not of_video:
         raise UserError('no clip is in the test split of CelebV-HQ; names must be <YouTube id>_<number>, '
                         f'and about 1 video in {TEST_ONE_IN} belongs to the split')
-    return [Item(clip) for clip in sorted(list(of_video.values())[:count])]
-
-
-def _celebv_hq_video(clip):
-    """The YouTube id: the first 11 characters, which may be any of a-z, A-Z, 0-9, - and _."""
-    return clip[:11]
-
-
-def _celebv_hq_name(clip):
-    """<YouTube id>_<number> of a clip under either name."""
-    return f'{_celebv_hq_video(clip)}_{clip[12:].partition("#")[0]}'
+    return [Item(clip) for clip in sorted(list(of_video.values())[:50])]
 
 
 RULES = {'celebv-hq-50': draw_celebv_hq}

@@ -15,7 +15,7 @@ import torch
 from evaluation.scores import PSNR, mean
 from metrics.catalogue import CATALOGUE
 from modules.codebook import perplexity
-from support.files import written_whole
+from support.files import write_text, written_whole
 from support.weights import weights_hash
 
 GAIN = 'psnr_gain'
@@ -53,7 +53,7 @@ def summarize(rows, distances=None):
     """
     names, copied = (list(dict.fromkeys(name for row in rows for name in getattr(row, kind)))
                      for kind in ('scores', 'copied'))
-    distances = {name: _finite(value) for name, value in (distances or {}).items()}
+    distances = {name: value if math.isfinite(value) else None for name, value in (distances or {}).items()}
     made, copy = (mean(mean(pair[side] for pair in row.compared) for row in rows) for side in (0, 1))
     return {
         'clips': len(rows),
@@ -78,10 +78,6 @@ def _details(rows, name):
     """{detail: mean over the clips in which it is defined}."""
     keys = dict.fromkeys(key for row in rows for key in row.details.get(name, ()))
     return {key: mean(row.details.get(name, {}).get(key) for row in rows) for key in keys}
-
-
-def _finite(value):
-    return value if math.isfinite(value) else None
 
 
 def _counts(rows, name):
@@ -203,9 +199,8 @@ def versions():
 
 def write_report(folder, report):
     """Write metrics.json and metrics.csv (one line per clip) into `folder`, each whole or not at all."""
-    with written_whole(Path(folder) / 'metrics.json') as path:
-        path.write_text(json.dumps(report.as_json(), indent=2, allow_nan=False, ensure_ascii=False) + '\n',
-                        encoding='utf-8')
+    write_text(Path(folder) / 'metrics.json',
+               json.dumps(report.as_json(), indent=2, allow_nan=False, ensure_ascii=False) + '\n')
     with written_whole(Path(folder) / 'metrics.csv') as path, open(path, 'w', encoding='utf-8', newline='') as file:
         _write_csv(file, report)
 

@@ -8,7 +8,7 @@ from dataclasses import astuple
 
 from evaluation.scores import ClipScores
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_text
 from support.weights import load_tensors, save_tensors
 
 
@@ -39,8 +39,7 @@ class Store:
         return self.folder / f'{readable}-{self.key(case)[:16]}{suffix}'
 
     def read(self, case):
-        """ClipScores of what is stored and current, without features; the reason as text where scoring failed; or None.
-        """
+        """The stored ClipScores that are current, without features; the reason (str) if scoring failed; else None."""
         stored = self._stored(case)
         if 'problem' in stored or not stored:
             return stored.get('problem')
@@ -48,7 +47,7 @@ class Store:
         return ClipScores.from_json(stored['scores']).of([part for part in self.parts if part not in outdated])
 
     def missing(self, case):
-        """The parts that are not stored, or with another definition or other weights."""
+        """The parts that are not stored, or stored under another definition or other weights."""
         return self._outdated(case, self._stored(case))
 
     def features(self, case, parts):
@@ -75,8 +74,7 @@ class Store:
         self._write(case, self._stored(case) | {'problem': problem})
 
     def _write(self, case, stored):
-        with written_whole(self.path(case)) as path:
-            path.write_text(json.dumps(stored, allow_nan=False), encoding='utf-8')
+        write_text(self.path(case), json.dumps(stored, allow_nan=False))
 
     def _stored(self, case):
         """The content of the clip's file; {} without a readable one."""

@@ -16,7 +16,7 @@ def table_rows(report):
     if summary[GAIN] is not None:
         ours.append(('mean over clips without the source frame', {'psnr.rgb': summary[COMPARED]['model']}))
     if summary['copy']:
-        ours.append(('source copied, mean over clips', summary['copy']))
+        ours.append(('source copied, without the source frame', summary['copy']))
     return ours, [(f'{table}, as published: mean over frames', list(TABLES[table].items())) for table in report.tables]
 
 
@@ -50,17 +50,15 @@ def verdict(summary):
         return ''
     made, copy = (round(summary[COMPARED][side], 2) for side in ('model', 'copy'))
     return (f'PSNR without the source frame: {abs(made - copy):.2f} dB '
-            f'{"better" if made >= copy else "WORSE"} than the copied source')
+            f'{"better" if made >= copy else "worse"} than the copied source')
 
 
 def misses(summary):
-    """Sentences about frames in which no face was found."""
     return [f'{name}: no face in ' + ', '.join(f'{count} {side} frame(s)' for side, count in counts['misses'].items())
             for name, counts in summary['counts'].items() if counts['misses']]
 
 
 def details(summary):
-    """Sentences with the details of metrics, means over clips."""
     return [f'{name}, within clips: ' + '; '.join(f'{key} {"–" if value is None else f"{value:.2f}"}'
                                                   for key, value in found.items())
             for name, found in summary['details'].items()]
@@ -80,7 +78,6 @@ def _remarks(report):
 
 
 def format_table(report):
-    """The result as plain text for a terminal."""
     summary, names = report.summary, list(report.summary['model'])
     rows = table_rows(report)[0]
     first, width = max(len(label) for label, _ in rows) + 2, {name: max(len(heading(name)), 9) for name in names}

@@ -1,17 +1,18 @@
 """The interface of all metrics: of single frames, of features of frames, of distributions of features."""
 
 import functools
-import hashlib
 import os
 import pickle
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 
 from support.errors import UserError
+from support.files import file_hash
 from support.weights import checkpoint_path
 
 NETWORKS = 2      # that `shared` keeps of one kind: such as LPIPS with either backbone
@@ -30,6 +31,8 @@ def optional(package, urls):
     """
     absent = [f'download {url} to {checkpoint_path(url)}' for url in urls if not checkpoint_path(url).is_file()]
     if absent:
+        if not list(distributions(name=package)):
+            absent.append(f'pip install {package}')
         raise Unavailable('weights not found: ' + '; '.join(absent))
     try:
         with _tensors_only():
@@ -60,6 +63,7 @@ def _tensors_only():
 
 
 _LOADERS = []
+_weights_hash = functools.cache(file_hash)
 
 
 def shared(load):
@@ -141,7 +145,7 @@ class Metric:
 
     @property
     def weights(self):
-        return {Path(path).name: _sha256(path) for path in self.weight_files}
+        return {Path(path).name: _weights_hash(path) for path in self.weight_files}
 
 
 class FeatureMetric(Metric):
@@ -200,8 +204,3 @@ class DistributionMetric(Metric):
         """
         raise NotImplementedError
 
-
-@functools.cache
-def _sha256(path):
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -34,7 +34,7 @@ def _face_alignment(device, *_paths):
 
 
 def fan_landmarks(device):
-    """Frames (B, 3, H, W) in [0, 1] -> (B, 68, 2) in pixels, of the most certain face; NaN without a face."""
+    """FAN: frames (B, 3, H, W) in [0, 1] -> (B, 68, 2) in pixels, of the most confident face; NaN without a face."""
     return _fan_landmarks(face_alignment_network(device))
 
 

@@ -77,7 +77,7 @@ class KidSource(KidDriving):
 
 
 def frechet_distance(mean_a, covariance_a, mean_b, covariance_b):
-    """Of two Gaussians: |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)); a float.
+    """Fréchet distance of two Gaussians: |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)); a float.
 
     mean:       (D,) float64
     covariance: (D, D) float64; may be singular, as it is for fewer than D frames

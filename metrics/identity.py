@@ -18,14 +18,9 @@ DETECTION_SIZE = 256                                             # pixels, as in
 
 # The networks
 
-def openface_embeddings(device):
-    """Frames (B, 3, H, W) in [0, 1] -> (B, 128), of length 1; raises Unavailable."""
-    with optional('torch', [OPENFACE_URL]):
-        return _openface(str(device), checkpoint_path(OPENFACE_URL))
-
-
 @shared
 def _openface(device, path):
+    """Frames (B, 3, H, W) in [0, 1] -> (B, 128), of length 1."""
     network = OpenFace().eval()
     load_weights(network, load_tensors(path), path)
     network.to(device)
@@ -38,7 +33,7 @@ def _openface(device, path):
 
 @functools.cache
 def _shrinking(size):
-    """(96, size) matrix of scikit-image's resize with anti-aliasing, which is linear."""
+    """(96, size) matrix of scikit-image's resize to 96 pixels with anti-aliasing, which is linear."""
     from skimage.transform import resize  # slow to import
     return torch.from_numpy(resize(np.eye(size, dtype=np.float32), (SIZE, size), anti_aliasing=size > SIZE))
 
@@ -97,7 +92,8 @@ class Aed(FeatureMetric):
     weight_files = property(lambda self: [checkpoint_path(OPENFACE_URL)])
 
     def load(self, device):
-        return openface_embeddings(device)
+        with optional('torch', [OPENFACE_URL]):
+            return _openface(str(device), checkpoint_path(OPENFACE_URL))
 
     def compare(self, generated, target):
         return (generated - target).double().square().sum(1)

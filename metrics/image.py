@@ -27,7 +27,8 @@ def ssim(prediction, target):
 
     Frames must be at least 11 pixels wide and high.
     """
-    return _ssim(prediction, target, gaussian_window(11, 1.5))
+    window = torch.signal.windows.gaussian(11, std=1.5, dtype=torch.float64)
+    return _ssim(prediction, target, window / window.sum())
 
 
 def _ssim(prediction, target, window, value_range=1, spread=1):
@@ -47,12 +48,6 @@ def _ssim(prediction, target, window, value_range=1, spread=1):
     luminance = (2 * mean_x * mean_y + c1) / (mean_x ** 2 + mean_y ** 2 + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
     return (luminance * structure).flatten(1).mean(1)
-
-
-def gaussian_window(size, sigma):
-    """(size,) float64, sums to 1."""
-    weights = torch.exp(-(torch.arange(size, dtype=torch.float64) - size // 2) ** 2 / (2 * sigma ** 2))
-    return weights / weights.sum()
 
 
 def _blur(x, window):

@@ -24,8 +24,8 @@ def find_best_frame(renderer, source, driving, landmarks=True):
     """Index of the driving frame whose pose is nearest to the source's, the first of equals.
 
     With `landmarks`, poses are compared by face landmarks as in FOMM, over at most MOST_CANDIDATES evenly spread
-    frames. Keypoints of the model replace them where the face-alignment package, its weights or a face is missing; the
-    log says so. Without `landmarks`, keypoints of all frames are compared.
+    frames. Keypoints of the model replace them where the face-alignment package, its weights or a face is missing,
+    with a warning. Without `landmarks`, keypoints of all frames are compared.
 
     renderer: inference.Renderer
     source:   (H, W, 3) uint8

@@ -15,7 +15,7 @@ driver gives a still result.
 import torch
 import torch.nn.functional as F
 
-from modules.warp import identity_grid, resize_flow, sample, to_displacement
+from modules.warp import identity_grid, resize, resize_flow, sample, to_displacement
 from visualizer import to_bytes
 
 TOLERANCE = 0.14       # difference of P and down(W), images in [-1, 1], at which the gate has fallen to 1/e
@@ -43,10 +43,10 @@ def add_detail(prediction, flow, source):
     flow: (B, h', w', 2), see modules/warp.py
     """
     size, large = prediction.shape[-1], source.shape[-1]
-    displacement = to_displacement(resize_flow(flow, (size, size)))                       # pixels of the model
-    positions = _centres(large, source) + _up(displacement, large).permute(0, 2, 3, 1) * (2 / size)
-    moved = sample(source.expand(len(flow), -1, -1, -1), positions, align_corners=False, padding_mode='border',
-                   mode='bicubic')                                                        # W
+    displacement = to_displacement(resize_flow(flow, (size, size))).contiguous()          # pixels of the model
+    wide = resize(displacement, (large, large), align_corners=False).permute(0, 2, 3, 1)
+    positions = torch.add(_centres(large, source), wide, alpha=2 / size)
+    moved = sample(source.expand(len(flow), -1, -1, -1), positions, align_corners=False, padding_mode='border')     # W
     small = F.interpolate(moved, (size, size), mode='bilinear', antialias=True)           # down(W)
     gate = agreement(prediction, small) * visibility(displacement)
     coarse, gate = _up(torch.cat([prediction - gate * small, gate], 1), large).split([3, 1], 1)

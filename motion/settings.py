@@ -124,11 +124,11 @@ ABSOLUTE = Motion(relative=False)
 class AnimationSettings(Settings):
     """One animation: its files, how they are cropped, and what the result shows.
 
-    The Python API also takes clips (datasets/video.py) in place of the paths of a source and of a driving video.
+    The Python API also accepts clips (datasets/video.py) instead of the paths of a source and of a driving video.
     raises: UserError for settings that exclude each other
     """
-    source_image: Any = setting(None, 'source image; without any source or driver, pairs of the config or of the test '
-                                'set are animated')
+    source_image: Any = setting(None, 'source image; without source and driver, the pairs of the config or random '
+                                'pairs of the test set are animated')
     source_video: Any = setting(None, 'source video, a file or a folder of frames: its frame i follows driving frame i')
     source_end: str = setting('loop', 'where --source_video is shorter than the driver: start again (default) or hold '
                               'the last frame', choices=('loop', 'hold'))
@@ -139,16 +139,17 @@ class AnimationSettings(Settings):
     result_video: str | None = setting(None, 'result, mp4 or gif; default: in the run folder')
     motion: Motion = Motion()
     size: int | str | None = setting(None, f'side of the result in pixels, up to {MOST_SIZE}, or "source": the size of '
-                                     "the source's own pixels; default: the model's images, with --paste_back source",
+                                     "the source image; default: the size of the model's images, "
+                                     "or source with --paste_back",
                                      type=parse_size, metavar='N|source')
-    detail: str = setting('on', "where the result is larger than the model's images: carry the source's detail along "
-                          'the flow (on, default), or enlarge alone (off)', choices=('on', 'off'))
+    detail: str = setting('on', "if the result is larger than the model's images: add detail of the source, warped "
+                          'along the flow (on, default), or only enlarge (off)', choices=('on', 'off'))
     crop: str = setting('none', 'auto: crop source and driver to a square around the face; RESULT_crop.png shows both '
                         'crops', choices=('none', 'auto'))
     face_index: tuple[int, ...] = setting((0,), 'with --crop auto: number of the face in source and driver; 0 '
                                           '(default) is the largest', type=int, nargs='+',
                                           metavar=('SOURCE', 'DRIVING'))
-    background: str = setting('white', 'color behind transparent pixels: white (default), black or #rrggbb',
+    background: str = setting('white', 'colour behind transparent pixels: white (default), black or #rrggbb',
                               metavar='COLOR')
     paste_back: bool = switch('--paste_back', 'with --crop auto: composite the result into the whole source image')
     side_by_side: bool = switch('--side_by_side', 'show source | driving | result')

@@ -8,11 +8,20 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from modules.talking_head import Keypoints
 from modules.warp import invert_2x2
 
+# Lids and lips may meet but not cross: upper landmark, lower landmark, those that give way, 1 for down or -1 for up.
+MEETING = (('left_lid_upper', 'left_lid_lower', ('left_lid_upper',), -1),
+           ('right_lid_upper', 'right_lid_lower', ('right_lid_upper',), -1),
+           ('upper_lip', 'lower_lip', ('lower_lip', 'lower_lip_bottom', 'chin'), 1),
+           ('upper_lip_left', 'lower_lip_left', ('lower_lip_left', 'lower_lip_bottom_left'), 1),
+           ('upper_lip_right', 'lower_lip_right', ('lower_lip_right', 'lower_lip_bottom_right'), 1))
+FACE = 'nose_bridge', 'chin'       # from the one to the other is down
 LEAST_AREA = 1e-8      # hulls below this are points or lines: their size says nothing about scale
+OTHER_POSE = 0.1       # root mean square distance in sizes of the face; people who look ahead differ by 0.03 to 0.09
 SPEED_GAIN = 15.0      # Hz of cutoff per unit of speed (half a picture per second): lips lag by half a frame at 25 fps
 SPEED_CUTOFF = 1.0     # Hz, of the speed's own average, as the One Euro filter has it
 
@@ -57,12 +66,16 @@ class RelativeMotion:
 
     source, initial: Keypoints of one image each (B = 1)
     adapt_scale:     scale is movement_scale(source, initial), else 1
+    landmarks:       names of the keypoints where they are landmarks: lids and lips that are closed close no further,
+                     though a driver who begins with an open mouth asks for it
     """
 
-    def __init__(self, source, initial, adapt_scale):
+    def __init__(self, source, initial, adapt_scale, landmarks=()):
         # Jacobian inverses lose too much in bf16; keypoints are tiny, so fp32 costs nothing.
         self.initial = initial.map(torch.Tensor.float)
         self.scale = movement_scale(source, initial) if adapt_scale else 1.0
+        self.meeting = [part for part in MEETING if {*FACE, *part[:2], *part[2]} <= set(landmarks)]
+        self.row = {name: row for row, name in enumerate(landmarks)}
         self._set(source)
 
     def _set(self, source):
@@ -79,9 +92,21 @@ class RelativeMotion:
     def __call__(self, driving):
         """Keypoints to render, for driving Keypoints (B, K, 2)."""
         value = self.source.value + (driving.value.float() - self.initial.value) * self.scale
+        if self.meeting:
+            value = self._uncrossed(value)
         if driving.jacobian is None:
             return Keypoints(value)
         return Keypoints(value, driving.jacobian.float() @ self.from_initial)
+
+    def _uncrossed(self, value):
+        """Landmarks (B, K, 2) with lids and lips that have crossed brought together."""
+        bridge, chin = (value[:, self.row[name]] for name in FACE)
+        down, value = F.normalize(chin - bridge, dim=-1), value.clone()                        # (B, 2)
+        for upper, lower, giving_way, direction in self.meeting:
+            crossed = ((value[:, self.row[upper]] - value[:, self.row[lower]]) * down).sum(-1, keepdim=True)
+            for name in giving_way:
+                value[:, self.row[name]] += direction * crossed.clamp(min=0) * down
+        return value
 
 
 class OneEuroFilter:
@@ -121,7 +146,7 @@ class OneEuroFilter:
         return self.last
 
     def _share(self, cutoff):
-        """Of the new value in the average."""
+        """Weight of the new value in the average, for a cutoff in Hz."""
         return 1 / (1 + self.fps / (2 * math.pi * cutoff))
 
 
@@ -131,6 +156,12 @@ def pose_distance(source, driving):
     source, driving: (P, 2) keypoints or landmarks, in any unit
     """
     return float(((_normalised(source) - _normalised(driving)) ** 2).sum())
+
+
+def poses_differ(source, driving):
+    """Whether two Keypoints at landmarks, (1, K, 2) each, show different poses rather than different faces."""
+    source, driving = (keypoints.value[0].float().cpu() for keypoints in (source, driving))
+    return pose_distance(source, driving) > len(source) * OTHER_POSE ** 2
 
 
 def _normalised(points):

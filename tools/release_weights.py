@@ -4,7 +4,6 @@
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 
 from logger import read_checkpoint
 from support.errors import UserError, program
-from support.files import make_folder, written_whole
+from support.files import file_hash, make_folder, written_whole
 
 
 def release(checkpoint, out):
@@ -28,7 +27,7 @@ def release(checkpoint, out):
     make_folder(Path(out).parent)
     with written_whole(out) as unfinished:
         save_file(tensors, unfinished, {name: json.dumps(state[name]) for name in ('format', 'config', 'step')})
-    return hashlib.sha256(Path(out).read_bytes()).hexdigest()
+    return file_hash(out)
 
 
 @program

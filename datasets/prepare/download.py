@@ -8,14 +8,11 @@ import subprocess
 from pathlib import Path
 
 from datasets.video import VIDEO_SUFFIXES
+from datasets.prepare.metadata import NoClip
 from support.errors import UserError
 
 # A video stream without sound is one file; no second program has to merge streams.
 _PICTURES_ONLY = ('-f', 'bv*[ext=mp4]/bv*/b')
-
-
-class DownloadFailed(Exception):
-    """A video cannot be downloaded; the message is the program's, one line."""
 
 
 def check_command(command):
@@ -29,7 +26,7 @@ def download(command, video_id, folder):
     """Download a YouTube video into `folder`, resuming a broken transfer; returns its path.
 
     command: list, yt-dlp and its options (cookies, proxy, rate ...)
-    Raises DownloadFailed.
+    Raises NoClip with the program's message.
     """
     chosen = () if {'-f', '--format'} & set(command) else _PICTURES_ONLY
     done = subprocess.run([*command, *chosen, '--no-playlist', '--no-progress', '-P', str(folder),
@@ -37,7 +34,7 @@ def download(command, video_id, folder):
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
     path = next((path for suffix in VIDEO_SUFFIXES if (path := Path(folder, video_id + suffix)).is_file()), None)
     if done.returncode or path is None:
-        raise DownloadFailed(f'{Path(command[0]).name}: {_reason(done)}')
+        raise NoClip(f'{Path(command[0]).name}: {_reason(done)}')
     return path
 
 

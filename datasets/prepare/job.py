@@ -4,45 +4,25 @@ import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
-from typing import Callable
 
 from PIL import Image
 
 from datasets.constant_rate import frames_at, indices_at
 from datasets.manifest import CLIP_FPS, FAILED, LEFT_OUT, OK, Record, append
-from datasets.prepare.download import DownloadFailed, download
-from datasets.prepare.metadata import Clip
-from datasets.prepare.track import NoClip, find_heads
+from datasets.prepare.download import download
+from datasets.prepare.metadata import Clip, NoClip
+from datasets.prepare.track import find_heads
 from datasets.still import cut
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from support.errors import UserError
-from support.files import write_picture, written_whole
+from support.files import encoded, written_whole
 
 GOP = 10                             # distance of key frames: files grow by half, sampling is five times faster
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """ClipSettings that all clips of a dataset share.
-
-    root:     folder of the dataset
-    work:     folder of the manifest that records are added to, and of unfinished clips
-    crop:     'square', 'legacy' or 'face'; its `rule` is (box, frame size) in pixels -> integer box
-    format:   one of FORMATS
-    command:  yt-dlp and its options, to download missing files into `videos`; None: no downloads
-    min_face: clips whose crop has a shorter side are left out, pixels of the video
-    """
-    root: Path
-    work: Path
-    videos: Path
-    crop: str
-    rule: Callable
-    size: int
-    format: str
-    command: tuple | None = None
-    min_face: int = 0
+FORMATS = ('mp4', 'png', 'jpeg')
+STILLS = {'png': ('.png', dict(format='PNG')), 'jpeg': ('.jpg', dict(format='JPEG', quality=95, subsampling=0))}
 
 
 @dataclass(frozen=True)
@@ -60,10 +40,13 @@ class Job:
 
 
 def do_job(job, settings):
-    """Make the clips of one video and add them to the manifest; returns their records."""
+    """Make the clips of one video and add them to the manifest; returns their records.
+
+    settings: DatasetSettings
+    """
     try:
         video, clips = _open(job, settings)
-    except (_Unreadable, DownloadFailed, NoClip) as error:
+    except NoClip as error:
         blank = [job.failure] if job.clips is None else [_blank(clip, job.name) for clip in job.clips]
         records = [replace(record, status=FAILED, error=str(error)) for record in blank]
         append(settings.work, records)
@@ -83,7 +66,7 @@ def _open(job, settings):
     path = job.path
     if path is None:
         if settings.command is None:
-            raise _Unreadable(f'no video {job.name} in {settings.videos}; --download fetches it')
+            raise NoClip(f'no video {job.name} in {settings.videos}; --download fetches it')
         path = download(settings.command, job.name, settings.videos)
     with _reading():
         video = open_clip(path)
@@ -106,7 +89,6 @@ def _blank(clip, source):
 
 
 def _make(clip, source, video, settings):
-    """Cut, crop and write one clip; returns its record."""
     record = _blank(clip, source)
     try:
         with _reading():
@@ -120,11 +102,11 @@ def _make(clip, source, video, settings):
         with _written(record, settings) as write:
             for frame in _readable(frames_at(video, indices, threads=1)):
                 if frame.shape != (height, width, 3):
-                    raise _Unreadable(f'{source}: its frames change their size')
+                    raise NoClip(f'{source}: its frames change their size')
                 picture = cut(frame, box, settings.size)
                 digest.update(picture)
                 write(picture)
-    except _Unreadable as error:
+    except NoClip as error:
         return replace(record, error=str(error))
     return replace(cropped, status=OK, frames=clip.frames, fps=int(CLIP_FPS), size=settings.size,
                    format=settings.format, hash=digest.hexdigest())
@@ -141,17 +123,13 @@ def _pixels(clip, frame_size, rule):
     width, height = frame_size
     across, down = width / clip.frame[0], height / clip.frame[1]
     if clip.frame != (1, 1) and abs(across / down - 1) > 0.02:
-        raise _Unreadable(f'the video is {width}x{height}, but its boxes were made for '
-                          f'{clip.frame[0]}x{clip.frame[1]}; is it another version?')
+        raise NoClip(f'the video is {width}x{height}, but its boxes were made for '
+                     f'{clip.frame[0]}x{clip.frame[1]}; is it another version?')
     x0, y0, x1, y1 = clip.box
     box = rule((x0 * across, y0 * down, x1 * across, y1 * down), frame_size)
     if min(box[2], width) - max(box[0], 0) < 1 or min(box[3], height) - max(box[1], 0) < 1:
-        raise _Unreadable(f'the box {box} is not in the {width}x{height} video')
+        raise NoClip(f'the box {box} is not in the {width}x{height} video')
     return box
-
-
-class _Unreadable(Exception):
-    """A clip cannot be made from its video; the run continues with the next one."""
 
 
 @contextmanager
@@ -159,7 +137,7 @@ def _reading():
     try:
         yield
     except UserError as error:
-        raise _Unreadable(str(error)) from error
+        raise NoClip(str(error)) from error
 
 
 def _readable(frames):
@@ -175,23 +153,10 @@ def _written(record, settings):
         with VideoWriter(path, CLIP_FPS, gop=GOP, threads=1, aside=aside) as writer:
             yield writer.write
     else:
+        suffix, options = STILLS[settings.format]
         with written_whole(path, aside, folder=True) as folder:
-            yield StillWriter(folder, settings.format)
-
-
-class StillWriter:
-    """A function that writes frames as 0000000.png or 0000000.jpg, ... into a folder."""
-
-    OPTIONS = {'png': ('.png', dict(format='PNG')), 'jpeg': ('.jpg', dict(format='JPEG', quality=95, subsampling=0))}
-
-    def __init__(self, folder, format):
-        self.folder, self.count = folder, 0
-        self.suffix, self.options = self.OPTIONS[format]
-
-    def __call__(self, frame):
-        path = self.folder / f'{self.count:07d}{self.suffix}'
-        write_picture(path, Image.fromarray(frame).save, **self.options)
-        self.count += 1
+            names = (folder / f'{number:07d}{suffix}' for number in count())
+            yield lambda frame: next(names).write_bytes(encoded(Image.fromarray(frame).save, **options))
 
 
 def unfinished(work):

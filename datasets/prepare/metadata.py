@@ -25,14 +25,18 @@ TEST_ONE_IN = 50
 VIDEO_ID = re.compile(r'[A-Za-z0-9_-]{1,64}')
 
 
+class NoClip(Exception):
+    """A clip, or all clips of a video, cannot be made; the run continues. The message is one line with the reason."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip to be cut from a video.
 
     start:  seconds from the first frame of the video
     frames: at 25 fps
-    box:    (x0, y0, x1, y1) of the head in a frame of the size `frame`, (width, height); (1, 1) if the box is
-            relative
+    box:    (x0, y0, x1, y1) of the head in a frame of size `frame`
+    frame:  (width, height) in pixels; (1, 1) if `box` is relative, in [0, 1]
     """
     id: str
     person: str
@@ -71,8 +75,15 @@ def read_voxceleb(path):
     return videos
 
 
+def _whole(row, name):
+    try:
+        return int(row[name])
+    except ValueError:
+        raise ValueError(f'{name} is {row[name]!r}, expected a whole number') from None
+
+
 def _voxceleb_clip(row):
-    start, end, fps, width, height = (int(row[name]) for name in ('start', 'end', 'fps', 'width', 'height'))
+    start, end, fps, width, height = (_whole(row, name) for name in ('start', 'end', 'fps', 'width', 'height'))
     left, top, right, bottom = box = tuple(int(side) for side in row['bbox'].split('-'))
     if not row['person_id']:
         raise ValueError('no person_id')

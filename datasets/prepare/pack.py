@@ -1,6 +1,5 @@
 """Packing of a dataset's videos into tar shards (datasets/shards.py)."""
 
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -8,53 +7,43 @@ from tqdm import tqdm
 
 from datasets.frames import clip_paths
 from datasets.manifest import NAME as MANIFEST
-from datasets.manifest import PARTITIONS, check_clip_name
-from datasets.shards import SUFFIX, Member, members
+from datasets.manifest import PARTITIONS
+from datasets.shards import SUFFIX, Member
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_bytes, written_whole
 
 
 def pack(root, out, megabytes):
     """Store the videos of root/train and root/test, or of one of them, in shards below `out`, with the manifest.
 
-    Returns the numbers of (clips, shards).
-
-    Clips are ordered by name, byte for byte: the same clips give the same shards, and an interrupted command resumes.
-    A shard exceeds `megabytes` only for a single larger clip. Raises UserError, for folders of stills too.
+    Clips are ordered by name, byte for byte: the same clips give the same shards, which replace earlier ones. A shard
+    exceeds `megabytes` only for a single larger clip. Returns the numbers of (clips, shards). Raises UserError, for
+    folders of stills too.
     """
-    root, out = Path(root), Path(out)
-    if out.resolve() == root.resolve():
-        raise UserError(f'{out}: the shards would lie among their own clips; choose another --out')
-    shards, there = {}, [partition for partition in PARTITIONS if (root / partition).is_dir()]
+    root, out = Path(root), make_folder(out)
+    clips, shards, there = 0, 0, [partition for partition in PARTITIONS if (root / partition).is_dir()]
     for partition in there or PARTITIONS:
-        batches = _batches(_videos(root, partition), megabytes * 10 ** 6)
-        shards |= {out / partition / f'{number:05d}{SUFFIX}': batch for number, batch in enumerate(batches)}
-        for path in make_folder(out / partition).iterdir():
-            if path not in shards:
-                raise UserError(f'{path}: is no shard of these clips at --shard_mb {megabytes}; remove it, or choose '
-                                'another --out')
-    for path, batch in tqdm(shards.items(), unit='shard', dynamic_ncols=True):
-        if not (path.exists() and [(member.name, member.size) for member in members(path)]
-                == [(video.name, video.stat().st_size) for video in batch]):
-            _write(path, batch)
+        videos = _videos(root, partition)
+        if other := next((path for path in (out / partition).glob('*') if path.suffix != SUFFIX), None):
+            raise UserError(f'{other}: is no shard; choose another --out')
+        with written_whole(out / partition, folder=True) as folder:
+            batches = list(_batches(videos, megabytes * 10 ** 6))
+            for number, batch in enumerate(tqdm(batches, unit='shard', dynamic_ncols=True)):
+                _write(folder / f'{number:05d}{SUFFIX}', batch)
+        clips, shards = clips + len(videos), shards + len(batches)
     if (root / MANIFEST).exists():
-        with written_whole(out / MANIFEST) as path:
-            shutil.copyfile(root / MANIFEST, path)
-    return sum(map(len, shards.values())), len(shards)
+        write_bytes(out / MANIFEST, (root / MANIFEST).read_bytes())
+    return clips, shards
 
 
 def _videos(root, partition):
     """Paths of the video files of a partition, in order of their names."""
     paths = clip_paths(root, partition)
-    for name, path in paths.items():
+    for path in paths.values():
         if isinstance(path, Member) or path.is_dir():
             what = 'in a shard already' if isinstance(path, Member) else 'a folder of stills'
             raise UserError(f'{path}: is {what}; shards are made of video files, as --mode prepare --format mp4 makes '
                             'them')
-        try:
-            check_clip_name(name)
-        except ValueError as error:
-            raise UserError(f'{path}: {error}; rename it') from None
     return [paths[name] for name in sorted(paths)]
 
 
@@ -72,7 +61,7 @@ def _batches(videos, limit):
 
 
 def _write(path, videos):
-    with written_whole(path) as unfinished, tarfile.open(unfinished, 'w', format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
         for video in videos:
             entry = tarfile.TarInfo(video.name)      # without owner and date: they are no part of the data
             entry.size = video.stat().st_size

@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     @classmethod
     def parse(cls, text):
-        """Of '3/16', the third of sixteen; UserError for anything else."""
+        """The Part that a text names: '3/16' is the third of sixteen. UserError for anything else."""
         found = re.fullmatch(r'(\d+)/(\d+)', text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UserError(f'--part {text}: expected NUMBER/COUNT, such as 3/16, counted from 1')
@@ -79,13 +79,13 @@ def gather(root):
 
 
 def _known(left_out, settings):
-    """{id: Record} of all finished clips; records of clips that this run leaves out take precedence."""
+    """{id: Record} of all finished clips, overridden by the records `left_out` of clips that this run skips."""
     records = gather(settings.root)
     return records | _too_small(records, settings.min_face) | {record.id: record for record in left_out}
 
 
 def _done(records, root, min_face):
-    """What need not be done again, as sets: (partition, clip id) of clips, (partition, name) of videos."""
+    """The finished work, as two sets: (partition, clip id) of clips, (partition, name) of videos."""
     there = [record for record in records.values() if record.status == OK and (root / record.file).exists()]
     kept = {record.hash for record in there}
     there += [record for record in records.values() if record.status == DUPLICATE and record.hash in kept]
@@ -97,7 +97,7 @@ def _done(records, root, min_face):
 
 
 def _too_small(records, min_face):
-    """{id: Record} of the clips whose crops have too few pixels, whatever the limit of an earlier run was."""
+    """{id: Record} of the clips whose crops are smaller than this run's `min_face`, in pixels."""
     return {record.id: too_small(record, min_face) for record in records.values()
             if record.box is not None and record.crop_side < min_face}
 
@@ -111,7 +111,6 @@ def _undone(job, done_clips, done_videos):
 
 
 def _all_recorded(jobs, records):
-    """Whether every job is finished."""
     sources = {record.source for record in records.values()}
     return all(job.name in sources if job.clips is None else all(clip.id in records for clip in job.clips)
                for job in jobs)
@@ -125,7 +124,7 @@ def taking_part(part, jobs, left_out, settings):
 
     jobs:     of the complete dataset
     left_out: records of clips of the complete dataset that are not to be made
-    settings: ClipSettings, whose `work` is the part's folder
+    settings: DatasetSettings, whose `work` is the part's folder
     Raises UserError if another process makes this part, if parts of another division are running, if the dataset was
     made with other settings, and if `root` cannot be written.
     """

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from support.files import written_whole
+from support.files import write_text
 
 NAME = 'progress.json'
 
@@ -46,8 +46,7 @@ class Progress:
     def _keep(self):
         kept = asdict(self)
         del kept['folder']
-        with written_whole(self.folder / NAME) as path:
-            path.write_text(json.dumps(kept))
+        write_text(self.folder / NAME, json.dumps(kept))
 
     @classmethod
     def read(cls, folder):

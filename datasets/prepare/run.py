@@ -13,12 +13,12 @@ VoxCeleb: Nagrani et al., INTERSPEECH 2017, arXiv 1706.08612. CelebV-HQ: Zhu et 
 import logging
 import os
 import signal
-import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -30,16 +30,16 @@ from datasets.manifest import (
     CLIP_FPS, DUPLICATE, FAILED, LEFT_OUT, OK, PARTITIONS, Record, check_clip_name)
 from datasets.prepare import crops
 from datasets.prepare.download import check_command
-from datasets.prepare.job import ClipSettings, Job, do_job
+from datasets.prepare.job import FORMATS, Job, do_job
 from datasets.prepare.metadata import SOURCES, in_test
 from datasets.prepare.parts import Part, merge, taking_part
 from datasets.video import is_video
 from support import distributed
 from support.errors import UserError
 from support.files import make_folder
+from support.processes import end_with_parent
 
 DATASETS = (*SOURCES, 'folder')
-FORMATS = ('mp4', 'png', 'jpeg')
 CROPS = ('square', 'legacy')
 TEST_ONE_IN = 10                     # of a folder without a split
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """Settings of a dataset to be made.
+    """Settings of a dataset to be made, or of the part that is made here.
 
     dataset:            one of DATASETS
     root:               its folder
@@ -60,6 +60,8 @@ class DatasetSettings:
     command:            yt-dlp and its options, to download missing videos; None: no downloads
     keep_shared_people: keep test clips of people who are in training too
     min_face:           leave out clips whose crop has a shorter side, in pixels of the video
+    rule:               of `crop`: (box, frame size) in pixels -> integer box; set by `prepare`
+    work:               folder of the part, for its manifest and unfinished clips; set by `prepare`
     """
     dataset: str
     root: Path
@@ -71,9 +73,10 @@ class DatasetSettings:
     command: tuple[str, ...] | None = None
     keep_shared_people: bool = False
     min_face: int = 0
+    rule: Callable | None = None
+    work: Path | None = None
 
     def check(self):
-        """UserError for settings that do not go together, or name missing files."""
         for name, known in (('dataset', DATASETS), ('crop', CROPS), ('format', FORMATS)):
             if getattr(self, name) not in known:
                 raise UserError(f'--{name} {getattr(self, name)}: expected one of {", ".join(known)}')
@@ -118,8 +121,7 @@ def prepare(options, workers=1, part=Part()):
     distributed.check_shared(make_folder(options.root))
     distributed.agree({'videos to prepare': distributed.digest([job.name for job in jobs])})
     part = part.divided(distributed.rank(), distributed.world())
-    settings = ClipSettings(options.root, part.folder(options.root), options.videos, crop, rule,
-                            options.size, options.format, options.command, options.min_face)
+    settings = replace(options, crop=crop, rule=rule, work=part.folder(options.root))
 
     with taking_part(part, jobs, left_out, settings) as (todo, progress):
         _run(todo, settings, workers, progress)
@@ -267,7 +269,7 @@ def _run(jobs, settings, workers, progress):
 def _follow_parent():
     """End a worker process immediately when it is interrupted, and when its parent ends."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
 
 
 # ---------------------------------------------------------------------------- summary

@@ -17,15 +17,12 @@ from datasets.constant_rate import frames_at, indices_at
 from datasets.face_crop import Square, square_around
 from datasets.face_tracker import FaceDetector, overlap
 from datasets.manifest import CLIP_FPS
+from datasets.prepare.metadata import NoClip
 
 MIN_FRAMES, MAX_FRAMES = 64, 1024    # of a clip, as in VoxCeleb
 STAYS = 0.25                         # least overlap of a face with its first place, as in VoxCeleb
 SEARCH_EVERY = 5                     # frames between searches for the face
 MAX_MISSES = 2                       # searches in a row that may miss the face
-
-
-class NoClip(Exception):
-    """A video has no usable clip of a head; the message is one line with the reason."""
 
 
 class Head(NamedTuple):

@@ -47,7 +47,7 @@ def state_at(seed: int, time: float) -> HeadState:
 
 
 def _sway(rng, time, slow, fast):
-    """About [-1, 1]: five slow waves; frequencies in Hz, the fast ones small."""
+    """Sum of five sine waves between `slow` and `fast` Hz, smaller for higher frequencies; mostly in [-1, 1]."""
     frequency = np.geomspace(slow, fast, 5) * rng.uniform(0.8, 1.25, 5)
     size = frequency ** -0.6
     return 1.25 * np.sum(size * np.sin(2 * np.pi * (frequency * time + rng.uniform(0, 1, 5)))) / size.sum() * 1.25
@@ -64,7 +64,7 @@ def _talk(rng, time):
 
 
 def _lids(rng, time, gaze_y):
-    """Lid closure in [0, 1]: a blink of 0.3 s every 1.5 to 4 s; in between, lids follow the gaze down, and tire.
+    """Lid closure in [0, 1]: a blink of 0.3 s every 1.5 to 4 s; in between, lids drift and follow the gaze down.
 
     People who talk blink some 26 times a minute: Bentivoglio et al. 1997, https://doi.org/10.1002/mds.870120629
     """
@@ -76,7 +76,7 @@ def _lids(rng, time, gaze_y):
 
 
 def any_state(seed: int) -> HeadState:
-    """A pose and an expression drawn from `seed`, each part evenly over its range: what motion rarely shows, too.
+    """A pose and an expression drawn from `seed`, each part uniformly from its range, beyond what `motion` shows.
 
     Lids, a third of the time each: open, closed, anything between. The mouth: closed, or open by any amount.
     """

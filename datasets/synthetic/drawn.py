@@ -13,13 +13,13 @@ LIMIT = 256 * 2 ** 20          # of each process; at 64 px the 256 people that t
 
 
 class Drawn:
-    """Results of functions, at most `limit` bytes of arrays in all; the last one is always kept."""
+    """Least-recently-used cache of functions' results: at most `limit` bytes of arrays, or the last result alone."""
 
     def __init__(self, limit):
         self.limit, self.bytes, self._results, self._lock = limit, 0, OrderedDict(), Lock()
 
     def __call__(self, function):
-        """The function, of hashable arguments, computed once as long as its result is kept."""
+        """Decorator: the function, of hashable arguments, with its results cached."""
         @wraps(function)
         def kept(*arguments):
             key = function, arguments

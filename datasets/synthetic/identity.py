@@ -188,7 +188,7 @@ def _sample_appearance(rng) -> Appearance:
 
 
 def _about(rng, mean, sigma):
-    """Normal, but never further than two sigma: no monsters."""
+    """A normal random number, clipped at two sigma."""
     return float(mean + sigma * np.clip(rng.normal(), -2, 2))
 
 

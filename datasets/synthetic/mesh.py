@@ -27,7 +27,10 @@ LANDMARK_NAMES = (
     'nose_bridge', 'nose_tip', 'nose_left', 'nose_right', 'nose_base',
     'mouth_left', 'mouth_right', 'upper_lip_top', 'upper_lip', 'lower_lip', 'lower_lip_bottom', 'chin',
     'left_cheek', 'right_cheek', 'left_jaw', 'right_jaw', 'forehead',
-    'left_lid_upper', 'left_lid_lower', 'right_lid_upper', 'right_lid_lower')
+    'left_lid_upper', 'left_lid_lower', 'right_lid_upper', 'right_lid_lower',
+    'left_temple', 'right_temple', 'left_ear', 'right_ear', 'left_jaw_corner', 'right_jaw_corner',
+    'upper_lip_left', 'upper_lip_right', 'lower_lip_left', 'lower_lip_right',
+    'lower_lip_bottom_left', 'lower_lip_bottom_right')
 
 
 class Mesh(NamedTuple):
@@ -232,7 +235,7 @@ def _join(a: Appearance, grids) -> Mesh:
             kind.append(_kind(a, surface[-1][corners]))
             first += grid.rigid.size
     head = grids[0]
-    vertices, weights = zip(*(_locate(head, u, v) for u, v in landmark_positions(a, head)))
+    vertices, weights = zip(*(_locate(head, u, v) for u, v in landmark_positions(a)))
     to = lambda arrays, dtype, axis=0: np.ascontiguousarray(np.concatenate(arrays, axis).astype(dtype))
     return Mesh(to(shapes, np.float32, 1), to(rigid, np.float32), to(surface, np.float32), to(triangles, np.intp),
                 to(part, np.uint8), to(kind, np.uint8), np.array(vertices), np.array(weights, np.float32))
@@ -273,7 +276,7 @@ def _kind(a: Appearance, surface):
 
 # ---- landmarks
 
-def landmark_positions(a: Appearance, head: Grid):
+def landmark_positions(a: Appearance):
     """Surface coordinates (u, v) of LANDMARK_NAMES; pupils at rest, lids at the middle of the eye."""
     tip, out, inn = nose_tip(a), a.eye_x + a.eye_width, a.eye_x - a.eye_width
     tilt = a.eye_tilt * a.eye_width
@@ -282,19 +285,25 @@ def landmark_positions(a: Appearance, head: Grid):
             'brow_outer': (0.43, a.brow_y), 'brow_middle': (0.28, a.brow_y + a.brow_arch),
             'brow_inner': (0.12, a.brow_y),
             'cheek': (0.40, -0.22), 'jaw': (0.40, -0.72), 'nose': (0.11 * a.nose_width, tip - 0.045),
-            'mouth': (a.mouth_width, a.mouth_y)}
+            'mouth': (a.mouth_width, a.mouth_y), 'upper_lip': (0.5 * a.mouth_width, a.mouth_y),
+            'lower_lip': (0.5 * a.mouth_width, a.mouth_y),
+            'lower_lip_bottom': (0.35 * a.mouth_width, a.mouth_y - 0.9 * a.lip_lower)}
+    edge = {'temple': (0.21, 0.05), 'ear': (0.19, -0.25), 'jaw_corner': (0.20, -0.65)}      # column and height
     middle = {'nose_bridge': (a.eye_y, 0), 'nose_tip': (tip, 0), 'nose_base': (tip - 0.12, 0), 'chin': (-0.93, 0),
               'forehead': (0.48, 0),
               'upper_lip_top': (a.mouth_y + a.lip_upper, 0), 'upper_lip': (a.mouth_y, 0), 'lower_lip': (a.mouth_y, 1),
               'lower_lip_bottom': (a.mouth_y - a.lip_lower, 1)}
     for name in LANDMARK_NAMES:
+        key = name.replace('left_', '').replace('right_', '').replace('_left', '').replace('_right', '')
         if name in middle:
             y, slit = middle[name]
             yield 0.5, _row_of(a, y, slit)
+        elif key in edge:
+            u, y = edge[key]
+            yield u if 'left' in name else 1 - u, _row_of(a, y, 0)
         else:
-            key = name.replace('left_', '').replace('right_', '').replace('_left', '').replace('_right', '')
             x, y = left[key]
-            v = _row_of(a, y, 0)
+            v = _row_of(a, y, 1 if 'lower_lip' in key else 0)
             yield _column_of(a, -x if 'left' in name else x, head_height(v, a.mouth_y)), v
 
 

@@ -9,7 +9,7 @@ from datasets.synthetic.drawn import drawn_once
 from datasets.synthetic.identity import Appearance, Backdrop
 from datasets.synthetic.mesh import PARTS
 from datasets.synthetic.shape import (JAW_DROP, body_loft, bump, curve, hairline, head_angle, head_height, head_loft,
-                                      lip_profile, nose_tip, slit_position, smoothstep)
+                                      lip_profile, nose_tip, smoothstep)
 
 # Height of a part's texture over its width.
 SHARE = {'head': 1.0, 'body': 0.5, 'ear': 0.125, 'curtain': 0.5, 'glasses': 0.0625}
@@ -44,7 +44,7 @@ def _between(lattice, position, axis):
 
 
 class Canvas:
-    """Colour (H, W, 3) and gloss (H, W) under the brush."""
+    """A texture being painted: colour (H, W, 3) and gloss (H, W)."""
 
     def __init__(self, u, v, colour, gloss):
         shape = np.broadcast_shapes(u.shape, v.shape)
@@ -105,7 +105,7 @@ def _downsampled(paint, a, width, height):
 
 def _paint_head(a: Appearance, u, v):
     noise = Noise([a.texture_seed, 1], u, v)
-    y, angle, slit = head_height(v, a.mouth_y), head_angle(u), slit_position(v)
+    y, angle = head_height(v, a.mouth_y), head_angle(u)
     x = head_loft(a, y, angle)[0]
     front = (np.cos(angle) > 0).astype(np.float32)
     canvas = Canvas(u, v, a.skin, 0.22)
@@ -113,10 +113,10 @@ def _paint_head(a: Appearance, u, v):
     _paint_relief(canvas, a, x, y, front)
     if a.beard:
         _paint_beard(canvas, a, noise, x, y, angle)
-    _paint_lips(canvas, a, noise, x, y, slit, front)
+    _paint_lips(canvas, a, noise, x, y, front)
     _paint_brows(canvas, a, noise, x, y, front)
     if a.hair_style != 'bald':
-        _paint_scalp(canvas, a, noise, u, y, angle)
+        _paint_scalp(canvas, a, noise, y, angle)
     return canvas
 
 
@@ -135,7 +135,7 @@ def _paint_complexion(canvas, a, noise, x, y, front):
 
 
 def _paint_relief(canvas, a, x, y, front):
-    """What little light reaches: sockets, nostrils, folds, the underside of the jaw."""
+    """Darken what little light reaches: sockets, nostrils, folds, the underside of the jaw."""
     side, tip = np.abs(x), nose_tip(a)
     socket = (0.20 * bump(side, y, a.eye_x - 0.03, a.eye_y + 0.04, 0.16, 0.10)
               + 0.10 * bump(side, y, a.eye_x - 0.02, a.eye_y - 0.12, 0.12, 0.04))
@@ -165,7 +165,7 @@ def _paint_beard(canvas, a, noise, x, y, angle):
     canvas.cover(np.asarray(a.hair) * 0.85, np.clip(a.beard * jaw * philtrum * bare_chin * strand, 0, 0.97), gloss=0.08)
 
 
-def _paint_lips(canvas, a, noise, x, y, slit, front):
+def _paint_lips(canvas, a, noise, x, y, front):
     across = np.clip(1 - (x / (1.02 * a.mouth_width)) ** 2, 0, 1)
     bow = 1 - 0.28 * np.exp(-(x / 0.03) ** 2)
     upper = a.mouth_y + a.lip_upper * across ** 0.8 * bow
@@ -192,7 +192,7 @@ def _paint_brows(canvas, a, noise, x, y, front):
     canvas.cover(np.asarray(a.hair) * 0.7, np.clip(0.95 * brow, 0, 1), gloss=0.05)
 
 
-def _paint_scalp(canvas, a, noise, u, y, angle):
+def _paint_scalp(canvas, a, noise, y, angle):
     bend = 0.010 * noise(9, 7) * (1 + 2 * a.hair_wave) + 0.05 * a.parting * smoothstep(0.5, 1.0, y)
     ragged = noise.strands(150, bend) * 0.05 + noise.strands(60, bend) * 0.04
     wide = 0.5 if a.hair_style in ('buzz', 'short') else 0.25
@@ -288,7 +288,7 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
         out = out * (1 - a.lid_shade * within * np.exp(-((ey - 0.8 * rest) / 0.4) ** 2))[:, None]
 
     # The ball: white, shaded by the lid above it; iris, pupil and two lights.
-    px, py = pupil_position(a, state)
+    px, py = pupil_position(state)
     dx, dy = ex - side * px, ey - py
     radius = np.hypot(dx, dy)
     ball = np.empty_like(skin)
@@ -330,13 +330,13 @@ def eye_lids(a: Appearance, state, ex):
     return upper + blink * (closed - upper), lower
 
 
-def pupil_position(a: Appearance, state):
-    """Of the right eye, in units of the eye's half width; the left eye mirrors x."""
+def pupil_position(state):
+    """(x, y) of the right eye's pupil, in units of the eye's half width; the left eye mirrors x."""
     return 0.42 * state.gaze_x, 0.04 + 0.20 * state.gaze_y
 
 
 def paint_mouth(a: Appearance, state, x, slit, blur):
-    """The open mouth (N, 4) at face positions x and depth `slit` (N,) between the lips."""
+    """Colour and gloss (N, 4) of the open mouth at face positions x and `slit`, 0 (upper lip) to 1 (lower lip)."""
     gap = JAW_DROP * 1.13 * state.jaw * lip_profile(a, x)
     from_top, from_bottom = slit * gap, (1 - slit) * gap
     soft = 0.6 * blur + 0.004

@@ -321,7 +321,7 @@ def _eye_shift(identity, state, size):
     to_pixels = _eye_to_pixels(a, state, size)
     upper, lower = (float(height) for height in eye_lids(a, state, np.float32(0)))
     shift = np.zeros((len(LANDMARK_NAMES), 2), np.float32)
-    for name, place in (('pupil', pupil_position(a, state)), ('lid_upper', (0, upper)), ('lid_lower', (0, lower))):
+    for name, place in (('pupil', pupil_position(state)), ('lid_upper', (0, upper)), ('lid_lower', (0, lower))):
         for side in ('left', 'right'):
             shift[LANDMARK_NAMES.index(f'{side}_{name}')] = to_pixels @ np.float32(place)
     return shift
@@ -384,7 +384,7 @@ def _eye_flow(a, source, driving, face, size):
     """Extra flow (N, 2), pixels, of the eyeball at face positions (N, 2); whether both show the same, ball or lid."""
     ex = (np.abs(face[:, 0]) - a.eye_x) / a.eye_width
     ey = (face[:, 1] - a.eye_y) / a.eye_width - a.eye_tilt * ex
-    moved = np.float32(pupil_position(a, source)) - np.float32(pupil_position(a, driving))
+    moved = np.float32(pupil_position(source)) - np.float32(pupil_position(driving))
     lid, lower = eye_lids(a, driving, ex)
     ball = (ey < lid) & (ey > lower)
     ex, ey = ex + np.sign(face[:, 0]) * moved[0] * ball, ey + moved[1] * ball

@@ -42,14 +42,14 @@ def bump(x, y, cx, cy, sx, sy):
 
 
 def signed_power(x, exponent):
-    """Of sine and cosine it makes superellipses: Barr, "Superquadrics", IEEE CG&A 1981."""
+    """sign(x) |x|^exponent; of cosine and sine, a superellipse (Barr, "Superquadrics", IEEE CG&A 1981)."""
     return np.sign(x) * np.abs(x) ** exponent
 
 
 # ---- surface coordinates of the head
 
 def _inverse_cdf(low, high, density):
-    """Places that follow a density: https://en.wikipedia.org/wiki/Inverse_transform_sampling."""
+    """Inverse CDF of a density on [low, high], as (probabilities, positions) for np.interp."""
     grid = np.linspace(low, high, 2001)
     mass = np.cumsum(density(grid))
     return (mass - mass[0]) / (mass[-1] - mass[0]), grid

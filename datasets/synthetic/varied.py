@@ -1,6 +1,6 @@
 """Training pairs of synthetic heads with landmarks, and with varied background, light, camera and image quality.
 
-Models that train on drawn heads carry over to real faces where everything but the face varies more than it does in
+Models trained on synthetic heads transfer to real faces where everything but the face varies more than it does in
 reality: domain randomisation (Tobin et al., IROS 2017, arXiv 1703.06907; Wood et al., ICCV 2021, Sec. 3).
 """
 
@@ -16,7 +16,7 @@ from datasets.synthetic.renderer import render
 from support.files import make_folder
 
 
-UNCERTAINTY = 0.008        # largest standard deviation of landmarks, in [-1, 1]: detected ones are not exact
+UNCERTAINTY = 0.002        # largest standard deviation of landmarks, in [-1, 1]: detected ones are not exact
 
 
 class VariedPairs:
@@ -90,7 +90,7 @@ def _cutout(clip, index):
 # ---- what varies
 
 def alike(clip, first, second, rng):
-    """Indices of two frames: most often `second` gives way to the one of four others whose pose is nearest to `first`.
+    """Indices of two frames: with probability 0.75, `second` becomes the one of four whose pose is nearest `first`.
 
     Frames of arbitrary poses differ more than those of a video, so that expressions would count little.
     """
@@ -117,7 +117,7 @@ def varied(cutouts, landmarks, rng):
 
 
 def _moved(image, landmarks, rng):
-    """The cutouts (2, 4, H, W) turned, stretched and shifted: all by the camera, each a little more by itself.
+    """Random affine warp of the cutouts (2, 4, H, W): one of the camera for both, often a smaller one of each.
 
     Below the cutout, the shoulders continue.
     """

@@ -1,4 +1,4 @@
-"""Answers of a user study: read from participants' files, validated against the study's key, and counted.
+"""Answers of a user study: read from participants' files and validated against the study's key.
 
 A file is accepted as a whole, or rejected with one line that gives the reason.
 """
@@ -108,41 +108,13 @@ def _read_json(path):
         raise UserError(f'{path}: is not readable JSON ({error})') from error
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The answers to one question, without attention checks.
-
-    beats:  (participants, pairs, M, M), how often the row's method was ranked before the column's
-    first:  (participants, pairs, M), how often a method was ranked first
-    shown:  (participants, pairs, M), how often it was shown
-    ranks:  (participants, units), from 1 for the best, NaN where a unit was not shown; a unit is a method on a pair, in
-            the pairwise design against one other method
-    """
-    beats: np.ndarray
-    first: np.ndarray
-    shown: np.ndarray
-    ranks: np.ndarray
-
-
-def count(participants, key, question):
-    """Counts of one question over a list of Participant."""
+def ranks_of(participants, key, question):
+    """(participants, pairs, methods): the rank that each gave each method, from 1 for the best, without checks."""
     methods = {method: i for i, method in enumerate(key['methods'])}
     pairs = {pair['name']: i for i, pair in enumerate(key['pairs'])}
-    beats = np.zeros((len(participants), len(pairs), len(methods), len(methods)), np.int64)
-    first, shown = (np.zeros(beats.shape[:3], np.int64) for _ in range(2))
-    units = {}
+    ranks = np.zeros((len(participants), len(pairs), len(methods)), int)
     for i, participant in enumerate(participants):
         for pair, orders in participant.trials:
-            if None in orders[question]:
-                continue
-            order = [methods[method] for method in orders[question]]
-            p = pairs[pair]
-            first[i, p, order[0]] += 1
-            shown[i, p, order] += 1
-            for rank, method in enumerate(order, 1):
-                beats[i, p, method, order[rank:]] += 1
-                units.setdefault((p, *sorted(order), method), {})[i] = rank
-    ranks = np.full((len(participants), len(units)), np.nan)
-    for unit, answers in enumerate(units.values()):
-        ranks[list(answers), unit] = list(answers.values())
-    return Counts(beats, first, shown, ranks)
+            if None not in orders[question]:
+                ranks[i, pairs[pair], [methods[method] for method in orders[question]]] = range(1, len(methods) + 1)
+    return ranks

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Mapping
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from datasets.still import resized
 from datasets.video_writer import VideoWriter
-from evaluation.study.schedule import DESIGNS, all_comparisons, draw_checks, draw_schedules
+from evaluation.study.schedule import draw_checks, draw_schedules
 from evaluation.videos import at_rate, check_length, find_videos, pair_name, seconds
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_text, written_whole
 from support.pages import fill
 from visualizer import save_png
 
@@ -44,19 +44,15 @@ HOLD = 4               # frames for which it shows a moment before it jumps to a
 class StudyJob:
     """The parts of a study.
 
-    out:         its folder
-    cases:       tuple of evaluation.cases.Case: first frames and the clips that they follow
-    methods:     {name of the method: folder with a video or frame folder for each pair}
-    design:      'ranking': all methods at once; 'pairwise': two at a time
-    comparisons: pairwise: number per participant; None for all
-    checks:      number of attention checks
-    seed:        of orders, sides and the choice of checks
+    out:     its folder
+    cases:   tuple of evaluation.cases.Case: first frames and the clips that they follow
+    methods: {name of the method: folder with a video or frame folder for each pair}
+    checks:  number of attention checks
+    seed:    of orders, positions and the choice of checks
     """
     out: Path
     cases: tuple
     methods: Mapping[str, Path]
-    design: str = 'ranking'
-    comparisons: int | None = None
     checks: int = 2
     seed: int = 0
 
@@ -67,14 +63,8 @@ class StudyJob:
             raise UserError(f'a study compares at least 2 methods, this one has {num_methods}')
         if not num_pairs or max(names.values()) > 1:
             raise UserError(f'a study needs pairs of different names; given: {", ".join(names) or "none"}')
-        if self.design not in DESIGNS:
-            raise UserError(f'unknown study design {self.design!r}; expected {" or ".join(DESIGNS)}')
         if not 0 <= self.checks <= num_pairs:
             raise UserError(f'{self.checks} attention checks: must be from 0 to {num_pairs}, one per pair')
-        most = len(all_comparisons(num_methods, num_pairs))
-        if self.comparisons is not None and (self.design != 'pairwise' or not 0 < self.comparisons <= most):
-            raise UserError(f'{self.comparisons} comparisons: only for the pairwise design, from 1 to {most} '
-                            f'({num_methods} methods, {num_pairs} pairs)')
 
 
 def build(job):
@@ -91,13 +81,11 @@ def build(job):
     with written_whole(page, folder=True) as unfinished:
         key = _write_media(job, videos, make_folder(unfinished / 'media'))
         _write_page(key, unfinished / 'study.html')
-        with written_whole(out / 'key.json') as path:
-            path.write_text(json.dumps(key, indent=1), encoding='utf-8')
+        write_text(out / 'key.json', json.dumps(key, indent=1))
     return page / 'study.html'
 
 
 def check_new(out):
-    """Raise UserError where the folder contains a study."""
     if (out / 'page').exists() or (out / 'key.json').exists():
         raise UserError(f'{out}: contains a study, whose answers can only be read with its key; '
                         'choose another folder, or remove this one')
@@ -133,12 +121,11 @@ def _write_media(job, videos, media):
         pairs.append({'name': pair, 'source': source, 'driver': driver, 'options': sorted(owner.values())})
         owners.append(owner)
 
-    trials = draw_schedules(len(methods), len(pairs), checks, design=job.design, comparisons=job.comparisons,
-                            seed=job.seed)
+    trials = draw_schedules(len(methods), len(pairs), checks, job.seed)
     names = [*methods, None]           # numbered as in Trial: the broken video last
     schedules = [[[trial.pair, [pairs[trial.pair]['options'].index(owners[trial.pair][names[option]])
                                 for option in trial.options]] for trial in row] for row in trials]
-    key = {'format': FORMAT, 'design': job.design, 'methods': methods, 'pairs': pairs, 'schedules': schedules,
+    key = {'format': FORMAT, 'methods': methods, 'pairs': pairs, 'schedules': schedules,
            'owners': {name: method for owner in owners for method, name in owner.items()}, 'salt': salt}
     return {'study': hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12], **key}
 
@@ -171,17 +158,14 @@ def _write(path, frames, fps, height, width=None):
 
 def _resized(frame, height, width=None):
     """The frame at this height, and at this width or the proportional one."""
-    width = width or max(round(frame.shape[1] * height / frame.shape[0]), 1)
-    if frame.shape[:2] == (height, width):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    return resized(frame, (height, width or max(round(frame.shape[1] * height / frame.shape[0]), 1)))
 
 
 # ---------------------------------------------------------------------------- the page
 
 def _write_page(key, path):
     """Write the page, with file names and schedules but without names of methods."""
-    shown = {'format': key['format'], 'study': key['study'], 'design': key['design'], 'questions': QUESTIONS,
+    shown = {'format': key['format'], 'study': key['study'], 'questions': QUESTIONS,
              'pairs': [{name: pair[name] for name in ('source', 'driver', 'options')} for pair in key['pairs']],
              'schedules': key['schedules']}
     path.write_text(fill(Path(__file__).with_name('page.html.j2'), study=shown), encoding='utf-8')

@@ -8,12 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from evaluation.study.answers import count, read_key, read_participants
+from evaluation.study.answers import ranks_of, read_key, read_participants
 from evaluation.study.build import QUESTIONS
-from evaluation.study.statistics import (
-    RESAMPLES, bradley_terry, interval, krippendorff_alpha, resample, shares, two_methods, weighted_sum)
+from evaluation.study.statistics import RESAMPLES, krippendorff_alpha, share_intervals
 from support.errors import UserError
-from support.files import write_picture, written_whole
+from support.files import encoded, write_bytes, write_text
 from support.pages import fill
 
 COLOURS = ('#0b6e75', '#e0912f', '#7a8b99', '#a63d57', '#5b7f3a', '#6a5aa8', '#c9b037', '#3f6fb5')
@@ -40,46 +39,29 @@ def collect(folder, answers, seed=0):
         log.warning('%d of %d participants failed an attention check and are excluded: %s',
                     len(excluded), len(everybody), ', '.join(excluded))
     report = {
-        'study': key['study'], 'design': key['design'], 'methods': key['methods'],
+        'study': key['study'], 'methods': key['methods'],
         'pairs': [pair['name'] for pair in key['pairs']], 'participants': [participant.name for participant in kept],
         'excluded': excluded, 'bootstrap': {'resamples': RESAMPLES, 'seed': seed},
-        'questions': {question: analyse(count(kept, key, question), key, seed) for question in QUESTIONS},
+        'questions': {question: analyse(ranks_of(kept, key, question), key['methods'], seed) for question in QUESTIONS},
     }
-    with written_whole(folder / 'study.json') as path:
-        path.write_text(json.dumps(report, indent=1), encoding='utf-8')
-    with written_whole(folder / 'study.md') as path:
-        path.write_text(as_markdown(report), encoding='utf-8')
-    with written_whole(folder / 'study.png') as path:
-        write_picture(path, draw_chart(report).savefig, format='png', dpi=200)
+    write_text(folder / 'study.json', json.dumps(report, indent=1))
+    write_text(folder / 'study.md', as_markdown(report))
+    write_bytes(folder / 'study.png', encoded(draw_chart(report).savefig, format='png', dpi=200))
     return report
 
 
-def analyse(counts, key, seed):
-    """All statistics of one question, from its Counts."""
-    weights = resample(*counts.first.shape[:2], seed)
-    preferred = shares(counts.first.sum((0, 1)), counts.shown.sum((0, 1)))
-    low, high = interval(shares(weighted_sum(counts.first, weights), weighted_sum(counts.shown, weights)))
-    strength = bradley_terry(counts.beats.sum((0, 1)))
-    weakest, strongest = interval(bradley_terry(weighted_sum(counts.beats, weights)))
-    methods = {}
-    for i, method in enumerate(key['methods']):
-        methods[method] = {
-            'first': int(counts.first[..., i].sum()), 'shown': int(counts.shown[..., i].sum()),
-            'share': _finite(preferred[i]), 'interval': [_finite(low[i]), _finite(high[i])],
-            'bradley_terry': float(strength[i]), 'bradley_terry_interval': [float(weakest[i]), float(strongest[i])]}
-        if key['design'] == 'ranking':
-            methods[method]['mean_rank'] = float(1 + counts.beats[..., i].sum() / counts.shown[..., i].sum())
-    return {'methods': methods, 'wins': counts.beats.sum((0, 1)).tolist(),
-            'krippendorff_alpha': krippendorff_alpha(counts.ranks),
-            'binomial': two_methods(counts.beats) if len(methods) == 2 else None}
-
-
-def _finite(value):
-    return float(value) if np.isfinite(value) else None
+def analyse(ranks, methods, seed):
+    """All statistics of one question, from its ranks (participants, pairs, methods)."""
+    low, high = share_intervals(ranks, seed)
+    scores = {}
+    for i, method in enumerate(methods):
+        first = ranks[..., i] == 1
+        scores[method] = {'first': int(first.sum()), 'shown': first.size, 'share': float(first.mean()),
+                          'interval': [float(low[i]), float(high[i])], 'mean_rank': float(ranks[..., i].mean())}
+    return {'methods': scores, 'krippendorff_alpha': krippendorff_alpha(ranks.reshape(len(ranks), -1))}
 
 
 def as_markdown(report):
-    """The report as Markdown: shares, strengths or the binomial test, agreement, and definitions."""
     return fill(Path(__file__).with_name('study.md.j2'), **report)
 
 
@@ -93,9 +75,8 @@ def draw_chart(report):
     width, highest = 0.82 / len(methods), 0
     for i, method in enumerate(methods):
         scores = [question['methods'][method] for question in questions.values()]
-        share = np.array([score['share'] or 0 for score in scores])
-        low, high = np.array([[share[n] if end is None else end for end in score['interval']]
-                              for n, score in enumerate(scores)]).T
+        share = np.array([score['share'] for score in scores])
+        low, high = np.array([score['interval'] for score in scores]).T
         at = np.arange(len(questions)) + (i - (len(methods) - 1) / 2) * width
         axes.bar(at, share, width * 0.9, label=method, color=COLOURS[i % len(COLOURS)],
                  yerr=np.maximum([share - low, high - share], 0),

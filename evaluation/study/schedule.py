@@ -1,9 +1,7 @@
-"""Balanced schedules of a user study: which participant sees which videos, in which order and on which side.
+"""Balanced schedules of a user study: which participant sees which pairs, and the methods in which positions.
 
-Ranking: a trial shows all methods on one pair. Positions follow a Williams design: within each block of participants,
-every method has every position on every pair, and every other method as its left neighbour, equally often.
-Pairwise: a trial shows two methods on one pair. Comparisons are assigned in a cycle: their numbers differ by at most
-one, and each changes sides every time.
+A trial shows all methods on one pair. Positions follow a Williams design: within each block of participants, every
+method has every position on every pair, and every other method as its left neighbour, equally often.
 
 An attention check is a trial in which a clearly broken video replaces one method.
 
@@ -11,11 +9,9 @@ E. J. Williams, Experimental designs balanced for the estimation of residual eff
 """
 
 import random
-from itertools import combinations
 from typing import NamedTuple
 
 PARTICIPANTS = 120       # schedules; participant N has schedule N mod 120
-DESIGNS = ('ranking', 'pairwise')
 
 
 class Trial(NamedTuple):
@@ -43,58 +39,25 @@ def draw_checks(num_pairs, num_checks, seed):
     return random.Random(f'{seed}/checks').sample(range(num_pairs), num_checks)
 
 
-def draw_schedules(num_methods, num_pairs, check_pairs, *, design, comparisons=None, seed=0):
-    """The trials of every participant, in order.
+def draw_schedules(num_methods, num_pairs, check_pairs, seed=0):
+    """The trials of every participant, in order: PARTICIPANTS lists of Trial.
 
     check_pairs: numbers of the pairs with an attention check, all different
-    design:      'ranking' or 'pairwise'
-    comparisons: pairwise: number per participant, without checks; None for all
-    returns:     PARTICIPANTS lists of Trial
     """
-    schedules = []
+    square, schedules = williams_square(num_methods), []
     for participant in range(PARTICIPANTS):
+        methods = list(range(num_methods))
+        random.Random(f'{seed}/methods/{participant // len(square)}').shuffle(methods)      # again for every block
+        trials = [Trial(pair, tuple(methods[i] for i in square[(participant + pair) % len(square)]))
+                  for pair in range(num_pairs)]
         rng = random.Random(f'{seed}/{participant}')
-        trials = (_rankings(participant, num_methods, num_pairs, seed) if design == 'ranking' else
-                  _comparisons(participant, num_methods, num_pairs, comparisons, seed))
-        checks = [_check(participant, number, pair, num_methods, design, rng)
-                  for number, pair in enumerate(check_pairs)]
+        checks = []
+        for number, pair in enumerate(check_pairs):      # the broken video's position alternates
+            options = rng.sample(range(num_methods), num_methods)
+            options[(participant + number) % num_methods] = num_methods
+            checks.append(Trial(pair, tuple(options)))
         schedules.append(_in_random_order(trials, checks, rng))
     return schedules
-
-
-def all_comparisons(num_methods, num_pairs):
-    """Every (pair, method, other method), ordered so that each run of `num_pairs` has all pairs and mixed methods."""
-    couples = list(combinations(range(num_methods), 2))
-    return [(pair, *couples[(turn + pair) % len(couples)]) for turn in range(len(couples)) for pair in range(num_pairs)]
-
-
-def _rankings(participant, num_methods, num_pairs, seed):
-    square = williams_square(num_methods)
-    methods = list(range(num_methods))
-    random.Random(f'{seed}/methods/{participant // len(square)}').shuffle(methods)      # again for every block
-    return [Trial(pair, tuple(methods[i] for i in square[(participant + pair) % len(square)]))
-            for pair in range(num_pairs)]
-
-
-def _comparisons(participant, num_methods, num_pairs, count, seed):
-    every = all_comparisons(num_methods, num_pairs)
-    count = count or len(every)
-    first_sides = random.Random(f'{seed}/sides').choices((0, 1), k=num_methods ** 2)
-    trials = []
-    for position in range(participant * count, (participant + 1) * count):
-        pair, left, right = every[position % len(every)]
-        showing = position // len(every)
-        swapped = (showing + pair + first_sides[left * num_methods + right]) % 2
-        trials.append(Trial(pair, (right, left) if swapped else (left, right)))
-    return trials
-
-
-def _check(participant, number, pair, num_methods, design, rng):
-    """A check; the broken video's position, and the method that it is shown with, alternate."""
-    turn = participant + number
-    options = rng.sample(range(num_methods), num_methods) if design == 'ranking' else 2 * [turn // 2 % num_methods]
-    options[turn % len(options)] = num_methods
-    return Trial(pair, tuple(options))
 
 
 def _in_random_order(trials, checks, rng):

@@ -8,7 +8,7 @@ import time
 import torch
 
 from modules import memory
-from modules.build import WIDTHS, build_discriminator, build_model
+from modules.build import build_discriminator, build_model
 from modules.objective import needs_discriminator
 from support import hardware
 from support.errors import UserError
@@ -18,7 +18,7 @@ USUAL_SIZES = 32, 64, 128, 256, 512
 
 
 def check_config(case):
-    """Reads the config; everything after it needs one."""
+    """Load the config, which all later checks need, into `case.config`."""
     try:
         case.config = case.load()
     except UserError as error:
@@ -42,7 +42,7 @@ def check_config(case):
 
 
 def check_networks(case):
-    """One forward pass, without numbers: image, flow, window and hourglass sizes fit together, or they do not."""
+    """Check that image, flow, window and hourglass sizes fit together, by a training step on meta tensors."""
     try:
         case.memory = memory.step_memory(case.config, case.part, case.gpus)
     except (RuntimeError, ValueError) as error:
@@ -103,7 +103,7 @@ def check_memory(case):
     elif case.device.type == 'cuda':
         limit, where = torch.cuda.mem_get_info(case.device)[0], torch.cuda.get_device_name(case.device)
     else:
-        limit, where = hardware.available_memory(), 'main memory'
+        limit, where = memory.room(case.config.train_params), 'main memory'
     what = (f'a training step on {case.part} pair(s) at once takes about {case.memory} in '
             f'{case.config.train_params.precision}')
     if limit is None:
@@ -119,12 +119,10 @@ def _plan(case, limit, where, what):
     """What fits `limit` bytes per device, as values to paste."""
     fits = case.memory.total <= limit
     fitting = memory.fitting_settings(case.config, limit, case.gpus)
-    options = ['--set ' + ' '.join(f'train_params.{key}={value}' for key, value in settings.items())
-               for settings, _ in fitting]
-    todo = ' or '.join(options) or f'not even one pair fits: lower model_params.image_size, {WIDTHS}'
-    yield Finding(OK if fits else BLOCKS, f'{what}, {limit / GIB:.1f} GiB are there', where, '' if fits else todo)
-    for option, (_, needed) in zip(options, fitting):
-        yield Finding(OK, f'{option}: {needed}', where)
+    todo = ' or '.join(memory.as_flags(settings) for settings, _ in fitting) or memory.NOTHING_FITS
+    yield Finding(OK if fits else BLOCKS, f'{what}, {limit / GIB:.1f} GiB are available', where, '' if fits else todo)
+    for settings, needed in fitting:
+        yield Finding(OK, f'{memory.as_flags(settings)}: {needed}', where)
 
 
 def _try_frame(case):

@@ -20,15 +20,8 @@ PAIRS_TIMED = 24          # training pairs that are read to time the loader ...
 SECONDS_TIMED = 10        # ... as far as this allows
 
 
-def check_training_data(case):
-    yield from _partition(case, 'train')
-
-
-def check_test_data(case):
-    yield from _partition(case, 'test')
-
-
-def _partition(case, partition):
+def check_clips(partition, case):
+    """Check the clips of 'train' or 'test': readable, large enough, people and epochs."""
     data, params = case.config.dataset_params, case.config.train_params
     if data.root_dir is None:
         yield Finding(OK, f'{partition}: the synthetic heads, rendered on demand')

@@ -78,7 +78,7 @@ def check_device(case):
             yield Finding(OK, f'GPU {index}: {gpu.name}, {gpu.total_memory / GIB:.1f} GiB, {bf16}')
     else:
         why = 'this PyTorch is built without CUDA' if torch.version.cuda is None else 'no driver or no GPU'
-        yield Finding(NOTE, f'no CUDA GPU ({why}): {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads')
+        yield Finding(NOTE, f'no CUDA GPU ({why}): {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)')
 
 
 def check_video(case):

@@ -5,18 +5,20 @@ blocks training, 1 something does, 2 the command line is wrong.
 """
 
 import dataclasses
+from functools import partial
 
 from support.errors import UserError
 from tools.doctor.config import check_config, check_disk, check_memory, check_networks
-from tools.doctor.data import check_loader, check_people, check_test_data, check_training_data
+from tools.doctor.data import check_clips, check_loader, check_people
 from tools.doctor.environment import check_device, check_extras, check_versions, check_video
 from tools.doctor.finding import BLOCKS, NOTE, Finding, from_error
 from tools.doctor.weights import check_checkpoint, check_training_weights
 
 CHECKS = {'versions': check_versions, 'device': check_device, 'video': check_video, 'config': check_config,
-          'networks': check_networks, 'training data': check_training_data, 'test data': check_test_data,
-          'people': check_people, 'loader': check_loader, 'training weights': check_training_weights,
-          'checkpoint': check_checkpoint, 'disk': check_disk, 'memory': check_memory, 'extras': check_extras}
+          'networks': check_networks, 'training data': partial(check_clips, 'train'),
+          'test data': partial(check_clips, 'test'), 'people': check_people, 'loader': check_loader,
+          'training weights': check_training_weights, 'checkpoint': check_checkpoint, 'disk': check_disk,
+          'memory': check_memory, 'extras': check_extras}
 WITHOUT_CONFIG = check_versions, check_device, check_video, check_config, check_extras
 
 

@@ -46,7 +46,6 @@ class SetUp:
 
     @property
     def source(self):
-        """The file that the config is in."""
         return self.config_path or self.checkpoint
 
     @property
@@ -60,7 +59,6 @@ class SetUp:
 
 
 def from_error(error, severity=BLOCKS):
-    """The Finding of a UserError."""
     what, _, todo = str(error).partition('; ')
     return Finding(severity, what, todo=todo)
 
@@ -68,7 +66,6 @@ def from_error(error, severity=BLOCKS):
 # ---------------------------------------------------------------------------- report
 
 def blocked(findings):
-    """Whether any finding blocks training."""
     return any(finding.severity == BLOCKS for finding in findings)
 
 

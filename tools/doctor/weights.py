@@ -1,6 +1,5 @@
 """Checks of the weights that training starts from, and of the step at which it starts."""
 
-import hashlib
 import re
 
 import torch
@@ -12,6 +11,7 @@ from modules.resize_checkpoint import resize_checkpoint
 from resume import find_resume_point
 from support import weights
 from support.errors import UserError
+from support.files import file_hash
 from tools.doctor.finding import BLOCKS, NOTE, OK, Finding
 
 
@@ -23,38 +23,35 @@ def check_weights_file(path):
     weights.check_file(path)
     digits = re.search(r'-([0-9a-f]{8,})\.', path.name)
     if digits:
-        with open(path, 'rb') as file:
-            found = hashlib.file_digest(file, 'sha256').hexdigest()
+        found = file_hash(path)
         if not found.startswith(digits[1]):
             raise UserError(f'{path}: is truncated or not the published file ({path.stat().st_size:,} bytes, its '
                             f'SHA-256 starts with {found[:8]}); download it again')
 
 
+def _complete(path, what, needed, todo):
+    """The Finding of a file that training needs. what, needed: what it is, and what needs it"""
+    try:
+        check_weights_file(path)
+    except UserError as error:
+        return Finding(BLOCKS, f'{needed}: {str(error).partition("; ")[0]}', str(path), todo)
+    return Finding(OK, f'{what} is complete', str(path))
+
+
 def check_training_weights(case):
     if needs_vgg(case.config.train_params.objective_params):
         path = weights.checkpoint_path(weights.VGG19_URL)
-        try:
-            check_weights_file(path)
-        except UserError as error:
-            what = str(error).partition('; ')[0]
-            yield Finding(BLOCKS, f'the perceptual loss needs VGG19: {what}', str(path),
-                          f'download {weights.VGG19_URL} to {path}, or train without it: '
-                          '--set train_params.objective_params.loss_weights.perceptual=0')
-        else:
-            yield Finding(OK, 'VGG19 of the perceptual loss is complete', str(path))
+        yield _complete(path, 'VGG19 of the perceptual loss', 'the perceptual loss needs VGG19',
+                        f'download {weights.VGG19_URL} to {path}, or train without it: '
+                        '--set train_params.objective_params.loss_weights.perceptual=0')
     else:
         yield Finding(OK, 'this objective needs no VGG19')
     with torch.device('meta'):
         parts = build_model(case.config).pretrained_parts()
     for layout, (_, folder) in parts.items():
         for path in weights.pretrained_files(layout, folder):
-            try:
-                check_weights_file(path)
-            except UserError as error:
-                yield Finding(BLOCKS, f'training starts from a trained {layout} network: {error}', str(path),
-                              f'download {path.name} as docs/weights.md describes')
-            else:
-                yield Finding(OK, f'{path.name} of the {layout} network exists', str(path))
+            yield _complete(path, f'{path.name} of the {layout} network', 'training starts from a trained '
+                            f'{layout} network', f'download {path.name} as docs/weights.md describes')
 
 
 def check_checkpoint(case):
@@ -70,7 +67,8 @@ def check_checkpoint(case):
         model = build_model(case.config)
         if start.image_size is not None:
             theirs = build_model(checkpoint_config(start.state, start.path))
-    wanted = _shapes(model if start.image_size is None else theirs)
+    wanted = (model if start.image_size is None else theirs).state_dict()
+    wanted = {name: tensor.shape for name, tensor in wanted.items()}
     for part in ('ema',) if start.of_another_run else ('model', 'ema'):
         if {name: tensor.shape for name, tensor in start.state[part].items()} != wanted:
             yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(start.path),
@@ -89,6 +87,3 @@ def check_checkpoint(case):
     if start.changed:
         yield Finding(NOTE, f'changed since then: {start.changed}', str(start.path))
 
-
-def _shapes(model):
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}

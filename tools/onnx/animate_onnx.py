@@ -88,12 +88,12 @@ TORN, WHOLE = 0.2, 0.6
 def add_detail(prediction, flow, source):
     """The prediction (3, h, h) at the size of the source (3, H, H), with its detail along the flow (h', w', 2)."""
     size, large = prediction.shape[-1], source.shape[-1]
-    down, up = resizing(large, size, triangle), resizing(size, large, cubic)
+    down, linear, up = resizing(large, size, triangle), resizing(size, large, triangle), resizing(size, large, cubic)
     grow = [corner_resizing(count, size) for count in flow.shape[:2]]
     flow = grow[0] @ flow.transpose(2, 0, 1) @ grow[1].T                                    # (2, h, h)
     identity = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, size, dtype=np.float32)]))
     displacement = (flow - identity) * ((size - 1) / 2)                                     # pixels of the model
-    moved = sample(source, up @ displacement @ up.T * (large / size))
+    moved = sample(source, linear @ displacement @ linear.T * (large / size))
     small = down @ moved @ down.T
     gate = agreement(prediction, small) * visibility(displacement)
     return up @ (prediction - gate * small) @ up.T + (up @ gate @ up.T).clip(0, 1) * moved
@@ -125,18 +125,19 @@ def visibility(displacement):
 
 
 def sample(image, displacement):
-    """The image (3, H, H), bicubic, read at each pixel's place plus its displacement (2, H, H), in pixels."""
+    """The image (3, H, H), read at each pixel's place plus its displacement (2, H, H), in pixels, bilinear."""
     size = image.shape[-1]
-    places = displacement + np.stack(np.meshgrid(*2 * [np.arange(size, dtype=np.float32)]))
-    low = np.floor(places)
-    taps = [[((index + tap).clip(0, size - 1).astype(np.intp), cubic(np.abs(place - index - tap), -0.75))
-             for tap in (-1, 0, 1, 2)] for index, place in zip(low, places)]
-    return sum(wy * sum(wx * image[:, y, x] for x, wx in taps[0]) for y, wy in taps[1])
+    places = (displacement + np.stack(np.meshgrid(*2 * [np.arange(size, dtype=np.float32)]))).clip(0, size - 1)
+    left, top = low = places.astype(np.intp)
+    right, bottom = (low + 1).clip(0, size - 1)
+    x, y = places - low
+    upper, lower = (image[:, row, left] * (1 - x) + image[:, row, right] * x for row in (top, bottom))
+    return upper * (1 - y) + lower * y
 
 
-def cubic(x, a=-0.5):
+def cubic(x):
     """The kernel of bicubic resizing (Keys, 1981), for x >= 0."""
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, a * (((x - 5) * x + 8) * x - 4)
+    near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0)).astype(np.float32)
 
 
@@ -198,7 +199,12 @@ def write_video(path, frames, rate):
                 if stream is None:
                     stream = container.add_stream('libx264', rate, options={'crf': '18'})
                     stream.height, stream.width, stream.pix_fmt = *frame.shape[:2], 'yuv420p'
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+                    context, wide = stream.codec_context, frame.shape[0] > 576        # players then assume BT.709
+                    context.colorspace = context.color_primaries = 1 if wide else 6
+                    context.color_trc, context.color_range = 1, 1
+                picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+                container.mux(stream.encode(picture.reformat(format='yuv420p',
+                                                             dst_colorspace='ITU709' if wide else 'ITU601')))
             container.mux(stream.encode(None))
         unfinished.replace(path)
     finally:
@@ -214,10 +220,13 @@ def main(arguments=None):
     parser.add_argument('--size', type=int, help="side of the result in pixels, with the source's detail; default: the "
                         "model's images")
     parser.add_argument('--batch_size', type=int, default=4, help='driving frames rendered at once')
-    parser.add_argument('--threads', type=int, default=0, help='of onnxruntime; 0 lets it choose')
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0 lets onnxruntime choose')
     parser.add_argument('--models', type=Path, default=Path(__file__).parent, help='folder of the ONNX files')
     options = parser.parse_args(arguments)
 
+    for path in map(Path, (options.source, options.driving)):
+        if path.exists() and options.result.exists() and options.result.samefile(path):
+            parser.error(f'{options.result}: the result would replace an input ({path}); choose another name')
     head = OnnxHead(options.models, options.threads)
     if options.size is not None and options.size < head.size:
         parser.error(f"--size {options.size}: is below the model's images of {head.size} px")

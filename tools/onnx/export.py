@@ -73,7 +73,7 @@ def export(model, config, out):
             raise UserError(f'{out}: not written, as the ONNX graphs give other numbers than PyTorch: {differences}, '
                             f'more than {TOLERANCE:g}; try another version of onnxruntime')
         (folder / 'export.json').write_text(json.dumps(numbers | {'config': config.as_dict()}, indent=1))
-        shutil.copy(SCRIPT, folder)
+        shutil.copyfile(SCRIPT, folder / SCRIPT.name)
     return numbers
 
 
@@ -165,7 +165,7 @@ def _write_graph(path, model, function, inputs, dynamic):
 
 
 def trace(model, function, arguments):
-    """`function` of tensors -> named tensors, as a graph: all sizes are those of the `arguments`, but for the batch."""
+    """`function` (tensors -> named tensors) traced to TorchScript; only the batch size may differ from `arguments`."""
     with warnings.catch_warnings(), Portable():
         # That sizes are constants, and the exporter of such graphs the older one, is known: the newer takes minutes.
         warnings.simplefilter('ignore')
@@ -173,7 +173,7 @@ def trace(model, function, arguments):
 
 
 class Portable(TorchFunctionMode):
-    """Within it, every size but that of the batch is a plain number, so that traced graphs hold constants.
+    """Context manager: every size but that of the batch is a plain number, so that traced graphs hold constants.
 
     What the exporter knows only for known sizes is put into terms of reshape, with -1 for the batch, and
     convolutions with a kernel per sample (MCNet's) into a matrix product: ONNX has no variable number of groups.
