@@ -17,7 +17,7 @@ from pathlib import Path
 from config import schema
 from config.changes import changes
 from support.errors import UserError
-from support.files import make_folder, writing, written_whole
+from support.files import make_folder, write_text, writing
 from support.weights import is_safetensors, load_safetensors, load_tensors, save_tensors
 from visualizer import save_png
 
@@ -46,8 +46,7 @@ class RunFolder:
         if self.writes:
             schema.save(config, self.path / 'config.yaml')
             if start.origin is not None:
-                with written_whole(self.path / 'origin.json') as aside:
-                    aside.write_text(json.dumps(start.origin, indent=1))
+                write_text(self.path / 'origin.json', json.dumps(start.origin, indent=1))
         self.rewind(start.step)
 
     def origin(self):
@@ -129,8 +128,7 @@ class RunFolder:
         for name in ('log.jsonl', 'log.txt', 'alarms.jsonl'):
             lines = self._lines(name)
             if self.writes and lines:
-                with written_whole(self.path / name) as aside:
-                    aside.write_text(''.join(line + '\n' for line in lines if _step_of(line) <= step))
+                write_text(self.path / name, ''.join(line + '\n' for line in lines if _step_of(line) <= step))
 
     def _lines(self, name):
         path = self.path / name
@@ -190,7 +188,7 @@ def read_checkpoint(path):
 
 
 def _read_release(path):
-    """What `write_checkpoint` would have written of the weights in a safetensors file, as far as it goes."""
+    """A safetensors file as a checkpoint with format, config, step and weights; None where metadata is missing."""
     tensors, metadata = load_safetensors(path)
     try:
         return {name: json.loads(metadata[name]) for name in ('format', 'config', 'step')} | {

@@ -1,6 +1,5 @@
 """Start of training: from the newest checkpoint of a run folder, from weights of another run, or from scratch."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from modules.published.formats import ImportFault, flatten_checkpoint, import_te
 from modules.resize_checkpoint import MAY_DIFFER, check_scales, resize_checkpoint
 from support import distributed, weights
 from support.errors import UserError
+from support.files import file_hash
 
 log = logging.getLogger(__name__)
 
@@ -140,5 +140,4 @@ def _identify(run, checkpoint):
     if path.is_relative_to(run.path.resolve()):
         raise UserError(f'{checkpoint}: belongs to the run in {run.path}, which a new one would overwrite; choose '
                         f'another --run_name, or resume that run: --resume {run.path}')
-    with open(path, 'rb') as file:
-        return {'checkpoint': str(path), 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+    return {'checkpoint': str(path), 'sha256': file_hash(path)}

@@ -60,7 +60,7 @@ def build_parser(mode):
     parser = Parser(prog=f'run.py --mode {mode}', description=module.__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.mode = mode
-    parser.add_argument('--mode', default=DEFAULT_MODE, help=purpose)
+    parser.add_argument('--mode', default=DEFAULT_MODE, help=f'{mode}: {purpose}')
     module.add_arguments(parser)
     return parser, module
 
@@ -125,13 +125,13 @@ def open_streams():
 def main(arguments=None):
     open_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in ('-h', '--help') and len(arguments) == 1:
-        print(overview())
-        return 0
     threading.excepthook = thread_ended
     if not sys.stderr.isatty():            # progress in a pipe or a file: every half minute
         os.environ |= {'TQDM_MININTERVAL': '30', 'TQDM_MAXINTERVAL': '30'}
     try:
+        if list(arguments) in ([], ['-h'], ['--help']):
+            print(overview(), flush=True)
+            return 0
         options, module = parse(arguments)
         if getattr(options, 'config', None):
             check_config_path(options.config)

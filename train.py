@@ -34,23 +34,23 @@ def train(config, run, device, checkpoint=None):
     checkpoint: without one in the run folder, initialise from the weights of this file (fine-tuning)
     Raises UserError for missing data or weights, a checkpoint of another model, a batch too large for the memory, too
     many non-finite steps, and processes that differ in data, config or checkpoint.
-    SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and return.
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step, save, and return. Returns whether the last iteration is done.
     """
-    adapted, micro_batch = prepare(config, device)
-    params = config.train_params
+    params, dataset = config.train_params, training_set(config)
     vgg_state = weights.vgg19() if needs_vgg(params.objective_params) else None
+    adapted, micro_batch = prepare(config, device)
     training_step = build_training_step(adapted, device, vgg_state)
     state = training_step.state
     start = restore(run, config, state, checkpoint)
     step = start.step
     if step >= params.num_iterations:
         log.info('already trained: %d of %d iterations in %s', step, params.num_iterations, run.path)
-        return
+        return True
     if step < params.motion_iterations:
         log.info('until step %d only keypoints and coarse flow are trained, with losses on the warped source image',
                  params.motion_iterations)
 
-    loader = training_loader(config, training_set(config), step)
+    loader = training_loader(config, dataset, step)
     validation = Validation(adapted, run, device) if distributed.rank() == 0 else None
     run.save_config(config, start)
     means, skipped, stopping, alarms = Means(), SkippedSteps(run, params.max_nonfinite), StopSignal(), Alarms(run)
@@ -87,6 +87,7 @@ def train(config, run, device, checkpoint=None):
     distributed.wait()
     if result.stop:
         log.info('stopped at step %d; rerun the same command to resume', step)
+    return not result.stop
 
 
 def prepare(config, device):
@@ -99,8 +100,7 @@ def prepare(config, device):
         raise UserError(f'train_params.batch_size={params.batch_size} cannot be split evenly over {world} processes x '
                         f'accumulate={params.accumulate}')
     config = hardware.adapted(config, device)
-    hardware.arrange_allocator(params)
-    hardware.flush_denormals()
+    hardware.prepare_cpu(params)
     micro_batch = params.batch_size // (world * params.accumulate)
     memory.check_batch(config, micro_batch, device)
     return config, micro_batch

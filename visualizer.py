@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from datasets.still import resized
 from modules.warp import to_displacement
-from support.files import write_picture, written_whole
+from support.files import encoded, write_bytes
 
 CELL = 192             # height of every cell of a sheet, pixels
 MARGIN = 4             # between cells, pixels
@@ -31,8 +32,7 @@ def save_png(path, image, **texts):
     chunks = PngInfo()
     for name, text in texts.items():
         chunks.add_text(name, text)
-    with written_whole(path) as unfinished:
-        write_picture(unfinished, Image.fromarray(image).save, format='PNG', pnginfo=chunks)
+    write_bytes(path, encoded(Image.fromarray(image).save, format='PNG', pnginfo=chunks))
 
 
 # Between frames and tensors
@@ -242,8 +242,7 @@ def cells(strip):
 
 
 def _at_height(image, height):
-    size = round(image.shape[1] * height / image.shape[0]), height
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return resized(image, (height, round(image.shape[1] * height / image.shape[0])))
 
 
 def rows_of_sheet(num_clips):

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from datasets.synthetic.clips import LANDMARK_NAMES, MAX_PEOPLE
 from modules.build import METHODS
 from modules.objective import ObjectiveParams, check_weights
 from support.errors import UserError, check_config_path, did_you_mean, did_you_mean_or_known
-from support.files import read_text, written_whole
+from support.files import read_text, write_text
 from support.ranges import AtLeastOne, AtLeastZero, Decay, NotNegative, Positive, Range, Scale, Seed
 
 PRECISIONS = ('fp32', 'bf16')
@@ -184,7 +185,9 @@ def _overridden(raw, overrides, where):
             value = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f'--set {override}: the value is not valid YAML') from None
-        _merge(raw, _nested(key.split('.'), value))
+        for part in reversed(key.split('.')):
+            value = {part: value}
+        _merge(raw, value)
     return parse(raw, where)
 
 
@@ -212,7 +215,7 @@ def parse(raw, where):
 
 
 def check_landmarks(config):
-    """Landmarks that are keypoints come with the pairs, and MediaPipe finds them; ValueError otherwise."""
+    """ValueError unless landmarks used as keypoints come with the training pairs and are known to MediaPipe."""
     names = getattr(getattr(config.model_params, 'kp_detector_params', None), 'landmarks', ())
     if names and names != config.dataset_params.synthetic_params.landmarks:
         raise ValueError('model_params.kp_detector_params.landmarks: expected those of '
@@ -223,8 +226,7 @@ def check_landmarks(config):
 
 def save(config, path):
     """Write the resolved config as YAML."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 
 def _read(path, seen=()):
@@ -255,12 +257,6 @@ def _merge(into, new, section=''):
             value = _merge(into[key] if isinstance(into.get(key), dict) else {}, value, key)
         into[key] = value
     return into
-
-
-def _nested(keys, value):
-    for key in reversed(keys):
-        value = {key: value}
-    return value
 
 
 def _mapping(value, where):
@@ -313,8 +309,9 @@ def _convert(hint, value, where, key):
         return tuple(_convert(arguments[0], item, where, f'{key}[{i}]') for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {str(name): _convert(arguments[1], item, where, f'{key}.{name}') for name, item in value.items()}
-    if hint is float and isinstance(value, str):
-        value = _as_float(value)    # YAML 1.1 reads 8e-5, without a dot, as a string
+    if hint is float and isinstance(value, str):      # YAML 1.1 reads 8e-5, without a dot, as a string
+        with suppress(ValueError):
+            value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
@@ -322,13 +319,6 @@ def _convert(hint, value, where, key):
     expected = getattr(hint, '__name__', str(hint)) if origin is None else {tuple: 'a list',
                                                                             dict: 'keys and values'}[origin]
     raise UserError(f'{where}: {key}={value!r}: expected {expected}')
-
-
-def _as_float(text):
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _plain(value):

@@ -1,17 +1,16 @@
-"""Animate a source image or video by a driving video or a motion template; without one, pairs of the config.
+"""Animate a source image or video by a driving video or a motion template, or many pairs.
 
     python run.py --mode animate --source_image me.jpg --driving_video clip.mp4 --size 512 --crop auto
     python run.py --mode animate --checkpoint model.pt --driving_video Y.mp4 --save_motion smile.npz
     python run.py --mode animate --checkpoint model.pt --source_video X.mp4 --driving_motion smile.npz
-
-Without --checkpoint, the newest checkpoint of the run is used, or the model that comes with the project.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_model, add_precision, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
+    SHIPPED_DEFAULT, add_device, add_model, add_precision, model_of, process_group, refuse, refuse_run_folder, run_path,
+    use_shipped)
 from motion.settings import AnimationSettings, Motion, output_size
 from support.errors import UserError
 from support.files import check_inputs
@@ -20,7 +19,7 @@ FILES = 'source_image', 'source_video', 'driving_video', 'driving_motion', 'save
 
 
 def add_arguments(parser):
-    add_model(parser)
+    add_model(parser, SHIPPED_DEFAULT)
     add_device(parser)
     add_precision(parser)
     AnimationSettings.add_flags(parser)
@@ -44,7 +43,6 @@ def run_on(options, device):
 
 
 def check(options):
-    """UserError for flags that exclude each other."""
     if not options.source_video:
         refuse(options, ('--source_end',), 'without --source_video')
     if is_one(options):

@@ -1,13 +1,13 @@
 """Compare methods side by side: a printed figure, as the paper's Fig. 6 and 9, and labelled videos.
 
     python run.py --mode compare --checkpoints Ours=model.pt MCNet=mcnet.pt --list pairs.csv --frames largest_pose
-    python run.py --mode compare --checkpoints Ours=model.pt --generated AniPortrait=videos \
-        --source_image X.png --driving_video Y.mp4 --zoom mouth
+    python run.py --mode compare --checkpoints Ours=model.pt --generated AniPortrait=videos \\
+        --source_image X.png --driving_video Y.mp4 --zoom 90 150 76 50
 """
 
 from pathlib import Path
 
-from figures.selection import Zoom, parse_frames, parse_zoom
+from figures.selection import parse_frames, parse_zoom
 from modes.options import add_methods, check_methods, named, refuse, renderers
 from motion.settings import Motion
 from support.checkpoints import shipped_weights
@@ -23,15 +23,14 @@ def add_arguments(parser):
     parser.add_argument('--source_image', help='source image, or a video whose first frame is the source')
     parser.add_argument('--driving_video', help='driving video file or folder of frames; the ground truth if it is '
                                                 'also the source')
-    parser.add_argument('--frames', nargs='+', default=['largest_pose'], metavar='RULE|N|Ts',
+    parser.add_argument('--frames', nargs='+', default=['largest_pose'], metavar='RULE|N',
                         help='frames of each pair to print: largest_pose (default) | worst | best, by PSNR of the '
-                             'first method | frame numbers from 0, or times such as 1.5s')
-    parser.add_argument('--zoom', nargs='+', default=[], metavar='X Y W H|PART',
-                        help='region to enlarge, in pixels of the frames, or mouth | eyes, found by landmarks')
-    parser.add_argument('--error', action='store_true', help='add maps of the error with respect to the ground truth')
+                             'first method | frame numbers from 0')
+    parser.add_argument('--zoom', nargs='+', default=[], metavar='X Y W H',
+                        help='region to enlarge, in pixels of the frames')
+    parser.add_argument('--error', action='store_true', help='add error maps where there is a ground truth')
     parser.add_argument('--width_cm', type=float, default=17.5,
                         help='width of the printed figure, at 300 dpi; default 17.5')
-    parser.add_argument('--background', default='white', help='background of the figure: white (default) | dark')
     parser.add_argument('--pictures_only', action='store_true',
                         help='write no videos and render only the printed frames')
     parser.add_argument('--out', default='compare', help='folder for the results; default compare')
@@ -47,7 +46,6 @@ def run(options):
 
 
 def check(options):
-    """UserError for flags that do not fit together."""
     if not options.checkpoints and not options.generated:
         options.checkpoints = [shipped_weights()]
     if bool(options.list) == bool(options.source_image or options.driving_video):
@@ -66,7 +64,7 @@ def check(options):
 
 
 def results_in(options):
-    """What lies where the comparison is to be written."""
+    """The existing files that the comparison would overwrite, and its folder."""
     out = Path(options.out)
     return out, *out.glob('comparison.*'), *out.glob('videos/*')
 
@@ -79,9 +77,6 @@ def prepare(options):
     from evaluation.videos import find_videos, pair_name
     from figures.compare import Comparison
     from figures.methods import RenderedMethod, VideoMethod, largest_cases
-    from figures.printed import FigureStyle
-    zoom, style = parse_zoom(options.zoom), FigureStyle(options.width_cm, options.background)
-    zoom = None if zoom is None else Zoom(zoom)
     checkpoints, generated = named(options)
     methods, dataset = [], None
     warn_of_proportions(options)
@@ -94,12 +89,11 @@ def prepare(options):
         videos = find_videos(folder, [pair_name(case) for case in cases], name)
         refuse_overwriting(results_in(options), [clip.path for clip in videos.values()])
         methods.append(VideoMethod(name, tuple(videos.values()), cases))
-    return Comparison(Path(options.out), cases, tuple(methods), parse_frames(options.frames), zoom, options.error,
-                      not options.pictures_only, style)
+    return Comparison(Path(options.out), cases, tuple(methods), parse_frames(options.frames), parse_zoom(options.zoom),
+                      options.error, not options.pictures_only, options.width_cm)
 
 
 def warn_of_proportions(options):
-    """Warn of files that are not square."""
     from animate import warn_of_squeeze
     from datasets.video import open_any
     if options.checkpoints and not options.list:

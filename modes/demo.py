@@ -12,12 +12,12 @@ from support.checkpoints import SHIPPED, checkpoints_in
 
 DEMO_CONFIG = 'config/demo-64.yaml'
 RESULT = 256               # least side of the animations in pixels: with the sources' detail where the model's is less
-COMPARED = 3               # pairs of which the figure shows this model beside the one that comes with the project
+COMPARED = 3               # pairs in the figure that compares this model with the one in weights/
 ENDING = """
 {folder} holds a model, trained on synthetic heads. Its results:
   {reconstructed}/contact_sheet.png   unseen heads, reconstructed from their first frame, and the videos
   {animated}/contact_sheet.png        unseen heads that follow others, at {size} px, and the videos
-  {folder}/compare/comparison.png             this model beside the one in weights/, which trained for hours
+  {folder}/compare/comparison.png             this model and the one in weights/, which trained for hours
   {folder}/pictures/                          flows and occlusion per scale while training
   tensorboard --logdir {folder}/tensorboard    curves, codes in use, pictures
 Compare its curves with the reference, or open it in the browser:
@@ -46,12 +46,13 @@ def run(options):
                 print(f'\n[{number}/4] {what}', flush=True)
 
         phase(1, f'Train for {config.train_params.num_iterations} steps. The default config takes 4 to 8 minutes.')
-        train_in(folder, options.config, options.set, device)
+        if not train_in(folder, options.config, options.set, device):
+            return
         phase(2, 'Reconstruct unseen heads from their first frames: half a minute.')
         reconstructed = reconstruction.run_on(with_defaults(options, reconstruction), device)
         phase(3, f'Animate unseen heads by others at {size} px: a minute.')
         animated = animate.run_on(with_defaults(options, animate, size=size), device)
-        phase(4, 'Draw them beside the model in weights/: seconds.')
+        phase(4, 'Compare them with the model in weights/: seconds.')
         if first:
             models = {folder.name: checkpoints_in(folder)[-1], SHIPPED.stem: SHIPPED}
             compare.run(with_defaults(
@@ -61,7 +62,7 @@ def run(options):
 
 
 def with_defaults(options, mode, **flags):
-    """The options, with other values of some flags, and the defaults of a mode's flags for all that they lack."""
+    """The options with `flags` replaced, and with the defaults of a mode's flags where they lack one."""
     parser = argparse.ArgumentParser()
     mode.add_arguments(parser)
     return argparse.Namespace(**vars(parser.parse_args([])) | vars(options) | flags)

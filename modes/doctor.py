@@ -11,19 +11,22 @@ from modes.options import add_device, add_model, process_group, training_config,
 
 
 def add_arguments(parser):
-    add_model(parser)
+    add_model(parser, 'none')
     add_device(parser)
     parser.add_argument('--gpu_memory', '--gpu-memory', type=float, metavar='GIB',
-                        help='print what fits GPUs of this memory, which need not be here')
-    parser.add_argument('--gpus', type=int, default=1, metavar='N', help='GPUs that train together; default 1')
+                        help='memory of each GPU: print what fits; this machine needs no GPU')
+    parser.add_argument('--gpus', type=int, metavar='N',
+                        help="number of GPUs that train together; default: those of this machine")
     parser.add_argument('--json', action='store_true', help='print the findings as JSON')
 
 
 def run(options):
+    import torch
     with process_group(options.device) as device:
         from tools.doctor.examine import examine
         from tools.doctor.finding import SetUp, as_dict, as_text, blocked
+        gpus = options.gpus or max(1, torch.cuda.device_count())
         findings = examine(SetUp(training_config(options), options.set, options.checkpoint, training_path(options),
-                                 device, gpus=options.gpus, gpu_memory=options.gpu_memory))
+                                 device, gpus=gpus, gpu_memory=options.gpu_memory))
         print(json.dumps(as_dict(findings), indent=1) if options.json else as_text(findings))
         return int(blocked(findings))

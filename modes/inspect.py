@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from modes.options import (
-    add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
+    SHIPPED_DEFAULT, add_device, add_model, model_of, process_group, refuse, refuse_run_folder, run_path, use_shipped)
 from support.errors import UserError
 from support.files import check_inputs, refuse_overwriting
 
@@ -19,7 +19,7 @@ log = logging.getLogger('run')
 
 
 def add_arguments(parser):
-    add_model(parser)
+    add_model(parser, SHIPPED_DEFAULT)
     add_device(parser)
     parser.add_argument('--source_image', help=f"source image; default: the first {FIRST_CLIPS} clips of the test set")
     parser.add_argument('--driving_video', help='driving video file, or folder of frames')
@@ -28,7 +28,7 @@ def add_arguments(parser):
                         'test clip')
     parser.add_argument('--absolute', action='store_true', help='transfer absolute poses, as test clips always do')
     parser.add_argument('--at', type=int, nargs=2, metavar=('X', 'Y'),
-                        help='pixel of the image whose attention is drawn')
+                        help='pixel whose attention to the codes is drawn')
     parser.add_argument('--code_frames', type=int, default=100, metavar='N',
                         help='test frames to count code usage over, evenly spread; default 100, 0 for all')
     parser.add_argument('--out', help='folder for the figures; default: inspect in the run folder')

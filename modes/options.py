@@ -9,13 +9,14 @@ from support.errors import UserError
 from support.files import split_assignment
 
 DEFAULT_CONFIG = 'config/vox-256.yaml'
+SHIPPED_DEFAULT = 'the newest of the run folder; without one, the model in weights/'
 RENDERING = ('--set', '--device', '--relative', '--absolute', '--adapt_scale', '--find_best_frame', '--smooth')
 
 
 # ---------------------------------------------------------------------------- flags
 
 def add_config(parser, default=DEFAULT_CONFIG):
-    parser.add_argument('--config', help=f'YAML file; default {default}')
+    parser.add_argument('--config', help=f'YAML file; default: {default}')
     add_set(parser)
 
 
@@ -25,7 +26,7 @@ def add_set(parser):
 
 
 def add_run_folder(parser):
-    parser.add_argument('--log_dir', default='log', help='folder of all runs; default log')
+    parser.add_argument('--log_dir', default='log', help='folder of all runs; default: log')
     parser.add_argument('--run_name', help="this run's folder in --log_dir; default: the config's name")
 
 
@@ -35,22 +36,22 @@ def add_device(parser):
 
 def add_precision(parser):
     parser.add_argument('--precision', choices=('auto', 'fp32', 'bf16'),
-                        help="of the networks; auto: bf16 where the device computes it natively; default: the config's")
+                        help="precision of the networks; auto: bf16 if the device computes it natively; "
+                             "default: that of the config")
 
 
-def add_model(parser):
-    """What `load_model` reads."""
-    add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
+def add_model(parser, default='the newest of the run folder'):
+    """Add the flags that `load_model` reads; `default` says what is used without --checkpoint."""
+    add_config(parser, f'the config in --checkpoint, or {DEFAULT_CONFIG}')
     parser.add_argument('--checkpoint', type=newest_checkpoint, metavar='FILE',
-                        help='weights to use, or the run folder that has them; default: the newest of --run_name')
+                        help=f'checkpoint, or a run folder with checkpoints; default: {default}')
     add_run_folder(parser)
 
 
 def add_methods(parser):
-    """Several methods, side by side, and how the models among them make frames: `check_methods`, `named`, `renderers`.
-    """
+    """Add flags for several methods and for rendering; read by `check_methods`, `named` and `renderers`."""
     parser.add_argument('--checkpoints', nargs='+', default=[], metavar='[NAME=]FILE',
-                        help='models; NAME is what the result calls them, by default the run folder or the file')
+                        help='models; NAME labels them in the results; default: the name of the run folder or file')
     parser.add_argument('--generated', nargs='+', default=[], metavar='NAME=FOLDER',
                         help='videos that were made elsewhere, named SOURCE--DRIVING.mp4')
     add_set(parser)
@@ -73,7 +74,7 @@ def refuse(options, flags, why):
 
 
 def refuse_run_folder(options, where):
-    """UserError for flags of `add_run_folder`, if weights are --checkpoint's and results go `where` a flag says."""
+    """UserError for flags of `add_run_folder` if unused: --checkpoint gives the weights, `where` the output path."""
     if options.checkpoint:
         refuse(options, ('--log_dir', '--run_name'), f'with --checkpoint and {where}')
 
@@ -90,7 +91,7 @@ def use_shipped(options):
 def run_path(options):
     """The run's folder: the one that holds --checkpoint, or the one in --log_dir named --run_name, or as the config.
 
-    So results lie beside the weights that made them, and the same command finds them again.
+    So results are saved with the weights that made them, and the same command finds them again.
     """
     checkpoint = getattr(options, 'checkpoint', None)
     if checkpoint and _is_in_run(Path(checkpoint)) and not {'--log_dir', '--run_name'} & options.given:
@@ -111,7 +112,7 @@ def training_path(options):
 
 
 def training_config(options):
-    """Path of the config of a run that trains; None for the one inside of --checkpoint."""
+    """Path of the config of a run that trains; None for the one in --checkpoint."""
     return options.config or (None if options.checkpoint else DEFAULT_CONFIG)
 
 
@@ -155,7 +156,7 @@ def model_of(options, device):
 
 @contextmanager
 def process_group(name):
-    """Yields this process's torch.device for --device `name`; within it, the processes of torchrun know each other."""
+    """Yields this process's torch.device for --device `name`; joins torchrun's process group within the block."""
     from load import choose_device
     from support import distributed
     device = distributed.start(choose_device(name))

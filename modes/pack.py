@@ -11,9 +11,9 @@ from support.errors import UserError
 
 def add_arguments(parser):
     parser.add_argument('--clips', metavar='FOLDER', help='dataset of video files, with train/ and test/')
-    parser.add_argument('--out', help='where the shards go, train/00000.tar and so on')
+    parser.add_argument('--out', help='folder of the shards, train/00000.tar and so on')
     parser.add_argument('--shard_mb', type=int, default=1000, metavar='MB',
-                        help='a shard holds as many clips as have this many megabytes; default 1000')
+                        help='size of a shard in megabytes; default 1000')
 
 
 def run(options):

@@ -21,19 +21,20 @@ def add_arguments(parser):
     parser.add_argument('--download', nargs='?', const='yt-dlp', metavar='COMMAND',
                         help='fetch missing videos into --videos; COMMAND is yt-dlp and its options, '
                              'such as "yt-dlp --cookies FILE --limit-rate 5M"')
-    parser.add_argument('--out', help='folder of the dataset; default data/<dataset>, of voxceleb1 data/vox')
+    parser.add_argument('--out', help='folder of the dataset; default: data/<dataset>, or data/vox for voxceleb1')
     parser.add_argument('--size', type=int, default=256, help='side of the clips, pixels; default 256')
     parser.add_argument('--min_face', type=int, default=0, metavar='PIXELS',
-                        help="leave out clips whose crop is smaller in the video; the value of --size avoids enlarging")
+                        help='leave out clips whose crop is smaller than this in the video; '
+                             'with the value of --size, none is enlarged')
     parser.add_argument('--format', default='mp4', help='mp4 (a key frame every ten frames) | png | jpeg')
     parser.add_argument('--crop', choices=('square', 'legacy'), default='square',
-                        help='square (default) keeps the aspect ratio; legacy is the crop of the published datasets')
-    parser.add_argument('--workers', type=int, default=1, help='processes; one video each')
+                        help='square (default) keeps the aspect ratio; legacy squeezes as the published datasets do')
+    parser.add_argument('--workers', type=int, default=1, help='number of processes, one video each; default 1')
     parser.add_argument('--part', default='1/1', metavar='NUMBER/COUNT',
-                        help='prepare this share of the videos; the last part to end merges all')
+                        help='prepare only this part of the videos; the last part to finish writes the manifest')
     parser.add_argument('--status', action='store_true', help='print the progress of all parts')
     parser.add_argument('--keep_shared_people', action='store_true',
-                        help='keep test clips of people who are in training too')
+                        help='keep test clips of people who are also in the training set')
 
 
 def run(options):

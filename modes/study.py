@@ -12,18 +12,15 @@ from modes.options import RENDERING, add_methods, check_methods, named, refuse, 
 from motion.settings import Motion
 from support.errors import UserError
 
-BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--design', '--comparisons', '--checks')
+BUILDING = ('--checkpoints', '--generated', '--pairs', '--list', '--checks')
 
 
 def add_arguments(parser):
     add_methods(parser)
     parser.add_argument('--list', help='list of pairs, as for --mode evaluate; default: random pairs of the test set')
     parser.add_argument('--pairs', type=int, default=10, help='number of pairs, the first of --list; default 10')
-    parser.add_argument('--design', default='ranking', help='ranking (default): rank all methods of a pair | pairwise: '
-                                                            'choose the better of two')
-    parser.add_argument('--comparisons', type=int, help='comparisons per participant (pairwise); default: all')
     parser.add_argument('--checks', type=int, default=2, help='number of attention checks; default 2')
-    parser.add_argument('--seed', type=int, default=0, help='seed of random pairs, orders, sides and intervals')
+    parser.add_argument('--seed', type=int, default=0, help='seed of random pairs, orders, positions and intervals')
     parser.add_argument('--out', default='study', help='folder of the study; default study')
     parser.add_argument('--collect', nargs='+', default=[], metavar='ANSWERS',
                         help="participants' files or folders of them; writes study.json, study.md and study.png")
@@ -32,13 +29,20 @@ def add_arguments(parser):
 def run(options):
     if options.collect:
         refuse(options, BUILDING + RENDERING, 'with --collect, which analyses the answers to an existing study')
-        return run_collect(options)
+        from evaluation.study.collect import as_markdown, collect
+        print(as_markdown(collect(options.out, options.collect, options.seed)))
+        print(f'study.json, study.md and study.png are in {options.out}')
+        return
     check(options)
-    return run_build(options)
+    from evaluation.study.build import build, check_new
+    out = Path(options.out)
+    check_new(out)
+    page = build(prepare(options, out / 'generated'))
+    print(f'{page}: page for participants; give each their own link, study.html?participant=1, 2, ...\n'
+          f'{out / "key.json"}: the method of each video; keep it to yourself, --collect needs it')
 
 
 def check(options):
-    """Raise UserError for flags that exclude each other."""
     if len(options.checkpoints) + len(options.generated) < 2:
         raise UserError('a study compares at least 2 methods: give --checkpoints or --generated')
     if options.pairs < 1:
@@ -48,32 +52,21 @@ def check(options):
         raise UserError('without --checkpoints, give --list: the pairs of the generated videos')
 
 
-def run_collect(options):
-    from evaluation.study.collect import as_markdown, collect
-    print(as_markdown(collect(options.out, options.collect, options.seed)))
-    print(f'study.json, study.md and study.png are in {options.out}')
-
-
-def run_build(options):
-    from evaluation.study.build import build, check_new
-    out = Path(options.out)
-    check_new(out)
-    page = build(prepare(options, out / 'generated'))
-    print(f'{page}: page for participants; give each their own link, study.html?participant=1, 2, ...\n'
-          f'{out / "key.json"}: the method of each video; keep it to yourself, --collect needs it')
-
-
 def prepare(options, out):
     """The StudyJob, at the largest image size of the models; generates the videos of checkpoints into `out`.
 
     The first checkpoint's config has the test set. Videos that an interrupted build has finished are kept.
     """
     from animate_pairs import animate_alone
+    from evaluation.study.build import StudyJob
     from evaluation.videos import find_videos, pair_name
     checkpoints, generated = named(options)
     folders = {name: out / name for name in checkpoints} | generated
+
+    def make_job(cases):
+        return StudyJob(Path(options.out), tuple(cases), folders, options.checks, options.seed)
     if not checkpoints:
-        return make_job(options, folders, pairs_of(options, None, None))
+        return make_job(pairs_of(options, None, None))
     job, size, dataset = None, 0, None
     for name, config, renderer in renderers(checkpoints, options):
         dataset, own_size = dataset or config.dataset_params, config.model_params.image_size
@@ -82,16 +75,10 @@ def prepare(options, out):
             for other, folder in generated.items():
                 find_videos(folder, [pair_name(case) for case in cases], other)
         if own_size > size:
-            job, size = make_job(options, folders, cases), own_size
+            job, size = make_job(cases), own_size
         animate_alone(renderer, cases, folders[name], Motion.of(options),
                       made_by=repr((config.model_params, config.dataset_params)))
     return job
-
-
-def make_job(options, folders, cases):
-    from evaluation.study.build import StudyJob
-    return StudyJob(Path(options.out), tuple(cases), folders, options.design, options.comparisons, options.checks,
-                    options.seed)
 
 
 def pairs_of(options, dataset, size):

@@ -17,7 +17,7 @@ from support.files import writing
 
 
 def add_arguments(parser):
-    add_config(parser, f'the one inside of --checkpoint, or {DEFAULT_CONFIG}')
+    add_config(parser, f'the config in --checkpoint, or {DEFAULT_CONFIG}')
     add_run_folder(parser)
     parser.add_argument('--resume', metavar='RUN', help='run folder to resume, with its config')
     parser.add_argument('--checkpoint', type=newest_checkpoint, metavar='FILE',
@@ -43,6 +43,7 @@ def train_in(folder, config_path, overrides, device, checkpoint=None):
     config_path: of the YAML; None for the config inside of `checkpoint`
     overrides:   'section.key=value' on top
     checkpoint:  whose weights a new run begins with; None for a new model
+    returns:     whether it is trained to its end
     """
     from logger import RunFolder, load_config
     from support import distributed
@@ -52,14 +53,14 @@ def train_in(folder, config_path, overrides, device, checkpoint=None):
     try:
         distributed.check_shared(folder)
         with logged_to(folder / 'run.log') if run.writes else nullcontext():
-            train(config, run, device, checkpoint)
+            return train(config, run, device, checkpoint)
     finally:
         run.close()
 
 
 @contextmanager
 def logged_to(path):
-    """Within it, the log is also kept in a file."""
+    """Context manager: the log is also written to a file."""
     with writing(path):
         handler = logging.FileHandler(path, encoding='utf-8')
     handler.handleError = lambda record: None       # a full disk: the same lines are on the terminal, errors too

@@ -3,8 +3,7 @@
     pip install -r requirements-extra.txt
     python run.py --mode web --checkpoint log/demo-64 model.pt
 
-It listens on this machine only, unless --host is given. Without --checkpoint it loads the newest run below log/, or
-the model that comes with the project.
+The page is served to this machine only, unless --host is given.
 """
 
 import functools
@@ -23,7 +22,8 @@ log = logging.getLogger('run')
 
 def add_arguments(parser):
     parser.add_argument('--checkpoint', nargs='+', default=[], metavar='[NAME=]FILE',
-                        help='checkpoints or run folders, the first preselected; default: the newest run below log/')
+                        help='checkpoints or run folders, the first preselected; '
+                             'default: the newest run below log/, or the model in weights/')
     add_set(parser)
     add_device(parser)
     add_precision(parser)
@@ -31,7 +31,7 @@ def add_arguments(parser):
     parser.add_argument('--host', default='127.0.0.1',
                         help='address to listen on; default 127.0.0.1, this machine only')
     parser.add_argument('--auth', metavar='USER:PASSWORD',
-                        help='require this login, needed with --host; it is sent unencrypted, over plain HTTP')
+                        help='require this login, mandatory with --host; sent unencrypted, over plain HTTP')
 
 
 def run(options):

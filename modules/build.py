@@ -31,16 +31,12 @@ class Method(NamedTuple):
     discriminator: Callable
 
 
-def _patch_discriminator(params):
-    return PatchDiscriminator(params.discriminator_params)
-
-
 def _multi_scale_discriminator(params):
     return MultiScaleDiscriminator(params.discriminator_params, params.kp_detector_params.num_kp)
 
 
 METHODS = {
-    'synergy': Method(Synergy, _patch_discriminator),
+    'synergy': Method(Synergy, lambda params: PatchDiscriminator(params.discriminator_params)),
     'fomm': Method(Fomm, _multi_scale_discriminator),
     'mcnet': Method(MCNet, _multi_scale_discriminator),
     'dagan': Method(Dagan, _multi_scale_discriminator),

@@ -54,10 +54,8 @@ def allocate(num_codes, num_scales, allocation):
     equal: scale i uses its own i-th group of K/N codes.
     """
     share = num_codes // max(num_scales, 1)
-    starts = {'progressive': lambda i: 0, 'shared': lambda i: 0, 'equal': lambda i: i * share}[allocation]
-    stops = {'progressive': lambda i: (i + 1) * share, 'shared': lambda i: num_codes,
-             'equal': lambda i: (i + 1) * share}[allocation]
-    return [slice(starts(i), stops(i)) for i in range(num_scales)]
+    return [slice(i * share if allocation == 'equal' else 0, num_codes if allocation == 'shared' else (i + 1) * share)
+            for i in range(num_scales)]
 
 
 class Quantized(NamedTuple):
@@ -75,7 +73,7 @@ class Quantized(NamedTuple):
 
 
 def join(parts):
-    """What several micro-batches chose as one Quantized, without code vectors and loss; features in their order."""
+    """The Quantized of several micro-batches, concatenated in order; without code vectors and loss."""
     if len(parts) == 1:
         return parts[0]
     encoded, indices = (torch.cat([getattr(part, name) for part in parts]) for name in ('encoded', 'indices'))
@@ -133,7 +131,7 @@ class Whitening(nn.Module):
         self._collected = None
 
     def _observe(self, vectors):
-        """Vectors (M, D) of this process."""
+        """Collect the sums of this process's vectors (M, D), or update the running statistics by them."""
         if self._collected is not None and self._complete:
             return
         sums = len(vectors), torch.cat([vectors.sum(0)[None], vectors.t() @ vectors])
@@ -235,6 +233,6 @@ def usage(indices, num_codes):
 
 
 def perplexity(counts):
-    """How many codes are in use, so to say: exp of the entropy of counts or shares (K,); a float in [1, K]."""
+    """Effective number of codes in use: exp of the entropy of counts or shares (K,); a float in [1, K]."""
     share = counts.double() / counts.sum()
     return float((-torch.special.xlogy(share, share).sum()).exp())

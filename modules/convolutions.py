@@ -56,7 +56,8 @@ class RemadeConv(torch.autograd.Function):
     def backward(ctx, gradient):
         (x, kernel, offset), made = ctx.saved_tensors, ctx.made
         remade = made.of(x)
-        by_made, by_kernel, by_offset = conv_gradients(gradient, lambda: remade, remade, kernel, ctx.dtype, made)
+        by_made, by_kernel, by_offset = conv_gradients(gradient, lambda: remade, remade, kernel, ctx.dtype,
+                                                       made.stride, made.padding)
         return made.gradient(by_made, x).to(x.dtype), by_kernel.to(kernel.dtype), by_offset.to(offset.dtype), None
 
 
@@ -86,22 +87,16 @@ class PaddedBelow:
         return gradient[..., :-1, :-1]
 
 
-class AsIs:
-    """Parameters of a plain 3x3 convolution with padding."""
-    stride, padding = 1, 1
-
-
-def conv_gradients(gradient, convolved, like, kernel, dtype, made=AsIs):
-    """Gradients of a convolution, computed in `dtype`: by its input, by its kernel, and by its offset.
+def conv_gradients(gradient, convolved, like, kernel, dtype, stride=1, padding=1):
+    """Gradients of a convolution with respect to its input, kernel and bias, computed in `dtype`.
 
     convolved: a function that returns the input; like: a tensor of the input's shape and layout
 
-    On a CPU one at a time, so that less memory is needed at once; the offset's is then a sum, which is several times as
-    fast as oneDNN's.
+    On a CPU they are computed one at a time to save memory; the bias's as a sum, several times as fast as oneDNN's.
     """
     def backward(read, *mask):
         return torch.ops.aten.convolution_backward(
-            gradient, read.to(dtype), kernel.to(dtype), kernel.shape[:1], [made.stride] * 2, [made.padding] * 2, [1, 1],
+            gradient, read.to(dtype), kernel.to(dtype), kernel.shape[:1], [stride] * 2, [padding] * 2, [1, 1],
             False, [0, 0], 1, mask)
     if gradient.device.type != 'cpu':
         return backward(convolved(), True, True, True)
@@ -174,7 +169,7 @@ class NormSiluConv(torch.autograd.Function):
 
 
 def group_norm_gradients(gradient, x, mean, rstd, weight):
-    """Gradients of group norm by x (B, C, H, W), weight and bias (C,); mean and rstd (B, groups) are the forward's.
+    """Gradients of group norm with respect to x (B, C, H, W), weight and bias (C,); mean, rstd (B, groups) of forward.
 
     PyTorch's kernel, except for channels last on CPUs. There it is several times slower than this formula, which takes
     each channel's sums first and then makes whole passes over memory.
@@ -204,6 +199,13 @@ def dense(x):
     """x (B, C, H, W) made contiguous: on CPUs channels last if its channels are adjacent, otherwise channels first."""
     channels_last = x.stride(1) == 1 and x.shape[1] > 1 and x.device.type == 'cpu'
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def in_layout_of(weight, x):
+    """x (B, C, H, W) in the layout of a convolution's weight, converted once for all convolutions that read it."""
+    if weight.is_contiguous():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def keep_layout(x):

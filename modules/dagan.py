@@ -49,7 +49,7 @@ class DepthAwareSource(NamedTuple):
 
 @dataclass
 class DaganGenerated(FirstOrderGenerated):
-    """Also what depth has brought.
+    """FirstOrderGenerated with the results of depth.
 
     disparity: (B, 1, H, W) of the source, in (0, 1), larger where nearer
     warped:    (B, C, h, w) the source's feature, warped and occluded
@@ -61,10 +61,10 @@ class DaganGenerated(FirstOrderGenerated):
 
 
 class CrossModalAttention(nn.Module):
-    """Queries of the disparity's feature, keys and values of the warped feature (DaGAN Sec. 3.4).
+    """Queries from the source's disparity feature, keys and values from the warped feature (DaGAN Sec. 3.4).
 
-    Queries are places of the source, unwarped, yet what they find is added at the same places of the driving pose: as
-    in the public code, which does not scale the products either.
+    As in the public code, scores are not scaled, and queries are not warped: the result is added at the query's
+    position, in the driving pose.
     """
 
     def __init__(self, channels, attention_channels):
@@ -75,7 +75,7 @@ class CrossModalAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))       # starts as FOMM; the rest learns from the second step on
 
     def weights(self, depth_feature, warped):
-        """How much each place of the source reads of each place of `warped`: (B, h*w, h*w), rows sum to 1."""
+        """Attention of each source position over positions of `warped`: (B, h*w, h*w), rows sum to 1."""
         query, key = tokens(F.relu(self.query(depth_feature))), tokens(F.relu(self.key(warped)))
         return (query @ key.transpose(1, 2)).float().softmax(-1)
 

@@ -1,15 +1,18 @@
 """FOMM's dense motion network: coarse flow M^0, occlusion and driving heat map of keypoints (FOMM Sec. 3.2)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.keypoint_detector import gaussian_heatmaps
 from modules.layers import AntiAlias, Hourglass
-from modules.warp import identity_grid, invert_2x2, sample, warp
-from support.ranges import LayerCount, Positive, Scale, TensorSize
+from modules.warp import identity_grid, invert_2x2, read_at, sample, warp
+from support.ranges import LayerCount, NotNegative, Positive, Range, Scale, TensorSize
+
+ANCHOR_FADE = 0.2             # of a Gaussian's peak: where all are far below it, the flow stays
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,12 @@ class DenseMotionParams:
     max_features: TensorSize = 1024
     scale_factor: Scale = 0.25    # flows live at this fraction of the image size
     kp_variance: Positive = 0.01  # of the Gaussian around each keypoint
+    mask_kernel: Annotated[int, Range(1, 15)] = 7  # side of the last convolutions, odd
+    anchor_width: NotNegative = 0.0  # see `anchored`, for keypoints that are exact; 0: as FOMM
+
+    def __post_init__(self):
+        if self.mask_kernel % 2 == 0:
+            raise ValueError(f'mask_kernel={self.mask_kernel}: expected an odd number')
 
 
 class SourceImage(NamedTuple):
@@ -44,11 +53,12 @@ class DenseMotionNetwork(nn.Module):
 
     def __init__(self, params, num_kp):
         super().__init__()
-        self.kp_variance = params.kp_variance
+        self.kp_variance, self.anchor_width = params.kp_variance, params.anchor_width
         self.down = AntiAlias(3, params.scale_factor)
         self.hourglass = Hourglass((num_kp + 1) * 4, params.block_expansion, params.num_blocks, params.max_features)
-        self.mask = nn.Conv2d(self.hourglass.out_channels, num_kp + 1, 7, padding=3)
-        self.occlusion = nn.Conv2d(self.hourglass.out_channels, 1, 7, padding=3)
+        last = partial(nn.Conv2d, self.hourglass.out_channels, kernel_size=params.mask_kernel,
+                       padding=params.mask_kernel // 2)
+        self.mask, self.occlusion = last(num_kp + 1), last(1)
 
     def encode_source(self, image, keypoints):
         """The part that depends on the source alone: image (B, 3, H, W) -> SourceImage."""
@@ -77,9 +87,19 @@ class DenseMotionNetwork(nn.Module):
 
         # Output: a softmax over the motions at each pixel, and where the source is occluded.
         feature = self.hourglass(evidence)
-        mask = self.mask(feature).softmax(dim=1)                                               # (B, K+1, h, w)
+        scores, occlusion_logit = self._last(feature)
+        mask = scores.softmax(dim=1)                                                           # (B, K+1, h, w)
         flow = (mask[..., None] * motions).sum(1)                                              # (B, h, w, 2)
-        return DenseMotion(flow, self.occlusion(feature), mask, driving_heatmaps)
+        if self.anchor_width:
+            flow = anchored(flow, source_keypoints.value, driving_keypoints.value, self.anchor_width)
+        return DenseMotion(flow, occlusion_logit, mask, driving_heatmaps)
+
+    def _last(self, feature):
+        """Both convolutions in one, as they read the same feature: (B, K+1, h, w), (B, 1, h, w)."""
+        parts = self.mask, self.occlusion
+        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        together = nn.functional.conv2d(feature, weight, bias, padding=self.mask.padding)
+        return together.split([part.out_channels for part in parts], dim=1)
 
     def move(self, image, source_keypoints, driving_keypoints):
         """Warp image (B, 3, H, W) by the flow between both Keypoints: (image, DenseMotion)."""
@@ -96,3 +116,15 @@ class DenseMotionNetwork(nn.Module):
             offset = torch.einsum('bkij,bkhwj->bkhwi', jacobian, offset)
         motions = offset + source.value[:, :, None, None]
         return torch.cat([grid.expand(motions.shape[0], 1, *grid.shape), motions], dim=1)
+
+
+def anchored(flow, source, driving, width):
+    """A flow (B, h, w, 2) moved near the driving keypoints, for it to read the source's there; both (B, K, 2).
+
+    A mask of many keypoints blends the motions of neighbours. What each then misses is added around it, weighted by
+    Gaussians of standard deviation `width` in [-1, 1], normalised where they overlap (Shepard, ACM 1968).
+    """
+    weights = gaussian_heatmaps(driving, flow.shape[1:3], width ** 2)                          # (B, K, h, w)
+    weights = weights / (weights.sum(1, keepdim=True) + ANCHOR_FADE)
+    missed = source - read_at(flow, driving)                                                   # (B, K, 2)
+    return flow + (weights.flatten(2).transpose(1, 2) @ missed).unflatten(1, flow.shape[1:3])

@@ -9,10 +9,42 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from modules.dense_motion import DenseMotion, DenseMotionNetwork, SourceImage
-from modules.keypoint_detector import KeypointDetector
+from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
+from modules.discriminator import MultiScaleDiscriminatorParams
+from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
 from modules.layers import DownBlock2d, SameBlock2d, check_halvings, check_hourglasses, from_unit, to_unit
 from modules.talking_head import Generated, SourceState, TalkingHead
+from support.ranges import LayerCount, TensorSize
+
+
+@dataclass(frozen=True)
+class FirstOrderParams:
+    """Params that FOMM, MCNet, DaGAN and MRFA share."""
+    image_size: TensorSize = 256      # side of the square image in pixels
+    block_expansion: TensorSize = 64  # channels at full resolution; doubled at each halving
+    max_features: TensorSize = 512    # widest feature
+    num_down_blocks: LayerCount = 2   # halvings of the encoder
+    kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10)
+    dense_motion_params: DenseMotionParams = DenseMotionParams()
+    discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams()
+
+    def __post_init__(self):
+        self.check_sizes()
+
+    @property
+    def widths(self):
+        """Channels of the encoder's features, finest first."""
+        return [min(self.max_features, self.block_expansion * 2 ** level) for level in range(self.num_down_blocks + 1)]
+
+    def check_sizes(self, **further):
+        """ValueError if the image cannot be halved as often as the networks do.
+
+        further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
+        """
+        if self.kp_detector_params.landmarks:
+            raise ValueError('kp_detector_params.landmarks: only method synergy has keypoints at landmarks')
+        check_halvings(self.image_size, 'num_down_blocks', self.image_size, self.num_down_blocks)
+        check_hourglasses(self, **further)
 
 
 class SourceFeatures(NamedTuple):
@@ -29,7 +61,7 @@ class SourceFeatures(NamedTuple):
 
 @dataclass
 class FirstOrderGenerated(Generated):
-    """Also the coarse motion and what it was made of."""
+    """Generated with the coarse motion and its parts."""
     dense_motion: DenseMotion | None = None
 
 
@@ -50,9 +82,7 @@ class Encoder(nn.Module):
 
 
 class FirstOrderTalkingHead(TalkingHead):
-    """Keypoints, coarse motion and a source encoder; a method adds `render`.
-
-    params needs kp_detector_params, dense_motion_params and `widths`, the encoder's channels, finest first.
+    """Keypoints, coarse motion and a source encoder; a method adds `render`. Its Params are FirstOrderParams.
 
     observed_channels: of what the keypoint detector sees
     """
@@ -104,19 +134,3 @@ class FirstOrderTalkingHead(TalkingHead):
         moved, motion = self.dense_motion.move(to_unit(source), source_keypoints, driving_keypoints)
         return Generated(from_unit(moved), [motion.flow], [], source_keypoints=source_keypoints,
                          driving_keypoints=driving_keypoints)
-
-
-def encoder_widths(block_expansion, max_features, num_down_blocks):
-    """Channels of the encoder's features, finest first."""
-    return [min(max_features, block_expansion * 2 ** level) for level in range(num_down_blocks + 1)]
-
-
-def check_sizes(params, **further):
-    """ValueError if the image cannot be halved as often as the networks with these Params do.
-
-    further: names of other parts with `num_blocks` halvings, and the scale at which they see the image
-    """
-    if params.kp_detector_params.landmarks:
-        raise ValueError('kp_detector_params.landmarks: only method synergy has keypoints at landmarks')
-    check_halvings(params.image_size, 'num_down_blocks', params.image_size, params.num_down_blocks)
-    check_hourglasses(params, **further)

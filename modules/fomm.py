@@ -5,33 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from modules.dense_motion import DenseMotionParams
-from modules.discriminator import MultiScaleDiscriminatorParams
-from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
-from modules.keypoint_detector import KeypointDetectorParams
+from modules.first_order import FirstOrderGenerated, FirstOrderParams, FirstOrderTalkingHead
 from modules.layers import ResBlock2d, UpBlock2d, from_unit
 from modules.warp import occlude, warp
-from support.ranges import LayerCount, TensorSize, UpToHundred
+from support.ranges import UpToHundred
 
 
 @dataclass(frozen=True)
-class FommParams:
-    image_size: TensorSize = 256            # side of the square image in pixels
-    block_expansion: TensorSize = 64        # channels at full resolution; doubled at each halving
-    max_features: TensorSize = 512          # widest feature
-    num_down_blocks: LayerCount = 2         # halvings before the feature is warped
+class FommParams(FirstOrderParams):
     num_bottleneck_blocks: UpToHundred = 6  # residual blocks on the warped feature
-    kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10)
-    dense_motion_params: DenseMotionParams = DenseMotionParams()
-    discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams()
-
-    def __post_init__(self):
-        check_sizes(self)
-
-    @property
-    def widths(self):
-        """Channels of the encoder's features, finest first."""
-        return encoder_widths(self.block_expansion, self.max_features, self.num_down_blocks)
 
 
 class Fomm(FirstOrderTalkingHead):

@@ -28,7 +28,7 @@ class HalfWeights:
 
     @contextmanager
     def __call__(self):
-        """Within it, for forward and backward passes, the layers hold bf16 weights."""
+        """Context manager for forward and backward passes: the layers hold bf16 weights within it."""
         before = [[module._parameters[name] for module, name in network] for network in self.networks]
         try:
             for network, weights in zip(self.networks, before):

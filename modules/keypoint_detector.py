@@ -21,7 +21,7 @@ class KeypointDetectorParams:
     scale_factor: Scale = 0.25                # the detector sees the image at this scale
     temperature: Positive = 0.1               # of the softmax that turns logits into heat maps
     shared_jacobian: bool = False             # one map of Jacobians for all keypoints, as MRFA has it, or one each
-    rigid_keypoints: AtLeastZero = 0          # the first so many span one affine frame in place of learned Jacobians
+    rigid_keypoints: AtLeastZero = 0          # the first so many span one affine frame instead of learned Jacobians
     padding: Annotated[int, Range(0, 3)] = 0  # of the 7x7 heads; published weights: none, heat maps span [-1, 1]
     landmarks: tuple[str, ...] = ()           # face landmarks that are the keypoints: in training those of the dataset,
                                               # in inference MediaPipe's; the network serves images without a face
@@ -75,7 +75,7 @@ class KeypointDetector(nn.Module):
             return Keypoints(value, self.frame(value))
 
     def detect(self, image):
-        """Keypoints of image (B, C, H, W) by the network."""
+        """Keypoints of image (B, C, H, W) by the network, without `finder`."""
         # In fp32: it is one hundredth of a frame's operations, and all flows depend on the keypoints.
         with torch.autocast(image.device.type, enabled=False):
             feature = self.predictor(self.down(image.float()))
@@ -94,7 +94,7 @@ class KeypointDetector(nn.Module):
 class AffineFrame(nn.Module):
     """One affine frame of a face, fitted by least squares from a reference to its first `count` keypoints.
 
-    In place of learned Jacobians where keypoints are guided to landmarks, some of which no expression moves. FOMM uses
+    It replaces learned Jacobians if keypoints are guided to landmarks, some of which no expression moves. FOMM uses
     frames as J_S J_D^-1 only (Eq. 4), so that any affine image of the reference gives the same flow.
     reference: (count, 2) a running mean of the keypoints
     """
@@ -108,16 +108,22 @@ class AffineFrame(nn.Module):
 
     def forward(self, value):
         """Keypoints (B, K, 2) -> (B, K, 2, 2), the same for all keypoints of an image."""
-        points = value[:, :len(self.reference)].detach()         # landmarks alone say where keypoints shall be
+        points = value[:, :len(self.reference)].detach()         # only landmarks guide keypoints
         if self.training:
             self.reference.lerp_(points.mean(0), self.MOMENTUM)
         reference = self.reference - self.reference.mean(0)
         offset = points - points.mean(1, keepdim=True)
-        frame = offset.mT @ reference @ invert_2x2(reference.T @ reference)                    # (B, 2, 2)
+        frame = offset.transpose(1, 2) @ reference @ invert_2x2(reference.T @ reference)                    # (B, 2, 2)
         return frame[:, None].expand(-1, value.shape[1], -1, -1)
 
 
 def gaussian_heatmaps(value, size, variance):
     """One Gaussian exp(-d^2 / (2 variance)) per keypoint: (B, K, 2) -> (B, K, H, W), peak 1."""
-    distance = identity_grid(size, value) - value[:, :, None, None]                            # (B, K, H, W, 2)
-    return torch.exp(-0.5 * distance.square().sum(-1) / variance)
+    grid = identity_grid(size, value)
+    if torch.is_grad_enabled():
+        distance = grid - value[:, :, None, None]                                              # (B, K, H, W, 2)
+        return torch.exp(-0.5 * distance.square().sum(-1) / variance)
+    # The same to rounding, by W + H exponentials instead of W H. In training, rounding follows the released code.
+    across, down = (torch.exp(-0.5 * (places - value[..., axis, None]).square() / variance)    # (B, K, W) and (B, K, H)
+                    for axis, places in enumerate((grid[0, :, 0], grid[:, 0, 1])))
+    return down[..., None] * across[:, :, None]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from modules.convolutions import norm_silu_conv, padded_conv, upsampled_conv
+from modules.convolutions import in_layout_of, norm_silu_conv, padded_conv, upsampled_conv
 from modules.ops import Conv1x1, attention
 from support import distributed
 
@@ -143,7 +143,7 @@ class Hourglass(nn.Module):
         self.out_channels = min(max_features, block_expansion) + in_channels
 
     def forward(self, x):
-        skips = [x]
+        skips = [in_layout_of(self.down_blocks[0].conv.weight, x)]
         for block in self.down_blocks:
             skips.append(block(skips[-1]))
         x = skips.pop()

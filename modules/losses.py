@@ -105,7 +105,7 @@ def keypoint_distance(value, hinge):
     for max(0, 0.2 - d) instead, which does push them apart.
     """
     distance = ((value[:, :, None] - value[:, None]).square().sum(-1) + 1e-8).sqrt()         # (B, K, K)
-    # A keypoint is not its own neighbour: the diagonal is moved out of reach.
+    # A keypoint is not its own neighbour: the diagonal is out of reach.
     distance = distance + MINIMUM_DISTANCE * torch.eye(value.shape[1], device=value.device)
     if hinge:
         return F.relu(MINIMUM_DISTANCE - distance).mean()
@@ -138,12 +138,7 @@ def region_weights(landmarks, weight, size):
 
 
 class AdversarialForm(NamedTuple):
-    """Three losses of a discriminator's logits, scalars.
-
-    generator: of logits on generated images, for the generator
-    real:      of logits on real images, for the discriminator
-    fake:      of logits on generated images, for the discriminator
-    """
+    """Losses of a discriminator's logits, scalars: for the generator; for itself, on real and on generated images."""
     generator: Callable[[Tensor], Tensor]
     real: Callable[[Tensor], Tensor]
     fake: Callable[[Tensor], Tensor]

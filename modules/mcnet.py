@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.dense_motion import DenseMotionParams
 from modules.discriminator import MultiScaleDiscriminatorParams
-from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
+from modules.first_order import FirstOrderGenerated, FirstOrderParams, FirstOrderTalkingHead
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import ResBlock2d, UpBlock2d, from_unit, tokens, untokens
 from modules.warp import occlude, resize, warp
@@ -25,10 +24,7 @@ ATTENTION_SCALE = 1 / 4    # of query . key; the public code's constant, whateve
 
 
 @dataclass(frozen=True)
-class MCNetParams:
-    image_size: TensorSize = 256       # side of the square image in pixels
-    block_expansion: TensorSize = 64   # channels at full resolution; doubled at each halving
-    max_features: TensorSize = 512     # widest feature
+class MCNetParams(FirstOrderParams):
     num_down_blocks: LayerCount = 3    # halvings; the memory refines features of the coarsest `num_down_blocks` scales
     memory_channels: TensorSize = 512  # of the meta-memory, and of queries, keys and values
     memory_size: TensorSize = 32       # side of the meta-memory
@@ -36,26 +32,20 @@ class MCNetParams:
     style_hidden: TensorSize = 128     # hidden width on the way to it
     num_kernels: TensorSize = 4        # that the dynamic convolution mixes
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=15)
-    dense_motion_params: DenseMotionParams = DenseMotionParams()
     discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams(use_keypoints=True)
 
     def __post_init__(self):
-        check_sizes(self)
+        super().__post_init__()
         if self.block_expansion % 2:
             raise ValueError(f'block_expansion={self.block_expansion}: expected an even number, as the memory refines '
                              'every second channel')
 
-    @property
-    def widths(self):
-        """Channels of the encoder's features, finest first."""
-        return encoder_widths(self.block_expansion, self.max_features, self.num_down_blocks)
-
 
 @dataclass
 class MCNetGenerated(FirstOrderGenerated):
-    """Also the memory's features; lists run over scales, coarsest first.
+    """FirstOrderGenerated with the memory's features; lists run over scales, coarsest first.
 
-    warped_source: (B, 3, H, W) in [0, 1], the source image moved by the coarse flow
+    warped_source: (B, 3, H, W) in [0, 1], the source image warped by the coarse flow
     features:      (B, C, H_i, W_i) every second channel of the warped feature, projected to the memory's channels
     values:        (B, C, M, M) values of the conditioned memory
     """
@@ -74,11 +64,11 @@ class ModulatedConv(nn.Module):
     The published weights keep StyleGAN2's equalised learning rate: weights are N(0, 1) and scaled when used.
     """
 
-    def __init__(self, channels, style_channels, kernel_size=3):
+    def __init__(self, channels, style_channels):
         super().__init__()
         self.style_weight = nn.Parameter(torch.randn(channels, style_channels))
         self.style_bias = nn.Parameter(torch.ones(channels))
-        self.weight = nn.Parameter(torch.randn(channels, channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.randn(channels, channels, 3, 3))
         self.noise_strength = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -87,7 +77,7 @@ class ModulatedConv(nn.Module):
         style = F.linear(style, self.style_weight / math.sqrt(style.shape[1]), self.style_bias)      # (B, C)
         weight = self.weight / math.sqrt(self.weight[0].numel())
         # Scaling input and output channels equals scaling the kernels, and one kernel serves the whole batch.
-        x = F.conv2d(x * style[:, :, None, None], weight, padding=weight.shape[-1] // 2)
+        x = F.conv2d(x * style[:, :, None, None], weight, padding=1)
         energy = style.square() @ weight.square().sum((2, 3)).t()                                    # (B, C)
         x = x * torch.rsqrt(energy + 1e-8)[:, :, None, None]
         # The public code also adds noise in evaluation; here a pose gives one picture.
@@ -99,9 +89,9 @@ class ModulatedConv(nn.Module):
 class DynamicConv(nn.Module):
     """Dynamic convolution (Chen et al., CVPR 2020): kernels mixed per sample by a feature's mean."""
 
-    def __init__(self, in_channels, out_channels, num_kernels, kernel_size=3):
+    def __init__(self, in_channels, out_channels, num_kernels):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_kernels * out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.empty(num_kernels * out_channels, in_channels, 3, 3))
         # The public code does not initialise this bias; training from scratch then diverges.
         self.bias = nn.Parameter(torch.zeros(num_kernels, out_channels))
         self.squeeze = nn.Conv2d(in_channels, in_channels // 4 + 1, 1, bias=False)
@@ -120,8 +110,7 @@ class DynamicConv(nn.Module):
         weight = torch.einsum('bk,koiyx->boiyx', mixture, kernels)
         bias = mixture @ self.bias                                                                   # (B, C')
         # One group per sample: each is convolved by its own kernel.
-        x = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), bias.flatten(),
-                     padding=weight.shape[-1] // 2, groups=batch)
+        x = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), bias.flatten(), padding=1, groups=batch)
         return x.view(batch, -1, *x.shape[2:])
 
 
@@ -135,15 +124,8 @@ class Recalled(NamedTuple):
     found: Tensor
 
 
-class Compensated(NamedTuple):
-    """feature (B, C_i, H, W) refined; projected (B, C, H, W) and value (B, C, M, M), see MCNetGenerated."""
-    feature: Tensor
-    projected: Tensor
-    value: Tensor
-
-
 class MemoryCompensation(nn.Module):
-    """The meta-memory and its reading; all scales share it but for the projections in and out."""
+    """The meta-memory and the attention that reads it; scales share all but the projections in and out."""
 
     def __init__(self, params):
         super().__init__()
@@ -166,13 +148,14 @@ class MemoryCompensation(nn.Module):
         scale:            0 is the coarsest
         warped:           (B, C_i, H, W) source feature, warped and occluded
         source_keypoints: (B, K, 2) positions
+        returns:          the refined feature (B, C_i, H, W); feature and value as MCNetGenerated has them
         """
         kept, refined = warped[:, ::2], warped[:, 1::2]
         feature = self.project[scale](refined)                                                        # (B, C, H, W)
         recalled = self.recall(feature, self.conditioned(feature, source_keypoints))
         refined = self.refine(feature, recalled.found)
         refined = F.relu(self.norm[scale](self.unproject[scale](refined)))
-        return Compensated(torch.stack([kept, refined], dim=2).flatten(1, 2), feature, recalled.value)
+        return torch.stack([kept, refined], dim=2).flatten(1, 2), feature, recalled.value
 
     def conditioned(self, feature, source_keypoints):
         """The memory (B, C, M, M), modulated by an implicit identity: source keypoints (B, K, 2), pooled feature."""
@@ -194,7 +177,7 @@ class MemoryCompensation(nn.Module):
         return (ATTENTION_SCALE * product).float().softmax(-1)
 
     def refine(self, feature, found):
-        """Adds the difference of the feature and what it read from the memory; all (B, C, H, W)."""
+        """feature + ReLU(conv(feature - found)), where `found` was read from the memory; all (B, C, H, W)."""
         return feature + F.relu(self.difference(feature - found))
 
 

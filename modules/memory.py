@@ -1,10 +1,12 @@
 """Memory estimates of a training step and of a frame, from a pass without data (support/gpu_path.py).
 
 Counted is every tensor while it exists, in the recipe's precision. Left out are scratch memory of kernels and what an
-allocator loses to fragmentation; measured peaks on a CPU are within 10 % of the count (tests/test_memory.py).
+allocator loses to fragmentation: measured peaks on CPUs exceed the count by up to a tenth, and by some 50 MiB that
+hardly grow with the batch (tests/test_memory.py).
 """
 
 import dataclasses
+import logging
 import weakref
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -23,14 +25,17 @@ from support.errors import UserError
 from support.gpu_path import META, gpu_path
 from support.hardware import available_memory
 
+log = logging.getLogger(__name__)
+
 GIB = 2 ** 30
 BASE = 0.5 * GIB             # Python and PyTorch; on a GPU, CUDA's context
 KEPT = 0.3                   # of the count, measured: what a CPU's allocator loses if it keeps freed memory
+NOTHING_FITS = f'not even one pair fits: lower model_params.image_size, {WIDTHS}'
 SMALL = 2 ** 15              # bytes per pixel of a batch, twice those of the paper's model: no count where all fit
 
 
 class Peak(TorchDispatchMode):
-    """Within it, `most` is the most bytes that tensors made there had at one time."""
+    """Context manager: `most` is the peak of bytes in tensors that were made within it."""
 
     def __init__(self):
         super().__init__()
@@ -75,23 +80,28 @@ class StepMemory(NamedTuple):
         return BASE + sum(self)
 
 
+def empty_training(config, batch):
+    """(TrainingStep, its Pairs) without data, for use within gpu_path()."""
+    params, size = config.train_params, config.model_params.image_size
+    step = build_training_step(config, META, VGG19().state_dict() if needs_vgg(params.objective_params) else None)
+    images = [torch.empty(batch, 3, size, size) for _ in range(2)]
+    return step, Pairs(*images, RandomTransform(torch.empty(batch, 2, 3), torch.empty(batch, 1, 25)))
+
+
 def step_memory(config, batch, gpus=1):
     """StepMemory of a training step, or of validation if that takes more, with `batch` pairs at once per device.
 
     gpus: processes in all; with more than one, gradients are copied into buckets that are exchanged
     """
-    size, params = config.model_params.image_size, config.train_params
     with gpu_path():
-        vgg_state = VGG19().state_dict() if needs_vgg(params.objective_params) else None
-        training = build_training_step(config, META, vgg_state)
+        training, pairs = empty_training(config, batch)
         state = training.state
-        images = [torch.empty(batch, 3, size, size) for _ in range(2)]
-        pairs = Pairs(*images, RandomTransform(torch.empty(batch, 2, 3), torch.empty(batch, 1, 25)))
         with Peak() as peak:
             training.gradients([pairs], training.first_full_step)
         trained = _bytes(state.model) + _bytes(training.discriminator)
         weights = _bytes(training.objective) + _bytes(training.discriminator)
-    activations = max(peak.most + 2 * images[0].nbytes, frame_memory(config, config.reconstruction_params.batch_size))
+    activations = max(peak.most + pairs.source.nbytes + pairs.driving.nbytes,
+                      frame_memory(config, config.reconstruction_params.batch_size))
     return StepMemory(weights, _bytes(state.ema), 2 * trained, trained if gpus > 1 else 0, activations)
 
 
@@ -109,6 +119,11 @@ def frame_memory(config, batch=1):
 def _bytes(module):
     """Bytes of a network's weights and buffers; 0 for None."""
     return sum(tensor.nbytes for tensor in module.state_dict().values()) if module is not None else 0
+
+
+def as_flags(settings):
+    """{key of train_params: value} as flags of the command line."""
+    return '--set ' + ' '.join(f'train_params.{key}={value}' for key, value in settings.items())
 
 
 def fitting_settings(config, limit, gpus=1):
@@ -129,14 +144,21 @@ def fitting_settings(config, limit, gpus=1):
 
 # ---------------------------------------------------------------------------- refusals
 
+def room(params):
+    """Bytes of tensors that fit in the free main memory, less the allocator's overhead; None if unknown."""
+    free = available_memory()
+    return None if free is None else free / (1 + KEPT * params.keep_freed)
+
+
 def check_batch(config, batch, device):
     """UserError if a training step on `batch` pairs cannot fit the memory that this machine has left.
 
     On a GPU the allocation itself raises (see `explained`); on a CPU the kernel would end the process.
     """
-    limit = available_memory() if device.type == 'cpu' else None
+    limit = room(config.train_params) if device.type == 'cpu' else None
     if limit and batch * config.model_params.image_size ** 2 * SMALL > limit / 2:
-        needed = step_memory(config, batch).total * (1 + KEPT * config.train_params.keep_freed)
+        log.info('counting the memory of a training step ...')
+        needed = step_memory(config, batch).total
         if needed > limit:
             raise too_large(config, batch, needed, limit)
 
@@ -145,11 +167,10 @@ def too_large(config, batch, needed, limit):
     """The UserError for a batch that needs more bytes than there are."""
     fitting = fitting_settings(dataclasses.replace(
         config, train_params=dataclasses.replace(config.train_params, batch_size=batch, accumulate=1)), limit)
-    advice = ' or '.join('--set ' + ' '.join(
-        f'train_params.{key}={value * config.train_params.accumulate if key == "accumulate" else value}'
-        for key, value in settings.items()) for settings, _ in fitting)
+    advice = ' or '.join(as_flags(settings | {'accumulate': settings['accumulate'] * config.train_params.accumulate})
+                         for settings, _ in fitting)
     return UserError(f'a training step on {batch} pairs takes about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB are '
-                     f'free; ' + (advice or f'not even one pair fits: lower model_params.image_size, {WIDTHS}'))
+                     f'free, and training is on the CPU; {advice or NOTHING_FITS}')
 
 
 def check_frame(config, device):
@@ -164,7 +185,7 @@ def check_frame(config, device):
 
 @contextmanager
 def explained(batch):
-    """Within it, a GPU that runs out of memory raises a UserError with PyTorch's words and the settings that help."""
+    """Context manager: turns a GPU's out-of-memory error into a UserError with the settings that help."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,30 +1,17 @@
 """MCC, motion compensation by the motion codebook (Sec. 3.2.3), and its losses (Sec. 3.2.2, Eq. 3)."""
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from modules.codebook import Codebook, Quantized
+from modules.codebook import Codebook
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.layers import Downsample, ResBlock, Upsample, group_norm
 from modules.ops import Conv1x1
 from modules.retrieval import Retrieval
 from modules.warp import Warped, from_displacement, identity_grid, resize, resize_read, to_displacement
-
-
-class MotionLearning(NamedTuple):
-    """Losses of the motion codebook and their tensors; lists run over scales, coarsest first.
-
-    reconstructions:     (B, h, w, 2) flows reconstructed from codes, Eq. 2
-    quantized:           with the two code terms of Eq. 3
-    reconstruction_loss: scalar, L1 to the stopped flows in normalised coordinates, summed over scales
-    """
-    reconstructions: list[Tensor]
-    quantized: list[Quantized]
-    reconstruction_loss: Tensor
 
 
 class MotionCompensation(nn.Module):
@@ -94,9 +81,11 @@ class MotionCompensation(nn.Module):
         return from_displacement(residual.float()), occlusion.float(), motion
 
     def learn(self, flows, features):
-        """MotionLearning (Eq. 3) of all scales' flows M^{i-1} (B, h, w, 2) and their encodings (B, d_m, h_m, w_m).
+        """Eq. 3 for the flows M^{i-1} (B, h, w, 2) of all scales and their encodings (B, d_m, h_m, w_m).
 
         No gradient reaches the flows.
+        returns: flows reconstructed from codes, Eq. 2, (B, h, w, 2); Quantized with the two code terms of Eq. 3, both
+                 per scale; L1 of the reconstructions in normalised coordinates, a scalar summed over scales
         """
         quantized = [self.codebook.quantize(feature, scale) for scale, feature in enumerate(features)]
         # D_M is shared, so all scales are decoded in one batch.
@@ -105,4 +94,4 @@ class MotionCompensation(nn.Module):
         loss = sum(F.l1_loss(offset, from_displacement(to_displacement(flow.detach())))
                    for offset, flow in zip(offsets.chunk(len(flows)), flows))
         reconstructions = (identity_grid(offsets.shape[1:3], offsets) + offsets).chunk(len(flows))
-        return MotionLearning(list(reconstructions), quantized, loss)
+        return list(reconstructions), quantized, loss

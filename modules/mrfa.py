@@ -1,7 +1,7 @@
 """MRFA (Tao et al., NeurIPS 2023): iterative refinement of the flow by correlation of structure.
 
-The flow of FOMM's motion model is a prior. Where structure lies, in the source and in the driving pose, is compared
-at all pairs of places; from coarse to fine, what that correlation says around where the flow points corrects the flow.
+The flow of FOMM's motion model is a prior. Structure features of the source and of the driving pose are correlated at
+all pairs of positions; from coarse to fine, the correlations around the flow's target correct the flow.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.dense_motion import DenseMotionParams, SourceImage
-from modules.discriminator import MultiScaleDiscriminatorParams
-from modules.first_order import FirstOrderGenerated, FirstOrderTalkingHead, check_sizes, encoder_widths
+from modules.dense_motion import SourceImage
+from modules.first_order import FirstOrderGenerated, FirstOrderParams, FirstOrderTalkingHead
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, shrunk, tokens
@@ -37,30 +36,20 @@ PRIORS = 'fomm', 'mtia'
 
 
 @dataclass(frozen=True)
-class MrfaParams:
-    image_size: TensorSize = 256         # side of the square image in pixels
-    block_expansion: TensorSize = 64     # channels at full resolution; doubled at each halving
-    max_features: TensorSize = 512       # widest feature
+class MrfaParams(FirstOrderParams):
     num_down_blocks: LayerCount = 5      # halvings; the flow is refined at num_down_blocks + 1 scales
     flow_update_width: TensorSize = 128  # hidden width of the flow updater
     prior_model: str = 'fomm'            # keypoint detector: fomm, or mtia, the published model's token transformer
     structure_params: StructureParams = StructureParams()
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams(num_kp=10, shared_jacobian=True)
     token_pose_params: TokenPoseParams = TokenPoseParams()    # of mtia, which takes num_kp from kp_detector_params
-    dense_motion_params: DenseMotionParams = DenseMotionParams()
-    discriminator_params: MultiScaleDiscriminatorParams = MultiScaleDiscriminatorParams()
 
     def __post_init__(self):
         if self.prior_model not in PRIORS:
             raise ValueError(f'prior_model={self.prior_model!r}: expected one of {", ".join(PRIORS)}')
-        check_sizes(self, structure_params=self.dense_motion_params.scale_factor)
+        self.check_sizes(structure_params=self.dense_motion_params.scale_factor)
         if self.prior_model == 'mtia':
             self.token_pose_params.patches_across(self.image_size)
-
-    @property
-    def widths(self):
-        """Channels of the encoder's features, finest first."""
-        return encoder_widths(self.block_expansion, self.max_features, self.num_down_blocks)
 
 
 class RefinementSource(NamedTuple):
@@ -77,14 +66,14 @@ class RefinementSource(NamedTuple):
 
 @dataclass
 class MrfaGenerated(FirstOrderGenerated):
-    """warped_source: (B, 3, H, W) in [0, 1], the source image moved by the flow before its last correction."""
+    """warped_source: (B, 3, H, W) in [0, 1], the source image warped by the flow before its last correction."""
     warped_source: Tensor | None = None
 
 
 # ---------------------------------------------------------------------------- structure and its correlation
 
 class StructureEncoder(nn.Module):
-    """Where things are: maps made of keypoints alone (driving), or of keypoints and the small image (source)."""
+    """Feature maps of the face's structure, from keypoints alone (driving) or with the small image (source)."""
 
     def __init__(self, params, num_kp, size):
         super().__init__()
@@ -108,7 +97,7 @@ class StructureEncoder(nn.Module):
 
 
 class CorrelationVolume:
-    """Inner products of driving and source structure at all pairs of places, read where a flow points, as RAFT's.
+    """Inner products of driving and source structure at all pairs of positions, read where a flow points (as in RAFT).
 
     A coarser volume is an average of the finest one; it is computed as the product of averaged maps, so no volume is
     ever copied, and the finest serves all scales from the maps' own resolution on. Per sample with 64 x 64 maps of 256
@@ -116,7 +105,7 @@ class CorrelationVolume:
     """
 
     def __init__(self, driving, source, radius, levels):
-        """driving (B, C, h, w), source (1 or B, C, h, w)."""
+        """driving (B, C, h, w), source (1 or B, C, h, w); radius in pixels of each level, each half the one before."""
         self.driving = driving.float()
         self.sources = [F.avg_pool2d(source.float(), 2 ** level) for level in range(levels)]
         steps = torch.arange(-radius, radius + 1, dtype=self.driving.dtype, device=driving.device)
@@ -124,7 +113,7 @@ class CorrelationVolume:
         self.volumes = {}
 
     def at(self, size):
-        """Each level's volume (B * h' * w', 1, h / 2^level, w / 2^level), driving places averaged to size (h', w')."""
+        """Each level's volume (B * h'w', 1, h / 2^level, w / 2^level), driving positions averaged to size (h', w')."""
         if size not in self.volumes:
             with torch.autocast(self.driving.device.type, enabled=False):
                 query = tokens(F.avg_pool2d(self.driving, self.driving.shape[-1] // size[-1]))    # (B, h'w', C)
@@ -159,7 +148,7 @@ class Motion:
         return Motion(self.displacement + other.displacement, self.occlusion_logit + other.occlusion_logit)
 
     def still(self):
-        """No motion, on the same grid."""
+        """Zero displacement and occlusion logit on the same grid."""
         return Motion(torch.zeros_like(self.displacement), torch.zeros_like(self.occlusion_logit))
 
     def at(self, size):
@@ -175,7 +164,7 @@ class Motion:
 
 
 class MotionRefinement(nn.Module):
-    """Corrects a motion by what the correlation and the warped source say; all scales share it but for the context."""
+    """Corrects a motion from correlations and the warped source; all scales share the weights except the context's."""
 
     def __init__(self, params, widths):
         """widths: of the source's features, coarsest first."""

@@ -125,10 +125,10 @@ class Objective(nn.Module):
         return ObjectiveOutput(total, losses, generated, image.norms, image.terms)
 
     def survey(self, source, driving, transform, landmarks=None, discriminator=None):
-        """ImageLosses of one micro-batch before any of the step is trained on; arguments as of `forward`.
+        """ImageLosses of one micro-batch, without a backward pass through the model; arguments as for `forward`.
 
-        For steps of several micro-batches: `balance` them all, then hand each to `forward`. No graph is kept, as only
-        the last layer takes a gradient.
+        For steps of several micro-batches: survey all, `balance` them, then pass each to `forward`. Only the last layer
+        requires gradients meanwhile, so no graph is kept.
         """
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in trained:
@@ -231,7 +231,7 @@ class Objective(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
     def _adversarial_weight(self, name, losses):
-        """Weight of one of the discriminator's losses."""
+        """Config weight of the discriminator's loss `name`, times the adaptive weight if it is 'adversarial'."""
         balance = losses.get('adaptive_weight', 1.0) if name == 'adversarial' else 1.0
         return self.weights[name] * balance
 
@@ -250,7 +250,7 @@ def _predictions(generated):
 
 
 class DiscriminatorObjective(nn.Module):
-    """The discriminator's loss; holds the discriminator, so that DDP can wrap it."""
+    """The discriminator's loss (L_D); holds the discriminator, so that DDP can wrap it."""
 
     def __init__(self, discriminator, params):
         """params: ObjectiveParams."""
@@ -259,7 +259,7 @@ class DiscriminatorObjective(nn.Module):
         self.form = ADVERSARIAL_FORMS[params.adversarial]
 
     def forward(self, driving, generated):
-        """Driving images (B, 3, H, W) and what was Generated for them -> (total, losses by name).
+        """Driving images (B, 3, H, W) and their Generated -> (total, losses by name).
 
         Two passes: batch norm shall not mix real with generated images.
         """

@@ -165,7 +165,7 @@ def resized_unembedding(value, there, here):
 
 
 def _resized_pictures(rows, there, here):
-    """(D, p*p*C) -> (D, q*q*C); windows are laid out as `partition_windows` does."""
+    """Windows (D, p*p*C) as `partition_windows` lays them out -> (D, q*q*C), by area; p = `there`, q = `here`."""
     pictures = rows.unflatten(1, (there, there, -1)).permute(0, 3, 1, 2)                               # (D, C, p, p)
     return F.interpolate(pictures, size=(here, here), mode='area').permute(0, 2, 3, 1).flatten(1)
 

@@ -31,7 +31,7 @@ class SynergyParams:
     occlusion_update: str = 'probability'  # residuals are added to the probability (released code) or to the logit
     tied_windows: bool = False             # ACC starts by passing features, not from PyTorch's default start
     residual_appearance: bool = False      # ACC adds to the warped feature, instead of replacing it
-    image_skip: bool = False               # the decoder adds to the source image moved by the finest flow
+    image_skip: bool = False               # the decoder adds to the source image warped by the finest flow
     flow_update_width: TensorSize = 128    # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
@@ -103,7 +103,7 @@ class ScaleResult(NamedTuple):
 
 @dataclass
 class SynergyGenerated(Generated):
-    """Also everything that the paper's Fig. 7, 8, 10 and 11 show; lists run over scales, coarsest first.
+    """Generated with everything that the paper's Fig. 7, 8, 10 and 11 show; lists run over scales, coarsest first.
 
     dense_motion:    the coarse motion M^0 and what it was made of
     motion_features: F_m^{i-1} (B, d_m, h_m, w_m), the encoded flow before refinement, compensated scales only
@@ -161,7 +161,7 @@ class Synergy(TalkingHead):
 
     @property
     def last_weight(self):
-        """Where the adaptive adversarial weight compares gradients."""
+        """The last layer's kernel, whose gradients the adaptive adversarial weight compares."""
         return self.decoder.last_weight
 
     @property
@@ -260,11 +260,11 @@ class Synergy(TalkingHead):
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
 
     def _moved(self, source, generated):
-        """With image_skip, the source image moved by the finest flow (B, 3, H, W), to which the decoder adds."""
+        """With image_skip, the source image warped by the finest flow (B, 3, H, W), to which the decoder adds."""
         if not self.params.image_skip:
             return None
         flow = generated.flows[-1]
-        return warp(source.features.picture.expand(len(flow), -1, -1, -1), flow)
+        return warp(source.features.picture.expand(flow.shape[0], -1, -1, -1), flow)
 
     def _decode(self, state, finer, moved=None, plain=False):
         """Decoder state of the coarsest scale (B, C_1, h, w) -> images (B, 3, H, W), added to `moved` if it is given.
@@ -281,7 +281,7 @@ class Synergy(TalkingHead):
 
     @staticmethod
     def _fuse(fusion, feature, plain, state):
-        """The fused state, and behind it, with `plain`, the one without; until the first fusion both are the same."""
+        """The fused state (B, C, h, w); with `plain`, followed along the batch by the state without any fusion."""
         if not plain:
             return fusion(state, feature)
         # Chunks, not slices, whose gradients would be filled up with zeros, channels first.

@@ -25,7 +25,7 @@ class Keypoints(NamedTuple):
     heatmap: Tensor | None = None
 
     def map(self, function):
-        """Apply `function` to value and Jacobian: `keypoints.map(Tensor.detach)`."""
+        """Apply `function` to every field that is not None: `keypoints.map(Tensor.detach)`."""
         return Keypoints(*(None if part is None else function(part) for part in self))
 
 

@@ -60,7 +60,7 @@ class TokenLayer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def attention_weights(self, x, rows):
-        """How much tokens `rows` (R,) of this layer's input x (B, M, D) read of each token: (B, heads, R, M)."""
+        """Attention of tokens `rows` (R,) of this layer's input x (B, M, D) over all tokens: (B, heads, R, M)."""
         query, key, _ = self._heads(x)
         return (query[:, :, rows] @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
 
@@ -119,7 +119,7 @@ class TokenKeypointDetector(nn.Module):
 
 
 def sine_position(count, dim):
-    """Positions of count x count patches, row by row: (1, count^2, dim), the rows' half first.
+    """Position encoding of count x count patches, row by row: (1, count^2, dim), first half for y, second for x.
 
     Sines and cosines alternate (Vaswani et al., NeurIPS 2017, Sec. 3.5; in two dimensions, DETR, ECCV 2020), over one
     turn from the first patch, which is 1, to the last.

@@ -36,7 +36,7 @@ class State:
         self._check_networks('clip_apart', itertools.chain(*params.clip_apart))
 
     def factor(self, step):
-        """What the learning rates are multiplied with at `step`."""
+        """Factor on both learning rates at `step`."""
         return self.params.gamma ** sum(step > milestone for milestone in self.params.milestones)
 
     def learning_rate(self, step):

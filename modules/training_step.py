@@ -3,6 +3,7 @@
 train.py calls it in its loop, benchmarks/parity compares it with the released code.
 """
 
+import inspect
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -125,7 +126,7 @@ class TrainingStep:
             torch.manual_seed(seed + k)
             with self._exchange(last=k == len(parts) - 1), nullcontext() if motion_only else self._half_weights():
                 output = self.generate(part, adversarial, motion_only, image)
-                self.backward(output.total / len(parts))
+                (output.total / len(parts)).backward()
                 losses.append({'total': output.total.detach(), **output.losses})
                 if adversarial:
                     losses[-1] |= self.discriminate(part.driving, output.generated, len(parts))
@@ -165,10 +166,6 @@ class TrainingStep:
         with frozen(self.discriminator) if adversarial else nullcontext(), self._autocast:
             return self._generator(*part, self.discriminator if adversarial else None, motion_only, image)
 
-    def backward(self, total):
-        """The generator's backward pass, from the scalar `total`."""
-        total.backward()
-
     def discriminate(self, driving, generated, parts):
         """The discriminator's forward and backward pass on what was generated before the update; losses by name."""
         with self._autocast:
@@ -186,7 +183,10 @@ class TrainingStep:
         # Buffers (batch norm, code usage) are functions of the global batch, alike everywhere without broadcasts.
         if distributed.world() == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True, **options)
+        named = 'forward_sync_buffers', 'broadcast_buffers'                        # from PyTorch 2.14 on, and before
+        known = inspect.signature(DistributedDataParallel).parameters
+        options[next(name for name in named if name in known)] = False
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
     @contextmanager
     def _exchange(self, last):
@@ -232,8 +232,9 @@ def diagnostics(generated):
     """Scalars that show a collapse before the losses do, by name."""
     value = generated.driving_keypoints.value.float()
     displacement = to_displacement(generated.flows[-1].float())
-    return {'diagnostics/keypoint_spread': value.std(dim=1, correction=0).mean(),
-            'diagnostics/flow_magnitude_px': displacement.square().sum(1).sqrt().mean(), **generated.diagnostics}
+    spread = {'diagnostics/keypoint_spread': value.std(dim=1, correction=0).mean()} if value.shape[1] > 1 else {}
+    return {**spread, 'diagnostics/flow_magnitude_px': displacement.square().sum(1).sqrt().mean(),
+            **generated.diagnostics}
 
 
 def _means(parts):

@@ -39,12 +39,12 @@ def _cached_corners(many, few, device):
 
 
 def identity_grid(size, like):
-    """The flow that moves nothing: (H, W, 2) float32 positions (x, y) on the device of `like`, size (H, W)."""
+    """The identity flow: (H, W, 2) float32 positions (x, y) in [-1, 1] on the device of `like`, size (H, W)."""
     return _identity_grid(*size, like.device)
 
 
 def pixel_grid(size, like):
-    """The pixel (x, y) of each place: (H, W, 2), as `identity_grid` but in pixels."""
+    """Pixel coordinates (x, y) of every position: (H, W, 2), as `identity_grid` but in pixels."""
     y, x = (torch.arange(count, dtype=like.dtype, device=like.device) for count in size)
     return torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], dim=-1)
 
@@ -66,14 +66,19 @@ def resize_flow(flow, size, align_corners=True):
     return resize(flow.permute(0, 3, 1, 2), size, align_corners).permute(0, 2, 3, 1)
 
 
-def sample(x, flow, align_corners=True, padding_mode='zeros', mode='bilinear'):
+def sample(x, flow, align_corners=True, padding_mode='zeros'):
     """Read x (B, C, H, W) at the positions `flow` (B, h, w, 2) -> (B, C, h, w), in x's type.
 
     Positions are at least fp32: near the border, bf16 rounds them to half a pixel of 256.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.grid_sample(x.to(wide), flow.to(wide), mode=mode, padding_mode=padding_mode,
+    return F.grid_sample(x.to(wide), flow.to(wide), mode='bilinear', padding_mode=padding_mode,
                          align_corners=align_corners).to(x.dtype)
+
+
+def read_at(flow, points):
+    """Where a flow (B, h, w, 2) reads at points (B, K, 2), both in [-1, 1] -> (B, K, 2)."""
+    return sample(flow.permute(0, 3, 1, 2), points[:, None], padding_mode='border')[:, :, 0].transpose(1, 2)
 
 
 def warp(x, flow, align_corners=True):
@@ -87,20 +92,20 @@ def occlude(x, occlusion, align_corners=True):
 
 
 class Warped:
-    """x (B, C, H, W) warped by a flow (B, h, w, 2) as `warp` does, where it shall be read."""
+    """x (B, C, H, W) warped by a flow (B, h, w, 2) as `warp` does, computed only for the pixels that are needed."""
 
     def __init__(self, x, flow):
         self.x, self.flow = x, resize_flow(flow, x.shape[-2:])
 
     @functools.cached_property
     def whole(self):
-        """(B, C, H, W)."""
+        """All pixels, (B, C, H, W)."""
         return sample(self.x, self.flow)
 
     def read_for(self, size):
         """The pixels that `resize` to `size` (h, w) reads: (B, C, 2h, 2w), or all if those are not fewer.
 
-        What is pointwise may be done to them alone, before `resize_read` does the rest.
+        Pointwise operations may be applied to them, before `resize_read` completes the resizing.
         """
         full = self.x.shape[-2:]
         if not _reads_few(full, size):
@@ -110,7 +115,7 @@ class Warped:
 
 
 def resize_read(pixels, full, size):
-    """`resize` to `size` (h, w) of an image of size `full`, from what `Warped.read_for` gave of it."""
+    """`resize` to `size` (h, w) of an image of size `full`, from the pixels that `Warped.read_for` returned."""
     if not _reads_few(full, size):
         return resize(pixels, size)
     (_, down), (_, across) = _corners_of(pixels, full, size)

@@ -24,7 +24,6 @@ PATIENCE = 'COLLECTIVE_TIMEOUT'      # environment variable: seconds that proces
 DEFAULT_PATIENCE = 600
 ROLL_CALL = 5                        # seconds in which the remaining processes check in after a failure
 SEEN_WITHIN = 60                     # seconds in which a new file on a network disk becomes visible to all machines
-WEEK = timedelta(days=7)
 SILENCE = 3600                       # seconds without `beat` after which a process counts as lost
 
 
@@ -34,17 +33,17 @@ class _Ties:
 
     store:    key-value store, which outlives lost processes
     hosts:    host name of each rank
-    patient:  a group for waits of hours
     patience: seconds that processes wait for one another at most
     nccl:     whether NCCL exchanges tensors on GPUs
     lost:     whether a process was lost
+    meetings: number of calls of `wait_long`
     """
     store: dist.Store
     hosts: list
-    patient: dist.ProcessGroup
     patience: float
     nccl: bool
     lost: bool = False
+    meetings: int = 0
 
 
 _ties = None                         # while the group is joined
@@ -72,11 +71,11 @@ def start(device):
         store, rank, world = next(dist.rendezvous('env://', timeout=patience))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
         hosts, tokens = zip(*gather((socket.gethostname(), secrets.token_hex(8))))
-        _ties = _Ties(dist.PrefixStore(tokens[0], store), hosts, dist.new_group(backend='gloo', timeout=WEEK), seconds,
-                      'nccl' in backend)
+        _ties = _Ties(dist.PrefixStore(tokens[0], store), hosts, seconds, 'nccl' in backend)
     except RuntimeError as error:
+        reason = str(error).strip().partition('\n')[0]
         raise UserError(f'rank {os.environ["RANK"]} on {socket.gethostname()}: not all of '
-                        f'{os.environ["WORLD_SIZE"]} processes have joined ({_first_line(error)}); check that all '
+                        f'{os.environ["WORLD_SIZE"]} processes have joined ({reason}); check that all '
                         f'machines reach {os.environ.get("MASTER_ADDR")}; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME '
                         'select the network') from error
     return device
@@ -92,10 +91,6 @@ def explained():
             raise
         raise UserError(f'{_lost()}; its own message or the system log says why; '
                         'rerun the same command to resume') from error
-
-
-def _first_line(error):
-    return str(error).strip().partition('\n')[0]
 
 
 def _lost():
@@ -251,29 +246,23 @@ def beat():
 
 
 def wait_long():
-    """As `wait`, for processes that may arrive hours apart. UserError for those that stop to `beat`."""
+    """As `wait`, for processes that may arrive hours apart. UserError for those that stop to `beat`.
+
+    The store counts who has arrived: a process cannot end while a collective of its own is pending.
+    """
     if world() == 1:
         return
-    arrived, silence = dist.barrier(_ties.patient, async_op=True), Silence()
-    while not arrived.is_completed():
+    _ties.meetings += 1
+    _ties.store.add('arrived', 1)
+    heard = {}                         # rank: (its number of beats, since when)
+    while _ties.store.add('arrived', 0) < _ties.meetings * world():
         time.sleep(min(1, SILENCE / 100))
         beat()
-        silent = silence.longer_than(SILENCE, [_ties.store.add(f'beats/{other}', 0) for other in range(world())])
-        if silent:
-            raise UserError(f'{_named(silent)} gave no sign of life for {SILENCE} s; rerun the same command to resume')
-    arrived.wait()
-
-
-class Silence:
-    """How long counters have not changed."""
-
-    def __init__(self):
-        self._heard = {}               # number of the counter: (its value, since when)
-
-    def longer_than(self, seconds, counters):
-        """Indices of counters that have not changed for so long."""
         now = time.monotonic()
-        for number, value in enumerate(counters):
-            if number not in self._heard or self._heard[number][0] != value:
-                self._heard[number] = value, now
-        return [number for number, (_, since) in self._heard.items() if now - since > seconds]
+        for other in range(world()):
+            beats = _ties.store.add(f'beats/{other}', 0)
+            if other not in heard or heard[other][0] != beats:
+                heard[other] = beats, now
+        if silent := [other for other, (_, since) in heard.items() if now - since > SILENCE]:
+            raise UserError(f'{_named(silent)} gave no sign of life for {SILENCE} s; rerun the same command to resume')
+    wait()                             # the store ends with rank 0, and others may still count

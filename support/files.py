@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -67,6 +68,12 @@ def read_text(path):
         raise UserError(f'{path}: line {line} is not UTF-8 text; save the file as UTF-8') from error
 
 
+def file_hash(path):
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def refuse_overwriting(results, inputs):
     """UserError if a file to write is one of the `inputs`, by whatever path or link; None and clips are passed over."""
     def files(paths):
@@ -104,14 +111,14 @@ def writing(path):
                         'choose another place') from error
 
 
-def write_picture(path, save, **options):
-    """Write the output of save(file, **options) to the file `path`; OSError unless every byte is written.
+def encoded(save, **options):
+    """The bytes that save(file, **options) writes.
 
-    save: method of a PIL image or a Matplotlib figure; PIL itself ignores that a full disk took only a part
+    save: method of a PIL image, which itself ignores that a full disk took only a part, or of a Matplotlib figure
     """
     picture = io.BytesIO()
     save(picture, **options)
-    Path(path).write_bytes(picture.getvalue())
+    return picture.getvalue()
 
 
 @contextmanager
@@ -136,6 +143,17 @@ def written_whole(path, aside=None, folder=False):
     finally:
         remove(unfinished)
         remove(old)
+
+
+def write_bytes(path, content):
+    """Write a file, whole or not at all. UserError if it cannot be written."""
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def write_text(path, text):
+    """Write a text file in UTF-8, whole or not at all. UserError if it cannot be written."""
+    write_bytes(path, text.encode())
 
 
 @contextmanager

@@ -22,9 +22,9 @@ IN_FP32 = {'exp', 'log', 'pow', '__pow__', 'square', 'reciprocal', 'rsqrt', 'sof
 
 
 class GPUPath(TorchFunctionMode):
-    """Within it, tensors without data meet autocast and attention as on a CUDA device.
+    """Context manager: autocast and attention of meta tensors choose dtypes and kernels as on a CUDA device.
 
-    Autocast has no lists for such tensors. It is switched by that of CPUs, which leaves them alone.
+    PyTorch's autocast ignores such tensors; the state of the CPU's autocast switches this one.
     """
 
     def __init__(self):
@@ -55,15 +55,15 @@ class GPUPath(TorchFunctionMode):
         return self._cast_weights[tensor]
 
     def forget_weights(self):
-        """Called at the end of an autocast region."""
+        """Clear the cache of converted weights, at the end of an autocast region."""
         self._cast_weights.clear()
 
 
 def fused_attention(query, keys, values, attn_mask=None, scale=None):
-    """F.scaled_dot_product_attention by one kernel that writes no scores: FlashAttention, with a mask xFormers'.
+    """F.scaled_dot_product_attention by a GPU's fused kernels, which store no scores.
 
-    FlashAttention: Dao, ICLR 2024, arXiv 2307.08691, of 16-bit numbers and values as wide as keys. xFormers: Rabe and
-    Staats, arXiv 2112.05682.
+    FlashAttention (Dao, ICLR 2024, arXiv 2307.08691) for bf16, no mask, and values as wide as keys; otherwise xFormers'
+    kernel (Rabe and Staats, arXiv 2112.05682).
     """
     width = query.shape[-1]
     if attn_mask is None and query.dtype == torch.bfloat16 and values.shape[-1] == width:
@@ -79,7 +79,7 @@ def fused_attention(query, keys, values, attn_mask=None, scale=None):
 
 @contextmanager
 def gpu_path():
-    """Within it, tensors are made without data, and computed with as if on a GPU."""
+    """Context manager: new tensors are meta tensors, which hold no data, and operations are those of a GPU."""
     autocast, enabled, dtype, path = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype, GPUPath()
     with ExitStack() as stack:
         for what, replacement in {

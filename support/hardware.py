@@ -18,55 +18,30 @@ OUT_OF_MEMORY = "can't allocate memory", 'not enough memory', 'Storage size calc
 HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'              # PyTorch reads it at its first allocation
 
 
-def flush_denormals():
-    """Make CPUs treat numbers below 1e-38 as 0, with which they compute a hundred times faster.
+def prepare_cpu(params=None):
+    """Flush denormals, and set how much freed memory glibc keeps. Call this before the first large tensor.
 
-    Heat maps of sharp keypoints and their gradients are full of them. Threads inherit the mode from the thread that
-    starts them: call this before the first large operation.
+    CPUs compute a hundred times slower with numbers below 1e-38, of which heat maps of sharp keypoints and their
+    gradients are full. Threads inherit the mode from the thread that starts them.
+
+    By default glibc returns large blocks to the kernel, which zeroes each new page: a quarter of the time of a training
+    step. Kept memory fragments and grows, though: a step of config/vox-256.yaml (batch 2, one CPU thread) takes 22.5 s
+    and 6.84 GiB, or 31.6 s and 5.58 GiB if memory is returned. Huge pages of Linux reduce the cost of new memory.
+    Without glibc, or with a preloaded allocator (jemalloc), this has no effect.
+
+    params: TrainParams, of which keep_freed and checkpointing count; None keeps the most
     """
     torch.set_flush_denormal(True)
-
-
-def keep_freed_memory():
-    """Make glibc keep the memory of freed tensors for later ones.
-
-    By default it returns large blocks to the kernel, which zeroes each new page: a quarter of the time of a training
-    step. Without glibc, or with a preloaded allocator (jemalloc), this has no effect.
-    """
-    _allocate(mapped=2 ** 30, kept=2 ** 31 - 1)
-
-
-def keep_small_freed_memory():
-    """Keep the memory of freed tensors below 32 MiB, and return that of larger ones.
-
-    Few tensors of the paper's model at 256 px are larger (64 channels of two images), but those fragment kept memory.
-    """
+    if params is None or params.keep_freed and not params.checkpointing:
+        _allocate(mapped=2 ** 30, kept=2 ** 31 - 1)
+        return
     os.environ.setdefault(HUGE_PAGES, '1')
-    _allocate(mapped=2 ** 25, kept=2 ** 31 - 1)
-
-
-def return_freed_memory():
-    """Return the memory of freed large tensors, which get huge pages: less memory, more time.
-
-    Kept memory fragments and grows, by up to a gigabyte for the paper's model. Huge pages of Linux reduce the cost of
-    new memory. Call this before the first large tensor. A step of config/vox-256.yaml (batch 2, one CPU thread) then
-    takes 31.6 s and 5.58 GiB instead of 22.5 s and 6.84 GiB.
-    """
-    os.environ.setdefault(HUGE_PAGES, '1')
-    _allocate(mapped=2 ** 21, kept=2 ** 27)
-
-
-def arrange_allocator(params):
-    """Set how much freed memory the CPU's allocator keeps, by TrainParams; call this before the first tensor.
-
-    With checkpointing, memory of large tensors is returned: a seventh more time, a seventh less memory.
-    """
-    if not params.keep_freed:
-        return_freed_memory()
-    elif params.checkpointing:
-        keep_small_freed_memory()
+    if params.keep_freed:
+        # A seventh more time, a seventh less memory. Few tensors of the paper's model at 256 px are larger than 32 MiB
+        # (64 channels of two images), but those fragment kept memory.
+        _allocate(mapped=2 ** 25, kept=2 ** 31 - 1)
     else:
-        keep_freed_memory()
+        _allocate(mapped=2 ** 21, kept=2 ** 27)
 
 
 def trim_freed_memory():

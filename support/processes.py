@@ -50,10 +50,9 @@ def _start(_, level, files, ignored):
         handler = logging.FileHandler(path, encoding='utf-8')
         handler.setFormatter(formatter)
         logging.getLogger().addHandler(handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()            # PyTorch itself watches the server, from which this process was forked
 
 
-def _end_with_parent():
-    """Exit with the training process; PyTorch itself watches the parent process, which is the server here."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def end_with_parent():
+    """Exit, from a thread, as soon as the process that started this one has ended."""
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()

@@ -1,6 +1,6 @@
 """Asynchronous copies between main memory and a device.
 
-With a GPU they use pinned memory and one stream per direction, beside its computation; otherwise they are plain copies.
+With a GPU they use pinned memory and one stream per direction, parallel to computation; otherwise plain copies.
 https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html
 """
 

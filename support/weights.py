@@ -181,7 +181,7 @@ def pretrained(layout, folder):
     paths = pretrained_files(layout, folder)
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise UserError(f'training begins with a trained {layout} network, but {" and ".join(missing)} '
-                        f'{"is" if len(missing) == 1 else "are"} missing: docs/weights.md, says who publishes it; '
+        raise UserError(f'training starts from a pretrained {layout} network, but {" and ".join(missing)} '
+                        f'{"is" if len(missing) == 1 else "are"} missing: docs/weights.md says who publishes it; '
                         f'model_params.{layout}_params.pretrained names the folder')
     return [load_tensors(path) for path in paths]

@@ -1,7 +1,7 @@
 """Conversion of published checkpoints, strict in both directions.
 
-A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. `published_names` says for
-every tensor of ours where it comes from; a published tensor that nobody asked for is an error too.
+A published tensor is addressed as '<network>/<name>': 'net_g/encoder.blocks.0.weight'. modules/published/names.py maps
+every tensor of ours to its origin; a published tensor that none of ours comes from is an error too.
 
     smac   https://github.com/ShaelynZ/synergize-motion-appearance (the paper's)
     fomm   https://github.com/AliaksandrSiarohin/first-order-model
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 
 from modules.published.names import (
-    dagan_origin, depth_origin, first_order_constants, fomm_origin, mcnet_origin, mrfa_constants, mrfa_origin,
-    mrfa_prior, smac_constants, smac_origin)
+    anti_alias_kernels, dagan_origin, depth_origin, fomm_origin, mcnet_origin, mrfa_constants, mrfa_origin, mrfa_prior,
+    smac_origin)
 
 
 class ImportFault(ValueError):
@@ -135,15 +135,18 @@ class Format(NamedTuple):
 
 FIRST_ORDER_NETWORKS = ('generator', 'kp_detector')
 DEPTH_NETWORKS = ('depth_encoder', 'depth_decoder')
+SMAC_KERNELS = partial(anti_alias_kernels, 'net_motion_estimator/kp_detector.',
+                       'net_motion_estimator/dense_motion_network.')
+FIRST_ORDER_KERNELS = partial(anti_alias_kernels, 'kp_detector/', 'generator/dense_motion_network.')
 
 FORMATS = {
-    'smac': Format('synergy', ('net_g', 'net_motion_estimator'), _smac_networks, smac_origin, smac_constants, 'net_d'),
+    'smac': Format('synergy', ('net_g', 'net_motion_estimator'), _smac_networks, smac_origin, SMAC_KERNELS, 'net_d'),
     'fomm': Format('fomm', FIRST_ORDER_NETWORKS, partial(_first_order_networks, 'fomm'), fomm_origin,
-                   first_order_constants),
+                   FIRST_ORDER_KERNELS),
     'mcnet': Format('mcnet', FIRST_ORDER_NETWORKS, partial(_first_order_networks, 'mcnet'), mcnet_origin,
-                    first_order_constants),
+                    FIRST_ORDER_KERNELS),
     'dagan': Format('dagan', (*FIRST_ORDER_NETWORKS, *DEPTH_NETWORKS), _dagan_networks, dagan_origin,
-                    first_order_constants),
+                    FIRST_ORDER_KERNELS),
     'mrfa': Format('mrfa', ('model',), _mrfa_networks, mrfa_origin, mrfa_constants, discriminator=None,
                    check=_check_prior),
 }

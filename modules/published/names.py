@@ -12,7 +12,7 @@ from modules.layers import AttentionBlock, Downsample, ResBlock, Upsample
 
 
 class Origin(NamedTuple):
-    """Where a tensor of ours lies in the published checkpoint.
+    """Location of one of our tensors in the published checkpoint.
 
     name:        '<network>/<name>'
     part, parts: it is part `part` of `parts` along the first axis
@@ -35,12 +35,12 @@ def _substitute(rules, name):
 # ---------------------------------------------------------------------------- this paper (released code)
 
 def _hourglass(ours, theirs):
-    """Rules for an hourglass, whose halves are networks of their own there."""
+    """Rules for an hourglass, whose halves are separate networks in the published code."""
     return [(rf'{ours}\.down_(.*)', rf'{theirs}.encoder.down_\1'), (rf'{ours}\.up_(.*)', rf'{theirs}.decoder.up_\1')]
 
 
 def _flow_update(prefix, encoder, theirs=''):
-    """Rules for the flow updater, which this paper took over from MRFA; below `prefix` in ours, `theirs` there."""
+    """Rules for the flow updater, which this paper took over from MRFA; `theirs`: prefix of its published names."""
     return [(rf'{prefix}motion_encoder\.retrieved(\d)\.(.*)', rf'{encoder}.convc\1.\2'),
             (rf'{prefix}motion_encoder\.motion(\d)\.(.*)', rf'{encoder}.convf\1.\2'),
             (rf'{prefix}motion_encoder\.join\.(.*)', rf'{encoder}.conv.\1'),
@@ -86,29 +86,27 @@ FUSIONS = [(r'fusions\.(\d+)\.encode\.(.*)', r'fuse_convs_dict.<\1+1>.encode_enc
 LEAVES = [('.skip.', '.conv_out.'), ('.query.', '.q.'), ('.key.', '.k.'), ('.value.', '.v.'),
           ('.project.', '.proj_out.')]
 
+
 def _block_numbers(network):
     """Prefix of each block of our encoder or decoder -> its number in the released code's flat list."""
     kinds = (ResBlock, AttentionBlock, Downsample, Upsample)
-    if hasattr(network, 'downs'):
-        pairs = [(f'levels.{i}', f'downs.{i}') for i in range(len(network.levels))]
-        order = ['stem', *(name for pair in pairs for name in pair), 'middle', 'head']
-    else:
-        pairs = [(f'ups.{i}', f'levels.{i}') for i in range(len(network.levels))]
-        order = ['stem', 'middle', *(name for pair in pairs for name in pair), 'head']
-    names = []
-    for prefix in order:
-        for name, module in network.get_submodule(prefix).named_modules(prefix=prefix):
-            if isinstance(module, kinds) or re.fullmatch(r'stem|head\.\d+', name):
-                names.append(name)
+    encodes = hasattr(network, 'downs')
+    scales = [f'{part}.{i}' for i in range(len(network.levels))
+              for part in (('levels', 'downs') if encodes else ('ups', 'levels'))]
+    order = ['stem', *scales, 'middle', 'head'] if encodes else ['stem', 'middle', *scales, 'head']
+    names = (name for prefix in order
+             for name, module in network.get_submodule(prefix).named_modules(prefix=prefix)
+             if isinstance(module, kinds) or re.fullmatch(r'stem|head\.\d+', name))
     return {name: number for number, name in enumerate(names)}
 
 
 def _vqgan_name(network, published, name):
-    prefix = max((p for p in _block_numbers(network) if name.startswith(p + '.')), key=len)
+    numbers = _block_numbers(network)
+    prefix = max((prefix for prefix in numbers if name.startswith(f'{prefix}.')), key=len)
     leaf = name[len(prefix):]
     for ours, theirs in LEAVES:
         leaf = leaf.replace(ours, theirs)
-    return f'net_g/{published}.blocks.{_block_numbers(network)[prefix]}{leaf}'
+    return f'net_g/{published}.blocks.{numbers[prefix]}{leaf}'
 
 
 def _with_sizes(name, grid):
@@ -118,7 +116,7 @@ def _with_sizes(name, grid):
 
 
 def smac_origin(model, name):
-    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in the released checkpoints of this paper."""
+    """Origin of our tensor `name` ('model.…' or 'discriminator.…') in the released checkpoints of this paper."""
     owner, name = name.split('.', 1)
     if owner == 'discriminator':
         return Origin(f'net_d/{name}')
@@ -150,10 +148,10 @@ def _retrieval_origin(kind, name):
     return Origin('net_g/' + _substitute(RETRIEVAL, name).format(kind))
 
 
-def smac_constants(model):
-    """Published tensors that follow from the config: the anti-alias kernels."""
-    return {'net_motion_estimator/kp_detector.down.weight': model.keypoint_detector.down.weight,
-            'net_motion_estimator/dense_motion_network.down.weight': model.dense_motion.down.weight}
+def anti_alias_kernels(keypoint_detector, dense_motion, model):
+    """Published tensors that follow from the config, with the published prefixes of the two networks that hold them."""
+    return {f'{keypoint_detector}down.weight': model.keypoint_detector.down.weight,
+            f'{dense_motion}down.weight': model.dense_motion.down.weight}
 
 
 # ---------------------------------------------------------------------------- FOMM and MCNet (public codes)
@@ -207,12 +205,12 @@ def _first_order_origin(rules, model, name):
 
 
 def fomm_origin(model, name):
-    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in a checkpoint of FOMM's public code."""
+    """Origin of our tensor `name` ('model.…' or 'discriminator.…') in a checkpoint of FOMM's public code."""
     return _first_order_origin(FOMM, model, name)
 
 
 def mcnet_origin(model, name):
-    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in a checkpoint of MCNet's public code."""
+    """Origin of our tensor `name` ('model.…' or 'discriminator.…') in a checkpoint of MCNet's public code."""
     params, origin = model.params, _first_order_origin(MCNET, model, name)
     published = re.sub(r'<2\*(\d+)\+(\d+)>', lambda m: str(2 * int(m[1]) + int(m[2])), origin.name)
     published = _with_sizes(published, params.image_size // 2 ** params.num_down_blocks)
@@ -222,12 +220,6 @@ def mcnet_origin(model, name):
     if published.endswith('modulated_conv.weight'):
         return Origin(published, published=lambda shape: (1, *shape))
     return Origin(published)
-
-
-def first_order_constants(model):
-    """Published tensors that follow from the config: the anti-alias kernels."""
-    return {'kp_detector/down.weight': model.keypoint_detector.down.weight,
-            'generator/dense_motion_network.down.weight': model.dense_motion.down.weight}
 
 
 # ---------------------------------------------------------------------------- DaGAN (public code)
@@ -240,14 +232,14 @@ DAGAN = [(r'disparity_encoder\.first\.(.*)', r'src_first.\1'),
 
 
 def dagan_origin(model, name):
-    """Where our tensor `name` ('model.…' or 'discriminator.…') lies in DaGAN's files and its depth network's."""
+    """Origin of our tensor `name` ('model.…' or 'discriminator.…') in DaGAN's files and its depth network's."""
     if name.startswith('model.depth.'):
         return depth_origin(model.depth, name.replace('.depth', '', 1))
     return _first_order_origin(DAGAN, model, name)
 
 
 def depth_origin(network, name):
-    """Where our tensor `name` ('model.…') of a DepthNetwork lies in Monodepth2's two files."""
+    """Origin of our tensor `name` ('model.…') of a DepthNetwork in Monodepth2's two files."""
     part, _, rest = name.removeprefix('model.').partition('.')
     if part == 'encoder':
         stage = re.sub(r'^stages\.(\d)', lambda match: f'layer{int(match[1]) + 1}', rest)
@@ -306,7 +298,7 @@ MRFA = [*_hourglass(r'keypoint_detector\.predictor', 'encoder.predictor'),
 
 
 def mrfa_origin(model, name):
-    """Where our tensor `name` ('model.…') lies in a checkpoint of MRFA's public code, which has no discriminator."""
+    """Origin of our tensor `name` ('model.…') in a checkpoint of MRFA's public code, which has no discriminator."""
     part, _, rest = name.removeprefix('model.keypoint_detector.').partition('.')
     if model.params.prior_model == 'fomm' or not name.startswith('model.keypoint_detector.'):
         return Origin('model/' + _substitute(MRFA, name.removeprefix('model.')))
