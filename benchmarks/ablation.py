@@ -4,8 +4,7 @@
 
 All rows see the same samples in the same order for the same number of steps, once per seed; ablation.yaml holds the
 sizes. The command prints a table in Markdown with the paper's numbers. Rerun it to resume: a finished run is made again
-only if its settings change. The scores of finished runs are one JSON file (--results), from which another machine can
-continue; each result names the version of its code.
+only if its settings change. The scores of finished runs are one JSON file, from which another machine can continue.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from evaluation.report import code_hash
 from logger import RunFolder
 from modules.build import build_model
 from support.errors import program
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_text
 from train import train
 from visualizer import save_png
 
@@ -47,6 +46,7 @@ OVERLAY = Path(__file__).with_name('ablation.yaml')
 RESULTS = Path(__file__).with_name('results')           # BUDGET.json: {name of a run: its result}
 SEEDS = (0, 1, 2)
 SPACING = 8                # every eighth frame of a clip is used: a third of a second
+REFERENCE = 'baseline'     # the row that others are compared with, head by head
 PUBLISHED = {'psnr.rgb': 2, 'l1.mean_abs': 4, 'akd.mean_abs_xy': 4}      # of the paper, with their digits
 PAIRED = 'Differences on the same head after the same seed, mean ± standard error over heads and seeds.'
 
@@ -146,14 +146,7 @@ def write_clip(clip, folder):
 def clip_truth(clip):
     """The Truth of one clip, without the axis C."""
     rendered = [render(clip.identity, clip.state(index), clip.size) for index in range(0, len(clip), SPACING)]
-    frames, landmarks, visible = (np.stack(values) for values in list(zip(*rendered))[:3])
-    steps = {'yaw': 1, 'pitch': 1, 'roll': 1, 'x': 0.01, 'y': 0.01, 'scale': 0.01}
-    rest, turning = clip.state(0), []
-    for name, step in steps.items():
-        ends = [render(clip.identity, replace(rest, **{name: getattr(rest, name) + part}), clip.size).landmarks
-                for part in (-step / 2, step / 2)]
-        turning.append((ends[1] - ends[0]) / step)
-    return Truth(frames, landmarks, visible, np.stack(turning, -1))
+    return Truth(*(np.stack(values) for values in list(zip(*rendered))[:3]))
 
 
 # ---------------------------------------------------------------------------- runs
@@ -181,10 +174,6 @@ def make(run, device):
             'heads': [{name: float(f'{value:.6g}') for name, value in scores.items()} for scores in heads]}
 
 
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def read_results(path):
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -203,19 +192,19 @@ def run_all(runs, results, pool, jobs, device):
                 name, known = running.pop(task), read_results(results)
                 known[name] = task.result()
                 lines = (f'{json.dumps(name)}: {json.dumps(known[name])}' for name in sorted(known))
-                with written_whole(results) as path:
-                    path.write_text('{%s}\n' % ',\n'.join(lines))
+                write_text(results, '{%s}\n' % ',\n'.join(lines))
                 progress.set_postfix_str(name)
                 progress.update()
 
 
 def collect(configs, rows, out, root):
     """{row: its runs, one per seed}, trained on the heads in `root`."""
-    def with_seed(config, seed):
-        return replace(config, dataset_params=replace(config.dataset_params, root_dir=str(root)),
-                       train_params=replace(config.train_params, seed=seed))
-    return {row: [Run(run_name(configs, row, seed), with_seed(configs[row], seed), out) for seed in SEEDS]
-            for row in rows}
+    runs = {}
+    for row in rows:
+        config = replace(configs[row], dataset_params=replace(configs[row].dataset_params, root_dir=str(root)))
+        runs[row] = [Run(run_name(configs, row, seed), replace(config, train_params=replace(
+            config.train_params, seed=seed)), out) for seed in SEEDS]
+    return runs
 
 
 def results_of(runs, results):
@@ -242,15 +231,16 @@ def table(results, copied):
     return markdown(lines)
 
 
-def paired_table(results, reference):
-    """Markdown: each row minus the reference row on the same heads and seeds, mean ± standard error over both."""
-    names = [name for name in SCORES if name in next(iter(results[reference].values()))['heads'][0]]
-    headings = [f'minus {ROWS[reference].title}', 'pairs', *(SCORES[name][0] for name in names)]
+def paired_table(results):
+    """Markdown: each row minus REFERENCE on the same heads and seeds, mean ± standard error over both."""
+    reference = results[REFERENCE]
+    names = [name for name in SCORES if name in next(iter(reference.values()))['heads'][0]]
+    headings = [f'minus {ROWS[REFERENCE].title}', 'pairs', *(SCORES[name][0] for name in names)]
     lines = [headings, ['---'] * len(headings)]
     for row, of_row in results.items():
-        pairs = [pair for seed in of_row.keys() & results[reference].keys()
-                 for pair in zip(of_row[seed]['heads'], results[reference][seed]['heads'], strict=True)]
-        if row != reference and len(pairs) > 1:
+        pairs = [pair for seed in of_row.keys() & reference.keys()
+                 for pair in zip(of_row[seed]['heads'], reference[seed]['heads'], strict=True)]
+        if row != REFERENCE and len(pairs) > 1:
             lines.append([ROWS[row].title, str(len(pairs)), *(
                 difference([ours[name] - theirs[name] for ours, theirs in pairs], SCORES[name][1]) for name in names)])
     return markdown(lines)
@@ -270,15 +260,13 @@ def spread(values, digits):
     return f'{mean_value} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean_value
 
 
-def protocol(config, truth, results):
+def protocol(config, truth):
     """A sentence on what the table holds."""
-    versions = len({result['code'] for of_row in results.values() for result in of_row.values()})
     params, size = config.train_params, config.model_params.image_size
     people, frames = truth.frames.shape[:2]
     return (f'Mean ± standard deviation over the seeds; {size} px, {params.num_iterations} steps of '
             f'{params.batch_size} pairs, {config.dataset_params.synthetic_params.train_people} people trained on; '
-            f'{people * (frames - 1)} driving frames of {people} others'
-            + (f'; by {versions} versions of the code.' if versions > 1 else '.'))
+            f'{people * (frames - 1)} driving frames of {people} others.')
 
 
 # ---------------------------------------------------------------------------- command line
@@ -292,11 +280,7 @@ def main(arguments=None):
                         help=f'rows to train, of {", ".join(ROWS)}; default all')
     parser.add_argument('--seeds', nargs='+', type=int, choices=SEEDS, default=list(SEEDS), metavar='SEED',
                         help='train only these; the table shows all finished ones')
-    parser.add_argument('--reference', choices=ROWS, default='baseline', metavar='ROW',
-                        help='the row that others are compared with, head by head; default baseline')
     parser.add_argument('--out', type=Path, help='default log/ablation-BUDGET')
-    parser.add_argument('--results', type=Path, metavar='FILE', help='scores of finished runs, read and extended; '
-                        f'default {RESULTS.relative_to(CONFIGS.parent)}/BUDGET.json, of quick OUT/results.json')
     parser.add_argument('--jobs', type=int,
                         help='number of parallel runs, of one thread each; default: one per CPU core, 4 on a GPU')
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help="override every row's config")
@@ -306,10 +290,9 @@ def main(arguments=None):
     out = options.out or Path('log') / f'ablation-{options.budget}'
     try:
         configs = settings(options.budget, options.set)
-        results = options.results or (out if options.budget == 'quick' else RESULTS) / (
-            'results.json' if options.budget == 'quick' else f'{options.budget}.json')
+        results = (out if options.budget == 'quick' else RESULTS) / f'{options.budget}.json'
         make_folder(results.parent)
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), one_thread) as pool:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), torch.set_num_threads, (1,)) as pool:
             try:
                 root = heads(configs[options.rows[0]], out, pool)
                 runs = collect(configs, options.rows, out, root)
@@ -325,11 +308,10 @@ def main(arguments=None):
         return 130
 
     truth, results = read_truth(root), results_of(runs, results)
-    text = table(results, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth, results)}\n'
-    if options.reference in results and len(results) > 1:
-        text += f'\n{paired_table(results, options.reference)}\n\n{PAIRED}\n'
-    with written_whole(out / 'table.md') as path:
-        path.write_text(text)
+    text = table(results, copying(truth)) + f'\n\n{protocol(configs[options.rows[0]], truth)}\n'
+    if REFERENCE in results and len(results) > 1:
+        text += f'\n{paired_table(results)}\n\n{PAIRED}\n'
+    write_text(out / 'table.md', text)
     print(f'{text}\ntable.md is in {out}')
 
 

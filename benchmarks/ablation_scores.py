@@ -20,17 +20,13 @@ class Truth(NamedTuple):
     frames:    (C, T, S, S, 3) uint8
     landmarks: (C, T, L, 2) pixel positions of LANDMARK_NAMES
     visible:   (C, T, L) bool
-    turning:   (C, L, 2, 6) how the source's landmarks move, in pixels, per degree of yaw, pitch and roll, and per unit
-               of x, y and scale
     """
     frames: np.ndarray
     landmarks: np.ndarray
     visible: np.ndarray
-    turning: np.ndarray
 
 
 def read_truth(root):
-    """The Truth stored with the rendered heads in `root`."""
     with np.load(root / 'truth.npz', allow_pickle=False) as stored:
         return Truth(**stored)
 
@@ -41,9 +37,8 @@ EXPRESSION = np.array([any(part in name for part in ('pupil', 'brow', 'mouth', '
 
 # name: (heading, digits). LPIPS needs its weights.
 SCORES = {'psnr': ('PSNR dB', 2), 'l1': ('L1', 4), 'ssim': ('SSIM', 4), 'lpips': ('LPIPS', 4),
-          'sharpness': ('sharpness', 3), 'pose': ('pose °', 2), 'head': ('head px', 2),
-          'expression': ('expression px', 2), 'coarse_head': ('M^0: head px', 2),
-          'coarse_expression': ('M^0: expression px', 2)}
+          'sharpness': ('sharpness', 3), 'head': ('head px', 2), 'expression': ('expression px', 2),
+          'coarse_head': ('M^0: head px', 2), 'coarse_expression': ('M^0: expression px', 2)}
 
 
 @torch.inference_mode()
@@ -100,18 +95,10 @@ def gradient_energy(images):
 
 
 def motion_scores(found, clip):
-    """Errors of the landmarks (T - 1, L, 2) that a flow finds in the source.
+    """Mean distance in pixels of landmarks (T - 1, L, 2) that a flow finds in the source, where both frames show them.
 
-    head, expression: mean distance in pixels, over the landmarks that both frames show
-    pose:             the same error read as a turn of the source's head, to first order: mean over |yaw|, |pitch| and
-                      |roll| in degrees of the least-squares rigid motion that explains it
+    head, expression: over the landmarks that move with the head, and over the others
     """
-    error = found - clip.landmarks[0]
+    distance = np.linalg.norm(found - clip.landmarks[0], axis=-1)
     seen = clip.visible[0] & clip.visible[1:]
-    distance = np.linalg.norm(error, axis=-1)
-    turns = []
-    for frame, landmarks in zip(error, seen & ~EXPRESSION):
-        rigid = np.linalg.lstsq(clip.turning[landmarks].reshape(-1, 6), frame[landmarks].ravel(), rcond=None)[0]
-        turns.append(np.abs(rigid[:3]).mean())
-    return {'head': float(distance[seen & ~EXPRESSION].mean()), 'expression': float(distance[seen & EXPRESSION].mean()),
-            'pose': float(np.mean(turns))}
+    return {'head': float(distance[seen & ~EXPRESSION].mean()), 'expression': float(distance[seen & EXPRESSION].mean())}

@@ -10,6 +10,7 @@ rate, and no uncompiled one faster than its bytes at peak bandwidth.
 """
 
 import argparse
+import sys
 from collections import Counter
 
 import torch
@@ -19,26 +20,21 @@ from torch.utils.flop_counter import flop_registry
 
 from config import schema
 from modules.build import build_model
-from modules.losses import RandomTransform
-from modules.objective import needs_vgg
-from modules.perceptual import VGG19
-from modules.pairs import Pairs
-from modules.training_step import build_training_step
-from support.gpu_path import META, gpu_path
+from modules.memory import empty_training
+from support.errors import program
+from support.gpu_path import gpu_path
 
 # Peak rates of the data sheets: (TFLOP/s in fp32 without tensor cores, in dense bf16 with fp32 sums, TB/s of memory).
 # https://images.nvidia.com/aem-dam/en-zz/Solutions/geforce/ampere/pdf/NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf
 # https://www.nvidia.com/en-us/data-center/h200/
 DEVICES = {'RTX 3090': (35.6, 71.0, 0.936), 'H200': (67.0, 989.0, 4.8)}
-# The released code of the paper, batch of 2 at 256 px, fp32, adversarial phase: operations, bytes, launches of a step.
-RELEASED = 4.16e12, 112.8e9, 14835
 
 NO_KERNEL = {'empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided', 'detach', '_unsafe_view',
              'lift_fresh', 'resize_', 'set_', '_reshape_alias'}
 
 
 class CostCounter(TorchDispatchMode):
-    """Within it, counts kernels by the name of their operation.
+    """Context manager that counts kernels by the name of their operation.
 
     launches, bytes, operations: Counter of each; `bytes` of all inputs and outputs
     """
@@ -73,11 +69,8 @@ def training_step(config, batch, motion_only=False):
 
     motion_only: of a step that trains keypoints and coarse flow alone (train_params.motion_iterations)
     """
-    params, size = config.train_params, config.model_params.image_size
     with gpu_path():
-        step = build_training_step(config, META, VGG19().state_dict() if needs_vgg(params.objective_params) else None)
-        images = [torch.empty(batch, 3, size, size) for _ in range(2)]
-        pairs = Pairs(*images, RandomTransform(torch.empty(batch, 2, 3), torch.empty(batch, 1, 25)))
+        step, pairs = empty_training(config, batch)
         for counter in (CostCounter(), CostCounter()):           # the first step also makes the optimisers' moments
             with counter:
                 result = step.gradients([pairs], 1 if motion_only else step.first_full_step)
@@ -106,6 +99,7 @@ def bounds(totals, precision):
             for name, (fp32, bf16, bandwidth) in DEVICES.items()}
 
 
+@program
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m benchmarks.cost', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,4 +124,4 @@ def main(arguments=None):
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -28,8 +28,7 @@ class Watch:
     """Checks the values of each log interval against the rules; its state depends on them only, so a run can resume."""
 
     def __init__(self, rules=None):
-        """rules: default all; those without a limit are passed over."""
-        self.rules = [rule for rule in (RULES if rules is None else rules) if rule.limit is not None]
+        self.rules = RULES if rules is None else rules
         self.since, self.raised = {}, {}     # by the rule's place: its first broken step, its Alarm
 
     def __call__(self, values):

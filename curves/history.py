@@ -1,6 +1,5 @@
 """The logged scalars of a run."""
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -39,25 +38,3 @@ def read_run(folder):
         raise UserError(f'{folder}: log.jsonl holds no values; give the folder of a run that has trained with --run'
                         f'{did_you_mean(folder, logs)}')
     return {name: Curve(np.array(steps), np.array(values, float)) for name, (steps, values) in points.items()}
-
-
-def averaged(curve, grid):
-    """Means (len(grid),) of a Curve over the intervals that end at the rising steps `grid`.
-
-    NaN for intervals without points.
-    """
-    spacing = grid[1] - grid[0] if len(grid) > 1 else grid[0]
-    steps, values = curve.finite()
-    inside = (steps > grid[0] - spacing) & (steps <= grid[-1])
-    place = np.searchsorted(grid, steps[inside])
-    count = np.bincount(place, minlength=len(grid))
-    total = np.bincount(place, values[inside], minlength=len(grid))
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def smoothed(values, width):
-    """Running means over `width` values, fewer at the ends; NaN is ignored, infinities remain."""
-    padded = np.pad(values, (width // 2, width - 1 - width // 2), constant_values=np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)       # of windows that are all NaN
-        return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)

@@ -32,7 +32,7 @@ def record(folders, name):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='folders of runs, one per seed')
-    parser.add_argument('--name', required=True, help='of the reference: that of its config')
+    parser.add_argument('--name', required=True, help='name of the reference: that of its config')
     parser.add_argument('--out', type=Path, default=FOLDER, help='folder; default docs/curves')
     options = parser.parse_args(arguments)
     path = write_reference(record(options.runs, options.name), options.out)

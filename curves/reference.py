@@ -14,7 +14,7 @@ from config import schema
 from config.changes import flat
 from curves.history import Curve
 from support.errors import UserError, did_you_mean_or_known
-from support.files import written_whole
+from support.files import write_text
 
 FOLDER = Path(__file__).parents[1] / 'docs' / 'curves'
 POINTS = 150             # of a scalar, at most
@@ -38,9 +38,14 @@ class Reference:
     config: dict
     seeds: dict
 
+    @property
+    def counted(self):
+        """'3 seeds'"""
+        return f'{len(self.seeds)} seed{"s" * (len(self.seeds) > 1)}'
+
 
 def names():
-    """Of all references that are shipped."""
+    """Names of the shipped references."""
     return sorted(path.stem for path in FOLDER.glob('*.jsonl'))
 
 
@@ -67,8 +72,7 @@ def write_reference(reference, folder):
             together.setdefault(tuple(steps.tolist()), {})[scalar] = [float(f'{value:.{DIGITS}g}') for value in values]
         lines += [{'seed': seed, 'steps': steps, 'values': values} for steps, values in together.items() if steps]
     path = folder / f'{reference.name}.jsonl'
-    with written_whole(path) as aside:
-        aside.write_text(''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines))
+    write_text(path, ''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines))
     return path
 
 

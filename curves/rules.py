@@ -1,7 +1,7 @@
-"""Rules for the scalars of a run, each with the likely reason for violating it.
+"""Limits of the scalars of a run, each with the likely reason for crossing it.
 
-Training checks every log interval against them (curves/alarms.py), `--mode curves` a complete run and its reference
-(curves/compare.py).
+Training checks every log interval against them (curves/alarms.py), `--mode curves` a complete run
+(curves/anomalies.py).
 """
 
 from fnmatch import fnmatchcase
@@ -10,16 +10,14 @@ from typing import NamedTuple
 
 import yaml
 
-BELOW, ABOVE, EITHER = 'below', 'above', 'either'
-
 
 class Rule(NamedTuple):
-    """A rule for scalars; rules.yaml explains the fields."""
+    """A limit of scalars; rules.yaml explains the fields."""
     name: str
     scalars: str
     side: str
+    limit: float
     reason: str
-    limit: float | None = None
     steps: int = 0
     together: bool = False
 
@@ -34,14 +32,7 @@ class Rule(NamedTuple):
 
     def crossed(self, value):
         """Whether one value crosses the limit; NaN does not."""
-        return self.limit is not None and (value < self.limit if self.side == BELOW else value > self.limit)
+        return value < self.limit if self.side == 'below' else value > self.limit
 
 
 RULES = tuple(Rule(**rule) for rule in yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8')))
-MACHINE = ('data/wait_s', 'data/step_s', 'data/wait_share')      # depend on the machine: limits only
-UNKNOWN = 'no known reason; of several lines, the first to leave its band is the likeliest cause'
-
-
-def reason_of(scalar, side):
-    """The likely reason for a scalar on one side, BELOW or ABOVE, of a reference's band."""
-    return next((rule.reason for rule in RULES if rule.matches(scalar) and rule.side in (side, EITHER)), UNKNOWN)

@@ -35,7 +35,6 @@ class Chosen(NamedTuple):
 
     @property
     def count(self):
-        """Number of codes of the scale."""
         return len(self.codebook.codes(self.scale))
 
     @property
@@ -70,7 +69,7 @@ def motion_code_flows(motion):
 class CodeUse:
     """Usage counts of one codebook at one scale over many frames, and the image windows nearest to each code.
 
-    counts:  (K_i,) number of places that chose each code
+    counts:  (K_i,) number of positions that chose each code
     nearest: (K_i, WINDOWS) distance from the code to the feature of each kept window, ascending; inf for none
     windows: (K_i, WINDOWS, w, w, 3) uint8, CONTEXT windows wide
     """
@@ -165,7 +164,6 @@ def code_figures(model, uses, about):
 
 
 def _usage(uses, about):
-    """Bar charts of code usage per book and scale."""
     rows = []
     for name, use in uses.items():
         numbers, most = use.as_json(), 100 * use.counts.max() / use.counts.sum()
@@ -199,7 +197,7 @@ def _all_codes(book, uses, flows, size):
 
 
 def _atlas(name, use):
-    """The most used codes of a scale: number, share of all places, nearest windows."""
+    """The most used codes of a scale: number, share of all positions, nearest windows."""
     panels = []
     for code in np.argsort(-use.counts, kind='stable')[:SHOWN].tolist():
         windows = use.windows[code, np.isfinite(use.nearest[code])]

@@ -15,14 +15,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from datasets.still import resized
 from datasets.video_writer import VideoWriter
 from evaluation.videos import pair_name
-from figures.methods import RenderedMethod, at_size, stream
-from figures.printed import FigureStyle, Shown, print_figure
-from figures.selection import BY_SCORE, RULES, Zoom, as_unit, indices_of, largest_pose, rule_text, select
+from figures.methods import RenderedMethod, stream
+from figures.printed import Shown, check_size, print_figure
+from figures.selection import BY_SCORE, RULES, as_unit, check_zoom, largest_pose, rule_text, select
 from metrics.catalogue import build
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_text
 from support.streaming import write_behind
 from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb, shortened
 
@@ -40,36 +41,35 @@ class Comparison:
     out:     folder
     cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; they set the size of all cells
     methods: tuple of RenderedMethod and VideoMethod
-    frames:  one of RULES, or a tuple of driving frames by number or Time
-    zoom:    Zoom, or None
+    frames:  one of RULES, or a tuple of numbers of driving frames
+    zoom:    (x, y, w, h) in pixels of the frames, a region to enlarge, or None
     error:   show error maps
     videos:  write videos; otherwise only the frames of the figure are rendered
-    style:   FigureStyle
+    width:   of the figure in print, cm
     raises:  UserError for settings that contradict each other
     """
     out: Path
     cases: tuple
     methods: tuple
     frames: str | tuple = 'largest_pose'
-    zoom: Zoom | None = None
+    zoom: tuple | None = None
     error: bool = False
     videos: bool = True
-    style: FigureStyle = FigureStyle()
+    width: float = 17.5
 
     def __post_init__(self):
-        self.style.check(2 + len(self.methods), self.cases[0].driving.read([0])[0].shape,
-                         len(self.cases) * (1 if self.frames in RULES else len(self.frames)))
+        check_size(self.width, 2 + len(self.methods), self.cases[0].driving.read([0])[0].shape,
+                   len(self.cases) * (1 if self.frames in RULES else len(self.frames)))
         for case in self.cases:
             if (self.error or self.frames in BY_SCORE) and not is_truth(case):
                 what = '--error' if self.error else f'--frames {self.frames}'
                 raise UserError(f'{pair_name(case)}: {what} needs the ground truth; give the same video as source and '
                                 'as driver')
-            named = [] if self.frames in RULES else indices_of(self.frames, case.driving.fps)
-            outside = [index for index in named if not 0 <= index < len(case.driving)]
+            outside = () if self.frames in RULES else [i for i in self.frames if not 0 <= i < len(case.driving)]
             if outside:
                 raise UserError(f'{case.driving.name} has no frame {outside[0]}; the last is {len(case.driving) - 1}')
             if self.zoom is not None:
-                self.zoom.check(case.driving.read([0])[0].shape, case.driving.name)
+                check_zoom(self.zoom, case.driving.read([0])[0].shape, case.driving.name)
 
     @property
     def rendered(self):
@@ -81,7 +81,6 @@ class Comparison:
 
     @property
     def rule(self):
-        """How the frames were chosen, as a sentence."""
         return rule_text(self.frames, self.names, [method.name for method in self.rendered])
 
     @property
@@ -103,14 +102,13 @@ def compare(job):
         log.warning('%s is left out: %s', name, why)
     rows, drawn = [], []
     for number, case in enumerate(job.cases):
-        source = at_size(case.source.read([0])[0], case.driving.read([0])[0].shape)
+        source = resized(case.source.read([0])[0], case.driving.read([0])[0].shape[:2])
         for frame in shown_frames(job, number, source):
             rows.append(score(metrics, job, case, frame))
-            drawn.append(shown_row(job, case, source, frame, rows[-1]))
-    print_figure(out / 'comparison', job.style, ['source', 'driving', *job.names], drawn, job.rule)
+            drawn.append(shown_row(job, case, source, frame, rows[-1]['scores']))
+    print_figure(out / 'comparison', job.width, ['source', 'driving', *job.names], drawn, job.rule)
     report = {'rule': job.rule, 'methods': job.names, 'left_out': left_out, 'rows': rows}
-    with written_whole(out / 'comparison.json') as path:
-        path.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_text(out / 'comparison.json', json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
     return report
 
 
@@ -119,7 +117,7 @@ def compare(job):
 def shown_frames(job, number, source):
     """The ClipFrames of a case to show, in the order of the rule; writes the video of the case meanwhile."""
     case = job.cases[number]
-    named = [] if job.frames in RULES else indices_of(job.frames, case.driving.fps)
+    named = [] if job.frames in RULES else job.frames
     if job.frames == 'largest_pose':
         method = next(iter(job.rendered), None)
         named = [largest_pose(method.cases[number].driving, method.renderer) if method else largest_pose(case.driving)]
@@ -132,7 +130,6 @@ def shown_frames(job, number, source):
 
 
 def written(frames, source, write):
-    """Yields ClipFrames after writing them."""
     for frame in frames:
         write(source, frame.driving, *frame.made)
         yield frame
@@ -168,18 +165,15 @@ def score(metrics, job, case, frame):
         for name, made in zip(job.names, map(as_unit, frame.made)):
             values = {metric.id: float(metric(made, truth)[0]) for metric in metrics}
             scores[name] = {id_: value if np.isfinite(value) else None for id_, value in values.items()}
-    # One region for the row: found in the truth, otherwise in the first method's frame that shows a face.
-    region = job.zoom and job.zoom.region([frame.driving] if is_truth(case) else frame.made,
-                                          f'{pair_name(case)}, frame {frame.index}')
     return {'source': case.source.name, 'driving': case.driving.name, 'frame': frame.index,
-            'same_identity': is_truth(case), 'scores': scores, 'zoom': region}
+            'same_identity': is_truth(case), 'scores': scores, 'zoom': job.zoom}
 
 
-def shown_row(job, case, source, frame, row):
+def shown_row(job, case, source, frame, scores):
     """A row of the figure: Shown of source, driving frame and each method's frame."""
-    shown = [Shown(source), Shown(frame.driving, row['zoom'] if is_truth(case) else None, note=f'frame {frame.index}')]
-    for made, scores in zip(frame.made, row['scores'].values()):
+    shown = [Shown(source), Shown(frame.driving, job.zoom if is_truth(case) else None, note=f'frame {frame.index}')]
+    for made, scores in zip(frame.made, scores.values()):
         error = error_to_rgb(made[None], frame.driving[None])[0] if job.error else None
         notes = ['equal' if value is None else SCORES[name].format(value) for name, value in scores.items()]
-        shown.append(Shown(made, row['zoom'], error, ', '.join(notes)))
+        shown.append(Shown(made, job.zoom, error, ', '.join(notes)))
     return shown

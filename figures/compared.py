@@ -7,7 +7,7 @@ CHANNELS = 6             # channels of a memory that are drawn, evenly spread
 
 
 def mcnet_figures(model, moment):
-    """The memory of all faces, and conditioned on this one for each scale."""
+    """The meta-memory, before conditioning and conditioned on the source at each scale."""
     compensation, generated, rows = model.compensation, moment.generated, []
     memories = {'the meta-memory, before conditioning': compensation.memory}
     for i, feature in enumerate(generated.features, 1):
@@ -46,7 +46,6 @@ def mrfa_figures(model, moment):
 
 
 def dagan_figures(model, moment):
-    """Disparities of source, driving image and result."""
     images = {'source': moment.source, 'driving': moment.driving, 'result': moment.generated.prediction}
     disparities = {name: model.depth(to_unit(image)) for name, image in images.items()}
     return [Figure('depth', 'Depth', 'Disparity of the depth network, in (0, 1); white is near. Keypoints are detected '

@@ -1,7 +1,6 @@
 """Drawing of a Figure as one sheet, with one colour scale per quantity."""
 
 import colorsys
-import io
 import math
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from figures.figure import pixels
 from figures.sheet import Cell, Look, Sheet
 from modules.warp import identity_grid
+from support.files import encoded
 from visualizer import draw_keypoints, enlarge, heat_to_rgb, motion_to_rgb, occlusion_to_rgb, to_uint8
 
 LOOK = Look('#181818', '#ebebeb', '#969696')
@@ -27,13 +27,13 @@ class Scales:
 
     panels:  those of the sheet; size: side of the images, pixels
     windows: {(book, code): (w, w, 3) uint8}, image windows that stand for codes
-    least:   smallest full scale of lengths, pixels
+
     motion:  {'flow' and 'residual': image pixels drawn fully saturated}; separate, as residuals are much smaller
     heat:    {unit: value drawn white}
     bases:   {basis: Basis}
     """
 
-    def __init__(self, panels, size, windows=None, least=LEAST_PX):
+    def __init__(self, panels, size, windows=None):
         self.size, self.windows = size, windows or {}
         lengths, heats, features = {}, {}, {}
         for panel in panels:
@@ -43,8 +43,8 @@ class Scales:
                 heats.setdefault(panel.unit, []).append(panel.value.float().flatten())
             elif panel.kind == 'feature':
                 features.setdefault(panel.basis, []).append(panel.value)
-        self.motion = {kind: round_up(max(_largest(values), least)) for kind, values in lengths.items()}
-        self.heat = {unit: round_up(max(_largest(values), least if unit == 'px' else 0))
+        self.motion = {kind: round_up(max(_largest(values), LEAST_PX)) for kind, values in lengths.items()}
+        self.heat = {unit: round_up(max(_largest(values), LEAST_PX if unit == 'px' else 0))
                      for unit, values in heats.items()}
         self.bases = {name: Basis(values) for name, values in features.items()}
 
@@ -166,6 +166,4 @@ def draw(figure, size, windows=None):
                    for panel in row.panels])
     for sentence in scales.legend():
         sheet.text(f'{sentence}.')
-    file = io.BytesIO()
-    sheet.finished().savefig(file, format='png')
-    return file.getvalue(), scales
+    return encoded(sheet.finished().savefig, format='png'), scales

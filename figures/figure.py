@@ -61,7 +61,7 @@ class Moment:
     keypoints:         the rendered ones, after motion transfer
     generated:         the output of `render`
     same_identity:     the driving frame is the ground truth
-    at:                (x, y) in pixels of the image, the place whose attention is shown, or None
+    at:                (x, y) in pixels of the image, the position whose attention is shown, or None
     """
     source: Tensor
     driving: Tensor
@@ -119,13 +119,7 @@ def range_note(values):
 # ---------------------------------------------------------------------------- common figures
 
 def common_figures(model, moment):
-    """Figures of every method."""
     return [motion_figure(moment), *([ablation_figure(model, moment)] if model.parts else [])]
-
-
-def first_order_figures(model, moment):
-    """Figures of methods with FOMM's motion beyond the common ones."""
-    return [coarse_figure(moment)]
 
 
 def motion_figure(moment):

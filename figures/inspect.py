@@ -18,7 +18,7 @@ from tqdm import tqdm
 from figures.codes import code_figures, code_windows, count_codes
 from figures.compared import dagan_figures, mcnet_figures, mrfa_figures
 from figures.draw import draw
-from figures.figure import Moment, common_figures, first_order_figures
+from figures.figure import Moment, coarse_figure, common_figures
 from figures.synergy import synergy_figures
 from modules.dagan import Dagan
 from modules.first_order import FirstOrderTalkingHead
@@ -28,12 +28,12 @@ from modules.synergy import Synergy
 from modules.talking_head import TalkingHead
 from motion.settings import Motion
 from support.errors import UserError
-from support.files import make_folder, written_whole
+from support.files import make_folder, write_bytes, write_text
 from support.pages import fill
 
 # {class: function of a model and a Moment that returns Figures}; a method has those of all its base classes.
-FIGURES = {TalkingHead: common_figures, FirstOrderTalkingHead: first_order_figures, MCNet: mcnet_figures,
-           Mrfa: mrfa_figures, Dagan: dagan_figures, Synergy: synergy_figures}
+FIGURES = {TalkingHead: common_figures, FirstOrderTalkingHead: lambda model, moment: [coarse_figure(moment)],
+           MCNet: mcnet_figures, Mrfa: mrfa_figures, Dagan: dagan_figures, Synergy: synergy_figures}
 
 
 class InspectCase(NamedTuple):
@@ -102,7 +102,6 @@ def figures_of(model, moment):
 
 @torch.inference_mode()
 def _figures(renderer, case, index, at):
-    """Figures of one driving frame."""
     driven = renderer.follow(case.source, case.driving, Motion(case.relative))
     made, = driven.render(case.driving.read([index]))
     moment = Moment(driven.image, made.images, driven.state, made.found, made.pose, made.generated,
@@ -115,15 +114,12 @@ def _figures(renderer, case, index, at):
 
 def _write_sheet(folder, file, figure, png):
     """Write a drawn Figure; returns it as the page's template takes it, with its PNG in base64."""
-    with written_whole(folder / file) as path:
-        path.write_bytes(png)
+    write_bytes(folder / file, png)
     return {'file': file, 'title': figure.title, 'text': figure.text, 'data': base64.b64encode(png).decode()}
 
 
 def _write(folder, report, sections):
     text = fill(Path(__file__).with_name('inspect.html.j2'), about=report['about'], sections=sections,
                 codes=report.get('codes', {}))
-    with written_whole(folder / 'inspect.html') as path:
-        path.write_text(text, encoding='utf-8')
-    with written_whole(folder / 'inspect.json') as path:
-        path.write_text(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_text(folder / 'inspect.html', text)
+    write_text(folder / 'inspect.json', json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n')

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from datasets.constant_rate import open_constant_rate
+from datasets.still import resized
 from datasets.video import open_any
 from evaluation.cases import Case
 from evaluation.protocols import Item
@@ -92,11 +92,4 @@ def stream(case, number, methods, indices):
     """Yields a ClipFrame for each driving frame of case `number`; each method holds one batch in memory."""
     made = (method.frames(number, indices) for method in methods)
     for index, driving, *frames in zip(indices, case.frames(indices), *made, strict=True):
-        yield ClipFrame(index, driving, [at_size(frame, driving.shape) for frame in frames])
-
-
-def at_size(frame, shape):
-    """The frame at the height and width of `shape` (H, W, 3)."""
-    if frame.shape == shape:
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+        yield ClipFrame(index, driving, [resized(frame, driving.shape[:2]) for frame in frames])

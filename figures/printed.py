@@ -1,6 +1,5 @@
 """The printed figure of a comparison at 300 dpi, PNG and PDF: rows of frames under column titles."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import matplotlib
@@ -9,12 +8,11 @@ from PIL import Image, ImageDraw
 
 from figures.sheet import Cell, Look, Sheet
 from support.errors import UserError
-from support.files import write_picture, written_whole
+from support.files import encoded, write_bytes
 from visualizer import FULL_ERROR
 
 DPI = 300
-LOOKS = {name: Look(*colours, dpi=DPI, gap=0.03, points=6.5, align='center') for name, colours in {
-    'white': ('#ffffff', '#141414', '#5a5a5a'), 'dark': ('#181818', '#ebebeb', '#969696')}.items()}
+LOOK = Look('#ffffff', '#141414', '#5a5a5a', dpi=DPI, gap=0.03, points=6.5, align='center')
 MOST_CM, LEAST_CM = 200, 0.5     # widths of a figure and of a column
 MOST_PIXELS = 2 ** 15            # height of all frames; Matplotlib draws 2^16 with all that stands below them
 BOX = (225, 30, 30)              # colour of the frame around a region that is enlarged below
@@ -34,25 +32,17 @@ class Shown(NamedTuple):
     note: str = ''
 
 
-@dataclass(frozen=True)
-class FigureStyle:
-    """Width in print, and background: one of LOOKS."""
-    width_cm: float = 17.5
-    background: str = 'white'
-
-    def check(self, columns, shape, rows):
-        """UserError for an unknown background, or for more columns or rows of frames (H, W, 3) than fit."""
-        if self.background not in LOOKS:
-            raise UserError(f'--background {self.background}: expected {" or ".join(LOOKS)}')
-        if not LEAST_CM * columns <= self.width_cm <= MOST_CM:
-            raise UserError(f'--width_cm {self.width_cm:g}: {columns} columns do not fit, or it exceeds {MOST_CM}')
-        if rows * self.width_cm / 2.54 * DPI / columns * shape[0] / shape[1] > MOST_PIXELS:
-            raise UserError(f'{rows} rows do not fit in one figure; give fewer --pairs or --frames')
+def check_size(width_cm, columns, shape, rows):
+    """UserError for more columns or rows of frames (H, W, 3) than fit a figure of this width."""
+    if not LEAST_CM * columns <= width_cm <= MOST_CM:
+        raise UserError(f'--width_cm {width_cm:g}: {columns} columns do not fit, or it exceeds {MOST_CM}')
+    if rows * width_cm / 2.54 * DPI / columns * shape[0] / shape[1] > MOST_PIXELS:
+        raise UserError(f'{rows} rows do not fit in one figure; give fewer --pairs or --frames')
 
 
-def print_figure(path, style, titles, rows, caption):
+def print_figure(path, width_cm, titles, rows, caption):
     """Write PATH.png and PATH.pdf, each whole or not at all; rows: lists of Shown, all of one shape in a row."""
-    sheet = Sheet(style.width_cm / 2.54, len(titles), LOOKS[style.background])
+    sheet = Sheet(width_cm / 2.54, len(titles), LOOK)
     for i, row in enumerate(rows):
         sheet.row([Cell(_marked(shown), '' if i else title, shown.note) for shown, title in zip(row, titles)])
         zoomed = [shown.zoom and Cell(_cut(shown.frame, *shown.zoom)) for shown in row]
@@ -66,8 +56,8 @@ def print_figure(path, style, titles, rows, caption):
     figure = sheet.finished()
     with matplotlib.rc_context({'pdf.fonttype': 42}):         # text as text, in the font's own outlines
         for kind, metadata in (('png', None), ('pdf', {'CreationDate': None})):
-            with written_whole(path.with_name(f'{path.name}.{kind}')) as unfinished:
-                write_picture(unfinished, figure.savefig, format=kind, dpi=DPI, metadata=metadata)
+            write_bytes(path.with_name(f'{path.name}.{kind}'),
+                        encoded(figure.savefig, format=kind, dpi=DPI, metadata=metadata))
 
 
 def _cut(frame, x, y, w, h):

@@ -39,7 +39,6 @@ class Sheet:
         self.step = (width - look.gap) / columns      # from a column to the next
 
     def text(self, text, colour=None, points=None):
-        """Append a paragraph."""
         lines, points = wrap(text, int(self.width * LETTERS / self.look.points)), points or self.look.points
         self.figure.text(self.look.gap, self.y, '\n'.join(lines), color=colour or self.look.faint, fontsize=points,
                          va='top', linespacing=1.2, parse_math=False)

@@ -1,4 +1,4 @@
-"""Figures of the paper's model: its Fig. 7, 8, 10 and 11, the chosen codes, the codes that one place reads."""
+"""Figures of the paper's model: its Fig. 7, 8, 10 and 11, the chosen codes, the codes that one position reads."""
 
 from contextlib import ExitStack
 
@@ -49,7 +49,7 @@ def _codebooks(moment, chosen):
 
 
 def _indices(moment, chosen):
-    """The codes chosen at every place."""
+    """The index of the chosen code at every position, per scale."""
     rows, numbers = [Row('', [Panel('image', 'driving', moment.driving)])], {}
     for i in range(max(found.scale for found in chosen.values()) + 1):
         panels = []
@@ -76,7 +76,7 @@ def _appearance(moment):
 
 
 def _reads(model, moment):
-    """Cross-attention of the place `moment.at` over the codes, mean over heads and layers."""
+    """Cross-attention of the position `moment.at` over the codes, mean over heads and layers."""
     books = [(name, module) for name, module in (('motion', getattr(model, 'motion', None)),
                                                  ('appearance', getattr(model, 'appearance', None))) if module]
     with ExitStack() as stack:

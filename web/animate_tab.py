@@ -31,14 +31,13 @@ def add_animate(context: PageContext):
             nonlocal settings
             settings = settings_of(context, session, chosen)
             return functools.partial(jobs.animate, checkpoint=context.models[chosen['model']], settings=settings)
+
+        def finish(made):
+            saved = [path for path in (made.video, made.motion) if path]
+            return (note(f'Done: {made.frames} frames.'), made.video, gr.update(value=saved, visible=True),
+                    gr.update(value=command_line(context.models[chosen['model']], settings), visible=True))
         yield note('…'), None, *[gr.update(value=None, visible=False)] * 2
-        for status, made in follow(context, session, make_job, *_files(chosen)):
-            if made is None:
-                yield status, gr.skip(), gr.skip(), gr.skip()
-            else:
-                saved = [path for path in (made.video, made.motion) if path]
-                yield (note(f'Done: {made.frames} frames.'), made.video, gr.update(value=saved, visible=True),
-                       gr.update(value=command_line(context.models[chosen['model']], settings), visible=True))
+        yield from follow(context, session, make_job, _files(chosen), 4, finish)
 
     def look(given, request: gr.Request):
         chosen, session = values_of(page, given), request.session_hash
@@ -48,13 +47,12 @@ def add_animate(context: PageContext):
                 raise UserError('a motion template has no faces; choose a driving video')
             settings = settings_of(context, session, chosen | {'crop': CUT})
             return functools.partial(jobs.find_faces, checkpoint=context.models[chosen['model']], settings=settings)
-        for status, found in follow(context, session, make_job, *_files(chosen)):
-            if found is None:
-                yield status, gr.skip(), gr.skip(), gr.skip()
-            else:
-                yield (note(f'{found.source} face(s) in the source, {found.driving} in the driving video.'),
-                       gr.update(value=found.picture, visible=True),
-                       *(gr.update(choices=list(range(count))) for count in (found.source, found.driving)))
+
+        def finish(found):
+            return (note(f'{found.source} face(s) in the source, {found.driving} in the driving video.'),
+                    gr.update(value=found.picture, visible=True),
+                    *(gr.update(choices=list(range(count))) for count in (found.source, found.driving)))
+        yield from follow(context, session, make_job, _files(chosen), 4, finish)
 
     runs(context, page['animate'], page['cancel'], animate, inputs,
          [page[name] for name in ('status', 'result', 'saved', 'command')])
@@ -64,7 +62,7 @@ def add_animate(context: PageContext):
 
 
 def _layout(context):
-    """{name: component}."""
+    """Lay out the tab's inputs, buttons and outputs; returns {name: component}."""
     page = {}
     with gr.Row():
         with gr.Column(min_width=280):

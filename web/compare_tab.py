@@ -6,10 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from support.errors import UserError
 from web import jobs
 from web.controls import (
-    PageContext, cancel_button, clip, command, follow, motion, motion_of, note, picture, runs, values_of)
+    PageContext, cancel_button, clip, command, follow, motion, motion_of, note, pair_of, picture, runs, values_of)
 
 
 def add_compare(context: PageContext):
@@ -33,19 +32,16 @@ def add_compare(context: PageContext):
         chosen, session = values_of(page, given), request.session_hash
 
         def make_job():
-            files = tuple(context.files.take(session, chosen[name]) for name in ('source_image', 'driving_video'))
-            if None in files:
-                raise UserError('upload a portrait and a driving video first')
+            files = pair_of(context, session, chosen['source_image'], chosen['driving_video'])
             return functools.partial(jobs.compare, models=context.models, files=files, motion=motion_of(chosen),
                                      folder=str(context.files.new(session)))
+
+        def finish(found):
+            return (note(f'Done: {found.frames} frames each. {found.rule}'), found.video, found.figure,
+                    gr.update(value=[found.video, found.figure, found.pdf], visible=True),
+                    gr.update(value=command_line(context.models, chosen), visible=True))
         yield note('…'), None, None, gr.update(value=None, visible=False), gr.update(visible=False)
-        for status, found in follow(context, session, make_job, chosen['source_image'], chosen['driving_video']):
-            if found is None:
-                yield status, *[gr.skip()] * 4
-            else:
-                yield (note(f'Done: {found.frames} frames each. {found.rule}'), found.video, found.figure,
-                       gr.update(value=[found.video, found.figure, found.pdf], visible=True),
-                       gr.update(value=command_line(context.models, chosen), visible=True))
+        yield from follow(context, session, make_job, (chosen['source_image'], chosen['driving_video']), 5, finish)
 
     runs(context, run, cancel, compare, set(page.values()), made)
     return page['source_image'], page['driving_video']

@@ -38,11 +38,6 @@ def clip(label, **how):
     return gr.Video(label=label, sources=['upload', 'webcam'], height=300, elem_classes='clip', **how)
 
 
-def camera(label, **how):
-    """Camera stream; the values are encoded frames in bytes."""
-    return gr.Image(label=label, sources=['webcam'], streaming=True, height=300, **how)
-
-
 def motion(page):
     """Add the motion-transfer options of `--mode animate` and `compare` to page, {name: component}."""
     page['motion'] = gr.Radio([RELATIVE, ABSOLUTE], value=RELATIVE, label='Motion', min_width=200,
@@ -99,22 +94,32 @@ def cancel_button(context, **how):
     return button
 
 
-def follow(context, session, make_job, *paths):
-    """Yields (HTML of the progress, None) while a job runs, then (HTML, its value); after an error, only its HTML.
+def follow(context, session, make_job, paths, count, finish):
+    """Yields values of `count` outputs while a job runs: HTML of its progress or error, while the others stay.
 
     make_job: function that returns the job; its UserErrors are shown like those of the job
     paths:    files whose folders are removed from messages
+    finish:   function from the job's value to the outputs' last values
     """
+    others = [gr.skip()] * (count - 1)
     try:
         task = context.worker.ask(session, make_job())
-        yield bar(task.latest), None
+        yield bar(task.latest), *others
         for progress in task.progress():
-            yield bar(progress), None
-        yield '', task.result()
+            yield bar(progress), *others
+        yield finish(task.result())
     except UserError as error:
-        yield trouble(context.files.shown(str(error), *paths)), None
+        yield trouble(context.files.shown(str(error), *paths)), *others
     except Cancelled:
-        yield note('Cancelled.'), None
+        yield note('Cancelled.'), *others
+
+
+def pair_of(context, session, source, driving):
+    """Paths of an uploaded portrait and driving video; UserError where one is missing."""
+    files = context.files.take(session, source), context.files.take(session, driving)
+    if None in files:
+        raise UserError('upload a portrait and a driving video first')
+    return files
 
 
 def bar(progress: Progress):
@@ -130,10 +135,8 @@ def bar(progress: Progress):
 
 
 def trouble(text):
-    """HTML of an error."""
     return f'<div class="status trouble" role="alert">{html.escape(" ".join(text.split()))}</div>'
 
 
 def note(text):
-    """HTML of a status line."""
     return f'<div class="status">{html.escape(text)}</div>'

@@ -24,7 +24,6 @@ class Files:
         self._folder.cleanup()
 
     def new(self, session):
-        """A new folder for the results of a visitor's job."""
         folder = make_folder(self.root / 'results' / uuid.uuid4().hex)
         self._remember(session, folder)
         return folder

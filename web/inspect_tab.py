@@ -4,9 +4,9 @@ import functools
 
 import gradio as gr
 
-from support.errors import UserError
 from web import jobs
-from web.controls import ABSOLUTE, RELATIVE, PageContext, cancel_button, clip, follow, model, note, picture, runs
+from web.controls import (
+    ABSOLUTE, RELATIVE, PageContext, cancel_button, clip, follow, model, note, pair_of, picture, runs)
 
 
 def add_inspect(context: PageContext):
@@ -38,24 +38,19 @@ def add_inspect(context: PageContext):
                                      driving=path, folder=folder)
         if driver is None:
             return
-        for status, made in follow(context, session, make_job, driver):
-            if made is None:
-                yield status, gr.skip(), gr.skip(), gr.skip()
-            else:
-                yield '', made.picture, gr.update(maximum=made.length - 1), made.enlarged
+        yield from follow(context, session, make_job, (driver,), 4, lambda made: (
+            '', made.picture, gr.update(maximum=made.length - 1), made.enlarged))
 
     def draw(source, driver, which, index, motion, place, request: gr.Request):
         session = request.session_hash
 
         def make_job():
-            files = context.files.take(session, source), context.files.take(session, driver)
-            if None in files:
-                raise UserError('upload a portrait and a driving video first')
-            return functools.partial(jobs.inspect, checkpoint=context.models[which], files=files, index=int(index),
+            return functools.partial(jobs.inspect, checkpoint=context.models[which], index=int(index),
+                                     files=pair_of(context, session, source, driver),
                                      shown={'relative': motion == RELATIVE, 'at': place},
                                      folder=str(context.files.new(session)))
-        for status, made in follow(context, session, make_job, source, driver):
-            yield (status, gr.skip()) if made is None else (note(f'{len(made)} pictures.'), made)
+        yield from follow(context, session, make_job, (source, driver), 2,
+                          lambda made: (note(f'{len(made)} pictures.'), made))
 
     def choose(enlarged, event: gr.SelectData):
         x, y = (int(place) // enlarged for place in event.index)

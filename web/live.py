@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from support.errors import UserError
+from support.files import encoded
 from web.limits import MOST_PIXELS, check_picture
 
 MOST_SESSIONS = 4          # encoded portraits kept in the worker; the least recently used one goes first
@@ -27,6 +28,7 @@ def render(worker, session, checkpoint, source, camera, size, reset):
     size:   side of the result in pixels; a larger model keeps its own
     reset:  use this frame as the reference of relative motion, as the first of a session always is
     """
+    from PIL import Image
     started = time.monotonic()
     model = worker.model(checkpoint)
     frame = _square(camera, model.renderer.size)
@@ -39,7 +41,8 @@ def render(worker, session, checkpoint, source, camera, size, reset):
     held.move_to_end(session)
     driven = held[session][1]
     _, _, generated = driven([frame])
-    return LiveFrame(_jpeg(driven.pixels(generated, [driven.source])[0].cpu().numpy()), time.monotonic() - started)
+    picture = Image.fromarray(driven.pixels(generated, [driven.source])[0].cpu().numpy())
+    return LiveFrame(encoded(picture.save, format='JPEG', quality=90), time.monotonic() - started)
 
 
 def forget(worker, session):
@@ -73,10 +76,3 @@ def _square(camera, size):
             return resized(np.asarray(image.convert('RGB').crop((left, top, left + side, top + side))), size)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError('the frames of the camera cannot be decoded') from error
-
-
-def _jpeg(frame):
-    from PIL import Image
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, format='JPEG', quality=90)
-    return file.getvalue()

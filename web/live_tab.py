@@ -8,7 +8,7 @@ import gradio as gr
 
 from support.errors import UserError
 from web import live
-from web.controls import PageContext, camera, model, note, picture, trouble
+from web.controls import PageContext, model, note, picture, trouble
 from web.worker import Cancelled
 
 STREAM_EVERY = 0.04        # seconds between two frames sent by the browser
@@ -23,7 +23,7 @@ def add_live(context: PageContext):
         with gr.Column(min_width=280):
             source = picture('Portrait', elem_id='live-source')
         with gr.Column(min_width=280):
-            film = camera('Camera', elem_id='camera')
+            film = gr.Image(label='Camera', sources=['webcam'], streaming=True, height=300, elem_id='camera')
         with gr.Column(min_width=280):
             which = model(context)
             shown = gr.HTML(elem_id='live')

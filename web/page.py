@@ -41,7 +41,8 @@ def serve(models, load, address):
     raises:  UserError where Gradio is missing, the port is taken, a model cannot be loaded
     """
     with Files() as files:
-        _keep_in(files)
+        # Gradio shall store uploads in our folder.
+        os.environ.update(GRADIO_TEMP_DIR=str(files.root), GRADIO_EXAMPLES_CACHE=str(files.root / 'none'))
         try:
             cut_off()
         except ImportError as error:
@@ -54,12 +55,6 @@ def serve(models, load, address):
             _show(worker, files, models, worker.ask('', job).result(), address)
         finally:
             worker.close()
-
-
-def _keep_in(files):
-    """Make Gradio store uploads in our folder."""
-    os.environ['GRADIO_TEMP_DIR'] = str(files.root)
-    os.environ['GRADIO_EXAMPLES_CACHE'] = str(files.root / 'none')
 
 
 def _show(worker, files, models, examples, address):
@@ -90,7 +85,6 @@ def _show(worker, files, models, examples, address):
 
 
 def build(context):
-    """The gr.Blocks of the page."""
     import gradio as gr
 
     from web.animate_tab import add_animate

@@ -52,8 +52,6 @@ class Progress:
 # ---------------------------------------------------------------------------- in the server
 
 class Task:
-    """A queued or running job."""
-
     def __init__(self, worker, session, job):
         self.worker, self.session, self.job = worker, session, job
         self.latest, self.cancelled_at = Progress(), None
@@ -61,7 +59,7 @@ class Task:
         self._value = self._error = None
 
     def progress(self, every=0.2):
-        """Yields Progress until the job has ended."""
+        """Yields Progress every `every` seconds until the job has ended."""
         while not self.finished.wait(every):
             yield Progress(before=before) if (before := self.worker.before(self)) else self.latest
 
@@ -171,7 +169,7 @@ class Worker:
             task.finish(**outcome)
 
     def _run(self, task):
-        """Arguments of `Task.finish`."""
+        """Run the job in the worker's process; returns the arguments of `Task.finish`."""
         try:
             self._connection.send(task.job)
             while True:
@@ -226,7 +224,6 @@ class WorkerState:
         return count
 
     def check(self):
-        """Raise Cancelled if the visitor has cancelled the job."""
         if self._cancelled.is_set():
             raise Cancelled
 

@@ -1,20 +1,17 @@
 """Comparison of our networks with stored results of the released implementations.
 
-    python -m benchmarks.parity FIXTURE.npz|FOLDER ... [--config FILE] [--set key=value ...] [--float64] [--failures]
+    python -m benchmarks.parity FIXTURE.npz|FOLDER ... [--config FILE] [--set key=value ...] [--failures]
 
 Fills our networks, through the true checkpoint importer, with weights that follow from their published names, runs
-the fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance. With --float64 we
-compute in double precision: what differs then is the fixture's own rounding, or nothing where it holds such a run.
+the fixture's inputs, and compares every stored tensor. Exits with 1 if one is out of tolerance.
 """
 
 import argparse
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.parity.kinds import compare
-from benchmarks.parity.weights import float64
 from support.errors import program
 
 
@@ -24,9 +21,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m benchmarks.parity', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('fixtures', nargs='+', type=Path, metavar='FIXTURE.npz|FOLDER')
-    parser.add_argument('--config', help="another than the method's own")
+    parser.add_argument('--config', help="config to use instead of the method's own")
     parser.add_argument('--set', nargs='+', default=[], metavar='key=value', help='override config values')
-    parser.add_argument('--float64', action='store_true', help="double precision: shows the fixture's own rounding")
     parser.add_argument('--failures', action='store_true', help='print only what is out of tolerance')
     options = parser.parse_args(arguments)
     paths = [path for given in options.fixtures
@@ -34,8 +30,7 @@ def main(arguments=None):
     failures = 0
     for path in paths:
         began = time.perf_counter()
-        with float64() if options.float64 else nullcontext():
-            comparisons = compare(path, options.config, options.set)
+        comparisons = compare(path, options.config, options.set)
         failed = report(comparisons, options.failures)
         print(f'{path.name}: {len(comparisons) - failed} of {len(comparisons)} within tolerance '
               f'({time.perf_counter() - began:.0f} s)', flush=True)

@@ -31,14 +31,25 @@ def numpy(tensor):
     return tensor.detach().cpu().numpy()
 
 
+THINNED = ('_s4', '_sub', '_c8', '_lr_0')
+
+
+def stored(fixture, name, ours, tolerance):
+    """Comparison of a tensor with the fixture's value `name`; THINNED ones hold every n-th place of an axis alone."""
+    theirs = fixture[name]
+    if name.endswith(THINNED):
+        ours = ours[tuple(slice(None, None, max(-(-own // kept), 1)) for own, kept in zip(ours.shape, theirs.shape))]
+    return Comparison(name, numpy(ours), theirs, *tolerance)
+
+
 def relative(name, ours, theirs, tolerance=1e-3, floor=1e-6):
-    """Two scalars; the difference may be `tolerance` of theirs, and anything below `floor`."""
+    """Comparison of two scalars: relative tolerance `tolerance` of theirs, absolute tolerance `floor`."""
     ours, theirs = float(ours), float(theirs)
     limit = max(tolerance * abs(theirs), floor)
     return Comparison(name, np.array([ours]), np.array([theirs]), limit, limit)
 
 
 def relative_array(name, ours, theirs, tolerance=1e-3):
-    """Two arrays; differences may be `tolerance` of the largest of theirs."""
+    """Comparison of two arrays: `tolerance` is relative to the largest absolute value of theirs."""
     limit = tolerance * float(np.abs(theirs).max())
     return Comparison(name, numpy(ours), theirs, limit, limit)

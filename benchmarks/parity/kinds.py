@@ -1,7 +1,6 @@
 """Which fixture is of which kind, and all comparisons of one."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,15 +75,9 @@ def compare(path, config=None, overrides=()):
         if loaded.method != method:
             raise UserError(f'fixture {path} is of method {method}, the config of {loaded.method}: '
                             'give another --config')
-    with threads(kind.threads):
-        return list(kind.comparisons(fixture, loaded))
-
-
-@contextmanager
-def threads(count):
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(kind.threads)
     try:
-        yield
+        return list(kind.comparisons(fixture, loaded))
     finally:
         torch.set_num_threads(before)

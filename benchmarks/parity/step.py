@@ -1,5 +1,6 @@
-"""One training step: losses, gradient norms of every parameter, batch-norm statistics after it."""
+"""Parity of one training step with the public codes: losses, gradient norms, the update, batch-norm statistics."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.parity.comparison import FLOW, IMAGE, UNIT, Comparison, numpy, relative, relative_array
+from benchmarks.parity.comparison import FLOW, IMAGE, UNIT, Comparison, relative, relative_array, stored
 from benchmarks.parity.forward import outputs_of, shared_motion
 from benchmarks.parity.weights import filled, from_fixture, images, place, vgg_state
 from modules.build import build_objective
@@ -24,11 +25,8 @@ from modules.training_step import StepResult, TrainingStep
 class Seen:
     """Record of a training iteration whose gradients are computed but not applied.
 
-    source:     the public code's key in FORMATS
-    training:   the TrainingStep
-    result:     the StepResult
-    output:     the ObjectiveOutput
-    keypoints:  of every pass of the detector, in order
+    source:    the public code's key in FORMATS
+    keypoints: of every pass of the detector, in order
     discriminated: of every pass of the discriminator, in order
     transformed: the driving images that the equivariance loss made
     """
@@ -41,15 +39,6 @@ class Seen:
     discriminated: list
     transformed: torch.Tensor
 
-    @property
-    def model(self):
-        return self.training.state.model
-
-    @property
-    def discriminator(self):
-        return self.training.discriminator
-
-
 def filled_training(config, source):
     """Training's own step with the fixtures' weights.
 
@@ -58,19 +47,18 @@ def filled_training(config, source):
     """
     params = config.train_params
     model, discriminator = filled(config, source, needs_discriminator(params.objective_params))
-    objective = build_objective(config, model, vgg_state()).to(place(), torch.get_default_dtype())
+    objective = build_objective(config, model, vgg_state()).to(place())
     return TrainingStep(params, objective, discriminator, place())
 
 
 def pairs(fixture):
-    """The fixture's training pairs."""
     source, driving = (2 * images(fixture[f'seeds_{name}']) - 1 for name in ('source', 'driving'))
     transform = RandomTransform(*(from_fixture(fixture[name]) for name in ('theta', 'control_params')))
     return Pairs(source, driving, transform)
 
 
 def take(fixture, config, source):
-    """Seen of the fixture's iteration, in which every loss takes part, with our networks, filled."""
+    """Seen of one iteration on the fixture's pairs, with all losses, of our networks with the fixtures' weights."""
     training, part = filled_training(config, source), pairs(fixture)
     watched = {'output': training.objective, 'keypoints': training.state.model.keypoint_detector}
     if training.discriminator is not None:
@@ -90,25 +78,32 @@ def is_training(fixture):
     return len(fixture['seeds_source']) > 1 and any(name.startswith('post/') for name in fixture)
 
 
+def published(source, training, kind='parameters'):
+    """(published name, tensor of ours) of the parameters of model and discriminator, or of batch norm's statistics.
+
+    kind: 'parameters' or 'buffers'
+    """
+    model, origin = training.state.model, FORMATS[source].origin
+    for prefix, network in (('model', model), ('discriminator', training.discriminator)):
+        for name, tensor in getattr(network, f'named_{kind}')() if network is not None else ():
+            if kind == 'parameters' or 'running' in name:
+                yield origin(model, f'{prefix}.{name}').name, tensor
+
+
 def raw_gradients(seen):
-    """Norm of every published parameter's gradient by name: parts that we keep apart are put together again."""
-    squares, origin = {}, FORMATS[seen.source].origin
-    for prefix, network in (('model', seen.model), ('discriminator', seen.discriminator)):
-        for name, parameter in network.named_parameters() if network is not None else ():
-            if parameter.grad is not None:
-                published = origin(seen.model, f'{prefix}.{name}').name
-                squares[published] = squares.get(published, 0.0) + float(parameter.grad.double().square().sum())
+    """{published name: gradient norm}; tensors that we store in several parts are combined."""
+    squares = Counter()
+    for name, parameter in published(seen.source, seen.training):
+        if parameter.grad is not None:
+            squares[name] += float(parameter.grad.double().square().sum())
     return {name: square ** 0.5 for name, square in squares.items()}
 
 
 def batch_norm_statistics(fixture, seen, tolerance=1e-3, floor=1e-6):
-    """Mean of every running statistic after the step."""
-    origin = FORMATS[seen.source].origin
-    for prefix, network in (('model', seen.model), ('discriminator', seen.discriminator)):
-        for name, buffer in network.named_buffers() if network is not None else ():
-            key = f'post/{origin(seen.model, f"{prefix}.{name}").name}/mean' if 'running' in name else None
-            if key in fixture:
-                yield relative(key, buffer.double().mean(), fixture[key], tolerance, floor)
+    """Comparisons of the mean of every running statistic after the step."""
+    for name, buffer in published(seen.source, seen.training, 'buffers'):
+        if (key := f'post/{name}/mean') in fixture:
+            yield relative(key, buffer.double().mean(), fixture[key], tolerance, floor)
 
 
 # ---------------------------------------------------------------------------- this paper
@@ -117,7 +112,7 @@ GRADIENT_LIMIT = 2e-2      # relative, for the gradient norm of any one paramete
 
 
 def smac_step(fixture, config):
-    """Losses, last-layer gradients and every parameter's gradient norm of one full generator step."""
+    """Comparisons of one full generator step: losses, last-layer gradients, every parameter's gradient norm."""
     seen = take(fixture, config, 'smac')
     step = seen.output
     yield from shared_motion(fixture, step.generated.source_keypoints, step.generated.driving_keypoints,
@@ -126,14 +121,14 @@ def smac_step(fixture, config):
         yield relative(name, value, fixture[name])
     for name, terms in zip(('perceptual_terms_scale_layer', 'perceptual_lr_terms_scale_layer'), step.perceptual_terms):
         yield relative_array(name, terms, fixture[name])
-    yield Comparison('out_s4', numpy(step.generated.prediction[:, :, ::4, ::4]), fixture['out_s4'], *IMAGE)
+    yield stored(fixture, 'out_s4', step.generated.prediction, IMAGE)
     yield from smac_gradients(fixture, seen)
     if is_training(fixture):
         yield from batch_norm_statistics(fixture, seen)
 
 
 def smac_scalars(config, result, output):
-    """What the released code logs of a step, by its names: scalars."""
+    """{name in the released code's log: our scalar} of a step."""
     losses, weights = result.losses, config.train_params.objective_params.loss_weights
     found = {'log/l_g_pix': losses['l1'], 'log/l_g_percep': losses['perceptual'],
              'perceptual_raw': losses['perceptual'],
@@ -158,13 +153,12 @@ def smac_scalars(config, result, output):
 
 
 def smac_gradients(fixture, seen):
-    """Gradient norms, one by one and the bulk of them."""
+    """Comparisons of every parameter's gradient norm, and of the 85 % quantile of their errors."""
     ours = raw_gradients(seen)
     theirs = dict(zip(map(str, fixture['grad_norm_names']), fixture['grad_norms'].tolist()))
-    largest = {}
+    largest = Counter()
     for name, value in theirs.items():
-        network = name.split('/')[0]
-        largest[network] = max(largest.get(network, 0.0), value)
+        largest[name.split('/')[0]] = max(largest[name.split('/')[0]], value)
     errors = []
     for name, value in theirs.items():
         # A gradient that is zero but for rounding (a bias before batch norm) has no relative error.
@@ -199,9 +193,8 @@ DRIFT = {'fomm': {'generator': ((5e-3, 5e-2), (1e-4, 1.3e-3)), 'kp_detector': ((
                   'model/dense_motion': ((1.1e-2, 1.6e-2), (8e-4, 2.6e-3)),
                   'model/decoder': ((4.7e-3, 2e-2), (4e-4, 2.6e-2))}}
 MARGIN = 10          # times that drift is allowed. Set after seeing 6 for MRFA, whose arithmetic we order otherwise
-MEANINGLESS = 0.25   # a limit above is not checked: fp32 does not determine these gradients, --float64 does
+MEANINGLESS = 0.25   # a limit above is not checked: fp32 does not determine these gradients
 CLIPPED = {'mcnet': ('kp_detector', 'generator'), 'mrfa': ('encoder', 'dense_motion')}    # in the configs' order
-EXACT = 3e-5, 3e-4   # float64 against float64, kernels and grids made in fp32. Set after seeing 2e-5 and 7e-5
 
 
 def network_of(name):
@@ -210,16 +203,13 @@ def network_of(name):
 
 
 def first_order_step(fixture, config, source):
-    """Losses, terms and gradient norms of one step of FOMM, MCNet, DaGAN or MRFA."""
+    """Comparisons of one step of FOMM, MCNet, DaGAN or MRFA: losses, their terms, gradient norms."""
     seen = take(fixture, config, source)
-    exact = torch.get_default_dtype() == torch.float64 and 'f64/grad_norms' in fixture
-    theirs = fixture | {name.removeprefix('f64/'): value for name, value in fixture.items()
-                        if exact and name.startswith('f64/')}
-    limits = Limits(is_training(fixture), exact)
-    yield from first_order_motion(theirs, seen, limits)
-    yield from first_order_losses(theirs, seen, limits)
-    yield from first_order_gradients(fixture, theirs, seen, exact)
-    yield from first_order_update(fixture, theirs, seen, exact)
+    limits = Limits(is_training(fixture))
+    yield from first_order_motion(fixture, seen, limits)
+    yield from first_order_losses(fixture, seen, limits)
+    yield from first_order_gradients(fixture, seen)
+    yield from first_order_update(fixture, seen)
     if is_training(fixture):
         # Ten times the drift: 3e-7 absolute of a mean, 2e-5 behind DaGAN's attention.
         yield from batch_norm_statistics(fixture, seen, 1e-4, 2e-4 if source == 'dagan' else 3e-6)
@@ -231,36 +221,34 @@ class Limits:
     In train mode, batch norm over two samples at the bottom of an hourglass amplifies rounding a hundredfold.
     """
 
-    def __init__(self, training, exact):
-        """exact: float64 against float64, where nothing but the stored forward values was rounded."""
-        self.loss = 1e-6 if exact else 6e-4 if training else 6e-6
-        self.term = 1e-6 if exact else 2e-3 if training else 1e-5
+    def __init__(self, training):
+        self.loss = 6e-4 if training else 6e-6
+        self.term = 2e-3 if training else 1e-5
         self.flow = (3e-3, 3e-4) if training else FLOW
         self.logit = (3e-3, 3e-4) if training else UNIT        # of the occlusion, ten times as large
         self.image = (2e-1, 3e-3) if training else (2e-3, 3e-5)
 
 
 def first_order_motion(fixture, seen, limits):
-    """Keypoints of all three passes, flow, occlusion, the warped frame, the prediction."""
+    """Comparisons of source, driving and transformed keypoints, flow, occlusion, warped source and prediction."""
     generated = seen.output.generated
     for name, keypoints in zip(('source', 'driving', 'transformed'), seen.keypoints):
         for part in ('value', 'jacobian'):
-            key = f'kp_{name}_{part}'
-            yield Comparison(key, numpy(getattr(keypoints, part)), fixture[key], *limits.flow)
-    yield Comparison('deformation', numpy(generated.dense_motion.flow), fixture['deformation'], *limits.flow)
+            yield stored(fixture, f'kp_{name}_{part}', getattr(keypoints, part), limits.flow)
+    yield stored(fixture, 'deformation', generated.dense_motion.flow, limits.flow)
     logit, is_logit = generated.dense_motion.occlusion_logit, seen.source == 'mrfa'
-    yield Comparison('occlusion_map', numpy(logit if is_logit else logit.sigmoid()), fixture['occlusion_map'],
-                     *(limits.logit if is_logit else limits.flow))
+    yield stored(fixture, 'occlusion_map', logit if is_logit else logit.sigmoid(),
+                 limits.logit if is_logit else limits.flow)
     pictures = {'out_s4': to_unit(generated.prediction), 'transformed_frame_s4': to_unit(seen.transformed)}
     if seen.source == 'mrfa':
         pictures['warp_img_s4'] = generated.warped_source
     for name, picture in pictures.items():
         if name in fixture:
-            yield Comparison(name, numpy(picture[:, :, ::4, ::4]), fixture[name], *limits.image)
+            yield stored(fixture, name, picture, limits.image)
 
 
 def first_order_losses(fixture, seen, limits):
-    """Every loss with and without its weight, their sum, and the terms they are made of."""
+    """Comparisons of every loss, their weighted sum, and the terms of the perceptual and other losses."""
     losses = {name: float(value) for name, value in seen.result.losses.items()}
     weights = seen.config.train_params.objective_params.loss_weights
     for theirs, ours in LOSSES.items():
@@ -273,24 +261,23 @@ def first_order_losses(fixture, seen, limits):
         generated = seen.output.generated
         terms = torch.stack(list(map(feature_consistency, generated.features, generated.values)))
         yield relative_array('feat_consistent_terms', terms, fixture['feat_consistent_terms'], limits.term)
-    if seen.discriminator is not None:
+    if seen.training.discriminator is not None:
         turn = losses['discriminator_real'] + losses['discriminator_fake']
         yield relative('log/disc_gan', turn, fixture['log/disc_gan'], limits.loss)
         fake, real = seen.discriminated[:2]
         terms = torch.stack([F.l1_loss(*pair) for pair in zip(fake.features, real.features)])
         yield relative_array('feature_matching_terms', terms, fixture['feature_matching_terms'], limits.term)
         for name, output in (('fake', fake), ('real', real)):
-            yield Comparison(f'disc_map_{name}_s4', numpy(output.logits[0][..., ::4, ::4]),
-                             fixture[f'disc_map_{name}_s4'], *limits.image)
+            yield stored(fixture, f'disc_map_{name}_s4', output.logits[0], limits.image)
 
 
-def first_order_gradients(fixture, theirs, seen, exact):
-    """Gradient norms: of each network the median and the largest difference, and that none is missing.
+def first_order_gradients(fixture, seen):
+    """Comparisons of gradient norms: the median and the largest difference of each network, and missing ones.
 
     A gradient that is 0 in exact arithmetic (a bias before batch norm) is noise; so are those below 1e-4 of the median.
     """
-    ours, values = raw_gradients(seen), dict(zip(map(str, theirs['grad_norm_names']), theirs['grad_norms'].tolist()))
-    precise = dict(zip(values, fixture.get('f64/grad_norms', theirs['grad_norms']).tolist()))
+    ours, values = raw_gradients(seen), dict(zip(map(str, fixture['grad_norm_names']), fixture['grad_norms'].tolist()))
+    precise = dict(zip(values, fixture.get('f64/grad_norms', fixture['grad_norms']).tolist()))
     random = set(map(str, fixture['grad_random_names']))
     missing = sorted((set(values) ^ set(ours)) - random)
     yield Comparison(f'parameters with a gradient here or there alone: {", ".join(missing[:3]) or "none"}',
@@ -300,16 +287,15 @@ def first_order_gradients(fixture, theirs, seen, exact):
         floor = 1e-4 * np.median([precise[name] for name in names])
         names = [name for name in names if precise[name] > floor]
         error = np.array([abs(ours.get(name, np.nan) - values[name]) / values[name] for name in names])
-        usual, largest = EXACT if exact else drift(
-            fixture, names, DRIFT[seen.source][network][not is_training(fixture)])
+        usual, largest = drift(fixture, names, DRIFT[seen.source][network][not is_training(fixture)])
         for what, found, limit in (('median', np.median(error), usual), ('largest', error.max(), largest)):
             if limit < MEANINGLESS:
                 which = names[int(error.argmax())] if what == 'largest' else f'of {len(names)} gradient norms, relative'
                 yield Comparison(f'{network}: {what} {which}', np.array([found]), np.zeros(1), limit, limit)
 
 
-def first_order_update(fixture, theirs, seen, exact):
-    """What is clipped, by how much, and how far the first update moves the weights."""
+def first_order_update(fixture, seen):
+    """Comparisons of gradient norms before and after clipping, and of the weights' change in the first update."""
     state = seen.training.state
     tolerance = max(1e-3, 10 * float(np.max([abs(fixture[name] / fixture[f'f64/{name}'] - 1) for name in fixture
                                              if name.startswith('clip/') and f'f64/{name}' in fixture] or [1e-3])))
@@ -318,39 +304,32 @@ def first_order_update(fixture, theirs, seen, exact):
         found = torch.nn.utils.get_total_norm(gradients, state.norm_type)
         kind = 'inf' if seen.config.train_params.clip_norm_type == 'inf' else 'l2'
         name = f'clip/{network}_total_norm_{kind}'
-        yield relative(name, found, theirs[name], 1e-4 if exact else tolerance)
-    before = [parameter.detach().clone() for parameter in moved(seen)]
+        yield relative(name, found, fixture[name], tolerance)
+    trained = [(name, parameter, parameter.detach().clone())
+               for name, parameter in published(seen.source, seen.training) if parameter.requires_grad]
     state.clip_gradients()
     if 'grad_norms_after_clip' in fixture:
-        ours, sizes = raw_gradients(seen), fixture['grad_norms_after_clip']
-        for network in dict.fromkeys(map(network_of, map(str, fixture['grad_norm_names']))):
-            names = [str(name) for name in fixture['grad_norm_names'] if network_of(str(name)) == network]
-            clipped = float(np.linalg.norm([ours[name] for name in names]))
-            wanted = float(np.linalg.norm([size for name, size in zip(fixture['grad_norm_names'], sizes)
-                                           if network_of(str(name)) == network]))
+        ours = raw_gradients(seen)
+        theirs = dict(zip(map(str, fixture['grad_norm_names']), fixture['grad_norms_after_clip']))
+        for network in dict.fromkeys(map(network_of, theirs)):
+            names = [name for name in theirs if network_of(name) == network]
+            clipped, wanted = (float(np.linalg.norm([norms[name] for name in names])) for norms in (ours, theirs))
             yield relative(f'{network}: gradient norm after clipping', clipped, wanted, tolerance)
     seen.training.update(seen.result)
-    yield from mean_changes(fixture, seen, before)
+    yield from mean_changes(fixture, trained)
 
 
-def moved(seen):
-    """Parameters that are trained, of model and discriminator."""
-    return [parameter for network in (seen.model, seen.discriminator) if network is not None
-            for parameter in network.parameters() if parameter.requires_grad]
-
-
-def mean_changes(fixture, seen, before):
+def mean_changes(fixture, trained):
     """Mean absolute change of each network's parameters by Adam's first step.
 
     That is the rate times the gradient's sign, but for gradients of the order of Adam's epsilon.
+    trained: (published name, parameter, its value before)
     """
-    sums, counts, origin = {}, {}, FORMATS[seen.source].origin
-    names = [f'{prefix}.{name}' for prefix, network in (('model', seen.model), ('discriminator', seen.discriminator))
-             if network is not None for name, parameter in network.named_parameters() if parameter.requires_grad]
-    for name, parameter, old in zip(names, moved(seen), before):
-        network = origin(seen.model, name).name.split('/')[0]
-        sums[network] = sums.get(network, 0.0) + float((parameter.detach() - old).abs().double().sum())
-        counts[network] = counts.get(network, 0) + old.numel()
+    sums, counts = Counter(), Counter()
+    for name, parameter, before in trained:
+        network = name.split('/')[0]
+        sums[network] += float((parameter.detach() - before).abs().double().sum())
+        counts[network] += before.numel()
     for network, total in sums.items():
         key = f'mean_abs_param_delta/{network}'
         yield relative(key, total / counts[network], fixture[key], 1e-3, 1e-9)

@@ -1,10 +1,10 @@
-"""Consecutive training steps of the paper's model: same weights, same pairs, through the discriminator's entry.
+"""Parity of consecutive training steps of the paper's model, before and after the first adversarial one.
 
 Steps are chaotic: batch norm over two samples amplifies rounding, and Adam's first update turns a gradient that is only
 rounding into a whole step. So losses are compared in the first two steps, within ten times the distance of the released
 code from itself in double precision: 5e-6 before the first update; after it 6e-4 (L1), 7e-4 (perceptual), 4e-3 (first
-scale), 1.5e-2 (motion codes). In all steps: which losses and gradients exist, and the learning rates. How far a whole
-network has moved is compared after its first update, and with the perceptual limit after its second.
+scale), 1.5e-2 (motion codes). In all steps: which losses and gradients exist, and the learning rates. The distance of a
+network's weights from their start is compared after its first update, and within the perceptual limit after its second.
 """
 
 import numpy as np
@@ -12,9 +12,8 @@ import torch
 
 from benchmarks.parity.comparison import FLOW, IMAGE, Comparison, numpy, relative
 from benchmarks.parity.forward import outputs_of
-from benchmarks.parity.step import filled_training, pairs, smac_scalars
+from benchmarks.parity.step import filled_training, pairs, published, smac_scalars
 from benchmarks.parity.weights import images
-from modules.published.formats import FORMATS
 
 BEFORE = 5e-5
 # Relative limits of logged losses: (first step, second step).
@@ -37,7 +36,7 @@ def smac_trajectory(fixture, config):
 
 
 def compare(fixture, ours):
-    """Comparisons of the start, and of each step."""
+    """Comparisons of the first prediction, and of each step."""
     yield Comparison('start: prediction', ours['start/prediction_s4'], fixture['start/prediction_s4'], *IMAGE)
     updates = dict.fromkeys(NETWORKS, 0)
     for k, number in enumerate(fixture['iterations'].tolist()):
@@ -75,15 +74,15 @@ def run(fixture, config):
     for k, number in enumerate(fixture['iterations'].tolist()):
         given = {name.removeprefix(f'step{k}/'): value for name, value in fixture.items()
                  if name.startswith(f'step{k}/')}
-        gradients = []
-        hook = state.optimizer.register_step_pre_hook(lambda *_: gradients.extend(distances.with_gradient()))
+        gradients = set()
+        hook = state.optimizer.register_step_pre_hook(lambda *_: gradients.update(distances.with_gradient()))
         with outputs_of({'output': training.objective}) as seen:
             result = training([pairs(given)], number)
         hook.remove()
         now = {name: float(value) for name, value in smac_scalars(config, result, seen['output'][0][1]).items()}
         now |= {f'delta_norm/{name}': value for name, value in distances().items()}
         rates = [optimizer.param_groups[0]['lr'] for optimizer in (state.optimizer, state.discriminator_optimizer)]
-        now |= {'gradients': set(gradients), 'learning_rates': np.array([rates[0], *rates])}
+        now |= {'gradients': gradients, 'learning_rates': np.array([rates[0], *rates])}
         generated = seen['output'][0][1].generated
         found |= {f'step{k}/{name}': value for name, value in now.items()}
         found |= {f'step{k}/deformation': numpy(generated.dense_motion.flow),
@@ -92,27 +91,22 @@ def run(fixture, config):
 
 
 class Distances:
-    """L2 distances of whole networks, in the published division, from where a TrainingStep began."""
+    """L2 distances of the published networks' weights from those at construction."""
 
     def __init__(self, training):
-        state, origin = training.state, FORMATS['smac'].origin
-        self.parameters = {}                 # {published network: {published name: [our parameters]}}
-        for prefix, network in (('model', state.model), ('discriminator', training.discriminator), ('ema', state.ema)):
-            for name, parameter in network.named_parameters():
-                place = origin(state.model, f'{"model" if prefix == "ema" else prefix}.{name}').name
-                if prefix != 'ema' or place.startswith('net_g/'):
-                    part = 'ema' if prefix == 'ema' else place.split('/')[0]
-                    self.parameters.setdefault(part, {}).setdefault(place, []).append(parameter)
-        self.start = {part: [parameter.detach().clone() for parameter in self._flat(part)] for part in self.parameters}
-
-    def _flat(self, part):
-        return [parameter for group in self.parameters[part].values() for parameter in group]
+        self.named, self.networks = list(published('smac', training)), {'ema': []}
+        for name, parameter in self.named:
+            self.networks.setdefault(name.split('/')[0], []).append(parameter)
+        for (name, _), average in zip(self.named, training.state.ema.parameters()):
+            if name.startswith('net_g/'):
+                self.networks['ema'].append(average)
+        self.start = {name: [tensor.detach().clone() for tensor in network] for name, network in self.networks.items()}
 
     def __call__(self):
-        return {part: float(sum((now.detach() - start).double().square().sum() for now, start in zip(
-            self._flat(part), self.start[part]))) ** 0.5 for part in self.parameters}
+        return {name: float(sum((now.detach() - start).double().square().sum()
+                                for now, start in zip(network, self.start[name]))) ** 0.5
+                for name, network in self.networks.items()}
 
     def with_gradient(self):
         """Published names of the parameters that have a gradient."""
-        return [name for part, named in self.parameters.items() if part != 'ema'
-                for name, group in named.items() if group[0].grad is not None]
+        return {name for name, parameter in self.named if parameter.grad is not None}

@@ -2,7 +2,6 @@
 
 import zlib
 from contextlib import contextmanager
-from unittest import mock
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ def _gain(key):
 
 
 def token_recipe(key, shape):
-    """The same where MRFA's keypoint detector is a token transformer: a plain recipe would let the image die in it."""
+    """`recipe` for MRFA with its token transformer, whose keypoints would hardly depend on the image otherwise."""
     shape = tuple(int(side) for side in shape)
     if not key.startswith(('model/encoder.pre_feature.', 'model/encoder.transformer.')):
         return recipe(key, shape)
@@ -81,8 +80,8 @@ def token_recipe(key, shape):
 
 
 def from_fixture(array):
-    """A stored float32 array as a tensor of the precision, and in the place, that we compute in."""
-    return torch.from_numpy(array).to(_place, torch.get_default_dtype())
+    """A stored float32 array as a tensor on the device that we compute on."""
+    return torch.from_numpy(array).to(_place)
 
 
 _place = torch.device('cpu')
@@ -104,21 +103,10 @@ def on(device):
         _place = before
 
 
-@contextmanager
-def float64():
-    """Compute in double precision: also where the networks ask for fp32 because autocast could have given them less."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        with mock.patch.object(torch.Tensor, 'float', torch.Tensor.double):
-            yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def published_state(source, model, discriminator=None, plain=False):
-    """A checkpoint in the published names and shapes, filled by its recipe; plain: by `recipe` in any case."""
+def published_state(source, model, discriminator=None):
+    """A checkpoint in the published names and shapes, filled by its recipe."""
     constants, fill = FORMATS[source].constants(model), recipe
-    if not plain and getattr(model.params, 'prior_model', None) == 'mtia':
+    if getattr(model.params, 'prior_model', None) == 'mtia':
         constants['model/encoder.transformer.pos_embedding'] = model.keypoint_detector.position
         fill = token_recipe
     state = {}
@@ -132,14 +120,14 @@ def published_state(source, model, discriminator=None, plain=False):
     return state
 
 
-def filled(config, source, with_discriminator=False, plain=False):
+def filled(config, source, with_discriminator=False):
     """Our networks, filled through the importer, in eval mode: (model, discriminator or None)."""
     model = build_model(config)
     discriminator = build_discriminator(config) if with_discriminator else None
-    import_tensors(source, published_state(source, model, discriminator, plain), model, discriminator)
+    import_tensors(source, published_state(source, model, discriminator), model, discriminator)
     networks = (model, discriminator) if with_discriminator else (model,)
     for network in networks:
-        network.to(_place, torch.get_default_dtype()).eval()
+        network.to(_place).eval()
     return model, discriminator
 
 
