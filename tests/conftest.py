@@ -11,6 +11,20 @@ os.environ['NUMBA_DISABLE_JIT'] = '1'
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+# Files that take longest, which begin first: with two files at a time, none is left to one process at the end.
+LONGEST = ('methods', 'prepare', 'trust', 'parity', 'cluster', 'train', 'speed_equivalence', 'web', 'evaluate',
+           'memory', 'doctor', 'fine_tune', 'export', 'resize_checkpoint', 'cost', 'host_waits')
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False        # pytest-xdist's own order is that of the number of tests
+
+
+def pytest_collection_modifyitems(items):
+    places = {f'test_{name}': place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope='module')
 def flags():
     """More flags of the browser."""
@@ -31,23 +45,25 @@ def browser(flags):
         browser.close()
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """PyTorch's random numbers are the same in every test."""
+    import torch
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def model():
     """A toy that is quick; modules that need another one have a fixture of this name."""
-    import torch
-
     from tests.support.toys import ToyHead
-    torch.manual_seed(0)
     return ToyHead()
 
 
 @pytest.fixture
-def no_weights(tmp_path_factory, monkeypatch):
-    """No metric or detector finds weights: neither the machine's nor those in the repository."""
-    from datasets import face_tracker
-    folder = tmp_path_factory.mktemp('torch')
-    monkeypatch.setenv('TORCH_HOME', str(folder))
-    monkeypatch.setattr(face_tracker, 'SHIPPED_MODEL', folder / 'face_landmarker.task')
+def landmarker(tmp_path_factory, monkeypatch):
+    """MediaPipe with the shipped model."""
+    pytest.importorskip('mediapipe')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path_factory.mktemp('torch')))
 
 
 @pytest.fixture(scope='session')
@@ -68,12 +84,40 @@ def make(tmp_path_factory):
     return path_of
 
 
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+    """(a folder, {name: path} of files in it that commands of every mode can name)."""
+    from tests.support.inputs import write_inputs
+    folder = tmp_path_factory.mktemp('places')
+    return folder, write_inputs(folder / 'inputs')
+
+
 @pytest.fixture
-def torch_home(tmp_path, monkeypatch):
+def random_fan(torch_home):
+    """face-alignment with random weights, in the folder of downloaded weights."""
+    pytest.importorskip('face_alignment')
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+    from face_alignment.models import FAN
+
+    from metrics.face import FAN_URLS
+    from support.weights import checkpoint_path
+    from tests.support.random_weights import save_random_weights
+    for network, url in zip((s3fd(), FAN(4)), FAN_URLS):
+        save_random_weights(network, checkpoint_path(url))
+
+
+@pytest.fixture
+def torch_home(tmp_path_factory, monkeypatch):
     """An empty folder for downloaded weights; the shipped landmarker is hidden."""
     from datasets import face_tracker
-    monkeypatch.setattr(face_tracker, 'SHIPPED_MODEL', tmp_path / 'hub' / 'checkpoints' / 'face_landmarker.task')
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    checkpoints = tmp_path / 'hub' / 'checkpoints'
+    home = tmp_path_factory.mktemp('torch')
+    checkpoints = home / 'hub' / 'checkpoints'
     checkpoints.mkdir(parents=True)
+    monkeypatch.setattr(face_tracker, 'SHIPPED_MODEL', checkpoints / 'face_landmarker.task')
+    monkeypatch.setenv('TORCH_HOME', str(home))
     return checkpoints
+
+
+@pytest.fixture
+def no_weights(torch_home):
+    """No metric or detector finds weights: neither the machine's nor those in the repository."""

@@ -4,7 +4,6 @@ Batch norm is the exception: its statistics are of a micro-batch. It is frozen h
 """
 
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,9 +13,9 @@ from modules.layers import BatchNorm2d
 from modules.pairs import draw_transform, micro_batches
 from modules.training_step import build_training_step
 from support import distributed
-from tests.support.agents import free_port
-from tests.support.tiny import ROOT, tiny
-from tests.support.training import assert_bit_equal, environment, random_batch
+from tests.support.agents import ended, in_two_processes
+from tests.support.tiny import tiny
+from tests.support.training import assert_bit_equal, random_batch
 
 CPU = torch.device('cpu')
 BATCH = 4
@@ -81,13 +80,7 @@ def test_two_processes_with_micro_batches_learn_what_the_batch_does(whole, tmp_p
     script = ('import sys, torch\nfrom support import distributed\nfrom tests.test_accumulation import learned\n'
               'distributed.start(torch.device("cpu"))\n'
               'torch.save(learned(2), f"{sys.argv[1]}/{distributed.rank()}.pt")\ndistributed.stop()')
-    port = str(free_port())
-    processes = [subprocess.Popen(
-        [sys.executable, '-c', script, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        env=environment() | {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
-                             'MASTER_PORT': port}) for rank in (0, 1)]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    ended(in_two_processes(script, tmp_path, stderr=subprocess.PIPE))
     first, second = (torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in (0, 1))
     assert_same(first, whole)
     assert_bit_equal(first[-1][2], second[-1][2])

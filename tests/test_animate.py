@@ -1,5 +1,7 @@
-"""Animation of one pair by a toy model: streaming, rates, anchors, the best frame."""
+"""Animation of a pair and reconstruction of clips by a toy model: streaming, the best frame, scores, files."""
 
+import csv
+import json
 import logging
 import types
 import warnings
@@ -7,20 +9,21 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from animate import write_animation
 from datasets.video import open_clip
-from metrics.face import FAN_URLS, face_alignment_network
+from inference import Renderer
+from metrics.face import face_alignment_network
+from modules.warp import identity_grid
 from motion import best_frame
 from motion.best_frame import find_best_frame
 from motion.settings import Motion
 from reconstruction import reconstruct
 from support import streaming
 from support.errors import UserError
-from support.weights import checkpoint_path
-from tests.support.random_weights import save_random_weights
-from tests.support.toys import NTSC, SCALED, SIZE, ToyClip, names_in, renderer
-from visualizer import MOMENTS, beside, to_tensor, to_uint8
+from tests.support.toys import NTSC, SCALED, SIZE, BrokenClip, ToyClip, names_in, renderer, results_in
+from visualizer import CELL, MOMENTS, beside, draw_keypoints, flow_to_rgb, grid, save_png, to_tensor, to_uint8
 
 pytestmark = pytest.mark.usefixtures('no_weights')
 
@@ -93,10 +96,6 @@ def test_half_precision_stays_close(model):
     assert (full - half).abs().mean() < 0.05
 
 
-def test_a_renderer_uses_no_batch_statistics(model):
-    assert not renderer(model.train()).model.training
-
-
 def test_all_that_the_model_makes_can_be_had_of_chosen_frames(model):
     source, driving = ToyClip(seed=3).frame(0), ToyClip()
     first, last = renderer(model, batch_size=2).follow(source, driving, Motion(adapt_scale=True)).render(
@@ -145,14 +144,7 @@ def test_best_frame_by_landmarks_passes_over_frames_without_a_face(model, monkey
     assert 'landmarks' in caplog.text
 
 
-def test_face_alignment_loads_its_weights_from_the_place_it_names(tmp_path, monkeypatch):
-    from face_alignment.detection.sfd.net_s3fd import s3fd
-    from face_alignment.models import FAN
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
-    for network, url in zip((s3fd(), FAN(4)), FAN_URLS):
-        save_random_weights(network, checkpoint_path(url))
-
+def test_face_alignment_loads_its_weights_from_the_place_it_names(random_fan, monkeypatch):
     detector = face_alignment_network(torch.device('cpu'))
     monkeypatch.setattr(detector.face_detector, 'detect_from_image', lambda image: [])
     with warnings.catch_warnings():
@@ -165,3 +157,133 @@ def test_no_face_anywhere_falls_back_to_keypoints(model, monkeypatch, caplog):
     monkeypatch.setattr(best_frame, 'face_alignment_network', lambda device: nobody)
     assert find_best_frame(renderer(model), ToyClip().frame(5), ToyClip()) == 5
     assert 'no face was found in the source' in caplog.text
+
+
+# ---------------------------------------------------------------------------- reconstruction
+
+REPORTS = ['contact_sheet.png', 'list.csv', 'metrics.csv', 'metrics.json', 'metrics.md', 'report.html']
+
+
+def test_reconstruction_writes_scores_videos_and_a_sheet(model, tmp_path):
+    clips = [ToyClip('a#1', 10, NTSC), ToyClip('b#2', 7, seed=2)]
+    made = reconstruct(renderer(model), clips, tmp_path / 'new' / 'out')
+
+    out = tmp_path / 'new' / 'out'
+    assert results_in(out) == [*REPORTS, 'videos/a#1.mp4', 'videos/b#2.mp4']
+    written = open_clip(out / 'videos' / 'a#1.mp4')
+    assert written.fps == NTSC and len(written) == 10
+    assert written.read([0])[0].shape == (SIZE, 3 * SIZE, 3)                 # source | driving | prediction
+    report = json.loads((out / 'metrics.json').read_text())
+    assert [clip['frames'] for clip in report['clips']] == [10, 7] and made.summary['frames'] == 17
+    assert 'vgg16' in made.skipped['lpips.vgg'] and report['skipped'] == made.skipped
+    assert [row['clip'] for row in csv.DictReader((out / 'metrics.csv').open())] == ['a#1', 'b#2', 'mean']
+    assert model.sources_encoded == 2 and model.largest_batch == 4 and not model.training
+
+
+def test_the_first_frame_is_reconstructed_from_itself_whatever_the_batch_size(model, tmp_path):
+    summary = reconstruct(renderer(model), [ToyClip(num_frames=1)], tmp_path / 'one', save_videos=False).summary
+    assert summary['copy'] == {'l1.mean_abs': 0, 'psnr.rgb': None, 'ssim.gauss11': pytest.approx(1)}
+    assert summary['model']['l1.mean_abs'] < 1e-3
+    assert results_in(tmp_path / 'one') == REPORTS
+    one, four = (reconstruct(renderer(model, size), [ToyClip()], tmp_path, save_videos=False).summary
+                 for size in (1, 4))
+    assert one['model'] == pytest.approx(four['model'], rel=1e-4)
+
+
+def test_leaving_out_the_first_frame(model, tmp_path):
+    report = reconstruct(renderer(model), [ToyClip(num_frames=5)], tmp_path, include_first=False, save_videos=False)
+    assert report.summary['frames'] == 4 and report.summary['copy']['l1.mean_abs'] > 0
+    sheet = np.asarray(Image.open(tmp_path / 'contact_sheet.png'))
+    assert sheet[-CELL // 2, -CELL // 2].max() > 50                       # the last moment was met, its cell is filled
+    assert json.loads((tmp_path / 'metrics.json').read_text())['protocol']['name'] == 'same-identity-no-first'
+
+
+def test_a_broken_clip_is_named_and_nothing_half_written_stays(model, tmp_path):
+    report = reconstruct(renderer(model), [ToyClip('good'), BrokenClip('broken')], tmp_path)
+    assert 'frame 3 does not decode' in report.about['coverage']['problems']['broken']
+    assert results_in(tmp_path) == [*REPORTS, 'videos/good.mp4']
+    assert not [name for name in names_in(tmp_path) if 'partial' in name]
+    with pytest.raises(UserError, match='none of 1 clips could be scored; the first: broken: frame 3'):
+        reconstruct(renderer(model), [BrokenClip('broken')], tmp_path / 'alone')
+
+
+def test_an_interrupted_reconstruction_resumes_to_the_same_numbers(model, tmp_path, monkeypatch):
+    clips = [ToyClip('a', 9), ToyClip('b', 6, seed=2), ToyClip('c', 5, seed=4)]
+    reconstruct(renderer(model), clips, tmp_path / 'whole')
+    follow, followed = Renderer.follow, []
+
+    def interrupted(self, source, *rest):
+        followed.append(source)
+        if len(followed) == 3:
+            raise KeyboardInterrupt
+        return follow(self, source, *rest)
+
+    monkeypatch.setattr(Renderer, 'follow', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(renderer(model), clips, tmp_path / 'parts')
+    assert not [name for name in names_in(tmp_path / 'parts') if 'partial' in name]
+    assert results_in(tmp_path / 'parts') == ['videos/a.mp4', 'videos/b.mp4']
+
+    def rebuilt(**changes):
+        followed[:] = [None] * 3
+        reconstruct(renderer(model), clips, tmp_path / 'parts', **changes)
+        return len(followed) - 3
+
+    assert rebuilt() == 1
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert names_in(whole) == names_in(parts)
+    for name in names_in(whole):
+        if name.endswith('.mp4'):           # an encoder may find other bytes for the same frames
+            one, other = (np.stack(list(open_clip(folder / name).frames())).astype(int) for folder in (whole, parts))
+            assert one.shape == other.shape and np.abs(one - other).mean() < 1
+        else:
+            assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    (tmp_path / 'parts' / 'videos' / 'b.mp4').unlink()
+    assert rebuilt() == 1 and rebuilt() == 0
+    assert rebuilt(subject={'weights': 'others'}) == 3 and rebuilt() == 0       # each has its own folder
+
+
+@pytest.mark.parametrize('clips, message', [
+    ([], 'no clips'),
+    ([ToyClip('same'), ToyClip('same')], 'two clips are named same'),
+    ([ToyClip('short', 1)], 'short: has 1 frame'),
+])
+def test_clips_that_cannot_be_reconstructed_are_refused_before_the_work(model, tmp_path, clips, message):
+    with pytest.raises(UserError, match=message):
+        reconstruct(renderer(model), clips, tmp_path / 'out', include_first=False)
+    assert not (tmp_path / 'out').exists()
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def test_frames_survive_the_way_to_tensors_and_back():
+    frames = [np.arange(192, dtype=np.uint8).reshape(8, 8, 3) + np.uint8(64 * i) for i in range(2)]
+    tensor = to_tensor(frames)
+    assert tensor.shape == (2, 3, 8, 8) and tensor.min() >= -1 and tensor.max() <= 1
+    assert np.array_equal(to_uint8(tensor), np.stack(frames))
+    assert to_uint8(torch.full((1, 3, 1, 1), 7.0)).max() == 255
+
+
+def test_stillness_is_white_and_directions_have_their_own_colours():
+    grid_ = identity_grid((8, 8), torch.zeros(1))
+    right, left = (grid_ + torch.tensor([shift, 0.]) for shift in (1., -1.))
+    white, red, cyan = flow_to_rgb(torch.stack([grid_, right, left]))
+    assert (white == 255).all() and red[0, 0, 0] == 255 and cyan[0, 0, 0] == 0
+
+
+def test_keypoints_are_drawn_at_corner_aligned_positions():
+    image = np.zeros((65, 65, 3), np.uint8)
+    centre, corner = (draw_keypoints(image, [point]) for point in ([0, 0], [1, -1]))
+    assert centre[32, 32].any() and np.array_equal(centre, centre[::-1, ::-1])
+    assert corner[0, 64].any() and not corner[0, 60].any() and not image.any()
+
+
+def test_sheet_holds_ragged_rows_and_long_texts(tmp_path):
+    image = np.full((16, 16, 3), 128, np.uint8)
+    sheet = grid([[image, image], [image]], ['a very long title that does not fit above its column', 'b'], ['x', 'y'])
+    assert sheet.shape[0] > 2 * CELL and 2 * CELL < sheet.shape[1] < 3 * CELL
+    save_png(tmp_path / 'sheet.png', sheet)
+    assert names_in(tmp_path) == ['sheet.png'] and np.array_equal(np.asarray(Image.open(tmp_path / 'sheet.png')), sheet)
+    with pytest.raises(UserError, match='cannot be written'):
+        save_png(tmp_path / 'absent' / 'sheet.png', sheet)

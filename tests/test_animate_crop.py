@@ -1,6 +1,5 @@
 """Crops around faces and pasting back: where they land, what they leave alone, and what is refused by name."""
 
-import logging
 import shutil
 from fractions import Fraction
 from types import SimpleNamespace
@@ -10,21 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run
 from animate import crop_to_faces, squeeze, write_animation
 from animate_pairs import animate_pairs
 from datasets.face_crop import (FACE_CENTRE, FACE_HEIGHT, FADE, MOST_HEIGHT, CroppedClip, PasteBack, Square, find_crop,
                                 square_around, warn_of_small_faces)
 from datasets.face_tracker import FaceDetector
-from datasets.still import read_image
+from datasets.still import FrameList, read_image
 from datasets.video import open_clip
-from datasets.video_writer import VideoWriter
 from evaluation.pairs import find_pairs
 from inference import Renderer
 from support.errors import UserError
 from support.streaming import spread
 from tests.support.tiny import SHARED
 from tests.support.toys import Mirror, picture
+from tests.support.video_files import needs_shared, write_video
 
 SIZE = 64
 PORTRAIT = SHARED / 'real' / 'source' / 'src01_painting_uncropped_720x1280.jpg'
@@ -33,16 +31,16 @@ PHONE = SHARED / 'bad' / 'rotated_phone.mp4'
 
 # Squares
 
-def test_a_crop_frames_the_face_as_training_crops_do():
+def test_a_crop_frames_the_face_as_training_crops_do_and_moves_inside_of_the_frame():
     square = square_around([(500, 400, 580, 500)], (2000, 1000, 3))
     assert square.side == round(100 / FACE_HEIGHT)
     assert abs(square.left + square.side / 2 - 540) <= 1 and abs(square.top + FACE_CENTRE * square.side - 450) <= 1
-
-
-@pytest.mark.parametrize('box', [(0, 0, 80, 100), (920, 1900, 1000, 2000)])
-def test_a_crop_at_the_border_moves_inside(box):
-    square = square_around([box], (2000, 1000, 3))
-    assert 0 <= square.left <= 1000 - square.side and 0 <= square.top <= 2000 - square.side
+    for box in ((0, 0, 80, 100), (920, 1900, 1000, 2000)):
+        square = square_around([box], (2000, 1000, 3))
+        assert 0 <= square.left <= 1000 - square.side and 0 <= square.top <= 2000 - square.side
+    # A moving face stays inside of one square.
+    square = square_around([(100, 100, 180, 200), (300, 130, 380, 230), (200, 110, 280, 210)], (1000, 1000, 3))
+    assert square.left < 100 and square.left + square.side > 380 and square.top < 100 and square.side < 400
 
 
 def test_a_face_that_fills_its_picture_gets_all_of_it_and_at_last_more():
@@ -50,11 +48,6 @@ def test_a_face_that_fills_its_picture_gets_all_of_it_and_at_last_more():
     square = square_around([(5, 2, 95, 98)], (100, 110, 3))
     assert square.side == round(96 / MOST_HEIGHT) and square.top < 0 and square.left < 0
     assert square.left + square.side >= 110
-
-
-def test_a_moving_face_stays_inside_of_one_square():
-    square = square_around([(100, 100, 180, 200), (300, 130, 380, 230), (200, 110, 280, 210)], (1000, 1000, 3))
-    assert square.left < 100 and square.left + square.side > 380 and square.top < 100 and square.side < 400
 
 
 def test_cutting_keeps_pixels_and_repeats_the_edge_beyond_them():
@@ -67,8 +60,7 @@ def test_cutting_keeps_pixels_and_repeats_the_edge_beyond_them():
 
 def test_a_cropped_clip_is_a_clip():
     frames = [picture(40, 50) + np.uint8(i) for i in range(3)]
-    clip = SimpleNamespace(name='a', fps=Fraction(30000, 1001), read=lambda indices: [frames[i] for i in indices],
-                           frames=lambda: iter(frames), __len__=lambda: 3)
+    clip = FrameList(frames, 'a', Fraction(30000, 1001))
     cropped = CroppedClip(clip, Square(7, 3, 20), 10)
     assert cropped.fps == clip.fps and cropped.name == 'a' and cropped.read([2])[0].shape == (10, 10, 3)
     assert np.array_equal(cropped.read([0, 1, 2]), list(cropped.frames()))
@@ -101,18 +93,12 @@ def test_one_face_is_followed_though_the_larger_one_changes():
     assert crop.boxes == [RIGHT, LEFT] and crop.frame.max() == 0 and crop.height == 100
 
 
-def test_the_largest_face_is_taken_from_the_first_frame_that_has_one():
+def test_the_largest_face_is_taken_from_the_first_frame_that_has_one_and_a_missing_one_is_named():
     crop = find_crop(detector([], [RIGHT, LEFT]), stills(2), 'clip')
     assert crop.square == square_around([RIGHT], (500, 900, 3)) and crop.frame.max() == 1
-
-
-@pytest.mark.parametrize('faces, which, message', [
-    ([[], []], 0, 'dir/a.mp4: no face was found'),
-    ([[], [LEFT]], 1, 'dir/a.mp4: no face 1 was found, only 1'),
-])
-def test_a_face_that_is_not_there_is_named(faces, which, message):
-    with pytest.raises(UserError, match=message):
-        find_crop(detector(*faces), stills(2), 'dir/a.mp4', which)
+    for faces, which, message in (([[], []], 0, 'no face was found'), ([[], [LEFT]], 1, 'no face 1 was found, only 1')):
+        with pytest.raises(UserError, match=f'dir/a.mp4: {message}'):
+            find_crop(detector(*faces), stills(2), 'dir/a.mp4', which)
 
 
 def test_faces_too_small_or_too_restless_are_warned_of(caplog):
@@ -128,15 +114,10 @@ def test_faces_too_small_or_too_restless_are_warned_of(caplog):
 
 # Pasting back
 
-def test_what_has_not_changed_leaves_no_trace():
-    image = picture(120, 160)
-    square = Square(30, 20, 64)
-    assert np.array_equal(PasteBack(image, square)(square.cut(image, 64)), image)
-
-
 @pytest.mark.parametrize('square', [Square(30, 20, 64), Square(-10, 70, 64), Square(100, -5, 60)])
 def test_pasting_changes_the_square_alone_and_without_a_seam(square):
     image, tint = picture(120, 160), 40
+    assert np.array_equal(PasteBack(image, square)(square.cut(image, square.side)), image)    # no trace
     changed = PasteBack(image, square)(np.minimum(square.cut(image, 64).astype(int) + tint, 255).astype(np.uint8))
     added = changed.astype(int) - image
     inside = np.zeros(image.shape[:2], bool)
@@ -161,34 +142,23 @@ def test_at_the_edge_of_the_picture_there_is_nothing_to_blend_with():
 
 def test_an_animation_lies_in_its_place_in_the_whole_source(tmp_path):
     image, square = picture(90, 121), Square(31, 12, 70)
-    driving = tmp_path / 'driving.mp4'
-    with VideoWriter(driving, 25) as video:
-        for _ in range(5):
-            video.write(picture(SIZE, SIZE))
-    made = tmp_path / 'made.mp4'
+    driving = open_clip(write_video(tmp_path / 'driving.mp4', [picture(SIZE, SIZE)] * 5))
     paste_back = PasteBack(image, square)
-    write_animation(Renderer(Mirror(), 'cpu'), square.cut(image, SIZE), open_clip(driving), made,
-            show=lambda source, driving, frame: paste_back(frame))
-    frame = open_clip(made).read([4])[0].astype(int)
+    write_animation(Renderer(Mirror(), 'cpu'), square.cut(image, SIZE), driving, tmp_path / 'made.mp4',
+                    show=lambda source, driving, frame: paste_back(frame))
+    frame = open_clip(tmp_path / 'made.mp4').read([4])[0].astype(int)
     assert frame.shape == (90, 122, 3)                              # yuv420p wants even sides
     assert np.abs(frame[:, :121] - image).mean() < 4
 
 
 # Real pictures
 
-@pytest.fixture
-def landmarker(tmp_path, monkeypatch):
-    pytest.importorskip('mediapipe')
-    if not PHONE.is_file():
-        pytest.skip('the real pictures are not here')
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-
-
 def sound_of(path):
     with av.open(str(path)) as container:
         return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
 
 
+@needs_shared
 def test_portrait_and_phone_video_are_cropped_upright_and_pasted_back_with_sound(landmarker, tmp_path):
     portrait, phone = read_image(PORTRAIT), open_clip(PHONE)
     source, driving, paste_back = crop_to_faces(portrait, phone, 256, tmp_path / 'crop.png', names=(PORTRAIT, PHONE))
@@ -204,27 +174,18 @@ def test_portrait_and_phone_video_are_cropped_upright_and_pasted_back_with_sound
     forehead, chin = face.landmarks[10], face.landmarks[152]
     assert chin[1] - forehead[1] > 0.5 * 256 and abs(chin[0] - forehead[0]) < 25
 
-    sounding, tinted = tmp_path / 'sounding.mp4', tmp_path / 'tinted.mp4'
-    with VideoWriter(sounding, 25, audio_from=next((SHARED / 'real' / 'test').glob('id10001*.mp4'))) as video:
-        for _ in range(10):
-            video.write(source)
+    tinted = tmp_path / 'tinted.mp4'
+    sounding = write_video(tmp_path / 'sounding.mp4', [source] * 10,
+                           audio_from=next((SHARED / 'real' / 'test').glob('id10001*.mp4')))
     write_animation(Renderer(Mirror(tint=0.1), 'cpu'), source, open_clip(sounding), tinted,
-            show=lambda source, driving, frame: paste_back(frame), audio_from=sounding)
+                    show=lambda source, driving, frame: paste_back(frame), audio_from=sounding)
     assert sound_of(tinted) == sound_of(sounding) != []
     added = open_clip(tinted).read([9])[0].astype(int) - portrait
     assert added[300:380, 330:410].mean() == pytest.approx(12.7, abs=2)     # the face is brighter, all else is not
     assert abs(added[:100].mean()) < 2 and abs(added[560:].mean()) < 2
 
 
-def test_a_picture_on_its_side_is_cropped_upright(landmarker, tmp_path):
-    path = SHARED / 'bad' / 'exif_rotated.jpg'
-    source, *_ = crop_to_faces(read_image(path), open_clip(SHARED / 'bad' / 'one_frame.mp4'), 256,
-                               tmp_path / 'crop.png', names=(path, 'one_frame.mp4'))
-    with FaceDetector() as faces:
-        face, = faces.detect(source)
-    assert face.landmarks[152][1] - face.landmarks[10][1] > 0.45 * 256
-
-
+@needs_shared
 def test_a_list_of_uncropped_pairs(landmarker, tmp_path):
     shutil.copy(PORTRAIT, tmp_path / 'a portrait #1 (ü) 100%.jpg')
     (tmp_path / 'pairs.csv').write_text(f'source,driving\na portrait #1 (ü) 100%.jpg,{SHARED}/bad/one_frame.mp4\n')
@@ -235,6 +196,7 @@ def test_a_list_of_uncropped_pairs(landmarker, tmp_path):
         f'{result.stem}.png', f'{result.stem}_crop.png']
 
 
+@needs_shared
 def test_no_face_is_one_line_that_names_the_file(landmarker, tmp_path):
     for source, driving, name in ((PORTRAIT, SHARED / 'bad' / 'no_face.mp4', 'no_face.mp4'),
                                   (SHARED / 'bad' / 'no_face.mp4', PHONE, 'source')):
@@ -244,34 +206,13 @@ def test_no_face_is_one_line_that_names_the_file(landmarker, tmp_path):
     assert not list(tmp_path.glob('out/*'))
 
 
-# Without crops, and mistakes
+# Without crops
 
 def test_what_is_not_square_is_squeezed_with_a_warning(tmp_path, caplog):
     for name, shape in (('wide.mp4', (32, 48)), ('square.mp4', (32, 32))):
-        with VideoWriter(tmp_path / name, 25) as video:
-            video.write(picture(*shape))
-    with caplog.at_level(logging.WARNING):
-        source, driving = squeeze(picture(80, 60), open_clip(tmp_path / 'square.mp4'), SIZE, ('tall.png', 'square.mp4'))
-        assert source.shape == driving.read([0])[0].shape == (SIZE, SIZE, 3)
-        assert 'tall.png: is 60x80' in caplog.text and 'square.mp4' not in caplog.text
-        squeeze(picture(60, 60), open_clip(tmp_path / 'wide.mp4'), SIZE, ('square.png', 'wide.mp4'))
+        write_video(tmp_path / name, [picture(*shape)])
+    source, driving = squeeze(picture(80, 60), open_clip(tmp_path / 'square.mp4'), SIZE, ('tall.png', 'square.mp4'))
+    assert source.shape == driving.read([0])[0].shape == (SIZE, SIZE, 3)
+    assert 'tall.png: is 60x80' in caplog.text and 'square.mp4' not in caplog.text
+    squeeze(picture(60, 60), open_clip(tmp_path / 'wide.mp4'), SIZE, ('square.png', 'wide.mp4'))
     assert 'wide.mp4: is 48x32' in caplog.text
-
-
-ONE = ['--source_image', 'a.png', '--driving_video', 'b.mp4']
-
-
-@pytest.mark.parametrize('flags, message', [
-    ([*ONE, '--paste_back'], '--paste_back needs --crop auto'),
-    (['--crop', 'auto', '--paste_back'], '--paste_back is not read without --source_image'),
-    ([*ONE, '--face_index', '1'], '--face_index needs --crop auto'),
-    ([*ONE, '--crop', 'auto', '--face_index', '0', '1', '2'], '--face_index: expected'),
-    ([*ONE, '--crop', 'auto', '--face_index', '-1'], '--face_index: expected'),
-    ([*ONE, '--crop', 'auto', '--paste_back', '--side_by_side'], 'exclude each other'),
-    ([*ONE, '--smooth', '-1'], '--smooth -1'),
-    (['--source_image', 'a.png'], 'belong together'),
-])
-def test_flags_that_do_not_fit_together_are_refused(capsys, flags, message):
-    assert run.main(['--mode', 'animate', '--device', 'cpu', *flags]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith('error: ') and message in error

@@ -1,5 +1,6 @@
-"""Many machines: one that is lost comes back to the same weights, none waits for ever, and what differs has a name."""
+"""Many machines: one that is lost comes back, none waits for ever; data loading processes end with training."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import time
 
 import pytest
 
-from tests.support.agents import Agents, free_port
+from tests.support.agents import Agents, in_two_processes, run_in_two_processes
+from tests.support.command_line import refused
 from tests.support.tiny import ROOT
-from tests.support.training import assert_bit_equal, command, environment, final, wait_for
+from tests.support.training import TORCHRUN, assert_bit_equal, command, environment, final, wait_for, without_gloo
+from tests.support.video_files import encode
 
 STEPS = 6
 OPTIONS = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
@@ -23,10 +26,7 @@ OPTIONS = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 
 def undisturbed(tmp_path_factory):
     """A run of two processes of one machine."""
     folder = tmp_path_factory.mktemp('undisturbed')
-    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    done = subprocess.run(command(folder, *OPTIONS, launcher=launcher), cwd=ROOT, env=environment(),
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(*command(folder, *OPTIONS)[2:])
     return folder
 
 
@@ -100,14 +100,10 @@ except UserError as error:
 
 
 def test_what_differs_between_machines_is_named_and_nobody_waits_for_ever(tmp_path):
-    port = free_port()
-    processes = [subprocess.Popen(
-        [sys.executable, '-c', SCENES, str(tmp_path)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        env=environment() | {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
-                             'MASTER_PORT': str(port), 'COLLECTIVE_TIMEOUT': '15'}) for rank in (0, 1)]
-    said = processes[0].communicate(timeout=120)[0].splitlines()
-    processes[1].kill()
-    assert processes[1].communicate()[0].splitlines() == said[:3]
+    first, second = in_two_processes(SCENES, tmp_path, stdout=subprocess.PIPE, env={'COLLECTIVE_TIMEOUT': '15'})
+    said = without_gloo(first.communicate(timeout=120)[0])
+    second.kill()
+    assert without_gloo(second.communicate()[0]) == said[:3]
     host = os.uname().nodename
     assert said[0] == (f'training clips: rank 1 on {host} has those of 1, but rank 0 on {host} has those of 0; '
                        'make them equal on all machines')
@@ -147,3 +143,99 @@ def test_the_batch_file_saves_and_requeues(tmp_path, number):
     assert '--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=node1:29500 --rdzv-id=17' in command
     assert (saved, requeued) == ('saved', 'scontrol requeue 17')
     subprocess.run(['bash', '-n'], input=array, text=True, check=True)
+
+
+# ---------------------------------------------------------------------------- data loading processes
+
+PROGRAM = '''
+import os, signal, sys, time
+from torch.utils.data import DataLoader, Dataset
+from support.processes import loading_context, worker_start
+
+class Processes(Dataset):
+    def __len__(self):
+        return 1000
+    def __getitem__(self, i):
+        time.sleep(0.05)
+        return os.getpid()
+
+if __name__ == '__main__':
+    ignored = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    loader = iter(DataLoader(Processes(), num_workers=2, multiprocessing_context=loading_context(ignored),
+                             worker_init_fn=worker_start(ignored)))
+    print('starting', flush=True)
+    for batch in loader:
+        print(int(batch), flush=True)
+'''
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A process that prints the ids of its two data loading processes, over and over."""
+    (tmp_path / 'program.py').write_text(PROGRAM)
+    process = subprocess.Popen([sys.executable, tmp_path / 'program.py'], stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)}, start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_signals_to_the_group_do_not_end_loading_processes(started):
+    """Not even while they start."""
+    started.stdout.readline()
+    for _ in range(20):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.killpg(started.pid, number)
+        time.sleep(0.02)
+    first = {int(started.stdout.readline()) for _ in range(4)}
+    os.killpg(started.pid, signal.SIGTERM)
+    assert len(first) == 2 and {int(started.stdout.readline()) for _ in range(8)} == first
+
+
+def test_loading_processes_end_with_the_process_that_started_them(started):
+    started.stdout.readline()
+    workers = {int(started.stdout.readline()) for _ in range(4)}
+    started.kill()
+    limit = time.monotonic() + 60
+    while any(running(worker) for worker in workers):
+        assert time.monotonic() < limit, 'they are still there'
+        time.sleep(0.05)
+
+
+def running(process):
+    try:
+        os.kill(process, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+@pytest.fixture
+def unreadable(tmp_path):
+    """Override of a config: a data set without a clip that can be read."""
+    for partition in ('train', 'test'):
+        (tmp_path / 'data' / partition).mkdir(parents=True)
+    (tmp_path / 'data' / 'train' / 'id1#a#0#1.mp4').write_text('no video')
+    encode(tmp_path / 'data' / 'test' / 'id2#b#0#1.mp4', count=4)
+    return f'dataset_params.root_dir={tmp_path}/data'
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_training_that_cannot_read_its_clips_ends_with_its_loading_processes(unreadable, tmp_path, capsys, monkeypatch,
+                                                                             workers):
+    monkeypatch.chdir(ROOT)
+    line = refused(capsys, *command(tmp_path, unreadable, f'train_params.num_workers={workers}')[2:], logged=True)
+    assert 'no clip of the data set can be read' in line and 'id1#a#0#1' in line
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize('launcher, code', [((sys.executable,), 2), (TORCHRUN, 1)])
+def test_loading_processes_end_with_training_that_fails(unreadable, tmp_path, launcher, code):
+    """Of torchrun the code is 1, whatever that of the processes."""
+    ended = subprocess.run(command(tmp_path, unreadable, 'train_params.num_workers=4', launcher=launcher), cwd=ROOT,
+                           env=environment(), capture_output=True, text=True, timeout=120)
+    line = next(line for line in ended.stderr.splitlines() if 'error: no clip of the data set can be read' in line)
+    assert 'id1#a#0#1' in line and ended.returncode == code
+    assert ended.stderr.count('error: ') == 1 or launcher == TORCHRUN

@@ -23,9 +23,7 @@ VOX = ROOT / 'config/vox-256.yaml'
     ('train_params.batch_size=many', "train_params.batch_size='many': expected int"),
     ('train_params.batch_size=2.5', 'train_params.batch_size=2.5: expected int'),
     ('train_params.batch_size=true', 'expected int'),
-    ('train_params.batch_size=0', 'batch_size=0: expected at least 1'),
     ('dataset_params.augmentation_params.hue=0.6', 'augmentation_params.hue=0.6: expected at least 0 and at most 0.5'),
-    ('dataset_params.augmentation_params.contrast=-0.1', 'contrast=-0.1: expected at least 0'),
     ('train_params.betas=[2,3]', 'train_params.betas[0]=2.0: expected at least 0 and below 1'),
     ('train_params.betas=[0.5]', 'betas=[0.5]: expected two values'),
     ('model_params.autoencoder_params.channels=[]', 'channels=[]: expected the width of at least one scale'),
@@ -55,13 +53,13 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         schema.load(tmp_path / 'nowhere' / 'x.yaml')
 
 
-def test_broken_yaml_and_circles_are_named(tmp_path):
-    (tmp_path / 'a.yaml').write_text('train_params: [1')
-    with pytest.raises(UserError, match='not valid YAML'):
-        schema.load(tmp_path / 'a.yaml')
-    (tmp_path / 'b.yaml').write_text('base: b.yaml')
-    with pytest.raises(UserError, match='is its own base'):
-        schema.load(tmp_path / 'b.yaml')
+@pytest.mark.parametrize('text, message', [
+    ('train_params: [1', 'not valid YAML'), ('base: x.yaml', 'is its own base'),
+    ('', 'x.yaml is empty'), ('# nothing\n', 'x.yaml is empty')])
+def test_broken_yaml_circles_and_empty_files_are_named(tmp_path, text, message):
+    (tmp_path / 'x.yaml').write_text(text)
+    with pytest.raises(UserError, match=message):
+        schema.load(tmp_path / 'x.yaml')
 
 
 def test_a_config_inherits_and_changes_only_what_it_names(tmp_path):
@@ -172,15 +170,3 @@ def test_a_range_holds_its_ends_unless_they_are_left_out():
     assert 0 not in Range(0, above=True) and 1e-9 in Range(0, above=True) and 1 not in Range(0, 1, below=True)
     assert not any(number in Range(0) for number in (math.inf, math.nan))
     assert [str(r) for r in (Range(1), Range(0, 1, above=True, below=True))] == ['at least 1', 'above 0 and below 1']
-
-
-@pytest.mark.parametrize('text', ['', '# nothing\n'])
-def test_an_empty_config_is_refused(tmp_path, text):
-    (tmp_path / 'x.yaml').write_text(text)
-    with pytest.raises(UserError, match='x.yaml is empty'):
-        schema.load(tmp_path / 'x.yaml')
-
-
-def test_a_depth_decoder_of_no_width_is_refused():
-    with pytest.raises(UserError, match='block_expansion=3: expected at least 4'):
-        schema.load(ROOT / 'config' / 'dagan-vox-256.yaml', ['model_params.depth_params.block_expansion=3'])

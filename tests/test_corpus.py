@@ -86,4 +86,3 @@ def test_an_optimiser_whose_step_is_no_plain_number_is_refused(step):
     moments = {'step': step, 'exp_avg': torch.zeros(2), 'exp_avg_sq': torch.zeros(2)}
     with pytest.raises(UserError, match='state of its optimiser is damaged'):
         load_optimizer(optimizer, {'state': {0: moments}}, 'x.pt')
-

@@ -1,4 +1,4 @@
-"""Commands and links of README and docs are valid; what needs data or GPUs is parsed by the real parser."""
+"""Commands and links of README and docs are valid; what needs data or GPUs is parsed by the real parser. Notebooks."""
 
 import importlib.util
 import re
@@ -11,9 +11,9 @@ import run
 from config import schema
 from datasets.synthetic.clips import synthetic_people
 from datasets.video import open_clip
-from datasets.video_writer import VideoWriter
 from evaluation.protocols import LISTS
 from tests.support import docs
+from tests.support.video_files import write_video
 from visualizer import save_png
 
 COMMANDS = sorted({command for page in docs.PAGES for command in docs.commands(page)})
@@ -68,9 +68,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     (portrait,), (driver,) = synthetic_people(2, clips_per_person=1, num_frames=2, size=128, seed=7).values()
     image, frames = portrait.read([0])[0], list(driver.frames())
     save_png(tmp_path / 'me.jpg', image)
-    with VideoWriter(tmp_path / 'clip.mp4', 25) as video:
-        for frame in frames:
-            video.write(frame)
+    write_video(tmp_path / 'clip.mp4', frames)
     code, = docs.blocks(docs.ROOT / 'docs' / 'animation.md', 'python')
     readme, = docs.blocks(docs.ROOT / 'README.md', 'python')
     assert all(line in code for line in readme.splitlines() if 'load()' not in line)
@@ -78,3 +76,17 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
         code = code.replace(", crop='auto'", '')
     exec(code.replace("load()", "load(device='cpu')"), dict(image=image, frames=frames))
     assert open_clip(tmp_path / 'out.mp4').read([1])[0].shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize('name, output', [('animate', 'example.mp4'), ('train', 'log/notebook/inspect/inspect.html')])
+def test_notebook_runs(name, output, tmp_path):
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    pytest.importorskip('ipykernel')
+    for path in docs.ROOT.iterdir():                       # so that results land elsewhere
+        if not path.name.startswith('.') and path.name != 'log':
+            (tmp_path / path.name).symlink_to(path)
+    notebook = nbformat.read(docs.ROOT / 'notebooks' / f'{name}.ipynb', 4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('STEPS = 600', 'STEPS = 8').replace('num_frames=48', 'num_frames=4')
+    nbclient.NotebookClient(notebook, timeout=170, resources={'metadata': {'path': tmp_path}}).execute()
+    assert (tmp_path / output).is_file()

@@ -15,9 +15,9 @@ import run
 from config import schema
 from modules import memory
 from modules.build import build_model
-from support import hardware
 from support.errors import UserError
 from tests.support.command_line import succeeds
+from tests.support.inputs import saved
 from tests.support.tiny import SHARED, save_model, tiny
 from tests.support.video_files import write_video
 from tools.doctor import config as doctor_config
@@ -35,26 +35,27 @@ class Setup:
 
     def __init__(self, folder):
         self.root, self.config_path, self.logs = folder / 'data', folder / 'small.yaml', folder / 'log'
+        frames = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
         for name in ('train/ann#1#0#3', 'train/bob#1#0#3', 'test/cat#1#0#3'):
-            self.add(name)
+            (self.root / name).mkdir(parents=True)
+            for index, frame in enumerate(frames):
+                iio.imwrite(self.root / name / f'{index:06d}.png', frame)
         self.config = tiny(*SMALL, f'dataset_params.root_dir={self.root}', 'train_params.num_iterations=6')
         schema.save(self.config, self.config_path)
         self.folder = self.logs / 'small' / 'checkpoints'
         self.folder.mkdir(parents=True)
-
-    def add(self, name, size=32, count=3):
-        path = self.root / name
-        path.mkdir(parents=True)
-        for index in range(count):
-            pixels = np.random.default_rng(index).integers(0, 255, (size, size, 3), dtype=np.uint8)
-            iio.imwrite(path / f'{index:06d}.png', pixels)
-        return path
 
     def examine(self, capsys, *arguments):
         """(exit code, findings as JSON)."""
         code = run.main(['--mode', 'doctor', '--config', str(self.config_path), '--log_dir', str(self.logs),
                          '--device', 'cpu', '--json', *map(str, arguments)])
         return code, json.loads(capsys.readouterr().out)
+
+    def blocked(self, capsys, *arguments):
+        """{check: finding} of what blocks, at least one."""
+        code, answer = self.examine(capsys, *arguments)
+        assert code == 1 and answer['blocked']
+        return blocking(answer)
 
 
 @pytest.fixture
@@ -80,58 +81,43 @@ def blocking(answer):
 
 # ---------------------------------------------------------------------------- eight broken set-ups
 
-def wrong_names(setup, monkeypatch):
-    shutil.move(setup.root / 'train/ann#1#0#3', setup.root / 'train/ann')
-
-
-def empty_test_folder(setup, monkeypatch):
-    shutil.rmtree(setup.root / 'test/cat#1#0#3')
-
-
-def pointer_as_checkpoint(setup, monkeypatch):
-    (setup.folder / '00000004.pt').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n')
-
-
-def mixed_sizes(setup, monkeypatch):
-    iio.imwrite(setup.root / 'test/cat#1#0#3/000009.png', np.zeros((16, 32, 3), np.uint8))
-
-
-def impossible_crop(setup, monkeypatch):
-    return '--set', 'model_params.image_size=31'
-
-
 def no_space(setup, monkeypatch):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2 ** 40, 2 ** 40 - 1000, 1000))
 
 
-def missing_weights(setup, monkeypatch):
-    return '--set', 'train_params.objective_params.loss_weights.perceptual=1'
-
-
 def corrupt_clips(setup, monkeypatch):
-    path = setup.root / 'test/dan#1#0#3.mp4'
-    write_video(path, np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8))
+    path = write_video(setup.root / 'test/dan#1#0#3.mp4',
+                       np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:3000])
 
 
+# Name: (check, what is wrong, what to do, what breaks it: a function or a --set).
 BROKEN = {
-    wrong_names: ('training data', 'ann: this name has no person', 'rename the clips or set id_sampling: false'),
-    empty_test_folder: ('test data', 'test: is empty', 'expected <root>/train'),
-    pointer_as_checkpoint: ('checkpoint', 'is a Git LFS pointer', 'git lfs pull'),
-    mixed_sizes: ('test data', 'clips cannot be read: cat#1#0#3', 'replace or remove'),
-    impossible_crop: ('config', 'image_size=31 cannot be halved', '--set model_params.image_size=32'),
-    no_space: ('disk', 'the disk is full', 'keep_checkpoints=1'),
-    missing_weights: ('training weights', 'the perceptual loss needs VGG19', 'loss_weights.perceptual=0'),
-    corrupt_clips: ('test data', 'clips cannot be read: dan#1#0#3', 'replace or remove'),
+    'wrong names': ('training data', 'ann: this name has no person', 'rename the clips or set id_sampling: false',
+                    lambda setup, _: shutil.move(setup.root / 'train/ann#1#0#3', setup.root / 'train/ann')),
+    'empty test folder': ('test data', 'test: is empty', 'expected <root>/train',
+                          lambda setup, _: shutil.rmtree(setup.root / 'test/cat#1#0#3')),
+    'pointer as checkpoint': ('checkpoint', 'is a Git LFS pointer', 'git lfs pull',
+                              lambda setup, _: (setup.folder / '00000004.pt').write_text(
+                                  'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n')),
+    'mixed sizes': ('test data', 'clips cannot be read: cat#1#0#3', 'replace or remove', lambda setup, _: iio.imwrite(
+        setup.root / 'test/cat#1#0#3/000009.png', np.zeros((16, 32, 3), np.uint8))),
+    'impossible crop': ('config', 'image_size=31 cannot be halved', '--set model_params.image_size=32',
+                        'model_params.image_size=31'),
+    'no space': ('disk', 'the disk is full', 'keep_checkpoints=1', no_space),
+    'missing weights': ('training weights', 'the perceptual loss needs VGG19', 'loss_weights.perceptual=0',
+                        'train_params.objective_params.loss_weights.perceptual=1'),
+    'corrupt clips': ('test data', 'clips cannot be read: dan#1#0#3', 'replace or remove', corrupt_clips),
 }
 
 
-@pytest.mark.parametrize('broken', BROKEN, ids=lambda function: function.__name__)
-def test_a_broken_set_up_is_named_with_what_to_do(broken, setup, monkeypatch, capsys):
-    arguments = broken(setup, monkeypatch) or ()
-    code, answer = setup.examine(capsys, *arguments)
-    check, what, todo = BROKEN[broken]
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_broken_set_up_is_named_with_what_to_do(name, setup, monkeypatch, capsys):
+    check, what, todo, breaks = BROKEN[name]
+    if callable(breaks):
+        breaks(setup, monkeypatch)
+    code, answer = setup.examine(capsys, *(() if callable(breaks) else ('--set', breaks)))
     found = blocking(answer)
     assert code == 1 and answer['blocked']
     assert what in found[check] and todo in found[check], found
@@ -157,12 +143,12 @@ def test_it_says_what_training_starts_from(setup, capsys):
     assert f'training resumes in {setup.folder.parent}' in json.dumps(setup.examine(capsys))
     assert 'changed since then: train_params.save_every' in json.dumps(
         setup.examine(capsys, '--set', 'train_params.save_every=3'))
-    code, answer = setup.examine(capsys, '--set', 'train_params.seed=3')
-    assert code == 1 and 'a resumed run cannot change train_params.seed 0 -> 3' in blocking(answer)['checkpoint']
+    found = setup.blocked(capsys, '--set', 'train_params.seed=3')
+    assert 'a resumed run cannot change train_params.seed 0 -> 3' in found['checkpoint']
     code, answer = setup.examine(capsys, '--checkpoint', setup.logs / 'model.pt', '--set', 'train_params.seed=3')
     assert code == 0 and f'a new run from its weights, at step 0, in {setup.logs}/small-tuned' in json.dumps(answer)
-    code, answer = setup.examine(capsys, '--checkpoint', setup.folder / '00000004.pt', '--run_name', 'small')
-    assert code == 1 and 'a new one would overwrite' in blocking(answer)['checkpoint']
+    found = setup.blocked(capsys, '--checkpoint', setup.folder / '00000004.pt', '--run_name', 'small')
+    assert 'a new one would overwrite' in found['checkpoint']
     arguments = '--checkpoint', setup.logs / 'model.pt', '--log_dir', setup.logs
     assert f'{setup.logs}/model-tuned' in succeeds(capsys, '--mode', 'doctor', *arguments)      # with its own config
 
@@ -181,35 +167,33 @@ def test_what_blocks_comes_before_what_spoils(setup, monkeypatch, capsys):
     (('image_size=8', 'kp_detector_params.padding=0', 'dense_motion_params.num_blocks=1'), 'networks',
      'do not support 8 px')])
 def test_sizes_that_do_not_fit_together(real_estimate, capsys, overrides, check, message):
-    code, answer = real_estimate.examine(capsys, '--set', *(f'model_params.{value}' for value in overrides))
-    assert code == 1 and message in blocking(answer)[check] and 'model_params.image_size=' in blocking(answer)[check]
+    found = real_estimate.blocked(capsys, '--set', *(f'model_params.{value}' for value in overrides))[check]
+    assert message in found and 'model_params.image_size=' in found
 
 
 def test_a_batch_that_the_memory_cannot_hold_says_how_to_split_it(setup, monkeypatch, capsys):
-    monkeypatch.setattr(hardware, 'available_memory', lambda: 2 * 2 ** 30)
-    code, answer = setup.examine(capsys, '--set', 'train_params.batch_size=64')
-    assert code == 1 and '--set train_params.accumulate=' in blocking(answer)['memory']
+    monkeypatch.setattr(memory, 'available_memory', lambda: 2 * 2 ** 30)
+    found = setup.blocked(capsys, '--set', 'train_params.batch_size=64')
+    assert '--set train_params.accumulate=' in found['memory']
 
 
 def test_a_check_that_breaks_is_a_finding(setup, monkeypatch, capsys):
     monkeypatch.setattr(data, 'find_people', lambda *arguments: 1 / 0)
-    code, answer = setup.examine(capsys)
-    assert code == 1 and 'ZeroDivisionError' in blocking(answer)['training data'] and 'disk' not in blocking(answer)
+    found = setup.blocked(capsys)
+    assert 'ZeroDivisionError' in found['training data'] and 'disk' not in found
 
 
 def test_a_config_that_cannot_be_read_leaves_the_rest_unchecked(setup, capsys):
-    code, answer = setup.examine(capsys, '--set', 'train_params.batch_sise=2')
-    assert code == 1 and list(blocking(answer)) == ['config'] and 'batch_size' in blocking(answer)['config']
+    found = setup.blocked(capsys, '--set', 'train_params.batch_sise=2')
+    assert list(found) == ['config'] and 'batch_size' in found['config']
 
 
 def test_weights_that_are_cut_do_not_match_their_name(tmp_path):
-    whole = tmp_path / 'net.pth'
-    torch.save({'weight': torch.zeros(4)}, whole)
-
-    named = tmp_path / f'net-{hashlib.sha256(whole.read_bytes()).hexdigest()[:8]}.pth'
-    named.write_bytes(whole.read_bytes())
+    whole = saved({'weight': torch.zeros(4)})
+    named = tmp_path / f'net-{hashlib.sha256(whole).hexdigest()[:8]}.pth'
+    named.write_bytes(whole)
     check_weights_file(named)
-    named.write_bytes(whole.read_bytes()[:-10])
+    named.write_bytes(whole[:-10])
     with pytest.raises(UserError, match='truncated'):
         check_weights_file(named)
 
@@ -220,8 +204,8 @@ def test_damaged_videos_of_many_kinds_are_all_named(setup, capsys):
     for name in bad:
         path = SHARED / 'bad' / name
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, setup.root / 'train' / f'eve#{name}')
-    code, answer = setup.examine(capsys, '--set', 'dataset_params.max_broken=2')
-    assert code == 1 and '4 of 6 clips cannot be read' in blocking(answer)['training data'], answer
+    found = setup.blocked(capsys, '--set', 'dataset_params.max_broken=2')
+    assert '4 of 6 clips cannot be read' in found['training data']
 
 
 def test_entries_that_are_no_clips_are_listed(setup, capsys):
@@ -239,8 +223,7 @@ def test_a_video_that_cannot_be_read_again_blocks(setup, monkeypatch, capsys):
     def unreadable(path):
         raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
     monkeypatch.setattr(environment, 'open_clip', unreadable)
-    code, answer = setup.examine(capsys)
-    assert code == 1 and 'small MP4 cannot be written and read: TypeError' in blocking(answer)['video']
+    assert 'small MP4 cannot be written and read: TypeError' in setup.blocked(capsys)['video']
 
 
 def test_a_package_that_cannot_be_imported_is_not_called_available(setup, monkeypatch, tmp_path, capsys):
@@ -262,5 +245,4 @@ def test_a_frame_that_is_not_finite_blocks(real_estimate, monkeypatch, capsys):
         torch.nn.init.constant_(next(model.parameters()), float('nan'))
         return model
     monkeypatch.setattr(doctor_config, 'build_model', broken)
-    code, answer = real_estimate.examine(capsys)
-    assert code == 1 and 'cpu renders no valid frame' in blocking(answer)['memory']
+    assert 'cpu renders no valid frame' in real_estimate.blocked(capsys)['memory']

@@ -14,25 +14,28 @@ from modules.talking_head import Keypoints
 from motion.settings import Motion
 from tests.support.command_line import refused, succeeds
 from tests.support.small import small_config, small_model
-from tests.support.tiny import tiny
+from tests.support.tiny import ROOT, tiny
 from tools.onnx import export
 from visualizer import to_tensor
 
 SYNERGY = ('model_params.autoencoder_params={channels: [16, 8], res_blocks: 1, norm_groups: 4}',
            'model_params.dense_motion_params.scale_factor=0.5', 'model_params.motion_codebook_params.num_scales=2',
            'model_params.appearance_codebook_params.num_scales=2', 'model_params.motion_codebook_params.num_layers=1')
-METHODS = ('synergy', 'fomm', 'mcnet', 'mrfa', 'dagan')
+BOX = ('model_params.image_skip=true', 'model_params.kp_detector_params.rigid_keypoints=4',
+       'model_params.dense_motion_params.anchor_width=0.1')          # what the model in weights/ has beside the paper's
+METHODS = ('synergy', 'box', 'fomm', 'mcnet', 'mrfa', 'dagan')
 
 
 def model_of(method):
     """(a small model whose keypoints and Jacobians differ from image to image, its config)."""
-    if method != 'synergy':
+    if method not in ('synergy', 'box'):
         return small_model(method), small_config(method)
     torch.manual_seed(0)
-    config = tiny(*SYNERGY)
+    config = tiny(*SYNERGY, *(BOX if method == 'box' else ()))
     model = build_model(config).eval()
-    torch.nn.init.normal_(model.keypoint_detector.jacobian.weight, std=0.02)
-    model.keypoint_detector.kp.weight.data.mul_(3)
+    if method == 'synergy':
+        torch.nn.init.normal_(model.keypoint_detector.jacobian.weight, std=0.02)
+    model.keypoint_detector.kp.weight.data.mul_(3 if method == 'synergy' else 6)
     return model, config
 
 
@@ -160,3 +163,17 @@ def test_the_command_line_and_graphs_that_differ_from_pytorch(tmp_path, capsys, 
     monkeypatch.setattr(export, 'TOLERANCE', 0.0)
     assert 'other numbers than PyTorch' in refused(capsys, *command, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('result', ['driving.mp4', 'link.mp4'])
+def test_the_program_replaces_no_input(tmp_path, capsys, result):
+    """The user's video was lost."""
+    pytest.importorskip('onnxruntime')
+    for name in ('source.png', 'driving.mp4'):
+        (tmp_path / name).write_text(name)
+    (tmp_path / 'link.mp4').hardlink_to(tmp_path / 'driving.mp4')
+    with pytest.raises(SystemExit):
+        animation_script(ROOT / 'tools' / 'onnx').main([str(tmp_path / name)
+                                                        for name in ('source.png', 'driving.mp4', result)])
+    assert 'would replace an input' in capsys.readouterr().err
+    assert (tmp_path / 'driving.mp4').read_text() == 'driving.mp4'

@@ -21,6 +21,7 @@ from evaluation.protocols import Item, load_list
 from logger import RunFolder
 from support.errors import LONGEST, UserError, one_line
 from support.files import UNFINISHED, make_folder, refuse_overwriting, written_whole
+from tests.support.command_line import refused
 from tests.support.tiny import ROOT
 from tests.support.training import steps_of
 from tests.support.video_files import encode
@@ -90,8 +91,7 @@ def test_no_mode_replaces_what_it_reads(tmp_path, monkeypatch, capsys, command):
         (tmp_path / name).write_text(name)
     command = command.replace('config/', f'{ROOT}/config/').split()
     monkeypatch.chdir(tmp_path)
-    assert run.main(command) == 2
-    said = capsys.readouterr().err
+    said = refused(capsys, *command)
     assert 'would replace an input' in said or 'would mix with its raw videos' in said
     assert all((tmp_path / name).read_text() == name for name in names)
 
@@ -100,9 +100,9 @@ def test_no_mode_replaces_what_it_reads(tmp_path, monkeypatch, capsys, command):
 def test_a_missing_file_is_named_before_a_model_is_loaded(tmp_path, capsys, mode):
     checkpoint = '--checkpoints' if mode == 'compare' else '--checkpoint'
     (tmp_path / 'd.mp4').touch()
-    assert run.main(['--mode', mode, checkpoint, f'{tmp_path}/gone.pt', '--source_image', f'{tmp_path}/s.png',
-                     '--driving_video', f'{tmp_path}/d.mp4']) == 2
-    assert f'{tmp_path}/s.png: no such file or folder' in capsys.readouterr().err
+    assert f'{tmp_path}/s.png: no such file or folder' in refused(
+        capsys, '--mode', mode, checkpoint, tmp_path / 'gone.pt', '--source_image', tmp_path / 's.png',
+        '--driving_video', tmp_path / 'd.mp4')
 
 
 def test_clips_among_their_own_results_are_left_alone(tmp_path):
@@ -140,11 +140,13 @@ def test_a_picture_of_which_the_disk_takes_only_a_part_is_none(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.parametrize('call', [lambda run: run.scalars(1, {'total': 1.0}), lambda run: run.alarm(1, 'rule', 'text'),
                                   lambda run: run.save({'step': 1}, 1, keep=1)], ids=['scalars', 'alarm', 'save'])
 def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, monkeypatch, call):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     run = RunFolder(tmp_path)
     for target in ('builtins.open', 'os.open', 'torch.save'):
         monkeypatch.setattr(target, full)
@@ -153,8 +155,6 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, monkeypatch, call):
 
 
 def test_queues_that_do_not_fit_shared_memory_are_one_line(monkeypatch):
-    def full():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr('multiprocessing.Queue', full)
     with pytest.raises(UserError, match=r'shared memory \(/dev/shm\) has no room .* train_params.num_workers=0'):
         check_queues(2)
@@ -163,11 +163,10 @@ def test_queues_that_do_not_fit_shared_memory_are_one_line(monkeypatch):
 
 @pytest.mark.parametrize('number', run.ADVICE)
 def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, capsys, number):
-    def refused(arguments):
+    def refuse(arguments):
         raise OSError(number, os.strerror(number))
-    monkeypatch.setattr(run, 'parse', refused)
-    assert run.main(['--mode', 'train']) == 2
-    assert capsys.readouterr().err == f'error: [Errno {number}] {os.strerror(number)}; {run.ADVICE[number]}\n'
+    monkeypatch.setattr(run, 'parse', refuse)
+    assert refused(capsys, '--mode', 'train') == f'error: [Errno {number}] {os.strerror(number)}; {run.ADVICE[number]}'
 
 
 def test_tensorboards_thread_ends_quietly_and_others_do_not(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Fine-tuning begins a new run with another one's weights; a run that goes on may change little of its config."""
+"""Fine-tuning begins with another run's weights, of any image size; a resumed run may change little of its config."""
 
 import json
 import shutil
@@ -18,19 +18,17 @@ from resume import find_resume_point, restore
 from run import parse
 from support.errors import UserError
 from support.files import split_assignment
-from tests.support.tiny import tiny
+from tests.support import training
+from tests.support.small import small_config
+from tests.support.tiny import FIVE, FOUR, NEW_SCALE, tiny
 from tests.support.training import assert_bit_equal
-from train import train
+from tools.doctor.weights import check_checkpoint
 
 CPU = torch.device('cpu')
 
 
 def train_in(folder, *overrides, checkpoint=None):
-    run = RunFolder(folder)
-    try:
-        train(tiny('train_params.save_every=2', *overrides), run, CPU, checkpoint)
-    finally:
-        run.close()
+    training.train_in(folder, tiny('train_params.save_every=2', *overrides), checkpoint)
 
 
 @pytest.fixture(scope='module')
@@ -41,52 +39,65 @@ def base(tmp_path_factory):
     return folder / 'checkpoints' / '00000004.pt'
 
 
-OTHER_DATA = 'train_params.seed=5'
+OTHER_DATA = ['train_params.seed=5']
+BOTH = pytest.mark.parametrize('sets', [OTHER_DATA, FIVE], ids=['same size', 'larger'])
 
 
-@pytest.fixture(scope='module')
-def tuned(base, tmp_path_factory):
+@pytest.fixture(scope='module', params=[OTHER_DATA, FIVE], ids=['same size', 'larger'])
+def tuned(request, base, tmp_path_factory):
+    """(folder, settings) of an undisturbed run that began with it."""
     folder = tmp_path_factory.mktemp('tuned')
-    train_in(folder, OTHER_DATA, checkpoint=base)
-    return folder
+    train_in(folder, *request.param, checkpoint=base)
+    return folder, request.param
 
 
-def test_it_begins_with_the_average_and_nothing_else(base, tmp_path):
-    state, theirs = build_training_step(tiny(OTHER_DATA), CPU).state, read_checkpoint(base)
-    assert restore(RunFolder(tmp_path), tiny(OTHER_DATA), state, base).step == 0
+@BOTH
+def test_it_begins_with_the_average_and_nothing_else(base, tmp_path, sets):
+    config, theirs = tiny(*sets), read_checkpoint(base)
+    state = build_training_step(config, CPU).state
+    assert restore(RunFolder(tmp_path), config, state, base).step == 0
     assert any(not torch.equal(theirs['model'][name], value) for name, value in theirs['ema'].items())
-    for network in (state.model, state.ema):
-        assert_bit_equal(network.state_dict(), theirs['ema'])
+    moved = 'encoder.levels', 'encoder.downs'                  # numbered from the finest
+    kept = [name for name in theirs['ema'] if sets == OTHER_DATA or not name.startswith(moved)]
+    for network in (state.model.state_dict(), state.ema.state_dict()):
+        assert_bit_equal({name: network[name] for name in kept}, {name: theirs['ema'][name] for name in kept})
+    assert_bit_equal(state.model.state_dict(), state.ema.state_dict())
     assert_bit_equal(state.discriminator.state_dict(), theirs['discriminator'])
     assert not state.optimizer.state and not state.discriminator_optimizer.state
 
 
-def test_a_checkpoint_without_discriminator_or_optimiser_will_do(base, tmp_path, caplog):
+@BOTH
+def test_a_checkpoint_without_discriminator_or_optimiser_will_do(base, tmp_path, caplog, sets):
     """As imported ones are."""
     imported = {name: value for name, value in read_checkpoint(base).items() if name in ('config', 'model', 'ema')}
     write_checkpoint(tmp_path / 'model.pt', imported | {'step': 0})
-    state = build_training_step(tiny(), CPU).state
+    state = build_training_step(tiny(*sets), CPU).state
     untrained = {name: value.clone() for name, value in state.discriminator.state_dict().items()}
     with caplog.at_level('INFO'):
-        restore(RunFolder(tmp_path / 'run'), tiny(), state, tmp_path / 'model.pt')
+        restore(RunFolder(tmp_path / 'run'), tiny(*sets), state, tmp_path / 'model.pt')
     assert_bit_equal(state.discriminator.state_dict(), untrained)
+    assert torch.equal(state.model.state_dict()['encoder.stem.weight'], imported['ema']['encoder.stem.weight'])
     assert 'it has no discriminator' in caplog.text
 
 
 @pytest.mark.parametrize('step, again', [(2, True), (2, False), (None, True), (None, False)],
                          ids=['saved, same command', 'saved, resumed', 'unsaved, same command', 'unsaved, resumed'])
-def test_an_interrupted_one_ends_as_an_undisturbed_one(base, tuned, tmp_path, step, again):
-    """Also where it was stopped before its first checkpoint."""
-    folder = RunFolder(tmp_path / 'run')
-    shutil.copy(tuned / 'origin.json', folder.path)
+def test_an_interrupted_one_ends_as_an_undisturbed_one(base, tuned, tmp_path, step, again, caplog):
+    """Also where it was stopped before its first checkpoint; weights are resized once."""
+    (undisturbed, sets), folder = tuned, RunFolder(tmp_path / 'run')
+    shutil.copy(undisturbed / 'origin.json', folder.path)
     if step is not None:
-        shutil.copy(tuned / 'checkpoints' / f'{step:08d}.pt', folder.checkpoints)
-    train_in(folder.path, OTHER_DATA, checkpoint=base if again else None)
-    newest = '00000004.pt'
-    assert_bit_equal(*(torch.load(path / 'checkpoints' / newest, weights_only=True) for path in (folder.path, tuned)))
+        shutil.copy(undisturbed / 'checkpoints' / f'{step:08d}.pt', folder.checkpoints)
+    with caplog.at_level('INFO'):
+        train_in(folder.path, *sets, checkpoint=base if again else None)
+    assert ('from 32 to 64 px' in caplog.text) == (step is None and sets == FIVE)
+    assert_bit_equal(*(torch.load(path / 'checkpoints' / '00000004.pt', weights_only=True)
+                       for path in (folder.path, undisturbed)))
 
 
 def test_folders_of_other_runs_are_left_alone(base, tuned, tmp_path):
+    tuned, sets = tuned
+
     def files():
         return sorted((path, path.stat().st_mtime_ns) for run in (base.parents[1], tuned) for path in run.rglob('*'))
     before = files()
@@ -94,7 +105,7 @@ def test_folders_of_other_runs_are_left_alone(base, tuned, tmp_path):
         train_in(base.parents[1], checkpoint=base)
     other = shutil.copy(base.with_name('00000002.pt'), tmp_path / 'other.pt')
     with pytest.raises(UserError, match=f'began with {base}, not with {other}; choose another --run_name'):
-        train_in(tuned, OTHER_DATA, checkpoint=other)
+        train_in(tuned, *sets, checkpoint=other)
     with pytest.raises(UserError, match="began without weights of another, not with"):
         train_in(base.parents[1], checkpoint=other)
     assert files() == before
@@ -109,13 +120,45 @@ def test_weights_that_were_replaced_before_the_first_checkpoint_are_noticed(base
         find_resume_point(run, tiny())
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_the_keys_that_differ(base, tmp_path):
-    sets = [f'model_params.{name}_codebook_params.num_codes=16' for name in ('motion', 'appearance')]
-    with pytest.raises(UserError) as error:
-        train_in(tmp_path, *sets, checkpoint=base)
-    for name in ('motion', 'appearance'):
-        assert f'model_params.{name}_codebook_params.num_codes is 32 there and 16 in the config' in str(error.value)
-    assert not (tmp_path / 'config.yaml').exists()
+BOOKS = [f'model_params.{name}_codebook_params.num_codes=16' for name in ('motion', 'appearance')]
+
+
+@pytest.mark.parametrize('sets, said', [
+    (BOOKS, 'model_params.motion_codebook_params.num_codes is 32 there and 16 in the config'),
+    (BOOKS, 'model_params.appearance_codebook_params.num_codes is 32 there and 16 in the config'),
+    ([*FOUR, 'model_params.flow_update_width=8'], 'model_params.flow_update_width is 16 there and 8 in the config'),
+    ([*FOUR, 'model_params.kp_detector_params.padding=0'], 'model_params.kp_detector_params.padding is 3 there'),
+    ([*FOUR, 'model_params.autoencoder_params.channels=[16, 8, 8, 8]'],
+     r'autoencoder_params.channels is \[16, 16, 8, 8\] there and .* in the config: scales have the same'),
+    ([*FOUR, BOOKS[0]], 'has 32 codes for 4 scales there and 16 for 4 in the config: keep as many codes per scale')])
+def test_a_checkpoint_of_another_model_is_refused_by_the_keys_that_differ(base, tmp_path, sets, said):
+    with pytest.raises(UserError, match=f'{base}: .*{said}'):
+        find_resume_point(RunFolder(tmp_path, writes=False), tiny(*sets), base)
+    if sets == BOOKS:                                   # nor does its own run take it
+        with pytest.raises(UserError, match=said):
+            find_resume_point(RunFolder(base.parents[1], writes=False), tiny(*sets))
+
+
+def test_another_method_is_refused(base, tmp_path):
+    with pytest.raises(UserError, match="model_params.method is 'synergy' there and 'fomm' in the config"):
+        find_resume_point(RunFolder(tmp_path, writes=False), small_config('fomm'), base)
+
+
+@pytest.mark.parametrize('sets, resized, new', [
+    (FOUR, 'resized: motion.retrieval.position, appearance.retrieval.position; ', 'nothing'), (FIVE, '', NEW_SCALE)],
+    ids=['four', 'five'])
+def test_the_message_names_what_is_new_in_a_larger_model(base, tmp_path, caplog, sets, resized, new):
+    with caplog.at_level('INFO'):
+        train_in(tmp_path, *sets, 'train_params.num_iterations=1', checkpoint=base)
+    line, = (message for message in caplog.messages if message.startswith('from 32 to 64 px, model'))
+    assert line.endswith(f'tensors copied; {resized}new: {new}') and '\n' not in line
+    assert any(message.startswith('from 32 to 64 px, discriminator') for message in caplog.messages)
+
+
+def test_doctor_says_what_is_taken(base, tmp_path):
+    case = Namespace(config=tiny(*FIVE), size=64, checkpoint=base, run_folder=tmp_path / 'run')
+    said = [finding.what for finding in check_checkpoint(case)]
+    assert any(line.startswith('from 32 to 64 px: ') and line.endswith(f'new: {NEW_SCALE}') for line in said)
 
 
 def test_the_run_is_named_after_config_or_weights():
@@ -184,7 +227,7 @@ def test_what_has_changed_is_said_in_one_line(base, tmp_path, caplog):
 @pytest.mark.parametrize('override', [
     'train_params.seed=1', 'train_params.betas=[0.5, 0.9]', 'dataset_params.id_sampling=false',
     'dataset_params.augmentation_params.hue=0.1', 'dataset_params.synthetic_params.train_people=7',
-    'dataset_params.root_dir=data', 'train_params.objective_params.adversarial=lsgan'])
+    'train_params.objective_params.adversarial=lsgan'])
 def test_a_run_cannot_change_what_it_is(base, tmp_path, override):
     shutil.copytree(base.parents[1], tmp_path / 'run')
     before = (tmp_path / 'run' / 'config.yaml').read_bytes()
@@ -221,5 +264,5 @@ def test_a_damaged_origin_is_named(tmp_path, text):
 
 
 def test_the_origin_is_kept_where_people_can_read_it(base, tuned):
-    origin = json.loads((tuned / 'origin.json').read_text())
+    origin = json.loads((tuned[0] / 'origin.json').read_text())
     assert origin['checkpoint'] == str(base.resolve()) and origin['step'] == 4 and len(origin['sha256']) == 64

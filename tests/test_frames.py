@@ -1,6 +1,8 @@
-"""A sample depends on its number and the seed alone; damaged clips are passed over loudly; layouts are checked."""
+"""A sample depends on its number and the seed alone, from shards too; damage is passed over loudly."""
 
+import io
 import logging
+import tarfile
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -12,10 +14,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets.frames import Augmentation, PairDataset, Stream, find_people
-from datasets.video_writer import VideoWriter
+from datasets.manifest import NAME as MANIFEST
+from datasets.prepare.pack import pack
+from datasets.shards import members
+from datasets.synthetic.clips import synthetic_people
+from datasets.video import open_clip
 from support.errors import UserError
 from support.processes import loading_context, worker_start
-from tests.support.tiny import SHARED
+from tests.support.command_line import refused
+from tests.support.video_files import KINDS, write_video
 
 PLAIN = Augmentation(time_flip=False, horizontal_flip=False, brightness=0, contrast=0, saturation=0, hue=0)
 FULL = Augmentation(time_flip=True, horizontal_flip=True, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
@@ -70,14 +77,6 @@ def test_a_sample_is_two_frames_of_one_clip_in_order_of_time():
         distances.add(level(driving, 1) - level(source, 1))
         assert sample['index'] == i and sample['skipped'] == 0
     assert min(distances) >= 0 and max(distances) >= 150
-
-
-def test_values_span_minus_one_to_one():
-    class Extreme(Painted):
-        def read(self, indices):
-            return [np.array([[[0, 255, 51]]], np.uint8) for _ in indices]
-    image = PairDataset({'a': [Extreme('a')]}, 0, PLAIN)[0]['source']
-    assert torch.allclose(image.flatten(), torch.tensor([-1., 1., -0.6]))
 
 
 def test_an_epoch_visits_everybody_once_and_clips_evenly():
@@ -163,9 +162,8 @@ def test_a_broken_clip_is_passed_over_and_named_once(caplog):
     people = crowd()
     people['id1'][0] = Broken('id1#0')
     people['id3'] = [Broken('id3#0')]
-    with caplog.at_level(logging.WARNING):
-        dataset = PairDataset(people, 0, PLAIN)
-        samples = [dataset[i] for i in range(100)]
+    dataset = PairDataset(people, 0, PLAIN)
+    samples = [dataset[i] for i in range(100)]
     assert sorted(record.getMessage().split(':')[0] for record in caplog.records) == \
         ['skipping clip id1#0', 'skipping clip id3#0']
     assert 20 < sum(sample['skipped'] for sample in samples) < 60
@@ -195,19 +193,13 @@ def test_workers_name_a_broken_clip_once_between_them(tmp_path):
         list(strict)
 
 
-def test_nothing_readable_is_a_user_error_with_names():
-    dataset = PairDataset({'a': [Broken('a#0'), Broken('a#1')], 'b': [Broken('b#0')]}, 0, PLAIN)
+def test_nothing_readable_is_a_user_error_with_names_and_a_bug_is_not_taken_for_damage():
     with pytest.raises(UserError, match='a#0, a#1, b#0.*cut short'):
-        dataset[0]
-
-
-def test_a_bug_in_a_clip_is_not_taken_for_damage():
-    class Buggy(Painted):
-        def read(self, indices):
-            raise KeyError('a bug')
-    dataset = PairDataset({'a': [Buggy('a')], 'b': [Painted('b')]}, 0, PLAIN)
+        PairDataset({'a': [Broken('a#0'), Broken('a#1')], 'b': [Broken('b#0')]}, 0, PLAIN)[0]
+    buggy = Painted('a')
+    buggy.read = lambda indices: {}['a bug']
     with pytest.raises(KeyError):
-        [dataset[i] for i in range(2)]
+        PairDataset({'a': [buggy]}, 0, PLAIN)[0]
 
 
 # ---------------------------------------------------------------------------- stream
@@ -223,10 +215,8 @@ def test_processes_share_every_step_and_any_step_can_be_started_from():
 
 # ---------------------------------------------------------------------------- finding clips
 
-def put_video(path, value=50):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(path, 25) as writer:
-        writer.write(np.full((16, 16, 3), value, np.uint8))
+def put_video(path):
+    write_video(path, [np.full((16, 16, 3), 50, np.uint8)])
 
 
 def put_folder(path, count=2):
@@ -257,7 +247,10 @@ def names(people):
     return {person: [clip.name for clip in clips] for person, clips in people.items()}
 
 
-def test_people_come_sorted_with_their_clips_of_any_kind(root):
+@pytest.mark.parametrize('order', [sorted, lambda paths: sorted(paths, reverse=True)], ids=['forwards', 'backwards'])
+def test_people_come_sorted_with_their_clips_of_any_kind_however_they_are_listed(root, monkeypatch, order):
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, 'iterdir', lambda path: iter(order(listing(path))))
     people = find_people(root, 'train', id_sampling=True, size=8)
     assert list(names(people).items()) == [('id1', ['id1#a#0#2', 'id1#b#0#2', 'id1#é#5#6']),
                                            ('id10', ['id10#a#0#1']), ('id2', ['id2#b c#0#1'])]
@@ -268,14 +261,6 @@ def test_people_come_sorted_with_their_clips_of_any_kind(root):
 def test_without_id_sampling_every_clip_is_a_person(root):
     expected = ['id1#a#0#2', 'id1#b#0#2', 'id1#é#5#6', 'id10#a#0#1', 'id2#b c#0#1']
     assert names(find_people(root, 'train', False, 8)) == {name: [name] for name in expected}
-
-
-def test_the_order_does_not_depend_on_the_listing(root, monkeypatch):
-    expected = names(find_people(root, 'train', True, 8))
-    listing = Path.iterdir
-    monkeypatch.setattr(Path, 'iterdir', lambda path: reversed(sorted(listing(path))))
-    found = names(find_people(root, 'train', True, 8))
-    assert list(found.items()) == list(expected.items())
 
 
 def test_mistakes_in_the_layout_are_named(tmp_path):
@@ -313,21 +298,106 @@ def test_one_entry_that_is_no_clip_does_not_spoil_the_others(tmp_path, caplog, b
     else:
         (folder / bad).mkdir()
         touch(folder / bad / '._0000.png')
-    with caplog.at_level(logging.WARNING):
-        assert names(find_people(tmp_path, 'train', True, 8)) == {'id1': ['id1#a'], 'id2': ['id2#b']}
+    assert names(find_people(tmp_path, 'train', True, 8)) == {'id1': ['id1#a'], 'id2': ['id2#b']}
     line, = (record.getMessage() for record in caplog.records)
     assert f'2 clips, and entries that are no clips: 1, such as {bad}' in line
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
-def test_truncated_real_clips_are_skipped_by_name(tmp_path, caplog):
-    folder = tmp_path / 'train'
-    folder.mkdir()
-    for name in ('truncated_moov_first.mp4', 'truncated_no_moov.mp4', 'text_file.mp4', 'one_frame.mp4', 'vp9.webm'):
-        (folder / name).symlink_to(SHARED / 'bad' / name)
-    dataset = PairDataset(find_people(tmp_path, 'train', False, 32), 0, PLAIN)
-    with caplog.at_level(logging.WARNING):
-        skipped = [dataset[i]['skipped'] for i in range(15)]
-    assert sum(skipped) >= 9
-    assert sorted(record.getMessage().split()[2].rstrip(':') for record in caplog.records) == \
-        ['text_file', 'truncated_moov_first', 'truncated_no_moov']
+# ---------------------------------------------------------------------------- tar shards
+
+FRAMES, SIZE = 6, 32
+
+
+@pytest.fixture(scope='module')
+def loose(tmp_path_factory):
+    """A data set of five people as mp4 files, two of them for testing."""
+    root = tmp_path_factory.mktemp('data') / 'loose'
+    for n, clips in enumerate(synthetic_people(5, 1, FRAMES, SIZE, seed=0).values()):
+        write_video(root / ('test' if n > 2 else 'train') / f'id{n}#video#{n:06d}#{n + FRAMES:06d}.mp4',
+                    clips[0].frames())
+    return root
+
+
+@pytest.fixture
+def packed(loose, tmp_path):
+    pack(loose, tmp_path / 'packed', megabytes=1)
+    return tmp_path / 'packed'
+
+
+def contents(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+def test_training_sees_the_same_samples(loose, packed):
+    datasets = [PairDataset(find_people(root, 'train', True, SIZE), 3, FULL) for root in (loose, packed)]
+    for i in range(12):
+        ours, theirs = (dataset[i] for dataset in datasets)
+        assert (ours['source'] == theirs['source']).all() and (ours['driving'] == theirs['driving']).all()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_member_decodes_as_the_file_does(make, tmp_path, kind):
+    path = make(kind)
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        tar.add(__file__, arcname='before.txt')
+        tar.add(path, arcname=f'deep/{path.name}')
+        tar.add(path, arcname='after.mp4')
+    member = members(tmp_path / 'a.tar')[1]
+    loose, inside = open_clip(path), open_clip(member)
+    assert (inside.name, inside.fps, len(inside)) == (path.stem, loose.fps, len(loose))
+    frames = list(loose.frames())
+    assert all(map(np.array_equal, inside.frames(), frames))
+    picks = [len(frames) - 1, 0, len(frames) // 2]
+    assert all(np.array_equal(frame, frames[i]) for frame, i in zip(inside.read(picks), picks, strict=True))
+
+    cut = member._replace(size=int(0.7 * member.size))      # whatever lies behind it
+    with pytest.raises(UserError, match=f'a.tar/deep/{kind}'):
+        list(open_clip(cut).frames())
+
+
+def test_packing_gives_the_same_files_again(loose, packed, tmp_path):
+    assert pack(loose, tmp_path / 'again', megabytes=1) == (5, len(list(packed.rglob('*.tar'))))
+    assert contents(tmp_path / 'again') == contents(packed)
+    assert MANIFEST not in [path.name for path in packed.iterdir()]
+
+
+def test_shards_are_as_large_as_was_asked(tmp_path):
+    for partition, sizes in (('train', [400, 500, 300, 1500, 100]), ('test', [10])):
+        (tmp_path / 'in' / partition).mkdir(parents=True)
+        for n, size in enumerate(sizes):
+            (tmp_path / 'in' / partition / f'p#{n}.mp4').write_bytes(bytes(size * 1000))
+    (tmp_path / 'in' / MANIFEST).write_text('')
+    assert pack(tmp_path / 'in', tmp_path / 'out', megabytes=1) == (6, 5)
+    shards = [[member.name for member in members(path)] for path in sorted((tmp_path / 'out/train').iterdir())]
+    assert shards == [['p#0.mp4', 'p#1.mp4'], ['p#2.mp4'], ['p#3.mp4'], ['p#4.mp4']]
+    assert (tmp_path / 'out' / MANIFEST).exists()
+
+
+def test_what_is_no_shard_is_refused_by_name(packed):
+    archive = packed / 'train' / '00000.tar'
+    whole = archive.read_bytes()
+    for damaged in (whole[:-11_000], whole[:300], b'', bytes(10_240), b'nonsense' * 2000):
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match='00000.tar|no clips'):
+            find_people(packed, 'train', True, SIZE)
+
+
+def test_names_within_a_shard_lead_nowhere(tmp_path):
+    (tmp_path / 'train').mkdir()
+    with tarfile.open(tmp_path / 'train/a.tar', 'w') as tar:
+        for name in ('../../p#1.mp4', '/etc/p#2.mp4', '.p#3.mp4', 'p#4.txt'):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        link = tarfile.TarInfo('p#5.mp4')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        tar.addfile(link)
+    people = find_people(tmp_path, 'train', True, SIZE)
+    assert [clip.name for clip in people['p']] == ['p#1', 'p#2']
+
+
+def test_mistakes_get_one_line(loose, packed, tmp_path, capsys):
+    (tmp_path / 'stills/train/p#0').mkdir(parents=True)
+    (tmp_path / 'stills/train/p#0/0.png').touch()
+    for clips, out, what in ((loose, loose, 'is no shard'), (packed, tmp_path / 'x', 'in a shard already'),
+                             (tmp_path / 'stills', tmp_path / 'x', 'folder of stills'),
+                             (tmp_path, tmp_path / 'x', 'has no folder train')):
+        assert what in refused(capsys, '--mode', 'pack', '--clips', clips, '--out', out)

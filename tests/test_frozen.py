@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parity import weights
-from modules.build import build_objective
-from modules.losses import RandomTransform
+from tests.support.one_step import take_step
 from tests.support.small import small_config
 from tests.support.tiny import tiny
 
@@ -23,24 +21,14 @@ CASES = {
     'synergy-equal': ('smac', lambda: tiny('model_params.motion_codebook_params.allocation=equal',
                                            'model_params.appearance_codebook_params.num_scales=1')),
     'synergy-plus': ('smac', lambda: tiny(config='config/vox-256-plus.yaml')),
-    'fomm': ('fomm', lambda: small_config('fomm')),
-    'mcnet': ('mcnet', lambda: small_config('mcnet')),
+    **{name: (name, lambda name=name: small_config(name)) for name in ('fomm', 'mcnet', 'dagan')},
     'mrfa': ('mrfa', lambda: small_config('mrfa-fomm')),
-    'dagan': ('dagan', lambda: small_config('dagan')),
 }
 
 
 def outputs(source, config):
     """What one training step of the case gives: prediction, flows, occlusions, losses, gradient norms."""
-    adversarial = source == 'smac'
-    model, discriminator = weights.filled(config, source, with_discriminator=adversarial)
-    size = config.model_params.image_size
-    images = [torch.nn.functional.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area')
-              for seeds in ((1, 3), (2, 4))]
-    transform = RandomTransform.draw(2, torch.Generator().manual_seed(0))
-    objective = build_objective(config, model).eval()
-    step = objective(*images, transform, discriminator=discriminator.requires_grad_(False) if adversarial else None)
-    step.total.backward()
+    model, step = take_step(config, source)
     parameters = [parameter for _, parameter in sorted(model.named_parameters()) if parameter.grad is not None]
     norms = torch.stack([parameter.grad.norm() for parameter in parameters])
     result = {'prediction': step.generated.prediction, 'gradient_norms': norms}

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import math
-import re
 import subprocess
 import sys
 
@@ -23,18 +22,10 @@ from metrics.expression import DenseAkd, Expression, face_scores
 from metrics.face import Akd, AkdEuclidean, Ard, Faces
 from metrics.jitter import LandmarkJitter, PixelJitter
 from support.weights import checkpoint_path
-from tests.support.random_weights import save_random_weights
 from tests.support.tiny import ROOT, SHARED
 
 REAL = SHARED / 'real'
 needs_mediapipe = pytest.mark.skipif(not REAL.is_dir(), reason='no clips')
-
-
-@pytest.fixture
-def landmarker(tmp_path, monkeypatch):
-    """MediaPipe with the shipped model."""
-    pytest.importorskip('mediapipe')
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
 
 
 def frames_of(pattern, step=1, count=None, folder='test'):
@@ -82,15 +73,6 @@ def test_jitter_by_hand_whatever_the_batches(splits):
 
 # face-alignment with random weights
 
-@pytest.fixture
-def random_fan(torch_home):  # noqa: F811
-    pytest.importorskip('face_alignment')
-    from face_alignment.detection.sfd.net_s3fd import s3fd
-    from face_alignment.models import FAN
-    for network, url in zip((s3fd(), FAN(4)), face.FAN_URLS):
-        save_random_weights(network, checkpoint_path(url))
-
-
 def test_landmarks_are_those_of_the_first_face_of_each_frame(random_fan, monkeypatch):
     akd = Akd('cpu')
     network = face.face_alignment_network('cpu')
@@ -124,25 +106,6 @@ def test_a_landmarker_under_torch_home_takes_precedence(tmp_path, monkeypatch):
     own.parent.mkdir(parents=True)
     own.touch()
     assert landmarker_path() == own
-
-
-def yaws_in_readme():
-    """{clip: (least, most)} of the test clips, in degrees."""
-    table = (REAL / 'README.md').read_text().split('## real/test')[1].split('## real/source')[0]
-    return {name: (int(least), int(most))
-            for name, least, most in re.findall(r'`([^`]+)\.mp4` \|.*?yaw (-?\d+)\.\.(-?\d+)', table)}
-
-
-@needs_mediapipe
-def test_head_turns_agree_with_the_figures_of_the_clips(landmarker):
-    faces = face.mediapipe_faces()
-    figures = yaws_in_readme()
-    assert len(figures) == 5
-    for name, (least, most) in figures.items():
-        yaw = faces(frames_of(f'{name}.mp4', step=6)).angles[:, 1]
-        assert yaw.isfinite().all()
-        # Every sixth frame may miss the very extremes of a fast turn, and never goes beyond them.
-        assert least - 1 < yaw.min() < least + 3 and most - 3 < yaw.max() < most + 1, name
 
 
 @needs_mediapipe

@@ -5,9 +5,9 @@ import types
 
 import pytest
 
-import run
 from modules import build
 from tests.support import docs
+from tests.support.command_line import refused, succeeds
 
 PAGE = docs.ROOT / 'docs' / 'add-a-method.md'
 
@@ -27,8 +27,7 @@ def config(tmp_path, monkeypatch):
 
 def test_a_new_method_runs_in_every_mode(config, tmp_path, capsys):
     for mode in ('train', 'reconstruction', 'animate', 'inspect'):
-        arguments = ['--mode', mode, '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu']
-        assert run.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+        succeeds(capsys, '--mode', mode, '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu')
     folder = tmp_path / 'log' / 'toy'
     assert (folder / 'checkpoints' / '00000003.pt').is_file() and list((folder / 'pictures').glob('*.png'))
     assert (folder / 'reconstruction' / 'metrics.json').is_file()
@@ -37,7 +36,6 @@ def test_a_new_method_runs_in_every_mode(config, tmp_path, capsys):
 
 
 def test_a_method_without_coarse_flow_has_no_motion_iterations(config, tmp_path, capsys):
-    arguments = ['--mode', 'train', '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu',
-                 '--set', 'train_params.motion_iterations=1']
-    assert run.main([str(argument) for argument in arguments]) == 2
-    assert 'method toy has no coarse flow' in capsys.readouterr().err
+    assert 'method toy has no coarse flow' in refused(
+        capsys, '--mode', 'train', '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu', '--set',
+        'train_params.motion_iterations=1', logged=True)

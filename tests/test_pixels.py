@@ -1,21 +1,24 @@
-"""Recordings as players show them: square pixels, HDR in SDR, HD colours, transparency, one size."""
+"""Recordings and stills as players show them: square pixels, HDR in SDR, transparency, one size; folders."""
 
-import logging
 from fractions import Fraction
 
 import av
 import av.filter
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
+from PIL import Image
 
 from datasets import pixels
+from datasets.frame_folder import FrameFolder
 from datasets.still import read_image
-from datasets.video import open_clip
-from datasets.video_writer import VideoWriter
-from tests.support.video_files import SHARED, assert_exact, needs_shared, plain_decode
+from datasets.video import open_any, open_clip
+from support.errors import UserError
+from tests.support.video_files import SHARED, assert_exact, needs_shared, number_in, numbered, plain_decode, write_video
 
 WHITE, GREEN = (255, 255, 255), (0, 128, 0)
-BT2020, MATRICES = 9, {pixels.BT709: 'bt709', pixels.BT601: 'smpte170m'}
+MATRICES = {pixels.BT709: 'bt709', pixels.BT601: 'smpte170m'}
+WIDE = {'colorspace': pixels.BT2020, 'color_primaries': pixels.BT2020}
 COLOURS = np.uint8([[200, 40, 30], [30, 160, 60], [40, 60, 190], [220, 170, 140], [128, 128, 128], [20, 20, 20]])
 
 
@@ -74,8 +77,7 @@ def test_pixels_become_square(tmp_path, aspect, shape):
 
 @pytest.mark.parametrize('height, matrix', [(64, pixels.BT601), (720, pixels.BT709)])
 def test_results_are_tagged_and_come_back(tmp_path, height, matrix):
-    with VideoWriter(tmp_path / 'a.mp4', 25, crf=4) as writer:
-        writer.write(bars(height, 96))
+    write_video(tmp_path / 'a.mp4', [bars(height, 96)], crf=4)
     with av.open(str(tmp_path / 'a.mp4')) as container:
         context = container.streams.video[0].codec_context
         assert (context.colorspace, context.color_primaries, context.color_range) == (matrix, matrix, pixels.LIMITED)
@@ -103,19 +105,38 @@ def signal_of(light, transfer):
                     0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073)
 
 
+def wide(path, signal, codec='libx264', pix_fmt='yuv420p10le', deep='rgb48le', **options):
+    """A video of one frame of BT.2020 from a signal (H, W, 3 or 4) in [0, 1]."""
+    frame = av.VideoFrame.from_ndarray(np.uint16(np.round(signal.clip(0, 1) * 65535)), format=deep)
+    return write(path, [as_yuv(frame, pix_fmt, 'bt2020')], codec, pix_fmt, **options)
+
+
 @pytest.mark.parametrize('transfer', [pixels.PQ, pixels.HLG])
 def test_hdr_shows_midtones_as_sdr_does_and_keeps_highlights_apart(tmp_path, transfer):
     """Bars of BT.709 colours at the light of an SDR display; two highlights above its white differ and are bright."""
     dim = (COLOURS * 0.7).astype(np.uint8)
     light = (bars(64, 96, dim) / 255) ** 2.4 @ np.linalg.inv(pixels.TO_BT709).T.astype(float)
     light[:8, :48], light[:8, 48:] = 1, 3                        # of white
-    deep = np.uint16(np.round(signal_of(light.clip(0), transfer).clip(0, 1) * 65535))
-    frame = as_yuv(av.VideoFrame.from_ndarray(deep, format='rgb48le'), 'yuv420p10le', 'bt2020')
-    path = write(tmp_path / 'a.mp4', [frame], pix_fmt='yuv420p10le', crf='2', tags={
-        'color_trc': transfer, 'colorspace': BT2020, 'color_primaries': BT2020})
-    found = open_clip(path).read([0])[0]
-    assert np.abs(bar_colours(found) - dim).max() <= 5
-    assert 215 < found[3, 20].min() < found[3, 80].min() - 10
+    for tags in (WIDE, WIDE | {'colorspace': pixels.UNKNOWN}):
+        path = wide(tmp_path / 'a.mp4', signal_of(light.clip(0), transfer), tags=tags | {'color_trc': transfer},
+                    crf='2')
+        found = open_clip(path).read([0])[0]
+        assert np.abs(bar_colours(found) - dim).max() <= 5
+        assert 215 < found[3, 20].min() < found[3, 80].min() - 10
+
+
+@pytest.mark.parametrize('transfer', [pixels.PQ, pixels.HLG, pixels.SDR])
+def test_wide_colours_may_be_transparent_or_of_standard_range(tmp_path, transfer):
+    """Transparency of HDR was lost, and BT.2020 without HDR looked washed out."""
+    dim = (COLOURS * 0.7).astype(np.uint8)
+    light = ((bars(64, 96, dim) / 255) ** 2.4 @ np.linalg.inv(pixels.TO_BT709).T.astype(float)).clip(0)
+    signal = light ** (1 / 2.4) if transfer == pixels.SDR else signal_of(light, transfer)
+    alpha = np.ones((64, 96, 1))
+    alpha[:, 80:] = 0
+    path = wide(tmp_path / 'a.mov', np.concatenate([signal, alpha], -1), 'prores_ks', 'yuva444p10le', 'rgba64le',
+                tags=WIDE | {'color_trc': transfer})
+    found = bar_colours(open_clip(path, background=GREEN).read([0])[0])
+    assert np.abs(found[:5] - dim[:5]).max() <= 5 and np.abs(found[5] - GREEN).max() <= 2
 
 
 @needs_shared
@@ -167,9 +188,132 @@ def test_a_size_that_changes_keeps_the_first(tmp_path, caplog):
             packet.pts = packet.dts = number
             packet.time_base, packet.stream = Fraction(1, 25), stream
             container.mux(packet)
-    clip = open_clip(path)
-    with caplog.at_level(logging.WARNING):
-        frames = assert_exact(clip, picks=12)
+    frames = assert_exact(open_clip(path), picks=12)
     assert {frame.shape for frame in frames} == {(96, 96, 3)} and len(frames) == 12
     assert np.abs(bar_colours(frames[-1]) - COLOURS).max() < 16
     assert [record.getMessage().count('from 96x96 to 48x48') for record in caplog.records] == [1]
+
+
+def test_a_recorder_that_is_turned_midway_keeps_the_first_size(tmp_path, caplog):
+    """H.264 may turn each frame by itself (Rec. ITU-T H.264, Sec. D.2.27)."""
+    path, number = tmp_path / 'turned.mkv', 0
+    source = write(tmp_path / 'a.h264', [bars(96, 48)] * 4, bf='0')
+    with av.open(str(source)) as template, av.open(str(path), 'w') as container:
+        stream = container.add_stream_from_template(template.streams.video[0])
+        for how in ('', '=display_orientation=insert:rotate=90'):
+            with av.open(str(source)) as part:
+                turn = BitStreamFilterContext(f'h264_metadata{how}', part.streams.video[0])
+                for packet in (packet for read in part.demux(video=0) if read.size for packet in turn.filter(read)):
+                    packet.pts = packet.dts = number
+                    packet.time_base, packet.stream = Fraction(1, 25), stream
+                    container.mux(packet)
+                    number += 1
+    assert {frame.shape for frame in assert_exact(open_clip(path), picks=4)} == {(96, 48, 3)}
+    assert [record.getMessage().count('from 48x96 to 96x48') for record in caplog.records] == [1]
+
+
+# ---------------------------------------------------------------------------- stills and folders of them
+
+def test_stills_of_every_kind_are_pixel_right(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    grey = rgb[..., 0]
+    saved = {
+        'rgb.png': (Image.fromarray(rgb), rgb),
+        'grey.png': (Image.fromarray(grey), np.stack([grey] * 3, -1)),
+        'grey16.png': (Image.fromarray(grey.astype(np.uint16) * 257), np.stack([grey] * 3, -1)),
+        'palette.png': (Image.fromarray(rgb).quantize(256), rgb),
+        'opaque.png': (Image.fromarray(np.dstack([rgb, np.full_like(grey, 255)])), rgb),
+        'clear.png': (Image.fromarray(np.dstack([rgb, np.zeros_like(grey)])), np.full_like(rgb, 255)),
+    }
+    for name, (image, expected) in saved.items():
+        image.save(tmp_path / name)
+        assert np.array_equal(read_image(tmp_path / name), expected), name
+
+
+@pytest.mark.parametrize('head, kind', [
+    (b'\0\0\0\x18ftypheic', 'HEIC, which'), (b'\0\0\0\x1cftypmif1\0\0\0\0mif1heic', 'HEIC, which'),
+    (b'\0\0\0\x20ftypisom', 'a video, not an image'), (b'<svg xmlns', 'SVG'), (b'', 'empty or not an image'),
+    (b'some text', 'empty or not an image')])
+def test_an_image_of_a_kind_that_cannot_be_read_is_named(tmp_path, head, kind):
+    """HEIC is what phones take; it was called empty."""
+    (tmp_path / 'a.jpg').write_bytes(head)
+    with pytest.raises(UserError, match=rf'a.jpg: is {kind}.*; (convert it|replace|--source_video)'):
+        read_image(tmp_path / 'a.jpg')
+
+
+@pytest.mark.parametrize('orientation, undo', [(3, lambda a: np.rot90(a, 2)), (6, lambda a: np.rot90(a, -1)),
+                                               (8, lambda a: np.rot90(a, 1)), (2, np.fliplr)])
+def test_exif_orientation_is_applied(tmp_path, orientation, undo):
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgb).save(tmp_path / 'turned.png', exif=exif)
+    assert np.array_equal(read_image(tmp_path / 'turned.png'), undo(rgb))
+
+
+def test_an_animated_png_is_a_clip_of_all_its_frames(tmp_path):
+    frames = [Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (0, 90, 200)]
+    for name, count in (('still.png', 1), ('moving.png', 3)):
+        frames[0].save(tmp_path / name, save_all=count > 1, append_images=frames[1:count], duration=40)
+        assert len(open_any(tmp_path / name)) == count
+
+
+def test_shrinking_a_still_averages_instead_of_skipping(tmp_path):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 254
+    Image.fromarray(stripes).save(tmp_path / 'stripes.png')
+    assert np.abs(read_image(tmp_path / 'stripes.png', 8)[1:-1, 1:-1].astype(int) - 127).max() < 4
+
+
+@pytest.mark.parametrize('name', ['bad.png', 'bad.jpg'])
+@pytest.mark.parametrize('content', [b'', b'text', None])
+def test_damaged_stills_are_refused_by_name(tmp_path, content, name):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match=name):
+        read_image(path)
+    with pytest.raises(UserError, match='gone.png'):
+        read_image(tmp_path / 'gone.png')
+
+
+def folder_of(path, names, side=16):
+    path.mkdir()
+    for number, name in enumerate(names):
+        Image.fromarray(numbered(number, side, side)).save(path / name)
+    return path
+
+
+def test_a_folder_is_read_in_natural_order_and_ignores_other_files(tmp_path):
+    folder = folder_of(tmp_path / 'id1#v#0#12.mp4', [f'frame{n}.png' for n in range(12)])
+    (folder / '.hidden.png').write_text('x')
+    (folder / 'notes.txt').write_text('x')
+    clip = open_clip(folder)
+    assert isinstance(clip, FrameFolder) and clip.name == 'id1#v#0#12' and clip.fps == 25 and len(clip) == 12
+    assert [number_in(frame) for frame in assert_exact(clip)] == list(range(12))
+
+
+def test_a_gap_is_reported_once_and_a_constant_step_is_none(tmp_path, caplog):
+    gap = open_clip(folder_of(tmp_path / 'gap', [f'{n:07d}.png' for n in (0, 1, 2, 4, 5)]))
+    step = open_clip(folder_of(tmp_path / 'step', [f'{n:07d}.png' for n in (0, 5, 10)]))
+    for clip in (gap, gap, step):
+        clip.read([0])
+    assert [('gap' in record.getMessage(), 'after 2' in record.getMessage())
+            for record in caplog.records] == [(True, True)]
+
+
+def test_a_still_of_another_size_is_named_whatever_the_size_asked(tmp_path):
+    folder = folder_of(tmp_path / 'mixed', ['0.png', '1.png', '2.png'])
+    Image.fromarray(numbered(0, 20, 16)).save(folder / '1.png')
+    for size in (None, 8):
+        with pytest.raises(UserError, match=r'1\.png: is 16x20 but .* 16x16'):
+            open_clip(folder, size).read([2, 1])
+
+
+def test_folders_that_are_no_clip_are_refused(tmp_path):
+    empty = folder_of(tmp_path / 'empty', [])
+    twice = folder_of(tmp_path / 'twice', ['1.png', '1.jpg'])
+    for folder, what in ((empty, 'no PNG'), (twice, 'twice')):
+        with pytest.raises(UserError, match=f'{folder.name}.*{what}'):
+            len(open_clip(folder))

@@ -16,15 +16,23 @@ from datasets.endless import EndlessClip
 from datasets.video import open_clip
 from datasets.video_writer import VideoWriter
 from inference import Renderer
-from logger import write_checkpoint
 from modules.build import build_model
 from motion import template as motion_template
 from motion.settings import ABSOLUTE, AnimationSettings, Motion
 from support.errors import UserError
-from tests.support.toys import ToyClip, ToyHead
-from tests.support.tiny import tiny
+from tests.support.command_line import refused, succeeds
+from tests.support.toys import ToyClip
+from tests.support.tiny import save_model, tiny
+from tests.support.video_files import write_video
 
 SIZE, RATE = 32, Fraction(30000, 1001)
+
+
+@torch.no_grad()
+def enliven(model):
+    """Fresh Jacobians are the identity, and fresh keypoints hardly move."""
+    for weight in (*model.keypoint_detector.kp.parameters(), *model.keypoint_detector.jacobian.parameters()):
+        weight += torch.randn_like(weight) * 0.1
 
 
 @pytest.fixture(scope='module')
@@ -32,18 +40,9 @@ def files(tmp_path_factory):
     """A folder with models of one method and other weights, ours.pt and other.pt, and clips of a toy."""
     folder = tmp_path_factory.mktemp('files')
     for seed, name in enumerate(('ours', 'other')):
-        torch.manual_seed(seed)
-        config = tiny()
-        model = build_model(config)
-        with torch.no_grad():       # fresh Jacobians are the identity, and fresh keypoints hardly move
-            for weight in (*model.keypoint_detector.kp.parameters(), *model.keypoint_detector.jacobian.parameters()):
-                weight += torch.randn_like(weight) * 0.1
-        state = model.state_dict()
-        write_checkpoint(folder / f'{name}.pt', {'model': state, 'ema': state, 'config': config.as_dict(), 'step': 1})
-    for name, count, seed, rate in (('driver', 11, 0, RATE), ('source', 4, 3, RATE)):
-        with VideoWriter(folder / f'{name}.mp4', rate) as video:
-            for frame in ToyClip(num_frames=count, seed=seed).frames():
-                video.write(frame)
+        save_model(folder / f'{name}.pt', seed=seed, change=enliven)
+    for name, count, seed in (('driver', 11, 0), ('source', 4, 3)):
+        write_video(folder / f'{name}.mp4', ToyClip(num_frames=count, seed=seed).frames(), RATE)
     Image.fromarray(ToyClip(seed=3).frame(0)).save(folder / 'source.png')
     return folder
 
@@ -148,7 +147,6 @@ def damages(template):
 
 
 def test_damaged_templates_are_refused_in_one_line(template, tmp_path):
-    torch.manual_seed(0)
     model, file = build_model(tiny()), tmp_path / 'smile.npz'
     for content, message in damages(template):
         file.write_bytes(content)
@@ -173,7 +171,6 @@ def test_an_endless_clip_loops_or_holds(end, expected):
 @pytest.mark.parametrize('motion', [ABSOLUTE, Motion(), Motion(adapt_scale=True, smooth=1)])
 def test_frame_i_of_the_source_moves_as_motion_i(motion):
     """A moving source gives what each of its frames gives as a still."""
-    torch.manual_seed(0)
     model, driving, source = build_model(tiny()), ToyClip(num_frames=7), ToyClip(num_frames=3, seed=3)
     renderer = Renderer(model, 'cpu', batch_size=4)
     driven = renderer.follow(EndlessClip(source, 'hold'), driving, motion)
@@ -190,14 +187,12 @@ def test_frame_i_of_the_source_moves_as_motion_i(motion):
     assert np.array_equal(moving[1].source[-1], source.frame(2))
 
 
-def test_a_moving_source_streams(tmp_path):
+def test_a_moving_source_streams(model, tmp_path):
     """No more frames of source and driver live at once for a long clip than for a short one."""
     most = []
     for length in (60, 400):
-        torch.manual_seed(0)
         source, driving = ToyClip(num_frames=7, seed=3), ToyClip(num_frames=length)
-        renderer = Renderer(ToyHead(), 'cpu', 4)
-        assert write_animation(renderer, EndlessClip(source), driving, tmp_path / 'r.mp4') == length
+        assert write_animation(Renderer(model, 'cpu', 4), EndlessClip(source), driving, tmp_path / 'r.mp4') == length
         most.append((source.most_alive, driving.most_alive))
     assert max(most[0]) < 40 and max(most[1]) < 40      # as many as the threads happen to hold, not as there are
 
@@ -214,22 +209,9 @@ def test_a_source_video_from_the_command_line(files, call, template, written, tm
     assert np.abs(held[:4] - looped[:4]).mean() < np.abs(held[4:] - looped[4:]).mean()
 
 
-# ---------------------------------------------------------------------------- what fits together
+# ---------------------------------------------------------------------------- drivers and defaults
 
-MOTION = {'driving_video': None, 'driving_motion': 'a.npz'}
-BOTH = {'source_image': 'a.png', 'driving_video': 'b.mp4', 'result_video': 'c.mp4'}
-
-
-@pytest.mark.parametrize('changes, message', [
-    ({'source_video': 'a.mp4'}, '--source_image and --source_video exclude'),
-    ({'driving_motion': 'a.npz'}, '--driving_video and --driving_motion exclude'),
-    ({'driving_video': None}, 'belong together'),
-    ({'source_image': None}, 'belong together'),
-    (MOTION | {'side_by_side': True}, '--side_by_side needs --driving_video'),
-    (MOTION | {'save_motion': 'b.npz'}, '--save_motion needs --driving_video')])
-def test_what_does_not_fit_together_is_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        AnimationSettings(**BOTH | changes)
+BOTH = dict(source_image='a.png', driving_video='b.mp4', result_video='c.mp4')
 
 
 def test_settings_are_their_command_line():
@@ -261,7 +243,6 @@ def test_what_is_raised_while_watching_ends_the_animation(files, tmp_path):
     def watch():
         raise KeyboardInterrupt
 
-    torch.manual_seed(0)
     settings = AnimationSettings(str(files / 'source.png'), driving_video=str(files / 'driver.mp4'),
                                  result_video=str(tmp_path / 'r.mp4'))
     with pytest.raises(KeyboardInterrupt):
@@ -274,10 +255,8 @@ def test_where_no_run_exists_the_shipped_weights_are_the_default(files, tmp_path
     words = ['--mode', 'animate', '--device', 'cpu', '--source_image', str(files / 'source.png'),
              '--driving_video', str(files / 'driver.mp4'), '--size', '64']
     monkeypatch.setattr('support.checkpoints.SHIPPED', files / 'gone.safetensors')
-    assert run.main(words) == 2
-    assert 'no --checkpoint is given' in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    assert 'no --checkpoint is given' in refused(capsys, *words)
     monkeypatch.setattr('support.checkpoints.SHIPPED', files / 'ours.pt')
-    assert run.main(words) == 0
+    succeeds(capsys, *words)
     assert open_clip(tmp_path / 'log' / 'ours' / 'animation' / 'source--driver.mp4').read([0])[0].shape == (64, 64, 3)
-    assert run.main([*words, '--run_name', 'mine']) == 2        # a run that is named has to be there
-    assert 'no checkpoint in log/mine' in capsys.readouterr().err
+    assert 'no checkpoint in log/mine' in refused(capsys, *words, '--run_name', 'mine')        # it has to be there

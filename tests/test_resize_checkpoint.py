@@ -1,62 +1,35 @@
-"""A model of one image size begins with the weights of another's: what is taken, by which rules, and what is said."""
+"""Models of other image sizes: which weights of another size they begin with, the configs of 512 px, and every mode at
+that size, with networks of a few channels.
+"""
 
-import shutil
-from argparse import Namespace
+import json
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from config import schema
-from logger import RunFolder, read_checkpoint, write_checkpoint
+from datasets.video import open_clip
+from modules import memory
 from modules.appearance_compensation import partition_windows, reverse_windows
 from modules.autoencoder import Fusion
 from modules.build import build_discriminator, build_model
 from modules.layers import Downsample, ResBlock, Upsample
-from modules.resize_checkpoint import (
-    check_scales, grouped, init_identity, resize_checkpoint, resized_positions, resized_unembedding, resized_windows)
-from modules.training_step import build_training_step
-from resume import find_resume_point, restore
-from support.errors import UserError
+from modules.resize_checkpoint import (check_scales, grouped, init_identity, resize_checkpoint, resized_positions,
+    resized_unembedding, resized_windows)
+from tests.support.command_line import succeeds
+from tests.support.inputs import VOX
 from tests.support.small import SMALL_METHOD, small_config
-from tests.support.tiny import tiny
+from tests.support.tiny import FIVE, NEW_SCALE, ROOT, SIZES, tiny
 from tests.support.training import assert_bit_equal
-from tools.doctor.weights import check_checkpoint
-from train import train
+from tests.support.video_files import write_video
+from visualizer import save_png
 
-CPU = torch.device('cpu')
-SAVES = 'train_params.save_every=2'
-FOUR = ['model_params.image_size=64']                             # the token grid grows
-FIVE = [*FOUR, 'model_params.autoencoder_params.channels=[16, 16, 8, 8, 8]',
-        'model_params.dense_motion_params.scale_factor=0.125', 'model_params.kp_detector_params.scale_factor=0.25']
 CODES_TOO = [*FIVE, *(f'model_params.{book}_codebook_params.{key}' for book in ('motion', 'appearance')
                       for key in ('num_scales=5', 'num_codes=40'))]
-NEW_SCALE = 'encoder.levels.0, encoder.downs.0, decoder.levels.4, decoder.ups.4, fusions.3'
-
-
-def train_in(folder, *overrides, checkpoint=None):
-    run = RunFolder(folder)
-    try:
-        train(tiny(SAVES, *overrides), run, CPU, checkpoint)
-    finally:
-        run.close()
-
-
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    """The last checkpoint of a run at 32 px."""
-    folder = tmp_path_factory.mktemp('small')
-    train_in(folder, 'train_params.learning_rate=1e-3', 'train_params.ema_decay=0.9')
-    return folder / 'checkpoints' / '00000004.pt'
-
-
-@pytest.fixture(scope='module')
-def large(small, tmp_path_factory):
-    """The folder of an undisturbed run at 64 px, with a scale more, that began with it."""
-    folder = tmp_path_factory.mktemp('large')
-    train_in(folder, *FIVE, checkpoint=small)
-    return folder
-
 
 # ---------------------------------------------------------------------------- the rules
 
@@ -90,7 +63,6 @@ def test_positions_are_interpolated_between_the_middles_of_tokens():
 
 
 def test_a_window_that_is_enlarged_gives_the_token_that_it_gave_and_back():
-    torch.manual_seed(0)
     embed, unembed, bias = torch.randn(5, 2 * 2 * 3), torch.randn(2 * 2 * 3, 5), torch.randn(2 * 2 * 3)
     feature = torch.randn(2, 3, 8, 8)
     enlarged = F.interpolate(feature, scale_factor=2, mode='nearest')
@@ -103,7 +75,6 @@ def test_a_window_that_is_enlarged_gives_the_token_that_it_gave_and_back():
 
 
 def test_blocks_of_a_new_scale_pass_what_they_get():
-    torch.manual_seed(0)
     x, feature = torch.randn(2, 2, 8, 6, 6)
     blocks = [ResBlock(8, 8, 4), Upsample(8), Downsample(8), Fusion(8, 4)]
     for block in blocks:
@@ -145,79 +116,88 @@ def test_parts_are_named_once():
     assert grouped([], every) == []
 
 
-# ---------------------------------------------------------------------------- training
-
-@pytest.mark.parametrize('sets, resized, new', [
-    (FOUR, 'resized: motion.retrieval.position, appearance.retrieval.position; ', 'nothing'), (FIVE, '', NEW_SCALE)],
-    ids=['four', 'five'])
-def test_the_first_step_runs_and_the_message_names_what_is_new(small, tmp_path, caplog, sets, resized, new):
-    with caplog.at_level('INFO'):
-        train_in(tmp_path, *sets, 'train_params.num_iterations=1', checkpoint=small)
-    line, = (message for message in caplog.messages if message.startswith('from 32 to 64 px, model'))
-    assert line.endswith(f'tensors copied; {resized}new: {new}') and '\n' not in line
-    assert any(message.startswith('from 32 to 64 px, discriminator') for message in caplog.messages)
-    assert RunFolder(tmp_path).origin()['step'] == 4 and read_checkpoint(tmp_path / 'checkpoints' / '00000001.pt')
-
-
-def test_it_begins_with_the_average_and_without_the_optimiser(small, tmp_path):
-    config, theirs = tiny(*FIVE), read_checkpoint(small)
-    state = build_training_step(config, CPU).state
-    assert restore(RunFolder(tmp_path), config, state, small).step == 0
-    for network in (state.model, state.ema):
-        assert torch.equal(network.state_dict()['decoder.head.1.weight'], theirs['ema']['decoder.head.1.weight'])
-    assert_bit_equal(state.model.state_dict(), state.ema.state_dict())
-    assert_bit_equal(state.discriminator.state_dict(), theirs['discriminator'])
-    assert not state.optimizer.state and not state.discriminator_optimizer.state
-
-
-@pytest.mark.parametrize('step', [2, None], ids=['saved', 'unsaved'])
-def test_a_run_that_goes_on_is_not_carried_again(small, large, tmp_path, step, caplog):
-    run = RunFolder(tmp_path)
-    shutil.copy(large / 'origin.json', run.path)
-    if step is not None:
-        shutil.copy(large / 'checkpoints' / f'{step:08d}.pt', run.checkpoints)
-    with caplog.at_level('INFO'):
-        train_in(run.path, *FIVE)
-    assert any('from 32 to 64 px' in message for message in caplog.messages) == (step is None)
-    assert_bit_equal(*(torch.load(folder / 'checkpoints' / '00000004.pt', weights_only=True)
-                       for folder in (run.path, large)))
-
-
-def test_imported_weights_climb_too(small, tmp_path):
-    """They have no discriminator and no optimiser."""
-    imported = {name: value for name, value in read_checkpoint(small).items() if name in ('config', 'model', 'ema')}
-    write_checkpoint(tmp_path / 'model.pt', imported | {'step': 0})
-    config = tiny(*FIVE)
-    state = build_training_step(config, CPU).state
-    untrained = {name: value.clone() for name, value in state.discriminator.state_dict().items()}
-    restore(RunFolder(tmp_path / 'run'), config, state, tmp_path / 'model.pt')
-    assert_bit_equal(state.discriminator.state_dict(), untrained)
-    assert torch.equal(state.model.state_dict()['encoder.stem.weight'], imported['ema']['encoder.stem.weight'])
-
-
-@pytest.mark.parametrize('sets, said', [
-    (['model_params.flow_update_width=8'], 'model_params.flow_update_width is 16 there and 8 in the config'),
-    (['model_params.kp_detector_params.padding=0'], 'model_params.kp_detector_params.padding is 3 there'),
-    (['model_params.autoencoder_params.channels=[16, 8, 8, 8]'],
-     r'autoencoder_params.channels is \[16, 16, 8, 8\] there and .* in the config: scales have the same'),
-    (['model_params.motion_codebook_params.num_codes=16'],
-     'has 32 codes for 4 scales there and 16 for 4 in the config: keep as many codes per scale')])
-def test_other_models_are_refused(small, tmp_path, sets, said):
-    with pytest.raises(UserError, match=f'{small}: .*{said}'):
-        find_resume_point(RunFolder(tmp_path, writes=False), tiny(*FOUR, *sets), small)
-
-
-def test_another_method_is_refused(small, tmp_path):
-    with pytest.raises(UserError, match="model_params.method is 'synergy' there and 'fomm' in the config"):
-        find_resume_point(RunFolder(tmp_path, writes=False), small_config('fomm'), small)
-
-
 def test_first_order_methods_have_no_scales_to_check():
     check_scales(*(small_config('fomm').model_params,) * 2)
 
 
-def test_doctor_says_what_is_taken(small, tmp_path):
-    config = tiny(*FIVE)
-    case = Namespace(config=config, size=64, checkpoint=small, run_folder=tmp_path / 'run')
-    said = [finding.what for finding in check_checkpoint(case)]
-    assert any(line.startswith('from 32 to 64 px: ') and line.endswith(f'new: {NEW_SCALE}') for line in said)
+GPU = 24e9                           # bytes of the card that a pair has to fit
+PLAIN, PLUS = 'vox-512.yaml', 'vox-512-plus.yaml'
+NARROW = [*SIZES, 'dataset_params.root_dir={root}', 'model_params.image_size=512',
+          'model_params.autoencoder_params={channels: [8, 8, 4, 4, 4], res_blocks: 1, norm_groups: 4}',
+          *(f'model_params.kp_detector_params.{key}' for key in ('scale_factor=0.125', 'padding=0')),
+          'model_params.dense_motion_params.scale_factor=0.125', 'model_params.flow_update_width=8',
+          *(f'model_params.{book}_codebook_params.{key}' for book in ('motion', 'appearance')
+            for key in ('code_dim=4', 'num_layers=1', 'num_codes=16', 'num_heads=1')),
+          'train_params.accumulate=2', 'train_params.num_iterations=1', 'train_params.val_pairs=1',
+          'train_params.log_every=1', 'animate_params.num_pairs=1']
+
+
+# ---------------------------------------------------------------------------- the configs
+
+@pytest.mark.parametrize('name, smaller', [(PLAIN, 'vox-256.yaml'), (PLUS, 'vox-256-plus.yaml')])
+def test_all_but_the_finest_scale_is_that_of_256_px(name, smaller):
+    """What the picture is seen at, tokens, windows and codes are as there; and so are all tensors of it."""
+    large, small = (schema.load(ROOT / 'config' / of) for of in (name, smaller))
+    ours, theirs = large.model_params, small.model_params
+    assert (ours.grid, ours.flow_size) == (theirs.grid, theirs.flow_size) == (32, 64)
+    assert ours.image_size * ours.kp_detector_params.scale_factor == \
+        theirs.image_size * theirs.kp_detector_params.scale_factor
+    check_scales(theirs, ours)
+    with torch.device('meta'):
+        carried = resize_checkpoint(build_model(small).state_dict(), build_model(large))
+    assert not (carried.resized or carried.unused) and grouped(carried.new, carried.tensors) == [
+        'encoder.levels.0', 'encoder.downs.0', 'decoder.levels.4', 'decoder.ups.4', 'fusions.3']
+    assert large.train_params.objective_params.loss_weights == small.train_params.objective_params.loss_weights
+
+
+def test_a_step_fits_one_card_or_four():
+    config = schema.load(ROOT / 'config' / PLAIN)
+    part = config.train_params.batch_size // config.train_params.accumulate
+    assert memory.step_memory(config, part).total < GPU                        # all on one
+    alone = schema.override(config, ['train_params.checkpointing=false'])
+    assert memory.step_memory(alone, part // 4, gpus=4).total < GPU / 2    # one pair per card
+
+
+# ---------------------------------------------------------------------------- every mode
+
+@pytest.fixture
+def raw(tmp_path):
+    """Raw videos of three people, smaller than 512 px, and their metadata."""
+    rows = [('aaaaaaaaaaa', 'train', 'id1'), ('bbbbbbbbbbb', 'test', 'id2'), ('ccccccccccc', 'test', 'id3')]
+    for number, (video, *_) in enumerate(rows):
+        rough = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        write_video(tmp_path / 'raw' / f'{video}.mp4', (
+            np.array(Image.fromarray(np.roll(rough, turn, 1)).resize((320, 240), Image.BICUBIC)) for turn in range(3)))
+    (tmp_path / 'vox-metadata.csv').write_text(VOX + ''.join(
+        f'{video},0,2,40-20-240-220,25,320,240,{partition},{person}\n' for video, partition, person in rows))
+    return ['--dataset', 'voxceleb1', '--videos', tmp_path / 'raw', '--metadata', tmp_path / 'vox-metadata.csv']
+
+
+def test_every_mode_runs(raw, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, data, folder = ROOT / 'config' / PLAIN, tmp_path / 'data', tmp_path / 'run'
+    sets = ['--set', *(part.format(root=data) if part.endswith('{root}') else part for part in NARROW)]
+    model = ['--checkpoint', folder / 'checkpoints' / '00000001.pt']
+    here = ['--log_dir', tmp_path, '--run_name', 'run', '--device', 'cpu']
+    clip = data / 'test' / 'id2#bbbbbbbbbbb#000000#000002.mp4'
+
+    does = partial(succeeds, capsys, '--mode')
+    said = does('prepare', *raw, '--size', 512, '--out', data)
+    assert 'crops are 200 to 200 px large in the videos, median 200: 3 of 3 clips are enlarged to 512 px' in said
+    does('doctor', '--config', config, *here, *sets)
+    does('train', '--config', config, *here, *sets)
+    assert torch.load(model[1], weights_only=True)['model']['appearance.embed.3.weight'].shape == (4, 64 * 4)
+    does('curves', '--run', folder)
+    does('reconstruction', *model, *here)
+    does('animate', *model, *here)
+    save_png(tmp_path / 'face.png', open_clip(clip).read([0])[0])
+    one = ['--source_image', 'face.png', '--driving_video', clip]
+    does('animate', *model, '--device', 'cpu', *one, '--result_video', 'result.mp4')
+    does('evaluate', *model, *here, '--metrics', 'psnr.rgb')
+    does('inspect', *model, *here, '--code_frames', 1)
+    does('compare', '--checkpoints', f'one={model[1]}', '--device', 'cpu', *one, '--frames', 1)
+    does('study', '--checkpoints', f'one={model[1]}', f'two={model[1]}', '--device', 'cpu', '--pairs', 1, '--checks', 0)
+    assert json.loads((folder / 'reconstruction' / 'metrics.json').read_text())
+    assert all(list((tmp_path / place).rglob(kind)) for place, kind in (
+        ('run/evaluation', 'metrics.json'), ('run/inspect', '*.png'), ('compare', '*.png'), ('study', '*.html')))
+    assert open_clip(tmp_path / 'result.mp4').read([0])[0].shape == (512, 512, 3)

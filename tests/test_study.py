@@ -17,14 +17,13 @@ from datasets.video import open_clip
 from evaluation.cases import Case
 from evaluation.protocols import Item
 from evaluation.study.answers import read_key, read_participants
-from evaluation.study.build import StudyJob, build
+from evaluation.study.build import QUESTIONS, StudyJob, build
 from evaluation.study.collect import collect
-from evaluation.study.schedule import PARTICIPANTS, all_comparisons, draw_schedules
-from evaluation.study.statistics import bradley_terry, interval, krippendorff_alpha, resample, weighted_sum
+from evaluation.study.schedule import PARTICIPANTS, draw_schedules
+from evaluation.study.statistics import krippendorff_alpha, share_intervals
 from support.errors import UserError
 from tests.support.command_line import refused, succeeds
-from tests.support.study import answer
-from tests.support.tiny import save_model, tiny
+from tests.support.tiny import save_models, tiny
 from tests.support.video_files import write_video
 
 METHODS = ('Zebrafish', 'Quagga-Net', 'okapi')
@@ -56,16 +55,34 @@ def make_job(folder, methods=METHODS, pairs=PAIRS, **how):
 
 @pytest.fixture(scope='module')
 def ranking(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('ranking')
-    build(make_job(folder))
-    return folder / 'study'
+    build(job := make_job(tmp_path_factory.mktemp('ranking')))
+    return job.out
 
 
 @pytest.fixture(scope='module')
 def choice(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('choice')
-    build(make_job(folder, METHODS[:2], checks=1, design='pairwise'))
-    return folder / 'study'
+    build(job := make_job(tmp_path_factory.mktemp('choice'), METHODS[:2], checks=1))
+    return job.out
+
+
+def answer(study, participant, prefer, careless=False):
+    """What the page saves for a participant: `prefer(question, pair, method)` is largest for the best."""
+    key = read_key(study)
+    row, trials = participant % len(key['schedules']), []
+    for pair, options in key['schedules'][row]:
+        pair = key['pairs'][pair]
+        shown = [pair['options'][i] for i in options]
+
+        def value(question, file):
+            method = key['owners'][file]
+            if method is None:
+                return float('inf') if careless else float('-inf')
+            return prefer(question, pair['name'], method)
+
+        trials.append({'options': shown, 'seconds': 1.0, 'order': {
+            question: sorted(shown, key=lambda file: -value(question, file)) for question in QUESTIONS}})
+    return {'format': key['format'], 'study': key['study'], 'participant': str(participant), 'schedule': row,
+            'started': '', 'finished': '', 'trials': trials}
 
 
 def save(folder, *answers):
@@ -79,7 +96,7 @@ def save(folder, *answers):
 
 @pytest.mark.parametrize('num_methods', [2, 5])
 def test_rankings_are_balanced_over_participants_for_each_pair_and_position(num_methods):
-    schedules = draw_schedules(num_methods, 10, [3, 7], design='ranking')
+    schedules = draw_schedules(num_methods, 10, [3, 7])
     assert len(schedules) == PARTICIPANTS
     placed = Counter((pair, position, method) for row in schedules for pair, options in row
                      if num_methods not in options for position, method in enumerate(options))
@@ -90,29 +107,13 @@ def test_rankings_are_balanced_over_participants_for_each_pair_and_position(num_
     assert len({tuple(pair for pair, _ in row) for row in schedules}) > PARTICIPANTS * 0.9      # orders differ
 
 
-@pytest.mark.parametrize('num_methods, comparisons', [(2, None), (4, None), (4, 10), (3, 7)])
-def test_comparisons_are_shown_equally_often_and_change_sides(num_methods, comparisons):
-    schedules = draw_schedules(num_methods, 10, [], design='pairwise', comparisons=comparisons)
-    shown = Counter((pair, *options) for row in schedules for pair, options in row)
-    for pair, one, other in all_comparisons(num_methods, 10):
-        assert abs(shown[pair, one, other] - shown[pair, other, one]) <= 1
-    both = Counter((pair, *sorted(options)) for row in schedules for pair, options in row)
-    assert max(both.values()) - min(both.values()) <= 1 and len(both) == 10 * num_methods * (num_methods - 1) // 2
-    for row in schedules:
-        assert len(row) == len({(pair, frozenset(options)) for pair, options in row}) == (comparisons or len(both))
-        if comparisons == 10:      # as many as there are pairs: each is there once
-            assert len({pair for pair, _ in row}) == 10
-
-
-@pytest.mark.parametrize('design', ['ranking', 'pairwise'])
-def test_checks_are_neither_first_nor_beside_their_pair_and_move(design):
-    schedules = draw_schedules(3, 6, [1, 4], design=design)
+def test_checks_are_neither_first_nor_beside_their_pair_and_move():
     positions = []
-    for row in schedules:
+    for row in draw_schedules(3, 6, [1, 4]):
         checks = [i for i, (_, options) in enumerate(row) if 3 in options]
         assert len(checks) == 2 and 0 not in checks and sorted(row[i].pair for i in checks) == [1, 4]
         positions += [row[i].options.index(3) for i in checks]
-    counts = [positions.count(position) for position in range(3 if design == 'ranking' else 2)]
+    counts = [positions.count(position) for position in range(3)]
     assert max(counts) - min(counts) <= 2
 
 
@@ -182,11 +183,10 @@ def test_counts_of_known_rankings(ranking, tmp_path):
     assert (okapi['share'], okapi['interval'], okapi['first'], okapi['shown']) == (1, [1, 1], 21, 21)
     assert (zebrafish['share'], quagga['share']) == (0, 0)
     assert (zebrafish['mean_rank'], quagga['mean_rank'], okapi['mean_rank']) == (3, 2, 1)
-    assert okapi['bradley_terry'] > quagga['bradley_terry'] > zebrafish['bradley_terry']
     motion = report['questions']['motion']
     assert [motion['methods'][method]['first'] for method in METHODS] == [14, 0, 7]
     assert motion['methods']['okapi']['share'] == pytest.approx(1 / 3)
-    assert motion['wins'] == [[0, 14, 14], [7, 0, 14], [7, 7, 0]]
+    assert [motion['methods'][method]['mean_rank'] for method in METHODS] == pytest.approx([5 / 3, 2, 7 / 3])
     assert motion['krippendorff_alpha'] == 1
     text = (study / 'study.md').read_text()
     assert '7 participants (2 excluded), 3 pairs' in text
@@ -195,40 +195,21 @@ def test_counts_of_known_rankings(ranking, tmp_path):
     assert Image.open(study / 'study.png').width > 1000
 
 
-def test_counts_of_known_choices(choice, tmp_path):
+def test_agreement_of_known_choices(choice, tmp_path):
     people = [answer(choice, n, lambda question, pair, method: (method == METHODS[0]) == (n < 5)) for n in range(6)]
     study = shutil.copytree(choice, tmp_path / 'study')
-    report = collect(study, [save(tmp_path / 'answers', *people)])
-    overall = report['questions']['overall']
+    overall = collect(study, [save(tmp_path / 'answers', *people)])['questions']['overall']
     assert overall['methods'][METHODS[0]]['share'] == pytest.approx(5 / 6)
-    test = overall['binomial']
-    assert (test['wins'], test['answers'], test['majorities'], test['decided']) == (15, 18, 5, 6)
     # All of 6 people agree on each of 6 methods on pairs, but one: 1 - (10 of 30 differ / 18 of 35 of all ranks).
     assert overall['krippendorff_alpha'] == pytest.approx(1 - (10 / 30) / (18 / 35))
-    assert test['p_participants'] == pytest.approx(2 * 7 / 64)      # (C(6,0) + C(6,1)) / 2^6, both sides
-    assert '| appearance | 15 of 18 |' in (study / 'study.md').read_text()
-
-
-def _without_a_trial(data):
-    data['trials'].pop()
-
-
-def _one_video_twice(data):
-    order = data['trials'][1]['order']['motion']
-    order[0] = order[1]
-
-
-def _question_left_out(data):
-    del data['trials'][0]['order']['overall']
-
-
-def _sides_swapped(data):
-    data['trials'][0]['options'].reverse()
 
 
 @pytest.mark.parametrize('change, message', [
-    (_without_a_trial, 'holds 4 trials, expected 5'), (_one_video_twice, 'trial 2: motion must rank each'),
-    (_question_left_out, 'trial 1: must answer appearance'), (_sides_swapped, 'trial 1: differs from its schedule'),
+    (lambda data: data['trials'].pop(), 'holds 4 trials, expected 5'),
+    (lambda data: data['trials'][1]['order'].update(motion=2 * data['trials'][1]['order']['motion'][:1]),
+     'trial 2: motion must rank each'),
+    (lambda data: data['trials'][0]['order'].pop('overall'), 'trial 1: must answer appearance'),
+    (lambda data: data['trials'][0]['options'].reverse(), 'trial 1: differs from its schedule'),
     (lambda data: data.update(study='0' * 12), 'belongs to another study'),
     (lambda data: data.update(schedule=True), 'schedule True is not one'),
     (lambda data: data.update(participant='../x'), 'no valid participant'),
@@ -247,16 +228,16 @@ def test_duplicate_careless_and_missing_answers_are_refused(ranking, tmp_path):
     key, data = read_key(ranking), answer(ranking, 3, lambda *_: 0, careless=True)
     one, other = tmp_path / 'a.json', tmp_path / 'b.json'
     one.write_text(json.dumps(data)), other.write_text(json.dumps(data))
-    with pytest.raises(UserError, match=r'b\.json: is of participant 3, like .*a\.json; remove one'):
-        read_participants([tmp_path], key)
     with pytest.raises(UserError, match='all 1 participants failed'):
         collect(ranking, [one])
-    one.write_text('{"format": 1,')
-    for given, message in ((one, 'is not readable JSON'), (tmp_path / 'c.json', 'no such file')):
+    (tmp_path / 'cut.json').write_text('{"format": 1,')
+    for read, message in ((lambda: read_participants([one, other], key),
+                           r'b\.json: is of participant 3, like .*a\.json; remove one'),
+                          (lambda: read_participants([tmp_path / 'cut.json'], key), 'is not readable JSON'),
+                          (lambda: read_participants([tmp_path / 'c.json'], key), 'no such file'),
+                          (lambda: read_key(tmp_path), 'give the folder of the study with --out')):
         with pytest.raises(UserError, match=message):
-            read_participants([given], key)
-    with pytest.raises(UserError, match='give the folder of the study with --out'):
-        read_key(tmp_path)
+            read()
     assert not (ranking / 'study.json').exists()
 
 
@@ -271,20 +252,12 @@ def test_krippendorff_alpha_of_the_published_example():
     assert krippendorff_alpha(np.array([[1., 2, 3], [np.nan] * 3])) is None
 
 
-def test_bradley_terry_finds_the_strengths_that_made_the_wins():
-    strength = np.array([0.9, -0.2, -0.7])
-    wins = 1e7 / (1 + np.exp(strength[None] - strength[:, None]))
-    assert bradley_terry(wins) == pytest.approx(strength, abs=1e-5)
-    assert np.diff(bradley_terry(np.array([[0, 30], [10, 0]])))[0] == pytest.approx(np.log(10.5 / 30.5))
-    assert np.isfinite(bradley_terry(np.array([[0, 9, 9], [0, 0, 9], [0, 0, 0]]))).all()      # one never loses
-
-
 @pytest.mark.parametrize('axes', [(0, 1, 2), (1, 0, 2)])
 def test_intervals_are_over_participants_and_pairs(axes):
     """Where half of 20 people (or pairs) say one thing and half the other, the error is that of 20, not of 400."""
-    firsts = np.zeros((20, 20, 2))
-    firsts[:10, :, 0] = firsts[10:, :, 1] = 1
-    low, high = interval(weighted_sum(firsts.transpose(axes), resample(20, 20, seed=0)) / 400)
+    ranks = np.full((20, 20, 2), 2)
+    ranks[:10, :, 0] = ranks[10:, :, 1] = 1
+    low, high = share_intervals(ranks.transpose(axes), seed=0)
     error = 1.96 * np.sqrt(0.25 / 20)
     assert low == pytest.approx(0.5 - error, abs=0.04) and high == pytest.approx(0.5 + error, abs=0.04)
 
@@ -349,39 +322,26 @@ def test_a_whole_ranking_study_by_mouse(browser, ranking, tmp_path):
         assert [question['methods'][method]['mean_rank'] for method in METHODS] == [3, 2, 1]
 
 
-def test_a_whole_study_of_two_methods_by_keyboard(browser, choice, tmp_path):
-    """A to every question: the page shows the videos of its schedule, and saves the keys that were pressed."""
-    page = open_study(browser, choice, 'anna')
+def test_a_study_of_two_methods_by_keyboard(browser, choice, tmp_path):
+    """A to every question: the page saves the keys that were pressed."""
+    page = open_study(browser, choice, '')              # a link without a participant makes one
+    made, left = page.inner_text('.who'), []
     page.keyboard.press('Tab')
     page.keyboard.press('Enter')
-    left = []
     while page.is_visible('#trial'):
         left.append(shown(page)[0])
         page.keyboard.type('aab')
-        assert page.locator('fieldset').nth(2).locator('button').nth(1).get_attribute('aria-pressed') == 'true'
         page.keyboard.press('Enter')
-    file = finish(page, tmp_path / 'answers')
-    trials = json.loads(file.read_text())['trials']
-    assert [trial['order']['motion'][0] for trial in trials] == left
-    assert [trial['order']['overall'][1] for trial in trials] == left
-    participant, = read_participants([file], read_key(choice))
-    assert participant.name == 'anna' and participant.failed_checks() == 1      # one of the two sides is broken
-    page = open_study(browser, choice, '')              # a link without a participant makes one
-    made = page.inner_text('.who')
-    assert made.isdigit() and f'participant={made}' in page.url
-    page.close()
+    participant, = read_participants([file := finish(page, tmp_path / 'answers')], read_key(choice))
+    assert participant.name == made and participant.failed_checks() == 1      # one of the two sides is broken
+    assert [trial['order']['motion'][0] for trial in json.loads(file.read_text())['trials']] == left
 
 
 # ---------------------------------------------------------------------------- the command line
 
 @pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory):
-    """Untrained tiny models of two methods, of 32 px; the second in a run folder."""
-    folder = tmp_path_factory.mktemp('models')
-    paths = {'ours': folder / 'ours.pt', 'rival': folder / 'rival' / 'checkpoints' / '00000004.pt'}
-    for seed, path in enumerate(paths.values()):
-        save_model(path, seed=seed)
-    return paths
+    return save_models(tmp_path_factory.mktemp('models'), 'ours', 'rival')
 
 
 def test_from_checkpoints_and_a_folder_to_the_result(checkpoints, tmp_path, capsys, monkeypatch):
@@ -438,7 +398,7 @@ def test_a_list_of_pairs_and_no_model(tmp_path, capsys):
             write_square(tmp_path / method / f's{number}--d{number}.mp4', 120)
     (tmp_path / 'pairs.csv').write_text('\n'.join(rows))
     succeeds(capsys, '--mode', 'study', '--generated', f'A={tmp_path / "A"}', f'B={tmp_path / "B"}', '--list',
-             tmp_path / 'pairs.csv', '--pairs', 2, '--design', 'pairwise', '--checks', 0, '--out', tmp_path / 'study')
+             tmp_path / 'pairs.csv', '--pairs', 2, '--checks', 0, '--out', tmp_path / 'study')
     assert [pair['name'] for pair in read_key(tmp_path / 'study')['pairs']] == ['s0--d0', 's1--d1']
 
 
@@ -452,8 +412,6 @@ def test_mistakes_are_one_line_and_come_before_the_work(checkpoints, tmp_path, c
             ((*models, '--generated', f'ours={empty}'), 'ours is twice'),
             ((*models, '--generated', f'x={empty}'), 'has no video for 2 of 2 pairs'),
             ((*models, '--checks', 3), 'attention checks: must be from 0 to 2'),
-            ((*models, '--comparisons', 3), 'only for the pairwise design'),
-            ((*models, '--design', 'vote'), "unknown study design 'vote'"),
             ((*models, '--pairs', 0), '--pairs 0'), (('--collect', tmp_path), 'key.json: no such file')]:
         assert message in refused(capsys, '--mode', 'study', *arguments, '--out', tmp_path / 'study')
     assert not (tmp_path / 'study').exists()

@@ -2,31 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 import weakref
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 
-from config import schema
 from datasets import build
-from logger import RunFolder, read_checkpoint
+from logger import read_checkpoint
 from modules.build import METHODS
 from modules.pairs import micro_batches
 from modules.training_state import State
 from modules.training_step import build_training_step
 from support.errors import UserError
 from support.signals import StopSignal
-from tests.support.agents import Agents
-from tests.support.small import SMALL_METHOD
-from tests.support.tiny import ROOT, SIZES, tiny
-from tests.support.training import assert_bit_equal, command, environment, final, random_batch, run, wait_for
-from train import train
+from tests.support.agents import run_in_two_processes
+from tests.support.small import QUICK, small_config
+from tests.support.tiny import ROOT, tiny
+from tests.support.training import (
+    assert_bit_equal, assert_near, command, environment, final, random_batch, run, train_in, wait_for)
 
 CPU = torch.device('cpu')
 
@@ -76,25 +74,7 @@ def test_signals_that_come_twice_are_one_request(monkeypatch):
             time.sleep(1)
 
 
-def test_a_run_that_never_began_leaves_nothing(tmp_path):
-    result = subprocess.run(command(tmp_path, 'dataset_params.root_dir=nowhere'), cwd=ROOT, env=environment(),
-                            capture_output=True, text=True)
-    assert result.returncode == 2 and 'nowhere: no such data folder' in result.stderr
-    assert not (tmp_path / 'run').exists()
-
-
-def test_a_cut_checkpoint_is_named_and_the_one_before_used(undisturbed, tmp_path):
-    folder = tmp_path / 'run' / 'checkpoints'
-    folder.mkdir(parents=True)
-    for step in (8, 10):
-        data = (undisturbed / 'run' / 'checkpoints' / f'{step:08d}.pt').read_bytes()
-        (folder / f'{step:08d}.pt').write_bytes(data[:len(data) // 2] if step == 10 else data)
-    result = run(tmp_path, *LONG)
-    assert '00000010.pt: is truncated or damaged' in result.stderr and '00000008.pt' in result.stderr
-    assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
-
-
-def test_two_machines_equal_one_process(tmp_path):
+def test_two_processes_equal_one_process(tmp_path):
     """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
     options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4',
                'train_params.log_every=1',
@@ -102,16 +82,10 @@ def test_two_machines_equal_one_process(tmp_path):
                'model_params.appearance_codebook_params.revive_after=3',
                'model_params.appearance_codebook_params.feature_start=true',
                'model_params.appearance_codebook_params.whitened=true']
-    with Agents(tmp_path, *command(tmp_path / 'two', *options)[2:]) as agents:
-        assert agents.end() == [0, 0], agents.said(0)
+    run_in_two_processes(*command(tmp_path / 'two', *options)[2:])
     run(tmp_path / 'one', *options)
     one, two = (final(tmp_path / name, 4) for name in ('one', 'two'))
-    for part in ('model', 'ema', 'discriminator'):
-        for name, ours in one[part].items():
-            # Biases before a batch norm or a softmax have gradients of rounding alone, which Adam turns into whole
-            # steps; hence the absolute part. Everything else would be further apart had it seen other samples.
-            apart = (ours.double() - two[part][name]).norm()
-            assert apart <= 1e-3 * ours.double().norm() + 1e-3, f'{part}.{name}: {apart:.1e} apart'
+    assert_near(one, two, ('model', 'ema', 'discriminator'), apart=1e-3)
 
     logs = ([json.loads(line) for line in (tmp_path / name / 'run' / 'log.jsonl').read_text().splitlines()]
             for name in ('one', 'two'))
@@ -122,33 +96,18 @@ def test_two_machines_equal_one_process(tmp_path):
         assert {name: theirs[name] for name in losses} == pytest.approx(losses, rel=1e-3)
 
 
-def train_in(folder, *overrides):
-    config = tiny(*overrides)
-    run_folder = RunFolder(folder)
-    try:
-        train(config, run_folder, CPU)
-    finally:
-        run_folder.close()
-    return config
+def train_tiny(folder, *overrides):
+    train_in(folder, tiny(*overrides))
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    train_in(tmp_path)
-    before = (tmp_path / 'checkpoints' / '00000004.pt').stat().st_mtime_ns
-    train_in(tmp_path)
-    assert (tmp_path / 'checkpoints' / '00000004.pt').stat().st_mtime_ns == before
+def test_old_checkpoints_go_and_a_finished_run_is_not_trained_again(tmp_path):
+    settings = 'train_params.save_every=1', 'train_params.keep_checkpoints=2'
+    train_tiny(tmp_path, *settings)
+    kept = {path.stem: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').glob('*.pt')}
+    assert kept.keys() == {'00000003', '00000004'}
+    train_tiny(tmp_path, *settings)
+    assert kept == {path.stem: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').glob('*.pt')}
     assert list((tmp_path / 'pictures').glob('*.png')) and list((tmp_path / 'tensorboard').iterdir())
-
-
-def test_old_checkpoints_go(tmp_path):
-    train_in(tmp_path, 'train_params.save_every=1', 'train_params.keep_checkpoints=2')
-    assert sorted(path.stem for path in (tmp_path / 'checkpoints').glob('*.pt')) == ['00000003', '00000004']
-
-
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    train_in(tmp_path)
-    with pytest.raises(UserError, match='motion_codebook_params.num_codes is 32 there and 16'):
-        train_in(tmp_path, 'model_params.motion_codebook_params.num_codes=16')
 
 
 class Poisoned(METHODS['synergy'].model):
@@ -175,7 +134,7 @@ def poison(monkeypatch):
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, poison):
     poison((2, 3))
-    train_in(tmp_path, 'train_params.log_every=4')
+    train_tiny(tmp_path, 'train_params.log_every=4')
     state = read_checkpoint(tmp_path / 'checkpoints' / '00000004.pt')
     assert all(value.isfinite().all() for key in ('model', 'ema') for value in state[key].values())
     assert state['optimizer']['state'][0]['step'] == 2
@@ -185,7 +144,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, poison):
 def test_too_many_of_them_stop_the_run_and_keep_the_batch(tmp_path, poison):
     poison(range(1, 100))
     with pytest.raises(UserError, match='3 steps were not finite'):
-        train_in(tmp_path, 'train_params.max_nonfinite=2')
+        train_tiny(tmp_path, 'train_params.max_nonfinite=2')
     saved = torch.load(next((tmp_path / 'nonfinite').iterdir()), weights_only=True)
     assert saved['source'].shape == (2, 3, 32, 32) and saved['step'] == 3
 
@@ -256,36 +215,10 @@ def test_validation_sees_as_many_people_as_it_can(monkeypatch):
     assert [clip.name for clip in build.validation_clips(None, 64)] == ['ann#1', 'bob', 'cid', 'ann#2']
 
 
-def test_the_run_keeps_its_resolved_config(undisturbed):
-    saved = yaml.safe_load((undisturbed / 'run' / 'config.yaml').read_text())
-    assert saved['model_params']['image_size'] == 32 and saved['train_params']['num_iterations'] == STEPS
-
-
-def test_every_group_of_codes_is_used_after_some_training(tmp_path):
-    """A few hundred steps on the embedded heads: no group of either codebook is dead (Sec. 3.2.1)."""
-    train_in(tmp_path, 'train_params.num_iterations=200', 'train_params.log_every=50', 'train_params.val_every=200',
-             'train_params.learning_rate=1e-3', 'train_params.objective_params.adversarial_start=1000',
-             'model_params.motion_codebook_params.revive_after=50',
-             'model_params.appearance_codebook_params.revive_after=50')
-    state = read_checkpoint(tmp_path / 'checkpoints' / '00000200.pt')
-    for name in ('motion', 'appearance'):
-        idle = state['model'][f'{name}.codebook.idle'].view(4, -1)
-        assert (idle < 20).any(1).all(), f'{name}: steps since last use {idle.amin(1).tolist()}'
-
-
-def small(method, *overrides):
-    sets = [*SMALL_METHOD[method], *SIZES[:2], 'train_params.batch_size=2', 'train_params.num_workers=0',
-            'train_params.val_pairs=2', 'visualizer_params.samples=1', *overrides]
-    return schema.load(ROOT / 'config' / f'{method}-vox-256.yaml', sets)
-
-
-@pytest.mark.parametrize('config', [tiny, *(partial(small, name) for name in ('fomm', 'mcnet', 'mrfa', 'dagan'))],
-                         ids=['synergy', 'fomm', 'mcnet', 'mrfa', 'dagan'])
-def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, config):
-    config = config('train_params.motion_iterations=2', 'train_params.num_iterations=3', 'train_params.save_every=1')
-    folder = RunFolder(tmp_path)
-    train(config, folder, CPU)
-    folder.close()
+@pytest.mark.parametrize('method', METHODS)
+def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, method):
+    train_in(tmp_path, small_config(method, *QUICK, 'train_params.motion_iterations=2', 'train_params.num_iterations=3',
+                                    'train_params.save_every=1'))
     one, two, three = (read_checkpoint(tmp_path / 'checkpoints' / f'{step:08d}.pt')['model'] for step in (1, 2, 3))
     moved = {name.split('.')[0] for name in one if not torch.equal(one[name], two[name])}
     assert moved == {'keypoint_detector', 'dense_motion'}
@@ -295,15 +228,13 @@ def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, confi
 
 @pytest.mark.parametrize('method', ['fomm-adv', 'mcnet', 'mrfa', 'dagan'])
 def test_the_compared_methods_resume_exactly(tmp_path, method):
-    config = small(method, 'train_params.num_iterations=4', 'train_params.save_every=2', 'train_params.ema_decay=0.9')
-    whole, resumed = (RunFolder(tmp_path / name) for name in ('whole', 'resumed'))
-    train(config, whole, CPU)
-    whole.close()
-    half = resumed.path / 'checkpoints' / '00000002.pt'
-    half.write_bytes((whole.path / 'checkpoints' / half.name).read_bytes())
-    written = half.stat().st_mtime_ns
-    train(config, resumed, CPU)
-    resumed.close()
-    assert half.stat().st_mtime_ns == written          # it went on from there
-    states = [torch.load(folder.path / 'checkpoints' / '00000004.pt', weights_only=True) for folder in (whole, resumed)]
-    assert_bit_equal(*states)
+    config = small_config(method, *QUICK, 'train_params.num_iterations=4', 'train_params.save_every=2',
+                          'train_params.ema_decay=0.9')
+    whole, resumed = (tmp_path / name / 'checkpoints' for name in ('whole', 'resumed'))
+    train_in(whole.parent, config)
+    resumed.mkdir(parents=True)
+    shutil.copy(whole / '00000002.pt', resumed)
+    written = (resumed / '00000002.pt').stat().st_mtime_ns
+    train_in(resumed.parent, config)
+    assert (resumed / '00000002.pt').stat().st_mtime_ns == written          # it resumed from there
+    assert_bit_equal(*(torch.load(folder / '00000004.pt', weights_only=True) for folder in (whole, resumed)))

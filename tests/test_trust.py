@@ -1,10 +1,13 @@
 """Nothing reaches for the network but --download, nothing leaves its folder, and permissions are the user's choice."""
 
 import argparse
-import os
+import csv
+import json
+import socket
 import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,49 +19,34 @@ from datasets.prepare.metadata import read_celebvhq, read_voxceleb
 from datasets.video import open_clip
 from evaluation.cases import ClipFinder
 from support.errors import UserError
+from tests.support.alone import alone
 from tests.support.command_line import commands
-from tests.support.inputs import VOX, videos, write_inputs
-from tests.support.tiny import ROOT
+from tests.support.inputs import VOX, videos
 
 ALIKE = ('\uff0e\uff0e\uff0fx', '..\u2215x', '\u2024\u2024/x', '..\\x')     # full width, division slash, leaders
 AWAY = ('../x', '/etc/passwd', '..', 'a/b', 'a\0b', '.hidden', 'x' * 300, 'a\nb', '')
 
-# Runs modes one after the other, in one process, in which sockets to other machines cannot be made.
-WITHOUT_NETWORK = '''
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
+# Runs modes one after the other, in one process.
+IN_TURN = '''
+import json, sys
 import run
-reached = []
-def watch(event, arguments):
-    if event in ('socket.connect', 'socket.bind', 'socket.sendto') and isinstance(arguments[1], (str, bytes)):
-        return                                              # a Unix socket, between processes of this machine
-    if event == 'socket.bind' and arguments[1][0] in ('127.0.0.1', '::1'):
-        return                                              # of this machine: urllib3 tries whether it has IPv6
-    if event in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'socket.gethostbyname'):
-        reached.append((event, repr(arguments[1:])))
-        raise OSError(f'no network: {event} {arguments[1:]}')
-sys.addaudithook(watch)
 for arguments in json.load(sys.stdin):
     code = run.main(arguments)
     assert code == 0, (arguments, code)
-assert not reached, reached
-print('all ended well')
 '''
 
 
-@pytest.fixture(scope='module')
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('trust')
-    return folder, write_inputs(folder / 'inputs')
-
-
-def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
+def test_no_mode_reaches_for_the_network_and_files_follow_umask(places, tmp_path):
     """Of what the modes write, too: a group may write, others may read nothing, as umask 007 says."""
-    import json
-    done = subprocess.run([sys.executable, '-c', WITHOUT_NETWORK, str(ROOT)], cwd=places[0], umask=0o007, text=True,
-                          input=json.dumps(commands(*places)), capture_output=True, env=os.environ | {
-                              'OMP_NUM_THREADS': '1', 'NUMBA_DISABLE_JIT': '1', 'TORCH_HOME': str(places[0] / 'torch')})
-    assert done.returncode == 0 and 'all ended well' in done.stdout, done.stderr[-2000:]
+    environment, reached = alone(tmp_path)
+    of_all = commands(*places)
+    if find_spec('onnx') and find_spec('onnxruntime'):
+        of_all.append(['--mode', 'export', '--checkpoint', str(places[1]['checkpoint']), '--out',
+                       str(tmp_path / 'onnx')])
+    done = subprocess.run([sys.executable, '-c', IN_TURN], cwd=places[0], umask=0o007, text=True,
+                          input=json.dumps(of_all), capture_output=True,
+                          env=environment | {'NUMBA_DISABLE_JIT': '1', 'TORCH_HOME': str(places[0] / 'torch')})
+    assert done.returncode == 0 and not reached.exists(), done.stderr[-2000:]
     written = [path for path in places[0].rglob('*') if 'inputs' not in path.relative_to(places[0]).parts]
     assert len(written) > 30
     wrong = {str(path): oct(stat.S_IMODE(path.stat().st_mode)) for path in written
@@ -67,69 +55,12 @@ def test_no_mode_reaches_for_the_network_and_files_follow_umask(places):
 
 
 def test_every_mode_is_among_them(places):
-    """But for the two that need packages beyond the requirements: they have tests of their own, below."""
+    """But for the two that need packages beyond the requirements: export above, where they are, and test_web.py."""
     assert {command[1] for command in commands(*places)} | {'web', 'export'} == set(run.MODES)
-
-
-# Of every Python process that starts with it on its path: this machine alone can be reached.
-LOOPBACK_ALONE = '''
-import os, sys
-def watch(event, arguments):
-    if event not in ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'socket.gethostbyname'):
-        return
-    address = arguments[0] if event in ('socket.getaddrinfo', 'socket.gethostbyname') else arguments[1]
-    host = address[0] if isinstance(address, tuple) else address
-    if host not in ('127.0.0.1', 'localhost', '::1', None) and isinstance(address, (tuple, str)) and host[:1] != '/':
-        with open(os.environ['REACHED'], 'a') as file:
-            print(event, arguments, file=file)
-        raise OSError(f'no network: {event} {arguments}')
-sys.addaudithook(watch)
-'''
-
-
-def alone(folder):
-    """(environment of processes that reach this machine alone, the file that tells where else they wanted to go)."""
-    (folder / 'sitecustomize.py').write_text(LOOPBACK_ALONE)
-    return os.environ | {'PYTHONPATH': f'{folder}:{ROOT}', 'REACHED': str(folder / 'reached.txt'),
-                         'OMP_NUM_THREADS': '1', 'TMPDIR': str(folder)}, folder / 'reached.txt'
-
-
-def test_the_page_reaches_for_nothing_beyond_this_machine(places, tmp_path):
-    pytest.importorskip('gradio')
-    import signal
-    import time
-    from urllib.request import urlopen
-    environment, reached = alone(tmp_path)
-    port = 7900 + os.getpid() % 100
-    said = tmp_path / 'said.txt'
-    with open(said, 'w') as output:
-        page = subprocess.Popen([sys.executable, ROOT / 'run.py', '--mode', 'web', '--device', 'cpu', '--port',
-                                 str(port), '--checkpoint', places[1]['checkpoint']], cwd=tmp_path, env=environment,
-                                stdout=output, stderr=output)
-        try:
-            while 'The page is at' not in said.read_text():
-                assert page.poll() is None, said.read_text()
-                time.sleep(0.2)
-            with urlopen(f'http://127.0.0.1:{port}/') as answer:
-                assert b'<html' in answer.read()
-        finally:
-            page.send_signal(signal.SIGTERM)
-            page.wait()
-    assert not reached.exists(), reached.read_text()
-
-
-def test_export_reaches_for_nothing(places, tmp_path):
-    pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
-    environment, reached = alone(tmp_path)
-    done = subprocess.run([sys.executable, ROOT / 'run.py', '--mode', 'export', '--checkpoint', places[1]['checkpoint'],
-                           '--out', tmp_path / 'onnx'], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and not reached.exists(), done.stderr
 
 
 def test_a_playlist_in_the_clothes_of_a_video_opens_no_address(tmp_path):
     """FFmpeg looks at what is in a file, not at its name; a playlist names other files and addresses."""
-    import socket
     with socket.socket() as listening:
         listening.bind(('127.0.0.1', 0))
         listening.listen()
@@ -150,8 +81,6 @@ def test_a_playlist_in_the_clothes_of_a_video_opens_no_address(tmp_path):
 
 @pytest.mark.parametrize('name', AWAY)
 def test_names_of_metadata_stay_in_their_folder(tmp_path, name):
-    import csv
-    import json
     row = dict(zip(VOX.strip().split(','), ['aaaaaaaaaaa', 0, 8, '4-2-28-22', 25, 32, 24, 'train', 'id1']))
     for column in ('video_id', 'person_id'):
         with open(tmp_path / 'x.csv', 'w', newline='') as file:
@@ -171,7 +100,6 @@ def test_names_of_metadata_stay_in_their_folder(tmp_path, name):
 
 @pytest.mark.parametrize('name', AWAY)
 def test_names_of_manifests_stay_in_their_folder(tmp_path, name):
-    import json
     (tmp_path / NAME).write_text(json.dumps({'id': name, 'person': 'p', 'partition': 'train', 'status': 'ok'}) + '\n')
     with pytest.raises(UserError, match='line 1 is no record of a clip'):
         read_manifest(tmp_path)

@@ -21,12 +21,38 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def in_two_processes(code, *arguments, **options):
+    """Python code as two ranks of one process group: the processes, started; `options` are of Popen, `env` added."""
+    variables = os.environ | VARIABLES | {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+                                          'MASTER_PORT': str(free_port())} | options.pop('env', {})
+    return [subprocess.Popen([sys.executable, '-c', code, *map(str, arguments)], cwd=ROOT, text=True,
+                             env=variables | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}, **options)
+            for rank in (0, 1)]
+
+
 def children(process):
     return [int(child) for child in Path(f'/proc/{process}/task/{process}/children').read_text().split()]
 
 
 def descendants(process):
     return [one for child in children(process) for one in (child, *descendants(child))]
+
+
+def ended(processes):
+    """What processes have printed, each to its pipe, when all have ended with exit code 0."""
+    try:
+        said = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return [out for out, _ in said]
+
+
+def run_in_two_processes(*arguments):
+    """What each of two ranks prints that run a command of run.py, to its end."""
+    return ended(in_two_processes('import run, sys; sys.exit(run.main(sys.argv[1:]))', *arguments,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
 
 
 class Agents:
@@ -66,7 +92,7 @@ class Agents:
     def said(self, number):
         return (self._folder / f'agent{number}.txt').read_text()
 
-    def end(self, seconds=120):
+    def end(self, seconds=300):
         """Waits for both; returns their exit codes."""
         return [self.processes[number].wait(seconds) for number in (0, 1)]
 

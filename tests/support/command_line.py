@@ -3,12 +3,12 @@
 import run
 
 
-def refused(capsys, *arguments):
-    """The one line that a user's mistake gets."""
+def refused(capsys, *arguments, logged=False):
+    """The one line that a user's mistake gets; `logged`: among lines of the log."""
     assert run.main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
-    line, = err.splitlines()
-    assert line.startswith('error: ') and not out
+    line, = (line for line in err.splitlines() if not logged or line.startswith('error: '))
+    assert line.startswith('error: ') and 'Traceback' not in err and (logged or not out)
     return line
 
 

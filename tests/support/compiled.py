@@ -2,13 +2,11 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
-from tests.support.agents import free_port
-from tests.support.tiny import ROOT
-from tests.support.training import environment
+from tests.support.agents import in_two_processes
+from tests.support.training import without_gloo
 
 # On a CPU `aot_eager`, which traces and differentiates as the default does, without a C++ compiler. PyTorch's limit of
 # 8 graphs is lowered to 1: the shapes of this config are fewer than those of a whole one.
@@ -47,13 +45,8 @@ SIZES = ['model_params.autoencoder_params={channels: [8, 8, 8], res_blocks: 1, n
 
 def assert_compiled_steps_are_the_same(device):
     """As uncompiled ones, without graph breaks, and with all graphs compiled in the first step."""
-    variables = environment() | {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
-                                 'MASTER_PORT': str(free_port())}
-    processes = [subprocess.Popen(
-        [sys.executable, '-c', STEPS, device.type, *SIZES], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        env=variables | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}) for rank in (0, 1)]
-    for process in processes:
-        said = [json.loads(line) for line in process.communicate(timeout=600)[0].splitlines()]
+    for process in in_two_processes(STEPS, device.type, *SIZES, stdout=subprocess.PIPE):
+        said = [json.loads(line) for line in without_gloo(process.communicate(timeout=600)[0])]
         assert process.returncode == 0
         plain, _, first, second = said
         assert plain['graphs'] == 0 and first['graphs'] == second['graphs'] > 10 and second['breaks'] == 0

@@ -27,8 +27,6 @@ VOX = 'video_id,start,end,bbox,fps,width,height,partition,person_id\n'
 IDS = ('id10280#aaaaaaaaaaa#000010#000020', 'id10281#bbbbbbbbbbb#000030#000040', 'id10282#aaaaaaaaaaa#000050#000060')
 _EVALUATED = 'source,source_time,driving,driving_time,anchor_time\n' + ''.join(
     f'{a},{time},{b},,0.08\n' for a, time in zip(IDS, ('', '0', '0.04')) for b in IDS)
-_DAGAN = 'source,driving,best_frame\n' + ''.join(f'/data/{a}.mp4/0000001.png,/data/{b}.mp4/0000002.png,3\n'
-                                                for a in IDS for b in IDS)
 _PAIRS = 'source,driving,anchor\n' + ''.join(f'{a}.mp4,{b}.mp4,{anchor}\n' for a, anchor in zip(IDS, ('', '0', '3'))
                                             for b in IDS) + f'still.png,{IDS[0]}.mp4,\n'
 _METADATA = VOX + ''.join(f'{video * 11},{start},{start + 8},4-2-28-22,25,32,24,{part},id{start}\n'
@@ -38,7 +36,7 @@ _CLIP = {'ytb_id': 'aaaaaaaaaaa', 'duration': {'start_sec': 0.0, 'end_sec': 0.32
 CELEBVHQ = {'meta_info': {}, 'clips': {'aaaaaaaaaaa_0': _CLIP, 'bbbbbbbbbbb_0': _CLIP | {'ytb_id': 'bbbbbbbbbbb'}}}
 RECORDS = [vars(Record(name, name.split('#')[0], 'train', 'ok', None, 'aaaaaaaaaaa', 0.0, 12, 25, 'square',
                        (0, 0, 24, 24), 16, 'mp4', f'{n:064x}')) for n, name in enumerate(IDS)]
-TABLES = {'eval-list': [_EVALUATED, _DAGAN], 'pairs-list': [_PAIRS], 'vox-metadata': [_METADATA]}     # kind: CSV files
+TABLES = {'eval-list': [_EVALUATED], 'pairs-list': [_PAIRS], 'vox-metadata': [_METADATA]}     # kind: CSV files
 
 
 @cache
@@ -70,6 +68,15 @@ def smallest(*overrides):
                 'model_params.motion_codebook_params.num_layers=1', *overrides)
 
 
+def networks_of(source, config):
+    """{network: state dict} in the names of a published code, filled by its recipe."""
+    networks = {}
+    for name, tensor in weights.published_state(source, build_model(config), build_discriminator(config)).items():
+        network, key = name.split('/', 1)
+        networks.setdefault(network, {})[key] = tensor
+    return networks
+
+
 @cache
 def published(source):
     """([contents of each file in the format of a published code], the config that fits)."""
@@ -78,10 +85,7 @@ def published(source):
     else:
         name = {'fomm': 'fomm-adv', 'mcnet': 'mcnet'}[source]
         config = schema.load(ROOT / 'config' / f'{name}-vox-256.yaml', [*SMALL_METHOD[name], *SIZES[:2]])
-    networks = {}
-    for name, tensor in weights.published_state(source, build_model(config), build_discriminator(config)).items():
-        network, key = name.split('/', 1)
-        networks.setdefault(network, {})[key] = tensor
+    networks = networks_of(source, config)
     if source == 'smac':
         return [{'params': tensors} | ({'params_ema': tensors} if network == 'net_g' else {})
                 for network, tensors in networks.items()], config

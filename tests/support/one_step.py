@@ -8,17 +8,23 @@ from modules.build import build_objective
 from modules.losses import RandomTransform
 
 
-def one_step(config, change=lambda model: None, layout=torch.channels_last, device='cpu'):
-    """(prediction, losses, gradient), on the CPU."""
+def take_step(config, source, change=lambda model: None, layout=torch.contiguous_format, device='cpu'):
+    """(model with its gradients, ObjectiveOutput), adversarial for the paper's model, 'smac'."""
     with weights.on(device):
-        model, discriminator = weights.filled(config, 'smac', with_discriminator=True)
+        model, discriminator = weights.filled(config, source, with_discriminator=source == 'smac')
         size = config.model_params.image_size
         images = [F.interpolate(2 * weights.images(seeds) - 1, size=size, mode='area') for seeds in ((1, 3), (2, 4))]
     transform = RandomTransform.draw(2, torch.Generator().manual_seed(0)).to(device)
     objective = build_objective(config, model).eval().to(device, memory_format=layout)
     change(model)
-    step = objective(*images, transform, discriminator=discriminator.requires_grad_(False))
+    step = objective(*images, transform, discriminator=discriminator and discriminator.requires_grad_(False))
     step.total.backward()
+    return model, step
+
+
+def one_step(config, change=lambda model: None, layout=torch.channels_last, device='cpu'):
+    """(prediction, losses, gradient) of the paper's model, on the CPU."""
+    model, step = take_step(config, 'smac', change, layout, device)
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     return step.generated.prediction.detach().cpu(), torch.stack(list(step.losses.values())).cpu(), gradient.cpu()
 

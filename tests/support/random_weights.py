@@ -5,7 +5,6 @@ import torch
 import torchvision
 
 
-
 def save_random_weights(network, path, gain=1.0):
     """Random weights of the right names and shapes in a small file: each tensor is a view of a short buffer."""
     generator = torch.Generator().manual_seed(0)

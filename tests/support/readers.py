@@ -28,7 +28,6 @@ from tests.support import inputs
 from tests.support.inputs import IDS
 
 
-
 def right_or_refused(read, *places):
     """'right' if read() returns, 'refused' if it raises a UserError whose line names one of the `places`, if any."""
     try:

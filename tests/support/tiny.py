@@ -31,17 +31,31 @@ SIZES = [
     'train_params.objective_params.adversarial_start=1', 'visualizer_params.samples=1',
 ]
 
+FOUR = ['model_params.image_size=64']                             # four scales: the token grid grows
+FIVE = [*FOUR, 'model_params.autoencoder_params.channels=[16, 16, 8, 8, 8]',
+        'model_params.dense_motion_params.scale_factor=0.125', 'model_params.kp_detector_params.scale_factor=0.25']
+NEW_SCALE = 'encoder.levels.0, encoder.downs.0, decoder.levels.4, decoder.ups.4, fusions.3'       # of FIVE
+
 
 def tiny(*overrides, config='config/vox-256.yaml'):
     """The paper's model at 32 px on the embedded heads, without VGG19; adversarial from the second step on."""
     return schema.load(ROOT / config, [*SIZES, *overrides])
 
 
-def save_model(path, config=None, seed=0):
+def save_models(folder, *names):
+    """{name: path} of untrained models of other weights, in folder/NAME/checkpoints as those of runs."""
+    paths = {name: folder / name / 'checkpoints' / '00000004.pt' for name in names}
+    for seed, path in enumerate(paths.values()):
+        save_model(path, seed=seed)
+    return paths
+
+
+def save_model(path, config=None, seed=0, change=lambda model: None):
     """Write a checkpoint of an untrained model, by default of `tiny()`, at step 4; returns the model."""
     config = config or tiny()
     torch.manual_seed(seed)
     model = build_model(config)
+    change(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     write_checkpoint(path, {'config': config.as_dict(), 'step': 4, 'model': state, 'ema': state})

@@ -45,9 +45,6 @@ class ToyHead(TalkingHead):
         flow = identity_grid(image.shape[-2:], image) - shift[:, None, None]            # (B, H, W, 2)
         return Generated(warp(image, flow), [flow], [torch.ones(batch, 1, 8, 8)])
 
-    def forward(self, source, driving):
-        return self.render(self.encode_source(source), self.keypoints(driving))
-
 
 class ToyClip:
     """A bright disc on a gradient, moving; frames are made when asked for, and counted while they live."""

@@ -10,7 +10,7 @@ from datasets.video_writer import VideoWriter
 from tests.support.tiny import SHARED
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason='the real clips are not here')
-BITS = 8
+BITS, TICK = 8, Fraction(1, 25)
 
 
 def numbered(number, height=48, width=64):
@@ -27,24 +27,33 @@ def number_in(frame):
     return sum((frame[:, width * bit // BITS:width * (bit + 1) // BITS].mean() > 110) << bit for bit in range(BITS))
 
 
-def encode(path, codec='libx264', count=50, size=(48, 64), pix_fmt='yuv420p', times=None, muxer=None, **options):
-    height, width = size
+def encode(path, codec='libx264', count=50, size=(48, 64), pix_fmt='yuv420p', times=None, tick=TICK, muxer=None,
+           title=None, **options):
+    """A video of numbered frames, which are shown at `times`, by default one by one, in units of tick seconds."""
     with av.open(str(path), 'w', options=muxer or {}) as container:
+        container.metadata.update({'title': title} if title else {})
         stream = container.add_stream(codec, rate=25, options={name: str(value) for name, value in options.items()})
-        stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
-        for number in range(count):
-            picture = av.VideoFrame.from_ndarray(numbered(number, height, width), format='rgb24')
-            picture.pts, picture.time_base = (times[number] if times else number), Fraction(1, 25)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+        if tick != TICK:
+            stream.codec_context.time_base = stream.time_base = tick
+        (stream.height, stream.width), stream.pix_fmt = size, pix_fmt
+        _encode_numbered(container, stream, times or range(count), tick)
     return path
 
 
-def write_video(path, frames, fps=25):
+def _encode_numbered(container, stream, times, tick=TICK):
+    for number, time in enumerate(times):
+        picture = av.VideoFrame.from_ndarray(numbered(number, stream.height, stream.width), format='rgb24')
+        picture.pts, picture.time_base = time, tick
+        container.mux(stream.encode(picture))
+    container.mux(stream.encode(None))
+
+
+def write_video(path, frames, fps=25, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(path, fps) as writer:
+    with VideoWriter(path, fps, **options) as writer:
         for frame in frames:
             writer.write(frame)
+    return path
 
 
 def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
@@ -61,25 +70,14 @@ def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
         if frames is not None:
-            for number in range(5):
-                picture = av.VideoFrame.from_ndarray(numbered(number), format='rgb24')
-                picture.pts, picture.time_base = number + round(25 * video_offset), Fraction(1, 25)
-                container.mux(frames.encode(picture))
-            container.mux(frames.encode(None))
+            _encode_numbered(container, frames, [number + round(25 * video_offset) for number in range(5)])
     return path
 
 
 def titled(path, title):
     """A video whose title, bytes, is in no encoding that UTF-8 could be taken for."""
     plain = bytes(title.replace(b'\xe9', b'e')).decode()
-    with av.open(str(path), 'w') as container:
-        container.metadata['title'] = plain
-        stream = container.add_stream('libx264', rate=25)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
-        for number in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format='rgb24')))
-        container.mux(stream.encode(None))
-    data = path.read_bytes()
+    data = encode(path, count=3, title=plain).read_bytes()
     assert data.count(plain.encode()) == 1
     path.write_bytes(data.replace(plain.encode(), title))
     return path

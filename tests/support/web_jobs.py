@@ -1,12 +1,35 @@
 """Jobs for a worker whose process imports nothing slow, and a clip for the page."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 from support.errors import UserError
 
 SIZE = 64
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def web_page(folder, port, variables, *checkpoints):
+    """The address of --mode web in a process of its own, which prints to folder/'log.txt'."""
+    with open(folder / 'log.txt', 'w') as log:
+        process = subprocess.Popen(
+            [sys.executable, 'run.py', '--mode', 'web', '--device', 'cpu', '--port', str(port), '--checkpoint',
+             *map(str, checkpoints)], cwd=ROOT, stdout=log, stderr=log, env=os.environ | variables)
+    try:
+        while 'The page is at' not in (folder / 'log.txt').read_text():
+            assert process.poll() is None, (folder / 'log.txt').read_text()
+            time.sleep(0.2)
+        yield f'http://127.0.0.1:{port}'
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
 
 
 def loads(checkpoint):
