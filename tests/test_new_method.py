@@ -32,10 +32,12 @@ def test_a_new_method_runs_in_every_mode(config, tmp_path, capsys):
     assert (folder / 'checkpoints' / '00000003.pt').is_file() and list((folder / 'pictures').glob('*.png'))
     assert (folder / 'reconstruction' / 'metrics.json').is_file()
     assert list((folder / 'animation').glob('*.mp4'))
-    assert {path.name for path in (folder / 'inspect').glob('*.png')} == {'01-motion.png', '02-motion.png'}
+    assert {path.name for path in (folder / 'inspect').glob('*.png')} == {
+        '01-motion.png', '01-coarse.png', '02-motion.png', '02-coarse.png'}
 
 
-def test_a_method_without_coarse_flow_has_no_motion_iterations(config, tmp_path, capsys):
+def test_a_method_without_coarse_flow_has_no_motion_iterations(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules['modules.toy'].Toy, 'has_coarse_flow', False)
     assert 'method toy has no coarse flow' in refused(
         capsys, '--mode', 'train', '--config', config, '--log_dir', tmp_path / 'log', '--device', 'cpu', '--set',
         'train_params.motion_iterations=1', logged=True)
