@@ -38,8 +38,8 @@ def test_a_step_in_bf16_is_near_one_in_fp32(method, narrow, pairs):
 
 
 @pytest.mark.parametrize('method', CONFIGS)
-def test_weights_that_are_converted_together_compute_what_autocast_does(method, pairs, monkeypatch):
-    config = config_of(method, narrow=True)
+def test_weights_that_are_converted_together_compute_what_autocast_does(method, monkeypatch):
+    config, pairs = config_of(method, narrow=True, size=64), pair_of_frames(64)
     output, losses, gradients = one_step(config, pairs, 'bf16')
     monkeypatch.setattr(training_step, 'HalfWeights', lambda model: nullcontext)
     wanted, theirs, wanted_gradients = one_step(config, pairs, 'bf16')

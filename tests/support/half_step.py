@@ -25,19 +25,19 @@ FLOW = 0.05                        # px of 256 that a flow may differ by
 IMAGE, LOSS, COSINE = 0.01, 0.02, 0.95      # prediction: rms over range; losses: relative; gradients: of each network
 
 
-def config_of(method, narrow):
+def config_of(method, narrow, size=SIZE):
     sets = ['dataset_params.root_dir=null', 'train_params.objective_params.adversarial_start=0']
     if narrow:
-        sets += [*NARROW[method], f'model_params.image_size={SIZE}',
-                 'model_params.kp_detector_params.scale_factor=0.25']
+        sets += [*NARROW[method], f'model_params.image_size={size}',
+                 f'model_params.kp_detector_params.scale_factor={64 / size}']
     if method == 'dagan':
         sets.append('model_params.depth_params.pretrained=null')
     return schema.load(ROOT / 'config' / f'{CONFIGS[method]}.yaml', sets)
 
 
-def pair_of_frames():
+def pair_of_frames(size=SIZE):
     """A pair of frames of a synthetic head."""
-    (clip,), = synthetic_people(1, 1, 8, SIZE, 3).values()
+    (clip,), = synthetic_people(1, 1, 8, size, 3).values()
     source, driving = (to_tensor(clip.read([index])) for index in (0, 5))
     return Pairs(source, driving, draw_transform(0, [0]))
 
