@@ -13,7 +13,7 @@ from modes.options import (
     use_shipped)
 from motion.settings import AnimationSettings, Motion, output_size
 from support.errors import UserError
-from support.files import check_inputs
+from support.files import check_inputs, refuse_overwriting
 
 FILES = 'source_image', 'source_video', 'driving_video', 'driving_motion', 'save_motion'
 
@@ -53,6 +53,7 @@ def check(options):
         if settings.result_video or settings.source is None:
             refuse_run_folder(options, '--result_video' if settings.source else '--save_motion')
         check_inputs((settings.source, settings.driving))
+        refuse_overwriting((settings.save_motion, settings.result_video), (options.checkpoint, options.config))
     else:
         Motion.of(options)
         if options.size == 'source':

@@ -73,6 +73,7 @@ def test_a_result_never_replaces_an_input(tmp_path, monkeypatch, way):
     '--result_video d.mp4',
     '--mode animate --checkpoint gone.pt --source_image s.png --driving_motion d.npz --result_video d.npz',
     '--mode animate --checkpoint gone.pt --driving_video d.mp4 --save_motion d.mp4',
+    '--mode animate --checkpoint a.pt --driving_video d.mp4 --save_motion a.pt',
     '--mode import --from smac a.pt d.pt --config config/demo-64.yaml --out d.pt',
     '--mode prepare --dataset folder --videos . --out .',
     '--mode prepare --dataset folder --videos out/train --out out',
