@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 META = torch.device('meta')
 # Autocast's lists for CUDA, as far as the networks use them: aten/src/ATen/autocast_mode.h of PyTorch.
@@ -77,6 +78,45 @@ def fused_attention(query, keys, values, attn_mask=None, scale=None):
         query, keys, values, attn_mask, query.requires_grad and torch.is_grad_enabled(), scale=scale)[0]
 
 
+class KnownResults(TorchDispatchMode):
+    """Context manager: what a kernel returns for arguments of some shapes and types is worked out once.
+
+    PyTorch does that in Python, in a millisecond, and a training step repeats most kernels. Those that return views or
+    change an argument are left alone.
+    """
+
+    known = {}      # (kernel, arguments as `described`) -> its result as `described`
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        schema, kwargs = function._schema, kwargs or {}
+        if function.namespace != 'aten' or any(part.alias_info for part in (*schema.arguments, *schema.returns)):
+            return function(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            key = function, described(args), described(tuple(kwargs.items()))
+            if key in self.known:
+                return remade(self.known[key])
+        result = function(*args, **kwargs)
+        if all(tensor.is_meta for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)):
+            self.known[key] = described(result)
+        return result
+
+
+def described(value):
+    """Tensors within nested tuples and lists as (META or device, size, stride, dtype), others as (type, value)."""
+    if isinstance(value, torch.Tensor):
+        return value.device, tuple(value.shape), value.stride(), value.dtype
+    return tuple(map(described, value)) if isinstance(value, (tuple, list)) else (type(value), value)
+
+
+def remade(description):
+    """New meta tensors, and values, of what was `described`."""
+    first, *rest = description or (None,)
+    if first == META:
+        size, stride, dtype = rest
+        return torch.empty_strided(size, stride, dtype=dtype, device=META)
+    return rest[0] if isinstance(first, type) else tuple(map(remade, description))
+
+
 @contextmanager
 def gpu_path():
     """Context manager: new tensors are meta tensors, which hold no data, and operations are those of a GPU."""
@@ -90,6 +130,6 @@ def gpu_path():
                 'torch.optim.optimizer._get_fused_kernels_supported_devices': lambda: ['meta'],
                 'torch.utils._foreach_utils._get_foreach_kernels_supported_devices': lambda: ['meta']}.items():
             stack.enter_context(mock.patch(what, replacement))
-        stack.enter_context(META)
-        stack.enter_context(path)
+        for context in (META, path, KnownResults()):
+            stack.enter_context(context)
         yield
