@@ -19,8 +19,8 @@ from modules.layers import Downsample, ResBlock, Upsample, check_hourglasses, sh
 from modules.motion_compensation import MotionCompensation
 from modules.retrieval import Projection, RetrievalLayer
 from modules.talking_head import Generated, SourceState, TalkingHead
-from modules.warp import occlude, warp
-from support.ranges import TensorSize
+from modules.warp import occlude, resize, warp
+from support.ranges import LayerCount, TensorSize
 
 OCCLUSION_UPDATES = ('probability', 'logit')
 
@@ -32,6 +32,7 @@ class SynergyParams:
     tied_windows: bool = False             # ACC starts by passing features, not from PyTorch's default start
     residual_appearance: bool = False      # ACC adds to the warped feature, instead of replacing it
     image_skip: bool = False               # the decoder adds to the source image warped by the finest flow
+    pose_scales: tuple[LayerCount, ...] = ()  # scales, 1 the coarsest, whose decoder also sees driving keypoints
     flow_update_width: TensorSize = 128    # hidden width of D_MR, which turns retrieved codes into a flow residual
     kp_detector_params: KeypointDetectorParams = KeypointDetectorParams()
     dense_motion_params: DenseMotionParams = DenseMotionParams()
@@ -52,6 +53,8 @@ class SynergyParams:
             raise ValueError(f'dense_motion_params.scale_factor={self.dense_motion_params.scale_factor} gives flows of '
                              f'{self.flow_size} px, which is no multiple of the {self.grid} px token grid')
         check_hourglasses(self)
+        if not set(self.pose_scales) <= set(range(1, num_scales + 1)):
+            raise ValueError(f'pose_scales={list(self.pose_scales)}: the model has scales 1 to {num_scales}')
         for name in ('motion_codebook_params', 'appearance_codebook_params'):
             if not 0 <= getattr(self, name).num_scales <= num_scales:
                 raise ValueError(f'{name}.num_scales={getattr(self, name).num_scales}: '
@@ -143,6 +146,8 @@ class Synergy(TalkingHead):
         self.encoder = Encoder(params.autoencoder_params)
         self.decoder = Decoder(params.autoencoder_params)
         self.fusions = nn.ModuleList(Fusion(width, groups) for width in channels[1:])
+        self.pose = nn.ModuleDict({str(scale): nn.Conv2d(num_kp, channels[scale - 1], 3, padding=1)
+                                   for scale in params.pose_scales})
         self.motion_scales = params.motion_codebook_params.num_scales
         self.appearance_scales = params.appearance_codebook_params.num_scales
         if self.motion_scales:
@@ -152,8 +157,10 @@ class Synergy(TalkingHead):
         if self.appearance_scales:
             self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid,
                                                      params.tied_windows, params.residual_appearance)
+        for parameter in self.pose.parameters():
+            nn.init.zeros_(parameter)                    # at first these add nothing
         if params.image_skip:
-            nn.init.zeros_(self.decoder.last_weight)     # at first the decoder adds nothing
+            nn.init.zeros_(self.decoder.last_weight)     # nor does the decoder
 
     @property
     def fp32_networks(self):
@@ -183,8 +190,8 @@ class Synergy(TalkingHead):
 
     def render(self, source, driving):
         generated = self._compensate(source, driving)
-        state = self.decoder.start(generated.compensated[0])
-        generated.prediction = self._decode(state, generated.compensated[1:], self._moved(source, generated))
+        coarsest, *finer = self._posed(generated)
+        generated.prediction = self._decode(self.decoder.start(coarsest), finer, self._moved(source, generated))
         return generated
 
     def forward(self, source, driving, keypoints=None):
@@ -201,8 +208,8 @@ class Synergy(TalkingHead):
         # The prediction, and I_g^1 from the coarsest feature only, so that the decoder does not depend on fine ones.
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
-        decoded = self.decoder.start(generated.compensated[0])
-        both = self._decode(decoded, generated.compensated[1:], self._moved(state, generated), plain=True)
+        coarsest, *finer = self._posed(generated)
+        both = self._decode(self.decoder.start(coarsest), finer, self._moved(state, generated), plain=True)
         generated.prediction, generated.first_scale_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
 
@@ -258,6 +265,12 @@ class Synergy(TalkingHead):
         if self._compensates('appearance', scale, source):
             compensated = self.appearance(scale, warped, flow, source.features.appearance_projections)    # F_c^i
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
+
+    def _posed(self, generated):
+        """F_c of every scale; at `pose_scales` with the driving keypoints, embedded: a flow opens no closed mouth."""
+        heatmaps = generated.dense_motion.driving_heatmaps
+        return [feature + self.pose[str(scale)](resize(heatmaps, feature.shape[-2:]))
+                if str(scale) in self.pose else feature for scale, feature in enumerate(generated.compensated, start=1)]
 
     def _moved(self, source, generated):
         """With image_skip, the source image warped by the finest flow (B, 3, H, W), to which the decoder adds."""

@@ -103,6 +103,19 @@ def test_with_an_image_skip_the_untrained_decoder_shows_the_source_moved():
     torch.testing.assert_close(generated.first_scale_prediction, generated.prediction)
 
 
+def test_a_decoder_that_sees_the_keypoints_changes_the_picture_and_no_flow():
+    model = build_model(tiny('model_params.pose_scales=[2, 4]')).eval()
+    source, driving = random_images(2), random_images(2)
+    with torch.no_grad():
+        before = model(source, driving)
+        for scale in model.pose.values():
+            torch.nn.init.normal_(scale.weight)
+            after = model(source, driving)
+            assert all(map(torch.equal, after.flows, before.flows))
+            assert not torch.equal(after.prediction, before.prediction)
+            before = after
+
+
 # ---------------------------------------------------------------------------- retrieval
 
 def test_codes_outside_of_a_scales_slice_are_never_read():

@@ -128,7 +128,7 @@ class Identity:
             nose_length=a.nose_length * factor(0.72, 1.05), chin=a.chin + factor(-0.08, 0.03),
             nose_width=a.nose_width * factor(0.85, 1.3),
             lips=_mix(a.lips, a.skin, factor(0, 0.7)), skin=_jitter(rng, a.skin, 0.03),
-            teeth=factor(-0.3, 1.3), mouth_light=factor(0.4, 2.2), lashes=factor(0.2, 1.3),
+            teeth=factor(0.3, 1.3), mouth_light=factor(0.4, 2.2), lashes=factor(0.2, 1.3),
             liner=max(0.0, factor(-1, 1)), lid_shade=factor(-0.15, 0.4))
         light = replace(self.light, azimuth=factor(-80, 80), elevation=factor(0, 65), key=factor(0.3, 0.95),
                         ambient=factor(0.2, 0.6))
