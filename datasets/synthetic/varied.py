@@ -90,13 +90,17 @@ def _cutout(clip, index):
 # ---- what varies
 
 def alike(clip, first, second, rng):
-    """Indices of two frames: with probability 0.75, `second` becomes the one of four whose pose is nearest `first`.
+    """Indices of two frames, from two random ones.
 
-    Frames of arbitrary poses differ more than those of a video, so that expressions would count little.
+    `second` becomes, in three of five pairs, the one of four whose pose is nearest `first`: arbitrary poses differ more
+    than those of a video, so that expressions would count little. In one of five it is `first`, as in a driver's first
+    frame: a model that never saw an image stand still paints spots on it.
     """
     others = [index for index in rng.integers(len(clip), size=4).tolist() if index != first]
-    if rng.random() < 0.25 or not others:
+    if (chance := rng.random()) < 0.2 or not others:
         return first, second
+    if chance < 0.4:
+        return first, first
     pose = lambda index: np.array([getattr(clip.state(index), name) for name in ('yaw', 'pitch', 'roll')])
     return first, min(others, key=lambda index: np.abs(pose(index) - pose(first)).sum())
 
