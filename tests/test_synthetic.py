@@ -14,7 +14,7 @@ from datasets.face_tracker import LandmarkFinder
 from datasets.loader import training_set
 from datasets.synthetic import drawn
 from datasets.synthetic.clips import LANDMARK_NAMES, HeadState, Identity, flow, motion, render, synthetic_people
-from datasets.synthetic.varied import Cutouts, VariedPairs, varied
+from datasets.synthetic.varied import Cutouts, VariedPairs, alike, varied
 from inference import DrivenSource, Renderer
 from load import load_model
 from logger import write_checkpoint
@@ -283,6 +283,13 @@ def test_landmarks_follow_the_camera():
             light = frame[max(top, 0):top + 15, max(left, 0):left + 15].astype(float).sum(-1)
             rows, columns = np.nonzero(light > 0.5 * (light.max() + np.median(light)))
             assert abs(columns.mean() + max(left, 0) - x) < 1.5 and abs(rows.mean() + max(top, 0) - y) < 1.5
+
+
+def test_one_pair_of_five_is_one_frame_twice():
+    clip, = synthetic_people(1, 1, 12, 32, seed=0, even=True)['id00000']
+    pairs = [alike(clip, 3, 7, np.random.default_rng(seed)) for seed in range(300)]
+    assert 0.12 < np.mean([first == second for first, second in pairs]) < 0.28
+    assert {first for first, _ in pairs} == {3} and len(set(pairs)) > 5
 
 
 def test_the_background_stands_still():
