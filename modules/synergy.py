@@ -158,9 +158,9 @@ class Synergy(TalkingHead):
             self.appearance = AppearanceCompensation(params.appearance_codebook_params, channels, params.grid,
                                                      params.tied_windows, params.residual_appearance)
         for parameter in self.pose.parameters():
-            nn.init.zeros_(parameter)                    # at first these add nothing
+            nn.init.zeros_(parameter)                    # at first the keypoints add nothing
         if params.image_skip:
-            nn.init.zeros_(self.decoder.last_weight)     # nor does the decoder
+            nn.init.zeros_(self.decoder.last_weight)     # at first the decoder adds nothing
 
     @property
     def fp32_networks(self):

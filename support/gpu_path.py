@@ -96,13 +96,14 @@ class KnownResults(TorchDispatchMode):
             if key in self.known:
                 return remade(self.known[key])
         result = function(*args, **kwargs)
-        if all(tensor.is_meta for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)):
+        kinds = {tensor.device for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)}
+        if kinds == {META}:              # others, and plain numbers, depend on data
             self.known[key] = described(result)
         return result
 
 
 def described(value):
-    """Tensors within nested tuples and lists as (META or device, size, stride, dtype), others as (type, value)."""
+    """Tensors within nested tuples and lists as (device, size, stride, dtype), other values as (type, value)."""
     if isinstance(value, torch.Tensor):
         return value.device, tuple(value.shape), value.stride(), value.dtype
     return tuple(map(described, value)) if isinstance(value, (tuple, list)) else (type(value), value)

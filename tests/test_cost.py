@@ -42,6 +42,12 @@ def test_attention_writes_no_scores():
     assert counter.totals[1] < 4 * 4096 ** 2 and counter.totals[0] > 4 * 2 * 4096 ** 2 * 8
 
 
+def test_what_is_read_of_data_is_not_taken_from_an_earlier_call():
+    one, two = (torch.tensor(number) for number in (1.0, 2.0))
+    with gpu_path():
+        assert (one.item(), two.item()) == (1, 2) and torch.equal(one, one) and not torch.equal(one, two)
+
+
 def matrix_functions(x):
     """Results of functions of a matrix (4, 4)."""
     return [x @ x, F.linear(x, x), F.conv2d(x[None, None], x[None, None]), torch.einsum('ij,jk->ik', x, x), x.exp(),

@@ -171,7 +171,7 @@ BUILDS = ('train', 'reconstruction', 'animate', 'evaluate', 'inspect', 'study', 
 
 @pytest.mark.parametrize('mode', BUILDS)
 def test_every_mode_that_builds_a_model_says_so_in_one_line(places, mode, capsys, monkeypatch):
-    monkeypatch.setattr(memory, 'step_memory', lambda *_: memory.StepMemory(0, 0, 0, 0, 2 ** 50))    # counts a minute
+    monkeypatch.setattr(memory, 'step_memory', lambda *_: memory.StepMemory(0, 0, 0, 0, 2 ** 50))    # is slow
     known = {command[1]: command for command in commands(*places)}
     known['export'] = ['--mode', 'export', '--checkpoint', str(places[1]['checkpoint']), '--out', str(places[0] / 'x')]
     too_large = 'discriminator_params.channels=65536' if mode == 'import' else 'image_size=16384'
