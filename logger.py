@@ -5,7 +5,7 @@
              /checkpoints/00012500.pt      the state that training resumes from
              /pictures/00012500.png        validation: source, driving, prediction, flows, occlusions
              /log.txt  log.jsonl           scalars, for people and for scripts
-             /alarms.jsonl                 rules that training broke (curves/rules.yaml)
+             /alarms.jsonl                 rules that training broke (support/alarms.yaml)
              /tensorboard/                 scalars and pictures for TensorBoard
 """
 

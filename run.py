@@ -29,7 +29,6 @@ MODES = {
     'study': ('modes.study', 'make a blind user study as a web page, and evaluate its answers'),
     'inspect': ('modes.inspect', 'draw flows, features and codes of a model, scale by scale'),
     'web': ('modes.web', 'serve a web page: animate, inspect, compare, live'),
-    'curves': ('modes.curves', 'compare a run with reference curves, and report anomalies'),
     'demo': ('modes.demo', 'train a small model on synthetic heads; reconstruct and animate unseen ones'),
     'prepare': ('modes.prepare', 'make a dataset from raw videos'),
     'pack': ('modes.pack', 'pack the clips of a dataset into a few tar files, for network disks'),

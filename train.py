@@ -12,7 +12,6 @@ import logging
 from torch import Tensor
 from tqdm import tqdm
 
-from curves.alarms import Alarms
 from datasets.loader import timed_batches, training_loader, training_set
 from modules import memory
 from modules.objective import needs_vgg
@@ -20,6 +19,7 @@ from modules.pairs import micro_batches
 from modules.training_step import build_training_step
 from resume import restore
 from support import distributed, hardware, weights
+from support.alarms import Alarms
 from support.errors import UserError
 from support.files import make_folder
 from support.signals import StopSignal

@@ -20,8 +20,7 @@ ENDING = """
   {folder}/compare/comparison.png             this model and the one in weights/, which trained for hours
   {folder}/pictures/                          flows and occlusion per scale while training
   tensorboard --logdir {folder}/tensorboard    curves, codes in use, pictures
-Compare its curves with the reference, or open it in the browser:
-  python run.py --mode curves --run {folder}
+Open it in the browser:
   python run.py --mode web --checkpoint {folder}
 To train on real videos: README.md, "Train on VoxCeleb1"."""
 

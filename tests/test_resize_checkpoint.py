@@ -187,7 +187,6 @@ def test_every_mode_runs(raw, tmp_path, capsys, monkeypatch):
     does('doctor', '--config', config, *here, *sets)
     does('train', '--config', config, *here, *sets)
     assert torch.load(model[1], weights_only=True)['model']['appearance.embed.3.weight'].shape == (4, 64 * 4)
-    does('curves', '--run', folder)
     does('reconstruction', *model, *here)
     does('animate', *model, *here)
     save_png(tmp_path / 'face.png', open_clip(clip).read([0])[0])

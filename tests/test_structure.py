@@ -12,7 +12,7 @@ from tools import module_map
 
 # From the ground up; folders and files of one line do not import each other.
 FLOORS = (('support',), ('modules', 'datasets'), ('config', 'metrics', 'visualizer'), ('motion',), ('inference',),
-          ('logger', 'evaluation', 'validation'), ('curves', 'load', 'resume'),
+          ('logger', 'evaluation', 'validation'), ('load', 'resume'),
           ('train', 'reconstruction', 'animate', 'tools', 'figures'), ('animate_pairs', 'web'), ('modes',),
           ('run',))
 PLACES = [place for floor in FLOORS for place in floor]

@@ -42,5 +42,4 @@ def commands(folder, files):
          folder / 'compare'],
         ['--mode', 'demo', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--run_name',
          'demo', '--set', *short],
-        ['--mode', 'curves', '--run', folder / 'log' / 'demo', '--out', folder / 'curves.png'],
         ['--mode', 'doctor', '--checkpoint', files['checkpoint'], '--device', 'cpu', '--log_dir', folder / 'log'])]

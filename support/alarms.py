@@ -1,11 +1,40 @@
-"""Alarms during training: one line for each rule that the scalars violate for long."""
+"""Limits of a run's scalars, with the likely reason for crossing each; training checks every log interval."""
 
 import logging
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
-from curves.rules import RULES, Rule
+import yaml
 
 log = logging.getLogger(__name__)
+
+
+class Rule(NamedTuple):
+    """A limit of scalars; alarms.yaml explains the fields."""
+    name: str
+    scalars: str
+    side: str
+    limit: float
+    reason: str
+    steps: int = 0
+    together: bool = False
+
+    def matches(self, scalar):
+        return fnmatchcase(scalar, self.scalars)
+
+    def crossing(self, values):
+        """{name: value} of the scalars that cross the limit; {} if `together` and not all of them do."""
+        matching = {name: value for name, value in values.items() if self.matches(name)}
+        over = {name: value for name, value in matching.items() if self.crossed(value)}
+        return {} if self.together and over != matching else over
+
+    def crossed(self, value):
+        """Whether one value crosses the limit; NaN does not."""
+        return value < self.limit if self.side == 'below' else value > self.limit
+
+
+RULES = tuple(Rule(**rule) for rule in yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8')))
 
 
 class Alarm(NamedTuple):
@@ -27,23 +56,22 @@ class Alarm(NamedTuple):
 class Watch:
     """Checks the values of each log interval against the rules; its state depends on them only, so a run can resume."""
 
-    def __init__(self, rules=None):
-        self.rules = RULES if rules is None else rules
-        self.since, self.raised = {}, {}     # by the rule's place: its first broken step, its Alarm
+    def __init__(self):
+        self.since, self.raised = {}, {}     # by the rule's name: its first broken step, its Alarm
 
     def __call__(self, values):
         """One interval's {'step': ..., name: value} -> (Alarms that it raises, Alarms that are over)."""
         step, new, over = values['step'], [], []
-        for place, rule in enumerate(self.rules):
+        for rule in RULES:
             if not any(map(rule.matches, values)):
                 continue                     # a line of validation holds no values of training
-            broken = {name: values[name] for name in rule.crossing(values)}
+            broken = rule.crossing(values)
             if not broken:
-                self.since.pop(place, None)
-                over += [self.raised.pop(place)] if place in self.raised else []
-            elif step - self.since.setdefault(place, step) >= rule.steps and place not in self.raised:
-                self.raised[place] = Alarm(rule, self.since[place], step, broken)
-                new.append(self.raised[place])
+                self.since.pop(rule.name, None)
+                over += [self.raised.pop(rule.name)] if rule.name in self.raised else []
+            elif step - self.since.setdefault(rule.name, step) >= rule.steps and rule.name not in self.raised:
+                self.raised[rule.name] = Alarm(rule, self.since[rule.name], step, broken)
+                new.append(self.raised[rule.name])
         return new, over
 
 
