@@ -12,10 +12,12 @@ tears the source apart, its detail would become streaks. Nothing is learned, and
 driver gives a still result.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
-from modules.warp import identity_grid, resize, resize_flow, sample, to_displacement
+from modules.warp import resize, resize_flow, sample, to_displacement
 from visualizer import to_bytes
 
 TOLERANCE = 0.14       # difference of P and down(W), images in [-1, 1], at which the gate has fallen to 1/e
@@ -45,7 +47,7 @@ def add_detail(prediction, flow, source):
     size, large = prediction.shape[-1], source.shape[-1]
     displacement = to_displacement(resize_flow(flow, (size, size))).contiguous()          # pixels of the model
     wide = resize(displacement, (large, large), align_corners=False).permute(0, 2, 3, 1)
-    positions = torch.add(_centres(large, source), wide, alpha=2 / size)
+    positions = torch.add(_centres(large, source.device), wide, alpha=2 / size)
     moved = sample(source.expand(len(flow), -1, -1, -1), positions, align_corners=False, padding_mode='border')     # W
     small = F.interpolate(moved, (size, size), mode='bilinear', antialias=True)           # down(W)
     gate = agreement(prediction, small) * visibility(displacement)
@@ -82,6 +84,8 @@ def _up(x, size):
     return F.interpolate(x, (size, size), mode='bicubic', antialias=True)
 
 
-def _centres(size, like):
+@functools.lru_cache(maxsize=4)
+def _centres(size, device):
     """Positions of the pixels' centres, (size, size, 2), for align_corners=False."""
-    return identity_grid((size, size), like) * ((size - 1) / size)
+    centre = (torch.arange(size, device=device) * 2 + 1) / size - 1
+    return torch.stack(torch.meshgrid(centre, centre, indexing='xy'), -1)
