@@ -2,7 +2,7 @@
 
 from itertools import zip_longest
 
-from datasets.frames import find_people
+from datasets.frames import find_people, read_frames
 from datasets.synthetic.clips import synthetic_people
 from datasets.synthetic.varied import Cutouts, VariedPairs
 
@@ -19,11 +19,11 @@ def training_people(params, size):
 
 
 def pair_reader(params, people):
-    """Arguments of PairDataset for reading pairs of the training clips `people`: dict(read=...); {} for its default."""
+    """`read` of the PairDataset of the training clips `people`."""
     heads = params.synthetic_params
     if params.root_dir is not None or not heads.landmarks:
-        return {}
-    return dict(read=VariedPairs(heads.landmarks, heads.augment, Cutouts(heads.cache, people)))
+        return read_frames
+    return VariedPairs(heads.landmarks, heads.augment, Cutouts(heads.cache, people))
 
 
 def test_people(params, size, seed=TEST_SEED):

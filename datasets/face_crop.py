@@ -69,17 +69,11 @@ def _within(start, side, length):
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """The face of an image or clip.
-
-    square: the crop
-    height: median height of the face, pixels
-    frame:  (H, W, 3) uint8, the first frame with the face
-    boxes:  (x0, y0, x1, y1) of all faces in that frame, the largest first
-    """
-    square: Square
-    height: float
-    frame: np.ndarray
-    boxes: list
+    """The face of an image or clip."""
+    square: Square       # the crop
+    height: float        # median height of the face, pixels
+    frame: np.ndarray    # (H, W, 3) uint8, the first frame with the face
+    boxes: list          # (x0, y0, x1, y1) of all faces in that frame, the largest first
 
 
 def find_crop(detector, frames, name, which=0):

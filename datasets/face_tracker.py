@@ -6,7 +6,7 @@ https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker
 import math
 import os
 import weakref
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,19 +42,11 @@ def landmarker_path():
 
 @dataclass(frozen=True)
 class Face:
-    """One face in a frame of W x H pixels; coordinates may lie outside of the frame.
-
-    box:         (x0, y0, x1, y1) around the landmarks, pixels: chin to hairline, not the whole head
-    landmarks:   (478, 2) x and y in pixels; 0 and 1 are the edges of the frame's first pixel. The last ten are the
-                 irises (Grishchenko et al., arXiv 2006.10962)
-    matrix:      (4, 4) from MediaPipe's canonical face, in centimetres, to a camera at the centre of the searched
-                 part: rotation, scale, translation; None if there is no solution
-    blendshapes: (52,) in [0, 1], in MediaPipe's order; None unless the detector computes them
-    """
-    box: tuple[float, float, float, float]
-    landmarks: np.ndarray
-    matrix: np.ndarray | None
-    blendshapes: np.ndarray | None = None
+    """One face in a frame; coordinates are (x, y) in pixels and may lie outside of the frame."""
+    box: tuple[float, float, float, float]    # x0, y0, x1, y1 around the landmarks: chin to hairline
+    landmarks: np.ndarray          # (478, 2); 0 and 1 are the edges of the first pixel; irises last (arXiv 2006.10962)
+    matrix: np.ndarray | None      # (4, 4) from MediaPipe's canonical face, in cm, to a camera at the searched part
+    blendshapes: np.ndarray | None = None     # (52,) in [0, 1], in MediaPipe's order, if the detector computes them
 
     @property
     def size(self):
@@ -63,7 +55,7 @@ class Face:
         return max(x1 - x0, y1 - y0)
 
 
-class FaceDetector:
+class FaceDetector(AbstractContextManager):
     """A detector of the faces in single frames; a context manager, for one thread, on the CPU.
 
     max_faces:   largest number of faces per frame
@@ -73,9 +65,6 @@ class FaceDetector:
 
     def __init__(self, max_faces=5, blendshapes=False):
         self._landmarker, self._image = _open_landmarker(max_faces, blendshapes)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.close()

@@ -16,20 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class FrameFolder:
-    """A folder of PNG or JPEG stills, one per frame, as a clip at 25 fps.
+    """A folder of PNG or JPEG stills, one per frame in natural order of their names, as a clip at 25 fps.
 
-    Sorted naturally (frame 10 after frame 9). The folder's name may end in `.mp4`, as in FOMM's
-    VoxCeleb; `name` is without it. A gap in the numbering is logged once; the clip then
-    has fewer frames. Stills of different sizes are rejected by name, even if `size` is given.
+    The folder's name may end in `.mp4`, as in FOMM's VoxCeleb; `name` is without it. A gap in the numbering is logged
+    once. Stills of different sizes are rejected by name, even if `size` is given.
     """
 
     fps = CLIP_FPS      # stills do not carry a rate
-    has_audio = False
 
     def __init__(self, path, size=None, background=WHITE):
-        self.path = Path(path)
-        self.size = size
-        self.background = background
+        self.path, self.size, self.background = Path(path), size, background
         self.name = self.path.name.removesuffix('.mp4')
 
     def __len__(self):

@@ -9,6 +9,7 @@
 import logging
 import multiprocessing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,11 @@ def find_people(root, partition, id_sampling, size):
     """The clips of each person: dict of person -> list of clips, both sorted by name.
 
     root:        folder that holds train/ and test/
-    partition:   'train' or 'test'
     id_sampling: the person is the one of the manifest, without a manifest the part of a clip's
                  name before the first '#'; otherwise every clip is a person of its own
     size:        frames are resized to (size, size)
-    Hidden files, files that are no video and folders without frames are left out, and so are clips
-    that a manifest does not list. Clips are not opened: damage shows at their first use. Raises UserError if folder or
-    clips are missing or names do not fit.
+    Clips that a manifest does not list are left out. Clips are not opened: damage shows at their first use. Raises
+    UserError if folder or clips are missing or names do not fit.
     """
     folder, paths = Path(root, partition), clip_paths(root, partition)
     records, people = read_manifest(root), {}
@@ -63,15 +62,6 @@ def _listed(paths, folder, names):
         raise UserError(f'{folder}: none of its {len(paths)} clips is in {MANIFEST}; prepare the data again, '
                         f'or remove {MANIFEST} to use what is there')
     return {name: paths[name] for name in paths.keys() & names}
-
-
-def _partition_folder(root, partition):
-    if not root.is_dir():
-        raise UserError(f'{root}: no such data folder; expected {_LAYOUT}; --mode prepare makes it, see docs/data.md')
-    folder = root / partition
-    if not folder.is_dir():
-        raise UserError(f'{root}: has no folder {partition}; expected {_LAYOUT}')
-    return folder
 
 
 def clip_paths(root, partition):
@@ -100,12 +90,19 @@ def sort_entries(root, partition):
 
     Raises UserError if the folder is missing or empty, or if two entries have one name.
     """
-    folder = _partition_folder(Path(root), partition)
+    root, folder = Path(root), Path(root, partition)
+    if not root.is_dir():
+        raise UserError(f'{root}: no such data folder; expected {_LAYOUT}; --mode prepare makes it, see docs/data.md')
+    if not folder.is_dir():
+        raise UserError(f'{root}: has no folder {partition}; expected {_LAYOUT}')
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
     if not visible:
         raise UserError(f'{folder}: is empty; expected {_LAYOUT}')
     paths, others = {}, {}
-    for path in _unpacked(visible):
+    shards = {path: members(path) for path in visible if path.suffix == SHARD_SUFFIX and path.is_file()}
+    for path in chain.from_iterable(shards.get(path, [path]) for path in visible):
+        if path.name.startswith('.'):
+            continue
         if reason := _no_clip(path):
             others[path.name] = reason
             continue
@@ -114,15 +111,6 @@ def sort_entries(root, partition):
             raise UserError(f'{folder}: {paths[name].name} and {path.name} are both clip {name}; remove or rename one')
         paths[name] = path
     return paths, others
-
-
-def _unpacked(paths):
-    """The paths, with each shard replaced by its members."""
-    for path in paths:
-        if path.suffix == SHARD_SUFFIX and path.is_file():
-            yield from (member for member in members(path) if not member.name.startswith('.'))
-        else:
-            yield path
 
 
 def _no_clip(path):
@@ -134,7 +122,7 @@ def _no_clip(path):
             return 'a folder that cannot be read'
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         return 'not a video'
-    return 'a link to nothing' if isinstance(path, Path) and not path.exists() else None
+    return None if path.exists() else 'a link to nothing'
 
 
 def _person(name, path, id_sampling):
@@ -151,34 +139,23 @@ def _person(name, path, id_sampling):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random augmentation of a pair, the same for both frames; the config holds the ranges.
-
-    time_flip:       swap source and driving, probability 1/2
-    horizontal_flip: mirror, probability 1/2 where time was not flipped, as FOMM has it
-    brightness, contrast, saturation: factors are drawn from [max(0, 1 - x), 1 + x]; 0 leaves them
-    hue:             shift drawn from [-x, x] turns of the colour wheel, x <= 0.5
-    """
-    time_flip: bool
-    horizontal_flip: bool
-    brightness: float
+    """Random augmentation of a pair, the same for both frames; the config holds the ranges."""
+    time_flip: bool             # swap source and driving, probability 1/2
+    horizontal_flip: bool       # mirror, probability 1/2 where time was not flipped, as FOMM has it
+    brightness: float           # factors are drawn from [max(0, 1 - x), 1 + x]; 0 leaves them
     contrast: float
     saturation: float
-    hue: float
+    hue: float                  # shift drawn from [-x, x] turns of the colour wheel, x <= 0.5
 
     def __call__(self, pair, rng):
         """pair: (2, 3, H, W) float32 in [0, 1], earlier frame first; returns the same shape and range."""
+        from torchvision.transforms.v2 import functional as TF      # here: half a second and 160 MiB
         if self.time_flip and rng.random() < 0.5:
             pair = pair.flip(0)
         elif self.horizontal_flip and rng.random() < 0.5:
             pair = pair.flip(-1)
-        return self._jitter(pair, rng)
-
-    def _jitter(self, pair, rng):
-        """The adjustments in random order, as FOMM and torchvision do: they do not commute.
-
-        https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.v2.ColorJitter.html
-        """
-        from torchvision.transforms.v2 import functional as TF  # half a second and 160 MiB, where nothing is jittered
+        # In random order, as FOMM and torchvision have it, since adjustments do not commute:
+        # https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.v2.ColorJitter.html
         adjustments = ((TF.adjust_brightness, 1, self.brightness), (TF.adjust_contrast, 1, self.contrast),
                        (TF.adjust_saturation, 1, self.saturation), (TF.adjust_hue, 0, self.hue))
         for n in rng.permutation(len(adjustments)):
@@ -206,13 +183,12 @@ class PairDataset(Dataset):
     are uniform with replacement, the earlier first.
 
     people:     person -> clips; a clip has `name`, len() and read(indices) -> uint8 (H, W, 3) frames
-    seed:       int >= 0
     max_broken: number of damaged clips that are tolerated
     read:       function of clip, indices and rng -> (frames as above, dict of further arrays for the sample)
 
-    A clip that raises UserError is replaced by another one of the same person, or of another person if none is left,
-    drawn from the sample's own random numbers. One of the loader's workers logs its name, once. UserError if no clip is
-    left, or after more than `max_broken` damaged clips.
+    A clip that raises UserError is logged once and replaced by another one of the same person, or of another person if
+    none is left, drawn from the sample's own random numbers. UserError if no clip is left, or after more than
+    `max_broken` damaged clips.
     """
 
     def __init__(self, people, seed, augmentation, max_broken=20, read=read_frames):
@@ -235,10 +211,7 @@ class PairDataset(Dataset):
         return [f'{person}/{name}' for person, name in self._numbers]
 
     def __getitem__(self, i):
-        """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn before).
-
-        Also the further arrays that `read` returns.
-        """
+        """dict(source, driving: (3, H, W) float32 in [-1, 1]; index: i; skipped: damaged clips drawn), and `read`'s."""
         rng = np.random.default_rng((self._seed, i))
         (frames, further), skipped = self._draw(i, rng)
         pair = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)       # (2, 3, H, W)
@@ -299,22 +272,18 @@ class PairDataset(Dataset):
 class Stream(Sampler):
     """Batches of global sample indices for one process: the `batch_sampler` of its DataLoader.
 
-    Step s gives [s * world * batch_size + rank * batch_size + b for b in range(batch_size)], so the
-    processes share the samples of a step out among them and any step can be started from.
+    The processes share the samples of a step out among them, and any step can be started from.
 
     batch_size: samples per process and step
     rank:       of this process, 0 .. world - 1
     start:      first step; a resumed run gives the step it has reached
-    stop:       step before which to stop; None for no end
+    stop:       step before which to stop
     """
 
-    def __init__(self, batch_size, rank=0, world=1, start=0, stop=None):
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._start, self._stop = start, stop
+    def __init__(self, batch_size, stop, rank=0, world=1, start=0):
+        self._batch_size, self._rank, self._world, self._steps = batch_size, rank, world, range(start, stop)
 
     def __iter__(self):
-        step = self._start
-        while self._stop is None or step < self._stop:
+        for step in self._steps:
             first = (step * self._world + self._rank) * self._batch_size
             yield list(range(first, first + self._batch_size))
-            step += 1

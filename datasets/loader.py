@@ -20,8 +20,7 @@ def training_set(config):
     data = config.dataset_params
     augmentation = Augmentation(**vars(data.augmentation_params))
     people = training_people(data, config.model_params.image_size)
-    dataset = PairDataset(people, config.train_params.seed, augmentation, data.max_broken,
-                          **pair_reader(data, people))
+    dataset = PairDataset(people, config.train_params.seed, augmentation, data.max_broken, pair_reader(data, people))
     distributed.agree({'config': distributed.digest([str(config)]),
                        'training clips': distributed.digest(dataset.names())})
     return dataset
@@ -33,8 +32,8 @@ def training_loader(config, dataset, step):
     A sample's index is its position in the training stream, so that resumed runs continue with the next samples.
     """
     params = config.train_params
-    stream = Stream(params.batch_size // distributed.world(), distributed.rank(), distributed.world(), step,
-                    params.num_iterations)
+    stream = Stream(params.batch_size // distributed.world(), params.num_iterations, distributed.rank(),
+                    distributed.world(), step)
     check_queues(params.num_workers)
     return DataLoader(dataset, batch_sampler=stream, num_workers=params.num_workers,
                       pin_memory=torch.cuda.is_available(), persistent_workers=False,

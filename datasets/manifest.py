@@ -35,36 +35,21 @@ LONGEST_NAME = 240           # bytes of a clip's name: file systems take 255, an
 
 @dataclass(frozen=True)
 class Record:
-    """One clip of the manifest.
-
-    id:        person#video#start#end, start and end in frames at 25 fps; the name of the clip
-    person:    the part of the name before the first '#'
-    partition: 'train' or 'test'
-    status:    one of STATUSES
-    error:     why the clip is missing, one line; null if it exists
-    source:    name of its video; null if there was none
-    start:     seconds from the first frame of that video
-    frames:    number of frames, at `fps`
-    crop:      'square', 'legacy' or 'face': how `box` was chosen
-    box:       (x0, y0, x1, y1) in pixels of the upright video; outside of it the border is repeated
-    size:      side of the clip's frames, pixels
-    format:    'mp4', 'png' or 'jpeg'
-    hash:      SHA-256 of all frames in order, uint8 RGB, before they were encoded
-    """
-    id: str
-    person: str
-    partition: str
-    status: str
-    error: str | None = None
-    source: str | None = None
-    start: float | None = None
-    frames: int | None = None
+    """One clip of the manifest."""
+    id: str                       # person#video#start#end, start and end in frames at 25 fps; the name of the clip
+    person: str                   # the part of the name before the first '#'
+    partition: str                # 'train' or 'test'
+    status: str                   # one of STATUSES
+    error: str | None = None      # why the clip is missing, one line
+    source: str | None = None     # name of its video
+    start: float | None = None    # seconds from the first frame of that video
+    frames: int | None = None     # number of frames, at `fps`
     fps: int | None = None
-    crop: str | None = None
-    box: tuple[int, int, int, int] | None = None
-    size: int | None = None
-    format: str | None = None
-    hash: str | None = None
+    crop: str | None = None       # 'square', 'legacy' or 'face': how `box` was chosen
+    box: tuple[int, int, int, int] | None = None    # x0, y0, x1, y1, pixels of the upright video or beyond its border
+    size: int | None = None       # side of the clip's frames, pixels
+    format: str | None = None     # 'mp4', 'png' or 'jpeg'
+    hash: str | None = None       # SHA-256 of all frames in order, uint8 RGB, before they were encoded
 
     def __post_init__(self):
         """ValueError for fields that no clip can have: the manifest may have been written by others."""

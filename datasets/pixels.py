@@ -53,10 +53,11 @@ class Pictures:
 
     def _rgb(self, frame, size):
         transparent = any(component.is_alpha for component in frame.format.components)
+        if self._transfer is None and not transparent:
+            return self._converted(frame, size, 'rgb24')
         if self._transfer is None:
-            return opaque(self._converted(frame, size, 'rgba'), self._background) if transparent else \
-                self._converted(frame, size, 'rgb24')
-        # Planar: FFmpeg of PyAV 17.0 converts to packed 16-bit RGB with wrong colors.
+            return opaque(self._converted(frame, size, 'rgba'), self._background)
+        # Planar: FFmpeg of PyAV 17.0 converts to packed 16-bit RGB with wrong colours.
         picture = to_bt709(self._converted(frame, size, 'gbrp16le'), self._transfer)
         if transparent:
             picture = opaque(np.dstack([picture, self._converted(frame, size, 'rgba')[..., 3]]), self._background)
@@ -117,9 +118,9 @@ def to_bt709(deep, transfer):
     """uint16 (H, W, 3) RGB of BT.2020 in PQ, HLG or SDR -> uint8 (H, W, 3) RGB of BT.709.
 
     Of HDR, luminance up to half of the reference white stays; what is brighter is compressed up to 1000 nits.
-    PQ, HLG and its OOTF: ITU-R BT.2100-2, Tables 4 and 5; reference white: ITU-R BT.2408, Sec. 2.2.
+    OOTF of HLG: ITU-R BT.2100-2, Table 5; reference white: ITU-R BT.2408, Sec. 2.2.
     """
-    linear = _LINEAR[transfer]()[deep]
+    linear = _linear(transfer)[deep]
     if transfer != SDR:
         luminance = linear @ LUMINANCE
         shown = luminance if transfer == PQ else np.float32(PEAK / REFERENCE_WHITE) * luminance ** np.float32(1.2)
@@ -138,26 +139,19 @@ def _compressed(luminance):
     return np.minimum(luminance, KNEE) + (1 - KNEE) * np.minimum(over * (1 + over / peak ** 2) / (1 + over), 1)
 
 
-@lru_cache(maxsize=1)
-def _linear_sdr():
-    """Light of the display for every 16-bit value, in [0, 1] (BT.1886)."""
-    return np.float32(np.linspace(0, 1, 2 ** 16) ** 2.4)
+@lru_cache
+def _linear(transfer):
+    """Light for every 16-bit value: of SDR in [0, 1], of PQ in units of the reference white, of HLG's scene in [0, 1].
 
-
-@lru_cache(maxsize=1)
-def _linear_pq():
-    """Light of the display for every 16-bit value, in units of the reference white (BT.2100, Table 4)."""
-    power = np.linspace(0, 1, 2 ** 16) ** (1 / 78.84375)
-    light = (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (1 / 0.1593017578125)
-    return np.float32(10000 / REFERENCE_WHITE * light)
-
-
-@lru_cache(maxsize=1)
-def _linear_hlg():
-    """Light of the scene for every 16-bit value, in [0, 1] (BT.2100, Table 5)."""
+    ITU-R BT.1886 and BT.2100, Tables 4 and 5.
+    """
     signal = np.linspace(0, 1, 2 ** 16)
-    return np.float32(np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277)
-                                                                + 0.28466892) / 12))
-
-
-_LINEAR = {SDR: _linear_sdr, PQ: _linear_pq, HLG: _linear_hlg}
+    if transfer == SDR:
+        light = signal ** 2.4
+    elif transfer == PQ:
+        power = signal ** (1 / 78.84375)
+        light = (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (1 / 0.1593017578125)
+        light = 10000 / REFERENCE_WHITE * light
+    else:
+        light = np.where(signal <= 0.5, signal ** 2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+    return np.float32(light)

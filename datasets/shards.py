@@ -19,7 +19,7 @@ SUFFIX = '.tar'
 
 
 class Member(NamedTuple):
-    """A file within a tar file, used like a Path: the position of its bytes."""
+    """A file inside a tar archive: offset and size in bytes, with the Path attributes that readers use."""
     archive: Path
     inside: str      # its name there, folders included
     start: int
@@ -43,6 +43,9 @@ class Member(NamedTuple):
     def is_dir(self):
         return False
 
+    def exists(self):
+        return True
+
     def stat(self):
         """stat() of the tar file, since members change only with it."""
         return self.archive.stat()
@@ -56,7 +59,7 @@ def address(path):
 
 
 def stored_size(path):
-    """Bytes of a Path or Member."""
+    """Size in bytes of a Path or Member."""
     return path.size if isinstance(path, Member) else os.path.getsize(path)
 
 

@@ -9,8 +9,7 @@ Every frame in this project is uint8 (H, W, 3), RGB, 0..255. A clip, whatever it
     read(indices) -> list of frames, random access
     frames()      -> iterator over all frames in order, in constant memory; frames(indices) over these alone
 
-and read([i]) is bit-identical to the i-th of frames(). A clip that cannot give all its frames
-raises `UserError`; it never gives fewer.
+and read([i]) is bit-identical to the i-th of frames(). A clip that cannot give all its frames raises `UserError`.
 """
 
 from bisect import bisect_right
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,43 +44,29 @@ _WORTH_A_SEEK = 8
 
 @dataclass(frozen=True)
 class _Index:
-    """Index of a video from one pass over its packets, without decoding.
-
-    stamps: (T,) ascending; tells frame i in the decoder's output: its presentation time, or its
-            plain number where `timed` is False
-    keys:   ascending indices of the frames at which decoding can start; the first is 0
-    tick:   seconds that stamps count in
-    """
+    """Index of a video from one pass over its packets, without decoding."""
     fps: Fraction
-    has_audio: bool
-    timed: bool
-    stamps: np.ndarray
-    keys: list
-    tick: Fraction
+    timed: bool           # stamps are presentation times, else plain numbers of frames
+    stamps: np.ndarray    # (T,) ascending: frame i in the decoder's output
+    keys: list            # ascending indices of the frames at which decoding can start; the first is 0
+    tick: Fraction        # seconds that stamps count in
 
 
 class VideoClip:
-    """A video file (mp4, mov, webm, gif, avi, mkv) as a clip.
+    """A video file as a clip; frames are as players show them (datasets/pixels.py).
 
-    Frames are as players show them: upright, with square pixels and in SDR (datasets/pixels.py). Exact for variable
-    frame rate, where `fps` is the average. The file is opened by each call and closed after it, so thousands of clips
-    can be held and pickled; the index of the packets is made at first use and kept.
+    Exact for variable frame rate, where `fps` is the average. Each call opens the file and closes it, so thousands of
+    clips can be held and pickled; the index of the packets is made at first use and kept.
     Every method raises UserError if the file is missing, truncated, damaged or not a video.
     """
 
     def __init__(self, path, size=None, background=WHITE):
-        self.path = path if isinstance(path, Member) else Path(path)
-        self.size = size
-        self.background = background
+        self.path, self.size, self.background = path if isinstance(path, Member) else Path(path), size, background
         self.name = self.path.stem
 
     @property
     def fps(self):
         return self._index.fps
-
-    @property
-    def has_audio(self):
-        return self._index.has_audio
 
     @property
     def times(self):
@@ -100,10 +86,7 @@ class VideoClip:
         return [frame_at[i] for i in indices]
 
     def frames(self, indices=None, threads=0):
-        """All frames in order, or those at the ascending `indices`, in constant memory. Raises UserError.
-
-        threads: of the decoder; 0 lets it choose
-        """
+        """All frames in order, or those at the ascending `indices`; threads=0 lets the decoder choose. UserError."""
         return self._decode(range(len(self)) if indices is None else indices, threads)
 
     @cached_property
@@ -119,7 +102,6 @@ class VideoClip:
             return shape_of(first, axes_of(first))
 
     def _decode(self, wanted, threads):
-        """Yields the frames at the ascending indices `wanted`; threads=0 lets the decoder choose."""
         index = self._index
         only = None if len(wanted) == len(self) else {int(index.stamps[i]) for i in wanted}
         with _opened(self.path) as (container, stream):
@@ -132,20 +114,12 @@ class VideoClip:
                 if key > position + _WORTH_A_SEEK:
                     container.seek(int(index.stamps[key]), stream=stream)
                     decoded = _decoded(container, stream, index.timed, only)
-                frame = self._advance(decoded, i)
+                stamp, frame = next((pair for pair in decoded if pair[0] >= index.stamps[i]), (None, None))
+                if stamp != index.stamps[i]:
+                    raise UserError(f'{self.path}: frame {i} of {len(self)} does not decode; the file is damaged, '
+                                    f're-encode or remove it')
                 yield resized(pictures(frame), self.size)
                 position = i
-
-    def _advance(self, decoded, i):
-        """The i-th frame, from (stamp, frame) pairs that begin at or before it."""
-        wanted = self._index.stamps[i]
-        for stamp, frame in decoded:
-            if stamp == wanted:
-                return frame
-            if stamp > wanted:
-                break
-        raise UserError(f'{self.path}: frame {i} of {len(self)} does not decode; the file is damaged, '
-                        f're-encode or remove it')
 
 
 # Up to PyAV 18 a title that is not UTF-8 made the whole file unreadable, unless told otherwise; from 19 on none does.
@@ -189,17 +163,15 @@ def _decoded(container, stream, timed, only=None):
     """(stamp, frame) for every frame from the container's position on.
 
     timed: the stamp is the frame's presentation time, otherwise its number
-    only:  stamps of the frames that matter; of the others, those that no frame is predicted
-           from are not decoded, which saves a quarter of the time with B-frames
+    only:  stamps of the frames that matter; others that no frame is predicted from are not decoded: with B-frames,
+           a quarter of the time
     """
-    decoder = _decoder(stream)
-
-    def frames():
-        for packet in container.demux(stream):
-            if only is not None and timed:
-                decoder.skip_frame = 'DEFAULT' if packet.pts in only else 'NONREF'
-            yield from decoder.decode(packet)
-    return ((frame.pts, frame) for frame in frames()) if timed else enumerate(frames())
+    decoder, numbers = _decoder(stream), count()
+    for packet in container.demux(stream):
+        if only is not None and timed:
+            decoder.skip_frame = 'DEFAULT' if packet.pts in only else 'NONREF'
+        for frame in decoder.decode(packet):
+            yield (frame.pts if timed else next(numbers)), frame
 
 
 def _decoder(stream):
@@ -211,9 +183,10 @@ def _decoder(stream):
 
 
 def _build_index(path, container, stream):
-    packets = list(_packets(container, stream))
+    packets = [_Packet(packet.pts, packet.is_keyframe, not packet.is_discard, packet.is_corrupt)
+               for packet in container.demux(stream) if packet.size]
     if _is_cut(path, container, stream) or any(packet.corrupt for packet in packets):
-        raise UserError(f'{path}: is cut short, its end is missing; fetch the file again or remove it')
+        raise UserError(f'{path}: is incomplete, its end is missing; fetch the file again or remove it')
 
     # AVI stores no presentation times (FFmpeg makes some up), so its frames have to be counted.
     times = {packet.pts for packet in packets}
@@ -225,7 +198,7 @@ def _build_index(path, container, stream):
         keys = [0]  # a gif builds each frame on the one before; the others have no index, so that a seek may miss
     fps = _rate(container, stream, stamps)
     tick = exact(stream.time_base) if timed else 1 / fps
-    return _Index(fps, bool(container.streams.audio), timed, stamps, keys, tick)
+    return _Index(fps, timed, stamps, keys, tick)
 
 
 class _Packet(NamedTuple):
@@ -233,12 +206,6 @@ class _Packet(NamedTuple):
     key: bool
     shown: bool    # False where an edit list (ISO/IEC 14496-12, Sec. 8.6.6) cuts the frame away: decoded, then dropped
     corrupt: bool
-
-
-def _packets(container, stream):
-    for packet in container.demux(stream):
-        if packet.size:
-            yield _Packet(packet.pts, packet.is_keyframe, not packet.is_discard, packet.is_corrupt)
 
 
 def _timed_frames(packets):
@@ -335,14 +302,10 @@ def open_clip(path, size=None, background=WHITE):
     background: (red, green, blue) behind transparent pixels
     Raises UserError if nothing is there. Whether FFmpeg can read the file, whatever its suffix, shows at first use.
     """
-    if isinstance(path, Member):
-        return VideoClip(path, size, background)
-    path = Path(path)
-    if path.is_dir():
-        return FrameFolder(path, size, background)
+    path = path if isinstance(path, Member) else Path(path)
     if not path.exists():
         raise UserError(f'{path}: no such video or folder of frames')
-    return VideoClip(path, size, background)
+    return (FrameFolder if path.is_dir() else VideoClip)(path, size, background)
 
 
 def is_video(path):

@@ -22,24 +22,21 @@ log = logging.getLogger(__name__)
 
 
 class VideoWriter:
-    """Writes frames one by one to an mp4 (H.264, yuv420p) or a gif; a context manager.
+    """Writes frames one by one to an mp4 (H.264, yuv420p) or a gif, in constant memory; a context manager.
 
     path:       must end in .mp4 or .gif; appears only when complete, nothing is left after an exception
     fps:        Fraction or int, kept exactly in an mp4. A gif counts in 1/100 s (GIF89a, Sec. 23), right on average;
                 above 50 frames/s some are left out, as browsers slow down delays below 20 ms
-    audio_from: a file whose first audio track is copied, packet by packet and unchanged, as far as
-                there are frames; it keeps its offset to that file's video. A file without an audio
-                track adds none, and a gif carries none.
+    audio_from: a file whose first audio track, if any, is copied into the mp4 packet by packet as far as there are
+                frames; it keeps its offset to that file's video
     crf:        quality of the mp4, 0 (lossless) to 51; 18 is hard to tell from the original
                 (https://trac.ffmpeg.org/wiki/Encode/H.264)
-    gop:        the mp4 has a key frame at least every so many frames; 10 makes a file that is half as large again and
-                read five times faster at random, None leaves the encoder's 250
+    gop:        the mp4 has a key frame at least every so many frames; None leaves the encoder's 250
     threads:    of the encoder; 0 lets it choose
     aside:      folder on the same disk where it is written until it is complete; None for that of `path`
 
-    An odd height or width, which yuv420p cannot have, is made even by repeating the last row or column.
-    Memory does not grow with the number of frames. Raises UserError if the path cannot be written,
-    if the sound cannot be copied and if no frame is written.
+    An odd height or width, which yuv420p cannot have, is made even by repeating the last row or column. Raises
+    UserError if the path cannot be written, if the sound cannot be copied and if no frame is written.
     """
 
     def __init__(self, path, fps, audio_from=None, crf=18, gop=None, threads=0, aside=None):
@@ -51,15 +48,11 @@ class VideoWriter:
         if not self.path.parent.is_dir():
             raise UserError(f'{path}: its folder does not exist; create it first')
         self.fps = Fraction(fps).limit_denominator(100_000)
-        if self.fps <= 0:
-            raise ValueError(f'fps={fps} must be positive')
         self._encoder = _ENCODERS[self.path.suffix.lower()]
-        self._options = {'crf': str(crf)} if self._encoder.name == 'libx264' else {}
-        if self._options and gop is not None:
-            self._options['g'] = str(gop)
-        self._threads = threads
-        self._audio_from = audio_from if self._encoder.name == 'libx264' else None
-        self._aside = aside
+        self._options, self._audio_from = {}, None
+        if self._encoder.name == 'libx264':
+            self._options, self._audio_from = {'crf': str(crf), **({'g': str(gop)} if gop else {})}, audio_from
+        self._threads, self._aside = threads, aside
         self._output = self._video = self._audio = None
         self._shape, self._count, self._shown, self._left_out = None, 0, 0, False
 
@@ -68,14 +61,17 @@ class VideoWriter:
             unfinished = stack.enter_context(written_whole(self.path, self._aside))
             stack.callback(self._close)
             with self._writing():
-                self._output = av.open(os.path.abspath(unfinished), 'w', format=self._encoder.format,
-                                       options=self._muxer_options())
+                options = {}
+                if self._encoder.ticks:     # FFmpeg's delay of the last frame is 10 ms, which browsers show as 100
+                    delay = max(round(self._encoder.ticks / self.fps), SHORTEST_DELAY)
+                    options['final_delay'] = str(min(delay, 65535))
+                self._output = av.open(os.path.abspath(unfinished), 'w', format=self._encoder.format, options=options)
                 self._video = self._output.add_stream(self._encoder.name, rate=self._encoder.ticks or self.fps,
                                                       options=self._options)
                 self._video.pix_fmt = self._encoder.pix_fmt
                 self._video.codec_context.thread_count = self._threads
             if self._audio_from is not None:
-                self._audio = _AudioCopy.of(self._audio_from, self._output)
+                self._audio = _AudioCopy(self._audio_from, self._output)
             stack.push(self._finish)
             self._leave = stack.pop_all().__exit__     # finish, close, rename: what fails spares nobody the rest
         return self
@@ -99,12 +95,6 @@ class VideoWriter:
             self._output.mux(self._video.encode(picture))
             if self._audio is not None:
                 self._audio.copy_until(self._count / self.fps)
-
-    def _muxer_options(self):
-        """The last frame of a GIF lasts as long as the others; FFmpeg's 10 ms are shown as 100 by browsers."""
-        if not self._encoder.ticks:
-            return {}
-        return {'final_delay': str(min(max(round(self._encoder.ticks / self.fps), SHORTEST_DELAY), 65535))}
 
     def _tick(self):
         """When the next frame is shown, in ticks of the file; None to leave it out, as it follows too soon."""
@@ -158,57 +148,45 @@ class VideoWriter:
 class _AudioCopy:
     """Copies the packets of a file's audio track into an output, up to a time that moves on."""
 
-    @classmethod
-    def of(cls, path, output):
-        """The copy, or None if the file has no audio track. Raises UserError."""
+    def __init__(self, path, output):
+        """A file without an audio track adds none. Raises UserError."""
+        self._path, self._output, self._waiting, self._packets = path, output, None, iter(())
         try:
-            source = open_container(path)
+            self._source = source = open_container(path)
         except av.error.FFmpegError as error:
             raise UserError(f'{path}: cannot be read for its sound ({error.strerror})') from error
-        track = source.streams.best('audio')
+        track, video = source.streams.best('audio'), source.streams.best('video')
         if track is None:
-            source.close()
-            return None
+            return
         codec = track.codec_context.codec.canonical_name if track.codec_context else 'of an unknown kind'
         if codec not in output.supported_codecs:
             source.close()
             raise UserError(f'{path}: its sound ({codec}) cannot be copied into an mp4; convert it to AAC first')
-        return cls(path, source, track, output)
-
-    def __init__(self, path, source, track, output):
-        self._path, self._source, self._output = path, source, output
         self._stream = output.add_stream_from_template(track)
         self._packets = (packet for packet in source.demux(track) if packet.pts is not None)
-        self._waiting = None
-        video = source.streams.best('video')
         # Frames are written from time 0 on, so sound moves by as much as the first frame does.
         self._shift = video.start_time * exact(video.time_base) if video and video.start_time else Fraction(0)
 
     def copy_until(self, end):
         """Writes the packets whose middle comes before `end` seconds, so the sound ends within half a packet of it."""
-        while (packet := self._next()) is not None:
+        while (packet := self._waiting or self._next()) is not None:
             tick = exact(packet.time_base)
             start, duration = packet.pts * tick - self._shift, (packet.duration or 0) * tick
-            if start + duration / 2 > end:
+            self._waiting = packet if start + duration / 2 > end else None
+            if self._waiting is not None:
                 return
-            self._waiting = None
             if start + duration >= 0:
-                self._copy(packet)
+                shift = round(self._shift / tick)
+                packet.pts -= shift
+                packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+                packet.stream = self._stream
+                self._output.mux(packet)
 
     def _next(self):
-        if self._waiting is None:
-            try:
-                self._waiting = next(self._packets, None)
-            except av.error.FFmpegError as error:
-                raise UserError(f'{self._path}: its sound cannot be read ({error.strerror})') from error
-        return self._waiting
-
-    def _copy(self, packet):
-        shift = round(self._shift / exact(packet.time_base))
-        packet.pts -= shift
-        packet.dts = packet.pts if packet.dts is None else packet.dts - shift
-        packet.stream = self._stream
-        self._output.mux(packet)
+        try:
+            return next(self._packets, None)
+        except av.error.FFmpegError as error:
+            raise UserError(f'{self._path}: its sound cannot be read ({error.strerror})') from error
 
     def close(self):
         self._source.close()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cache, partial
 from itertools import count
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -112,8 +113,8 @@ def raw(tmp_path_factory):
     return folder, folder / 'vox-metadata.csv'
 
 
-def make(raw, out, workers=1, **options):
-    return prepare(DatasetSettings('voxceleb1', out, *raw, size=SIZE, **options), workers)
+def make(raw, out, workers=1, part=Part(), **options):
+    return prepare(DatasetSettings('voxceleb1', out, *raw, size=SIZE, **options), workers, part)
 
 
 @pytest.fixture(scope='module')
@@ -174,11 +175,11 @@ def test_a_narrow_box_grows_to_a_square_or_is_squeezed_as_published(raw, made, t
         assert np.abs(frame - np.asarray(expected)).mean() < 5
 
 
-def test_every_failure_has_its_reason(made):
-    _, records = made
+def test_every_failure_has_its_reason_and_manifest_and_folders_agree(made):
+    root, records = made
     expected = {
         'id4#copyofaaaaa#000005#000030': ('duplicate', 'same frames as id1#aaaaaaaaaaa#000005#000030'),
-        'id5#truncatedaa#000000#000025': ('failed', 'truncatedaa.mp4: .*cannot be decoded|cut short'),
+        'id5#truncatedaa#000000#000025': ('failed', 'truncatedaa.mp4: .*cannot be decoded|is incomplete'),
         'id5#notavideoaa#000000#000025': ('failed', 'notavideoaa.mp4: cannot be decoded'),
         'id6#missingaaaa#000000#000025': ('failed', 'no video missingaaaa in .*--download'),
         'id6#eeeeeeeeeee#000000#000025': ('failed', r'lasts 0\.80 s, but frames up to 1\.00 s'),
@@ -188,14 +189,9 @@ def test_every_failure_has_its_reason(made):
     for name, (status, reason) in expected.items():
         assert records[name].status == status and re.search(reason, records[name].error)
     assert Counter(record.status for record in records.values()) == dict(ok=5, failed=5, duplicate=1, left_out=1)
-    assert len(records) == len(set(ROWS))
-
-
-def test_the_manifest_and_the_folders_agree(made):
-    root, records = made
+    assert len(records) == len(set(ROWS)) and 'failed: 5, such as id5#notavideoaa' in summary(records)
     assert read_manifest(root) == records and list(records) == sorted(records)
     assert set(tree(root)) == {record.file for record in records.values() if record.status == OK} | {NAME}
-    assert '5 failed' not in summary(records) and 'failed: 5, such as id5#notavideoaa' in summary(records)
 
 
 def test_a_person_in_both_partitions_stays_in_test_where_asked(raw, tmp_path, caplog):
@@ -241,32 +237,28 @@ def test_stills(raw, made, tmp_path, format, suffix):
 
 # ---------------------------------------------------------------------------- interruption
 
-class Killed(BaseException):
-    pass
+def kill():
+    raise KeyboardInterrupt
 
 
 @contextmanager
-def before_frame(number, action):
-    """In preparation within it, action() is called before the n-th frame; Killed ends the block."""
+def before_frame(number, action=kill):
+    """In preparation within it, action() is called before the n-th frame; `kill` ends the block."""
     left = count(number, -1)
 
     def countdown(*arguments):
         if next(left) == 1:
             action()
         return cut(*arguments)
-    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(job, 'cut', countdown)
         yield
-
-
-def kill():
-    raise Killed
 
 
 def test_killed_at_any_frame_or_record(raw, made, tmp_path):
     out, rng = tmp_path / 'data', np.random.default_rng()
     for _ in range(8):
-        with before_frame(int(rng.integers(1, 60)), kill):
+        with before_frame(int(rng.integers(1, 60))):
             make(raw, out)
         if rng.random() < 0.5 and (manifest := Part().folder(out) / NAME).exists():
             manifest.write_bytes(manifest.read_bytes() + b'{"id": "id9#torn')     # a line that was not finished
@@ -284,22 +276,16 @@ def done_once(root):
     assert before and all(after.get(name) == stamp for name, stamp in before.items() if 'copyofaaaaa' not in name)
 
 
-def test_what_is_done_is_not_done_again(raw, made, tmp_path):
+def test_two_processes_make_what_one_does_and_what_is_done_is_not_done_again(raw, made, tmp_path):
     out = tmp_path / 'data'
-    make(raw, out)
+    assert make(raw, out, workers=2) == made[1] and tree(out) == tree(made[0])
     (out / read_manifest(out)['id3#ccccccccccc#000002#000022'].file).unlink()
     with done_once(out):
         assert make(raw, out) == made[1] and tree(out) == tree(made[0])
 
 
-def test_two_processes_make_what_one_does(raw, made, tmp_path):
-    assert make(raw, tmp_path / 'data', workers=2) == made[1] and tree(tmp_path / 'data') == tree(made[0])
-
-
 def test_a_disk_that_is_full_ends_the_run_and_not_the_clips(raw, tmp_path, monkeypatch):
-    def full(self, *arguments, **options):
-        raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(Image.Image, 'save', full)
+    monkeypatch.setattr(Image.Image, 'save', Mock(side_effect=OSError(28, 'No space left on device')))
     with pytest.raises(UserError, match='No space left on device'):
         make(raw, tmp_path / 'data', format='png')
     records = gather(tmp_path / 'data').values()
@@ -308,14 +294,14 @@ def test_a_disk_that_is_full_ends_the_run_and_not_the_clips(raw, tmp_path, monke
 
 # ---------------------------------------------------------------------------- parts
 
-def make_part(raw, out, index, count, **options):
-    return prepare(DatasetSettings('voxceleb1', out, *raw, size=SIZE, **options), part=Part(index, count))
+def make_part(raw, out, index, count):
+    return make(raw, out, part=Part(index, count))
 
 
 def test_a_killed_part_does_only_what_is_missing(raw, made, tmp_path):
     out = tmp_path / 'data'
     make_part(raw, out, 1, 2)
-    with before_frame(60, kill):                # in its second clip or later
+    with before_frame(60):                      # in its second clip or later
         make_part(raw, out, 0, 2)
         pytest.fail('it was not killed')
     assert {record.source for record in gather(out).values()} >= {'aaaaaaaaaaa', 'bbbbbbbbbbb'}
@@ -357,17 +343,14 @@ def test_ranks_share_the_videos(raw, made, tmp_path):
     assert sum(text.count('train  ') for text in said) == 1
 
 
-@pytest.mark.parametrize('text', ['0/4', '5/4', '3', '1/0', '-1/3', 'a/b', '1/2/3'])
-def test_parts_that_are_none(text):
-    with pytest.raises(UserError, match='--part .*expected NUMBER/COUNT, such as 3/16'):
-        Part.parse(text)
-
-
 def test_every_video_is_in_exactly_one_part():
     jobs = list(range(103))
     parts = [Part.parse(f'{task}/4').divided(rank, 2) for task in range(1, 5) for rank in range(2)]
     assert sorted(sum((part.of(jobs) for part in parts), [])) == jobs
     assert {part.count for part in parts} == {8} and [part.index for part in parts] == list(range(8))
+    for text in ('0/4', '5/4', '3', '1/0', '-1/3', 'a/b', '1/2/3'):
+        with pytest.raises(UserError, match='--part .*expected NUMBER/COUNT, such as 3/16'):
+            Part.parse(text)
 
 
 def test_parts_make_what_one_process_does_and_status_tells_how_far_they_are(raw, made, tmp_path, capsys):
@@ -416,25 +399,25 @@ def test_folder_finds_heads_and_cuts(tmp_path, landmarker):
     (videos / 'bert' / 'no_face.mp4').symlink_to(SHARED / 'bad' / 'no_face.mp4')
     (videos / 'bert' / 'broken.mp4').write_text('x')
     (videos / 'bert' / 'notes.txt').write_text('x')
-    records = prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE))
-    assert set(records) == {'anna#talk _1#000000#000070', 'anna#talk _1#000070#000140', 'bert#no_face', 'bert#broken',
-                            'bert#notes'}
+    settings = DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE)
+    records = prepare(settings)
+    heads = 'anna#talk _1#000000#000070', 'anna#talk _1#000070#000140'
+    assert set(records) == {*heads, 'bert#no_face', 'bert#broken', 'bert#notes'}
     assert 'no face in the' in records['bert#no_face'].error and 'cannot be decoded' in records['bert#broken'].error
-    assert records['bert#broken'].partition != records['anna#talk _1#000000#000070'].partition
+    assert records['bert#broken'].partition != records[heads[0]].partition
     with FaceDetector() as detector:
-        for record, place in zip((records['anna#talk _1#000000#000070'], records['anna#talk _1#000070#000140']),
-                                 places.values()):
-            assert overlap(record.box, (place[0], place[1], place[0] + place[2], place[1] + place[2])) > 0.6
+        for name, (left, top, side) in zip(heads, places.values()):
+            record = records[name]
+            assert overlap(record.box, (left, top, left + side, top + side)) > 0.6
             clip = open_clip(tmp_path / 'data' / record.file)
             assert len(clip) == 70
             for frame in clip.read([0, 69]):
                 (x0, y0, x1, y1), = (face.box for face in detector.detect(frame))
                 assert 0 <= x0 < x1 <= SIZE and 0 <= y0 < y1 <= SIZE and 0.4 * SIZE < y1 - y0 < 0.8 * SIZE
     before = tree(tmp_path / 'data')
-    assert prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE)) == records
-    assert tree(tmp_path / 'data') == before
-    few = prepare(DatasetSettings('folder', tmp_path / 'data', videos, size=SIZE, min_face=500))
-    assert [few[name].status for name in records if name.startswith('anna')] == ['left_out'] * 2
+    assert prepare(settings) == records and tree(tmp_path / 'data') == before
+    few = prepare(replace(settings, min_face=500))
+    assert [few[name].status for name in heads] == ['left_out'] * 2
     assert tree(tmp_path / 'data').keys() == {NAME}
 
 
@@ -550,17 +533,12 @@ def test_what_is_prepared_for_training_is_never_a_test_clip_of_the_protocol(tmp_
     videos = [next(name for name in (f'{n:011d}' for n in range(1000)) if in_test(name) == test)
               for test in (True, False)]
     path = write_celebvhq(tmp_path, *videos)
-    prepare(DatasetSettings('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
-    manifest = read_manifest(tmp_path / 'data')
-    partitions = {record.id: record.partition for record in manifest.values()}
+    records = prepare(DatasetSettings('celebvhq', tmp_path / 'data', tmp_path, path, size=64))
+    partitions = {record.id: record.partition for record in records.values()}
     assert sorted(partitions.values()) == ['test', 'train']
     drawn = [item.source for item in draw_celebv_hq(partitions)]
     assert drawn == [name for name, partition in partitions.items() if partition == 'test']
-
-
-def test_the_split_of_celebvhq_is_one_in_fifty():
-    share = np.mean([in_test(f'video{n:05d}') for n in range(5000)])
-    assert 0.014 < share < 0.026 and in_test('video00001') == in_test('video00001')
+    assert 0.014 < np.mean([in_test(f'video{n:05d}') for n in range(5000)]) < 0.026       # one in fifty
 
 
 @pytest.mark.parametrize('row, what', [('a,x,30,1-2-3-4,25,640,480,train,id1', "start is 'x', expected a whole number"),

@@ -38,11 +38,6 @@ def test_a_late_frame_is_reached_from_its_key_frame(make, kind, most, monkeypatc
     assert len(decoded) <= 3 + most
 
 
-def test_resizing_does_not_depend_on_the_way_of_reading(make):
-    frames = assert_exact(open_clip(make('gop10.mp4'), size=32))
-    assert frames[0].shape == (32, 32, 3) and frames[0].dtype == np.uint8
-
-
 @pytest.mark.parametrize('kind', ['long_gop.mp4', 'gop10.mp4', 'vfr.mp4', 'mpeg4.avi', 'moving.gif', 'vp9.webm',
                                   'h264.mkv'])
 def test_rate_times_and_chosen_frames(make, kind):
@@ -54,15 +49,19 @@ def test_rate_times_and_chosen_frames(make, kind):
     assert [int(stamp) * tick for stamp in stamps] == expected
     chosen = [0, 1, 7, 30, 31, 49]
     assert [number_in(frame) for frame in clip.frames(chosen)] == chosen
+    for wrong in (-1, 50):
+        with pytest.raises(IndexError, match='only 0 to 49'):
+            clip.read([wrong])
 
 
-def test_a_clip_survives_pickling_before_and_after_use(make):
+def test_a_resized_clip_survives_pickling_before_and_after_use(make):
     clip = open_clip(make('gop10.mp4'), size=32)
-    for _ in range(2):
-        copy = pickle.loads(pickle.dumps(clip))
-        assert np.array_equal(copy.read([17])[0], clip.read([17])[0])
+    unused = pickle.loads(pickle.dumps(clip))
+    frames = assert_exact(clip)
+    assert frames[0].shape == (32, 32, 3) and frames[0].dtype == np.uint8
     next(clip.frames())
-    pickle.dumps(clip)
+    for copy in (unused, pickle.loads(pickle.dumps(clip))):
+        assert np.array_equal(copy.read([17])[0], frames[17])
 
 
 def test_titles_in_any_encoding_are_read_over(tmp_path):
@@ -71,12 +70,6 @@ def test_titles_in_any_encoding_are_read_over(tmp_path):
     assert [number_in(frame) for frame in open_clip(path).frames()] == [0, 1, 2]
     assert len(check_clip(path)) == 3
     write_video(tmp_path / 'out.mp4', [numbered(0)], audio_from=path)
-
-
-def test_an_index_outside_the_clip_is_an_error_not_another_frame(make):
-    for wrong in (-1, 50):
-        with pytest.raises(IndexError, match='only 0 to 49'):
-            open_clip(make('gop10.mp4')).read([wrong])
 
 
 @pytest.mark.parametrize('matrix, shown', [
@@ -105,11 +98,10 @@ def test_a_copied_cut_shows_what_players_show(tmp_path, make):
         assert [number_in(frame) for frame in frames] == list(range(15, 50)), kind
 
 
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='no /proc here')
 def test_streaming_keeps_memory_flat_both_ways(tmp_path):
     def resident():
         return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
-    if not Path('/proc/self/statm').exists():
-        pytest.skip('no /proc here')
     path, side, count, seen = tmp_path / 'long.mp4', 192, 500, []
     with VideoWriter(path, 25) as writer:
         for number in range(count):
@@ -126,7 +118,7 @@ def test_a_fragment_that_is_cut_anywhere_is_noticed(make, tmp_path):
     last = whole.rindex(b'moof') - 4
     for end in (last + 8, last + 60, whole.index(b'mdat', last) + 5, last + 300):
         path.write_bytes(whole[:end])
-        with pytest.raises(UserError, match='cut short'):
+        with pytest.raises(UserError, match='is incomplete'):
             len(VideoClip(path))
 
 
@@ -136,11 +128,7 @@ def test_a_fragment_that_is_cut_anywhere_is_noticed(make, tmp_path):
                                   'moving.gif', 'moov_first.mp4'])
 @pytest.mark.parametrize('kept', [0.02, 0.4, 0.7, 0.97])
 def test_a_cut_file_never_gives_fewer_frames(make, tmp_path, kind, kept):
-    if kind == 'moov_first.mp4':
-        whole = encode(tmp_path / 'whole.mp4', muxer={'movflags': 'faststart'}).read_bytes()
-    else:
-        whole = make(kind).read_bytes()
-    path = tmp_path / kind
+    whole, path = make(kind).read_bytes(), tmp_path / kind
     path.write_bytes(whole[:int(len(whole) * kept)])
     if (kind, kept) == ('fragmented.mp4', 0.97):    # only the table of fragments at its end is missing
         assert len(list(VideoClip(path).frames())) == len(VideoClip(path)) == 50
@@ -184,17 +172,13 @@ def test_any_name_will_do(tmp_path, name, monkeypatch):
 
 # ---------------------------------------------------------------------------- real files
 
-READABLE = ['anim.gif', 'my clip #2 (café) 100%.mp4', 'no_face.mp4', 'odd_255x257.mp4', 'one_frame.mp4',
-            'rotated_phone.mp4', 'vfr.mp4', 'vp9.webm', 'frames_missing_index']
-
-
 @needs_shared
-@pytest.mark.parametrize('name', READABLE)
-def test_odd_real_clips_read_exactly(name):
-    expected = {'anim.gif': 31, 'vfr.mp4': 73, 'vp9.webm': 60, 'frames_missing_index': 9, 'rotated_phone.mp4': 60}
-    clip = open_clip(SHARED / 'bad' / name)
-    frames = assert_exact(clip, picks=5)
-    assert len(frames) == expected.get(name, len(frames))
+@pytest.mark.parametrize('name, count', [
+    ('anim.gif', 31), ('my clip #2 (café) 100%.mp4', None), ('no_face.mp4', None), ('odd_255x257.mp4', None),
+    ('one_frame.mp4', 1), ('rotated_phone.mp4', 60), ('vfr.mp4', 73), ('vp9.webm', 60), ('frames_missing_index', 9)])
+def test_odd_real_clips_read_exactly(name, count):
+    frames = assert_exact(open_clip(SHARED / 'bad' / name), picks=5)
+    assert len(frames) == count or count is None
     if name == 'rotated_phone.mp4':
         assert frames[0].shape == (640, 360, 3)
 
@@ -214,10 +198,7 @@ def lengths(path):
 
 
 def write(path, count, fps=25, **options):
-    with VideoWriter(path, fps, **options) as writer:
-        for number in range(count):
-            writer.write(numbered(number))
-    return path
+    return write_video(path, map(numbered, range(count)), fps, **options)
 
 
 @pytest.mark.parametrize('fps', [Fraction(30000, 1001), Fraction(25), Fraction(24000, 1001), Fraction(1825, 114), 60])
@@ -229,11 +210,6 @@ def test_rate_count_and_pictures_come_back(tmp_path, fps):
     smooth = np.add.outer(np.arange(48), np.arange(64))[..., None].repeat(3, -1).astype(np.uint8)
     smoothly = open_clip(write_video(tmp_path / 'smooth.mp4', [smooth], fps))
     assert np.abs(smoothly.read([0])[0].astype(int) - smooth).mean() < 2
-
-
-def test_key_frames_come_as_often_as_asked(tmp_path):
-    for name, options, expected in (('short.mp4', dict(gop=8), [0, 8, 16, 24]), ('long.mp4', {}, [0])):
-        assert open_clip(write_video(tmp_path / name, [numbered(5)] * 30, **options))._index.keys == expected
 
 
 @pytest.mark.parametrize('suffix', ['.mp4', '.gif'])
@@ -286,11 +262,13 @@ def test_sound_is_copied_and_ends_with_the_frames(tmp_path, fps, suffix, codec, 
     assert abs(length['audio'] - length['video']) <= 1 / fps
 
 
-def test_sound_shorter_than_the_frames_is_copied_whole(tmp_path):
+def test_sound_shorter_than_the_frames_is_copied_whole_and_none_adds_none(tmp_path):
     tone = write_tone(tmp_path / 'tone.m4a', 0.5)
     path = write(tmp_path / 'out.mp4', 40, audio_from=tone)
     assert [data for _, data in audio_packets(path)] == [data for _, data in audio_packets(tone)]
-    assert len(open_clip(path)) == 40 and open_clip(path).has_audio
+    assert len(open_clip(path)) == 40
+    silent = write(tmp_path / 'silent.mp4', 3)
+    assert lengths(write(tmp_path / 'out.mp4', 3, audio_from=silent)).keys() == {'video'}
 
 
 def test_sound_keeps_its_offset_to_the_picture(tmp_path):
@@ -301,24 +279,15 @@ def test_sound_keeps_its_offset_to_the_picture(tmp_path):
     assert len(shared) > 30 and all(after == pytest.approx(before - 0.4, abs=0.003) for after, before in shared)
 
 
-def test_a_source_without_sound_adds_none(tmp_path):
-    silent = write(tmp_path / 'silent.mp4', 3)
-    assert not open_clip(write(tmp_path / 'out.mp4', 3, audio_from=silent)).has_audio
-
-
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize('name', ['out.mp4', 'out.gif'])
 @pytest.mark.parametrize('frames', [0, 1, 30])
 def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path, name, frames):
     (tmp_path / name).write_bytes(b'before')
-    with pytest.raises(Stop), VideoWriter(tmp_path / name, 25) as writer:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / name, 25) as writer:
         for number in range(frames):
             writer.write(numbered(number))
         assert (tmp_path / name).read_bytes() == b'before'
-        raise Stop
+        raise KeyboardInterrupt
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == b'before'
 
 
@@ -329,7 +298,7 @@ def test_paths_and_sounds_that_cannot_be_used_are_refused(tmp_path):
     for name, what in (('out.xyz', 'kind'), ('gone/out.mp4', 'folder'), ('file/out.mp4', 'folder'),
                        ('dir.mp4', 'folder')):
         with pytest.raises(UserError, match=what):
-            write(tmp_path / name, 1)
+            VideoWriter(tmp_path / name, 25)
     with pytest.raises(UserError, match='no frames'):
         write(tmp_path / 'none.mp4', 0)
     for sound in ('text.m4a', 'gone.m4a'):
@@ -338,16 +307,10 @@ def test_paths_and_sounds_that_cannot_be_used_are_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['dir.mp4', 'file', 'text.m4a']
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    folder = tmp_path if os.getuid() else Path('/proc')  # not even root may write there
-    tmp_path.chmod(0o500)
-    try:
-        if not folder.exists():
-            pytest.skip('this user may write anywhere')
-        with pytest.raises(UserError, match='out.mp4: cannot be written'):
-            write(folder / 'out.mp4', 1)
-    finally:
-        tmp_path.chmod(0o700)
+@pytest.mark.skipif(not Path('/proc').exists(), reason='no /proc here, where not even root may write')
+def test_a_folder_that_cannot_be_written_is_refused():
+    with pytest.raises(UserError, match='out.mp4: cannot be written'):
+        write(Path('/proc/out.mp4'), 1)
 
 
 @pytest.mark.parametrize('name', ['out.mp4', 'out.gif'])

@@ -27,16 +27,11 @@ STILLS = {'png': ('.png', dict(format='PNG')), 'jpeg': ('.jpg', dict(format='JPE
 
 @dataclass(frozen=True)
 class Job:
-    """One video and its clips.
-
-    name:  YouTube id, or path below the folder
-    path:  of its file; None if it is missing
-    clips: to cut from it; None if they have to be found. Then `failure` is the record for a video without clips.
-    """
-    name: str
-    path: Path | None
-    clips: tuple[Clip, ...] | None
-    failure: Record | None = None
+    """One video and its clips."""
+    name: str                         # YouTube id, or path below the folder
+    path: Path | None                 # of its file; None if it is missing
+    clips: tuple[Clip, ...] | None    # to cut from it; None if they have to be found
+    failure: Record | None = None     # if they have to be found, the record for a video without clips
 
 
 def do_job(job, settings):

@@ -31,20 +31,14 @@ class NoClip(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to be cut from a video.
-
-    start:  seconds from the first frame of the video
-    frames: at 25 fps
-    box:    (x0, y0, x1, y1) of the head in a frame of size `frame`
-    frame:  (width, height) in pixels; (1, 1) if `box` is relative, in [0, 1]
-    """
+    """A clip to be cut from a video."""
     id: str
     person: str
     partition: str
-    start: Fraction
-    frames: int
-    box: tuple[float, float, float, float]
-    frame: tuple[int, int] = (1, 1)
+    start: Fraction                           # seconds from the first frame of the video
+    frames: int                               # at 25 fps
+    box: tuple[float, float, float, float]    # (x0, y0, x1, y1) of the head in a frame of size `frame`
+    frame: tuple[int, int] = (1, 1)           # (width, height) in pixels; (1, 1) if `box` is relative, in [0, 1]
 
     def __post_init__(self):
         check_clip_name(self.id)

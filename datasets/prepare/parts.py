@@ -157,7 +157,7 @@ def _alone(root):
 def _begin(part, jobs, records, settings):
     """The unfinished jobs of the part; its manifest receives the records of finished ones."""
     done, mine = _done(records, settings.root, settings.min_face), part.of(jobs)
-    todo = [job for job in (_undone(job, *done) for job in mine) if job is not None]
+    todo = [left for job in mine if (left := _undone(job, *done)) is not None]
     names = {job.name for job in mine}
     again = {job.failure.id for job in todo if job.failure}
     rewrite(settings.work, [record for record in records.values()

@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from support.files import write_text
@@ -13,23 +13,15 @@ NAME = 'progress.json'
 
 @dataclass
 class Progress:
-    """Progress of a part.
-
-    folder:           of the part
-    listed:           number of videos of the complete dataset
-    videos:           number of videos of this part
-    todo, done:       videos that were unfinished at its start, and those finished since
-    started, updated: times of its start and of its last finished video, seconds since 1970
-    host:             name of its machine
-    """
+    """Progress of the part in `folder`; times are in seconds since 1970."""
     folder: Path
-    listed: int
-    videos: int
-    todo: int
+    listed: int       # videos of the complete dataset
+    videos: int       # videos of this part
+    todo: int         # videos that were unfinished at its start
     started: float
-    updated: float
-    host: str
-    done: int = 0
+    updated: float    # when it finished its last video
+    host: str         # name of its machine
+    done: int = 0     # videos finished since its start
 
     @classmethod
     def begin(cls, folder, listed, videos, todo):
@@ -44,9 +36,7 @@ class Progress:
         self._keep()
 
     def _keep(self):
-        kept = asdict(self)
-        del kept['folder']
-        write_text(self.folder / NAME, json.dumps(kept))
+        write_text(self.folder / NAME, json.dumps({key: value for key, value in vars(self).items() if key != 'folder'}))
 
     @classmethod
     def read(cls, folder):

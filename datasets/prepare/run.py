@@ -48,33 +48,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """Settings of a dataset to be made, or of the part that is made here.
-
-    dataset:            one of DATASETS
-    root:               its folder
-    videos:             folder of videos; with metadata, named by YouTube id: 'id.mp4', 'title [id].webm'
-    metadata:           the published file of the dataset; None for 'folder'
-    crop:               'square' keeps the aspect: the box grows to a square. 'legacy' is the published crop
-    size:               side of the clips, pixels
-    format:             one of FORMATS
-    command:            yt-dlp and its options, to download missing videos; None: no downloads
-    keep_shared_people: keep test clips of people who are in training too
-    min_face:           leave out clips whose crop has a shorter side, in pixels of the video
-    rule:               of `crop`: (box, frame size) in pixels -> integer box; set by `prepare`
-    work:               folder of the part, for its manifest and unfinished clips; set by `prepare`
-    """
-    dataset: str
-    root: Path
-    videos: Path
-    metadata: Path | None = None
-    crop: str = 'square'
-    size: int = 256
-    format: str = 'mp4'
-    command: tuple[str, ...] | None = None
-    keep_shared_people: bool = False
-    min_face: int = 0
-    rule: Callable | None = None
-    work: Path | None = None
+    """Settings of a dataset to be made, or of the part that is made here."""
+    dataset: str                              # one of DATASETS
+    root: Path                                # its folder
+    videos: Path                              # with metadata, named by YouTube id: 'id.mp4', 'title [id].webm'
+    metadata: Path | None = None              # the published file of the dataset; None for 'folder'
+    crop: str = 'square'                      # the box grows to a square; 'legacy' is the published crop
+    size: int = 256                           # side of the clips, pixels
+    format: str = 'mp4'                       # one of FORMATS
+    command: tuple[str, ...] | None = None    # yt-dlp and its options, to download missing videos
+    keep_shared_people: bool = False          # keep test clips of people who are in training too
+    min_face: int = 0                         # leave out clips whose crop has a shorter side, in pixels of the video
+    rule: Callable | None = None              # of `crop`: (box, frame size) -> integer box, pixels; set by `prepare`
+    work: Path | None = None                  # of the part: its manifest and unfinished clips; set by `prepare`
 
     def check(self):
         for name, known in (('dataset', DATASETS), ('crop', CROPS), ('format', FORMATS)):
@@ -186,7 +172,7 @@ def folder_jobs(videos):
     jobs, taken = [], Counter()
     for partition, person, video, path in found:
         taken[person, video] += 1
-        if taken[person, video] > 1:         # a.mp4 beside a.mov
+        if taken[person, video] > 1:         # a.mp4 and a.mov
             video = f'{video}-{taken[person, video]}'
         name = str(path.relative_to(videos))
         try:
@@ -282,21 +268,15 @@ def summary(records):
         frames = sum(record.frames for record in clips)
         lines.append(f'{partition:5}  {len(clips):,} clips of {len({record.person for record in clips}):,} people, '
                      f'{frames:,} frames, {frames / float(CLIP_FPS) / 3600:.2f} h')
-    lines += _enlarged([record for record in records.values() if record.status == OK])
+    if clips := [record for record in records.values() if record.status == OK]:
+        sides, size = sorted(record.crop_side for record in clips), clips[0].size
+        enlarged = sum(side < size for side in sides)
+        advice = f'; --min_face {size} leaves them out' if enlarged else ''
+        lines.append(f'crops are {sides[0]:,} to {sides[-1]:,} px large in the videos, median {median(sides):,.0f}: '
+                     f'{enlarged:,} of {len(clips):,} clips are enlarged to {size} px{advice}')
     for status in (DUPLICATE, LEFT_OUT, FAILED):
         missing = sorted(record.id for record in records.values() if record.status == status)
         if missing:
             why = records[missing[0]].error
             lines.append(f'{status.replace("_", " ")}: {len(missing):,}, such as {missing[0]}: {why}')
     return '\n'.join(lines)
-
-
-def _enlarged(clips):
-    """One line on the crops' sizes in the videos and on how many were enlarged; no line without clips."""
-    if not clips:
-        return []
-    sides, size = sorted(record.crop_side for record in clips), clips[0].size
-    enlarged = sum(side < size for side in sides)
-    advice = f'; --min_face {size} leaves them out' if enlarged else ''
-    return [f'crops are {sides[0]:,} to {sides[-1]:,} px large in the videos, median {median(sides):,.0f}: '
-            f'{enlarged:,} of {len(clips):,} clips are enlarged to {size} px{advice}']

@@ -23,9 +23,12 @@ def status(root):
         return f'{root}: done\n{summary(records)}'
     parts = {part: (Progress.read(folder), is_alive(folder)) for part, folder in folders.items()}
     count = next(iter(parts)).count
-    return '\n'.join([_head(root, parts, count), _clips(root),
-                      *(_line(Part(index, count), *parts.get(Part(index, count), (None, False)))
-                        for index in range(count))])
+    every = [Part(index, count) for index in range(count)]
+    clips = Counter(record.status.replace('_', ' ') for record in gather(root).values())
+    return '\n'.join([
+        _head(root, parts, count),
+        'clips: ' + (', '.join(f'{number:,} {name}' for name, number in sorted(clips.items())) or 'none'),
+        *(_line(part, *parts.get(part, (None, False))) for part in every)])
 
 
 def _head(root, parts, count):
@@ -52,11 +55,6 @@ def time_left(at_work, videos):
         return None
     slowest = max(((progress.videos - progress.complete) / progress.rate for progress in unfinished), default=0)
     return max(slowest, videos / sum(progress.rate for progress in unfinished) if videos else 0)
-
-
-def _clips(root):
-    counts = Counter(record.status.replace('_', ' ') for record in gather(root).values())
-    return 'clips: ' + (', '.join(f'{number:,} {name}' for name, number in sorted(counts.items())) or 'none')
 
 
 def _line(part, progress, alive):

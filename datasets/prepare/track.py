@@ -6,7 +6,6 @@ followed until it disappears.
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
@@ -79,13 +78,11 @@ class SceneCuts:
         return step > max(self.LARGE, self.TIMES * usual)
 
 
-@dataclass
 class Track:
     """The followed face and the heads found before; frames are numbered at 25 fps."""
-    min_side: float
 
-    def __post_init__(self):
-        self.heads, self.passed_over = [], Counter()
+    def __init__(self, min_side):
+        self.min_side, self.heads, self.passed_over = min_side, [], Counter()
         self.searched = self.found = 0
         self._places = []            # (frame, box) of every search that found the face
         self._misses = 0

@@ -1,7 +1,7 @@
-"""The synthetic dataset: clips of talking heads rendered from parameters, with landmarks, pose and flow.
+"""The synthetic dataset: clips of talking heads rendered from parameters, with landmarks.
 
 Deterministic by seed, unlimited in people, at any resolution. See `HeadState` for the units of pose and
-expression, `Rendered` and `flow` for those of the ground truth.
+expression, `Rendered` for those of the ground truth.
 """
 
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ import numpy as np
 from datasets.manifest import CLIP_FPS
 from datasets.synthetic.identity import HeadState, Identity
 from datasets.synthetic.mesh import LANDMARK_NAMES
-from datasets.synthetic.renderer import Rendered, flow, render
+from datasets.synthetic.renderer import Rendered, render
 
-__all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'flow', 'motion', 'render',
+__all__ = ['HeadState', 'Identity', 'LANDMARK_NAMES', 'Rendered', 'SyntheticClip', 'motion', 'render',
            'synthetic_people']
 
 MAX_PEOPLE = 100_000                                         # per seed; keeps the people of different seeds apart

@@ -28,18 +28,14 @@ class Drawn:
                     self._results.move_to_end(key)
                     return self._results[key]
             result = function(*arguments)
-            self._keep(key, result)
+            with self._lock:
+                if key not in self._results:     # else another thread has drawn it meanwhile
+                    self._results[key] = result
+                    self.bytes += array_bytes(result)
+                while self.bytes > self.limit and len(self._results) > 1:
+                    self.bytes -= array_bytes(self._results.popitem(last=False)[1])
             return result
         return kept
-
-    def _keep(self, key, result):
-        with self._lock:
-            if key in self._results:             # another thread has drawn it meanwhile
-                return
-            self._results[key] = result
-            self.bytes += array_bytes(result)
-            while self.bytes > self.limit and len(self._results) > 1:
-                self.bytes -= array_bytes(self._results.popitem(last=False)[1])
 
 
 def array_bytes(value):

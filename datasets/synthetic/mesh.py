@@ -34,24 +34,15 @@ LANDMARK_NAMES = (
 
 
 class Mesh(NamedTuple):
-    """All parts as one triangle mesh.
-
-    shapes:    (1 + 4, V, 6) neutral position and normal, then what each of EXPRESSIONS adds at full strength
-    rigid:     (V,) 1 moves with the head, 0 with the body
-    surface:   (V, 5) u, v within the part's texture; x, y of the neutral face; slit 0 at the upper lip .. 1 at the l
-    triangles: (T, 3) vertex numbers, anticlockwise seen from outside
-    part:      (T,) index into PARTS
-    kind:      (T,) SKIN, EYE or MOUTH
-    landmarks: (L, 4) vertex numbers and (L, 4) weights of the named points
-    """
-    shapes: np.ndarray
-    rigid: np.ndarray
-    surface: np.ndarray
-    triangles: np.ndarray
-    part: np.ndarray
-    kind: np.ndarray
-    landmark_vertices: np.ndarray
-    landmark_weights: np.ndarray
+    """All parts as one triangle mesh: V vertices, T triangles, L landmarks."""
+    shapes: np.ndarray       # (1 + 4, V, 6) neutral position and normal, then what each of EXPRESSIONS adds
+    rigid: np.ndarray        # (V,) 1 moves with the head, 0 with the body
+    surface: np.ndarray      # (V, 5) u, v in the part's texture; x, y of the neutral face; slit, 0 upper .. 1 lower lip
+    triangles: np.ndarray    # (T, 3) vertex numbers, anticlockwise seen from outside
+    part: np.ndarray         # (T,) index into PARTS
+    kind: np.ndarray         # (T,) SKIN, EYE or MOUTH
+    landmark_vertices: np.ndarray    # (L, 4) vertices around each landmark
+    landmark_weights: np.ndarray     # (L, 4)
 
 
 class Grid(NamedTuple):
@@ -116,9 +107,14 @@ def _head(a: Appearance, num_rows, num_columns) -> Grid:
     return Grid('head', shapes, np.ones_like(y), np.stack([u, v, x, y, slit], -1), False)
 
 
+def _coordinates(num_rows, num_columns):
+    """Surface coordinates v and u (R, C) of an even grid."""
+    rows, columns = (np.linspace(0, 1, count, dtype=np.float32) for count in (num_rows, num_columns))
+    return np.meshgrid(rows, columns, indexing='ij')
+
+
 def _body(num_rows, num_columns) -> Grid:
-    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32),
-                       np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
+    v, u = _coordinates(num_rows, num_columns)
     point = body_loft(v, u)
     rigid = smoothstep(-1.35, -0.55, point[..., 1])
     return _rigid_grid('body', point, u, v, rigid, two_sided=False)
@@ -126,8 +122,7 @@ def _body(num_rows, num_columns) -> Grid:
 
 def _ear(a: Appearance, side, num_rows, num_columns) -> Grid:
     """A shell with a rim, hinged at the side of the head and open to the front."""
-    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32),
-                       np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
+    v, u = _coordinates(num_rows, num_columns)
     around = 2 * np.pi * u
     outwards = np.array([0.62 * side, 0, -0.78], np.float32)
     upwards = np.array([0.05 * side, 1, -0.12], np.float32)
@@ -146,8 +141,7 @@ def _ear(a: Appearance, side, num_rows, num_columns) -> Grid:
 
 def _curtain(a: Appearance, num_rows, num_columns) -> Grid:
     """Long hair: a sheet around the sides and the back, open at the face."""
-    v, u = np.meshgrid(np.linspace(0, 1, num_rows, dtype=np.float32),
-                       np.linspace(0, 1, num_columns, dtype=np.float32), indexing='ij')
+    v, u = _coordinates(num_rows, num_columns)
     end = -0.75 if a.hair_style == 'bob' else -1.75
     opening = 1.02 + 0.30 * smoothstep(0.0, 0.4, v)
     angle = opening + u * (2 * np.pi - 2 * opening)
@@ -219,23 +213,19 @@ def build_mesh(a: Appearance, size: int) -> Mesh:
 
 
 def _join(a: Appearance, grids) -> Mesh:
-    shapes, rigid, surface, triangles, part, kind = [], [], [], [], [], []
-    first = 0
+    parts, first = [], 0
     for grid in grids:
+        normals = np.stack([_normals(grid.shapes[0] + (extra if i else 0)) for i, extra in enumerate(grid.shapes)])
+        normals[1:] -= normals[0]
+        surface = grid.surface.reshape(-1, 5)
         for flip in (False, True)[:1 + grid.two_sided]:
-            normals = np.stack([_normals(grid.shapes[0] + (extra if i else 0)) for i, extra in enumerate(grid.shapes)])
-            normals[1:] -= normals[0]
-            shape = np.concatenate([grid.shapes, -normals if flip else normals], -1)
-            shapes.append(shape.reshape(len(grid.shapes), -1, 6))
-            rigid.append(grid.rigid.ravel())
-            surface.append(grid.surface.reshape(-1, 5))
+            shapes = np.concatenate([grid.shapes, -normals if flip else normals], -1)
             corners = _grid_triangles(*grid.rigid.shape, flip)
-            triangles.append(corners + first)
-            part.append(np.full(len(corners), PARTS.index(grid.part), np.uint8))
-            kind.append(_kind(a, surface[-1][corners]))
+            parts.append((shapes.reshape(len(grid.shapes), -1, 6), grid.rigid.ravel(), surface, corners + first,
+                          np.full(len(corners), PARTS.index(grid.part)), _kind(a, surface[corners])))
             first += grid.rigid.size
-    head = grids[0]
-    vertices, weights = zip(*(_locate(head, u, v) for u, v in landmark_positions(a)))
+    shapes, rigid, surface, triangles, part, kind = zip(*parts)
+    vertices, weights = zip(*(_locate(grids[0], u, v) for u, v in landmark_positions(a)))
     to = lambda arrays, dtype, axis=0: np.ascontiguousarray(np.concatenate(arrays, axis).astype(dtype))
     return Mesh(to(shapes, np.float32, 1), to(rigid, np.float32), to(surface, np.float32), to(triangles, np.intp),
                 to(part, np.uint8), to(kind, np.uint8), np.array(vertices), np.array(weights, np.float32))
@@ -267,7 +257,7 @@ def _grid_triangles(rows, columns, flip):
 
 
 def _kind(a: Appearance, surface):
-    """SKIN, EYE or MOUTH for triangles with corner surfaces (T, 3, 5)."""
+    """Class of each triangle: SKIN, EYE or MOUTH; from the surface coordinates of its corners (T, 3, 5)."""
     x, y, slit = surface[..., 2], surface[..., 3], surface[..., 4]
     eye = (np.abs(np.abs(x) - a.eye_x) < 1.7 * a.eye_width) & (np.abs(y - a.eye_y) < 1.3 * a.eye_width)
     mouth = (np.ptp(slit, axis=1) > 0) & (np.abs(x).min(1) < a.mouth_width)

@@ -268,6 +268,11 @@ def _paint_glasses(a: Appearance, u, v):
 
 # ---- what moves on the surface
 
+def painted(under, colour, opacity):
+    """`colour` with `opacity` (N,) over paint (N, 4)."""
+    return under + opacity[:, None] * (np.asarray(colour, np.float32) - under)
+
+
 def paint_eyes(a: Appearance, state, skin, x, y, blur):
     """Eyes over `skin` (N, 4) at face positions x, y (N,); `blur` is a pixel in head units. Returns (N, 4)."""
     side = np.sign(x)
@@ -277,7 +282,6 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
     lid, lower = eye_lids(a, state, ex)
     rest = eye_lids(a, state.__class__(), ex)[0]
     within = smoothstep(1.12, 1.0, np.abs(ex))
-    paint = lambda under, colour, opacity: under + opacity[:, None] * (np.asarray(colour, np.float32) - under)
 
     # The lid: a crease above the opening, skin a little darker where it has come down.
     crease = (np.exp(-((ey - rest - 0.20 - 0.05 * (1 - ex * ex)) / (0.045 + soft)) ** 2) * within
@@ -293,15 +297,15 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
     radius = np.hypot(dx, dy)
     ball = np.empty_like(skin)
     ball[:] = (0.82, 0.79, 0.77, 0.2)
-    ball = paint(ball, (0.80, 0.48, 0.45, 0.3), smoothstep(-0.78, -0.98, ex))
+    ball = painted(ball, (0.80, 0.48, 0.45, 0.3), smoothstep(-0.78, -0.98, ex))
     iris = np.asarray((*a.iris, 0.3))
-    ball = paint(ball, iris * (0.45, 0.45, 0.45, 1), smoothstep(soft, -soft, radius - IRIS))
-    ball = paint(ball, iris * (1.15, 1.15, 1.15, 1),
-                 smoothstep(soft, -soft, radius - 0.84 * IRIS) * (0.65 + 0.35 * smoothstep(0.3, -0.3, dy)))
-    ball = paint(ball, (0.02, 0.02, 0.02, 0.3), smoothstep(soft, -soft, radius - 0.45 * IRIS))
+    ball = painted(ball, iris * (0.45, 0.45, 0.45, 1), smoothstep(soft, -soft, radius - IRIS))
+    ball = painted(ball, iris * (1.15, 1.15, 1.15, 1),
+                   smoothstep(soft, -soft, radius - 0.84 * IRIS) * (0.65 + 0.35 * smoothstep(0.3, -0.3, dy)))
+    ball = painted(ball, (0.02, 0.02, 0.02, 0.3), smoothstep(soft, -soft, radius - 0.45 * IRIS))
     ball *= (1 - 0.45 * smoothstep(0.26, 0.0, lid - ey))[:, None]
     glint = smoothstep(soft, -soft, np.hypot(dx * side + 0.13, dy - 0.15) - 0.10)
-    ball = paint(ball, (1.25, 1.25, 1.25, 0), glint)
+    ball = painted(ball, (1.25, 1.25, 1.25, 0), glint)
 
     opening = smoothstep(-soft, soft, lid - ey) * smoothstep(-soft, soft, ey - lower) * (np.abs(ex) < 1)
     out = out + opening[:, None] * (ball - out)
@@ -309,11 +313,10 @@ def paint_eyes(a: Appearance, state, skin, x, y, blur):
               * (0.75 + 0.25 * ex) * a.lashes)
     if a.liner:
         liner = a.liner * np.exp(-(np.maximum(ey - lid, 0) / 0.16) ** 2)
-        lashes = lashes + liner * smoothstep(1.15, 0.9, np.abs(ex)) * (
-            ey > lower)
+        lashes = lashes + liner * smoothstep(1.15, 0.9, np.abs(ex)) * (ey > lower)
     under = 0.35 * np.exp(-((ey - lower) / (0.04 + soft)) ** 2) * smoothstep(1.05, 0.9, np.abs(ex))
     dark = np.asarray((*(0.35 * np.asarray(a.hair)), 0.05))
-    return paint(out, dark, np.clip((0.06 / (0.06 + 0.4 * soft)) * 0.95 * lashes + under, 0, 1))
+    return painted(out, dark, np.clip((0.06 / (0.06 + 0.4 * soft)) * 0.95 * lashes + under, 0, 1))
 
 
 IRIS = 0.47                                                           # radius over half the width of the eye
@@ -342,15 +345,14 @@ def paint_mouth(a: Appearance, state, x, slit, blur):
     soft = 0.6 * blur + 0.004
     out = np.empty((len(x), 4), np.float32)
     out[:] = np.multiply((0.13, 0.035, 0.04, 0.0), a.mouth_light)
-    paint = lambda under, colour, opacity: under + opacity[:, None] * (np.asarray(colour, np.float32) - under)
     tongue = smoothstep(soft, -soft, np.hypot(x / 0.62, from_bottom - 0.005) - 0.095) * (state.jaw > 0.15)
-    out = paint(out, (0.58, 0.24, 0.25, 0.3), 0.9 * tongue)
+    out = painted(out, (0.58, 0.24, 0.25, 0.3), 0.9 * tongue)
     teeth = smoothstep(-soft, soft, 0.058 * a.teeth - 0.25 * x * x - from_top)
     gaps = np.exp(-((np.abs((np.abs(x) / 0.046) % 1 - 0.5) - 0.5) / 0.10) ** 2)
     white = (0.86, 0.84, 0.78) * (1 - 0.25 * gaps - 1.6 * x * x)[:, None]
-    out = paint(out, np.concatenate([white, np.full((len(x), 1), 0.3)], 1), teeth)
+    out = painted(out, np.concatenate([white, np.full((len(x), 1), 0.3)], 1), teeth)
     bottom = smoothstep(-soft, soft, 0.022 - from_bottom) * (np.abs(x) < 0.75 * a.mouth_width)
-    out = paint(out, (0.68, 0.66, 0.61, 0.2), 0.8 * bottom)
+    out = painted(out, (0.68, 0.66, 0.61, 0.2), 0.8 * bottom)
     # The lips shade what lies behind them.
     return out * (1 - 0.55 * np.exp(-from_top / 0.02) - 0.3 * np.exp(-from_bottom / 0.02))[:, None]
 

@@ -1,4 +1,4 @@
-"""The renderer of synthetic heads: pose, rasterise, shade; exact flow between two states.
+"""The renderer of synthetic heads: pose, rasterise, shade.
 
 Pixel positions count from the centre of the top left pixel: (x, y) in [0, size - 1]. The projection is the
 same at every size, so that a small picture is a large one seen from further away.
@@ -18,31 +18,17 @@ FAR = np.float32(-1e9)
 
 
 class Rendered(NamedTuple):
-    """One picture and what is known about it.
-
-    image:     (H, W, 3) uint8 RGB
-    landmarks: (L, 2) float32 pixel positions (x, y) of LANDMARK_NAMES, (0, 0) at the centre of the first pixel
-    visible:   (L,) bool, False where something else is in front or the point is outside the image
-    pose:      (3,) float32 yaw, pitch, roll in degrees
-    cover:     (H, W) uint8, how much of each pixel the person covers, 255 all of it
-    """
-    image: np.ndarray
-    landmarks: np.ndarray
-    visible: np.ndarray
-    pose: np.ndarray
-    cover: np.ndarray
+    """A rendered frame with its ground truth."""
+    image: np.ndarray        # (H, W, 3) uint8 RGB
+    landmarks: np.ndarray    # (L, 2) float32 pixel positions (x, y) of LANDMARK_NAMES, 0 at the first pixel's centre
+    cover: np.ndarray        # (H, W) uint8 alpha mask, 255 where the person fills the pixel
 
 
 class Posed(NamedTuple):
-    """A mesh in one state; V vertices.
-
-    pixel:  (V, 2) position at `size`
-    depth:  (V,) larger is nearer
-    normal: (V, 3) not of unit length
-    """
-    pixel: np.ndarray
-    depth: np.ndarray
-    normal: np.ndarray
+    """A mesh in one state; V vertices."""
+    pixel: np.ndarray     # (V, 2) position at `size`
+    depth: np.ndarray     # (V,) larger is nearer
+    normal: np.ndarray    # (V, 3) not of unit length
 
 
 # ---- posing
@@ -160,21 +146,17 @@ def shade(identity: Identity, state: HeadState, mesh: Mesh, posed: Posed, textur
     values = interpolate(np.concatenate([posed.normal, mesh.surface], 1), corners, weights)       # (N, 8)
     normal = values[:, :3] / (np.sqrt((values[:, :3] ** 2).sum(1, keepdims=True)) + 1e-6)
     paint = sample_texture(textures, values[:, 3], values[:, 4], mesh.part.take(number))
-    kind = mesh.kind.take(number)
-    _paint_moving(identity.appearance, state, kind, values, paint, size)
-    # The teeth face forwards; the fold they are painted on does not.
-    normal[kind == MOUTH] = rotation(state.yaw, state.pitch, state.roll)[:, 2]
-    return lit(identity.light, normal, paint)
 
-
-def _paint_moving(a, state, kind, values, paint, size):
-    """Repaint the eyes and the mouth in `paint` (N, 4), in place."""
-    blur = 2 / (ZOOM * state.scale * size)
+    # Eyes and mouth are painted anew as they move.
+    kind, a, blur = mesh.kind.take(number), identity.appearance, 2 / (ZOOM * state.scale * size)
     eye, mouth = np.flatnonzero(kind == EYE), np.flatnonzero(kind == MOUTH)
     if len(eye):
         paint[eye] = paint_eyes(a, state, paint[eye], values[eye, 5], values[eye, 6], blur)
     if len(mouth):
         paint[mouth] = paint_mouth(a, state, values[mouth, 5], values[mouth, 7], blur)
+    # The teeth face forwards; the fold they are painted on does not.
+    normal[mouth] = rotation(state.yaw, state.pitch, state.roll)[:, 2]
+    return lit(identity.light, normal, paint)
 
 
 def sample_texture(textures: Atlas, u, v, part):
@@ -249,14 +231,13 @@ def render(identity: Identity, state: HeadState, size: int, backdrop=None) -> Re
     colours = np.concatenate([colours, np.ones((len(colours), 1), np.float32)], -1)
     picture[rows, columns] = colours[:len(rows)]
     _blend_edges(picture, edges, fine_rows, fine_columns, colours[len(rows):])
-    landmarks, visible = _landmarks(identity, state, mesh, posed, depth, size)
     picture = (picture * 255 + 0.5).astype(np.uint8)
-    return Rendered(np.ascontiguousarray(picture[..., :3]), landmarks, visible,
-                    np.float32([state.yaw, state.pitch, state.roll]), picture[..., 3])
+    return Rendered(np.ascontiguousarray(picture[..., :3]), _landmarks(identity, state, mesh, posed, size),
+                    picture[..., 3])
 
 
 def _edges(mesh: Mesh, number, depth):
-    """Pixels (size, size) that need all their samples: surfaces meet in or beside them, or they show the open mouth."""
+    """Mask (size, size) of pixels that need all their samples: at a border of two surfaces, or in the open mouth."""
     part = np.append(mesh.part, np.uint8(255)).take(number)
     mixed = np.append(mesh.kind == MOUTH, False).take(number[::2, ::2])
     first = part[::2, ::2], depth[::2, ::2]
@@ -302,92 +283,23 @@ def _dilated(mask):
     return wide
 
 
-# ---- landmarks and flow
+# ---- landmarks
 
-def _landmarks(identity, state, mesh: Mesh, posed: Posed, depth, size):
-    """Positions (L, 2) and visibility (L,), given the depth of every sample."""
-    weights = mesh.landmark_weights[..., None]
-    position = (posed.pixel[mesh.landmark_vertices] * weights).sum(1)
-    near = (posed.depth[mesh.landmark_vertices] * weights[..., 0]).sum(1)
-    position += _eye_shift(identity, state, size)
-    inside = ((position > -0.5) & (position < size - 0.5)).all(1)
-    sample = np.clip(np.rint(position * 2 + 0.5).astype(int), 0, 2 * size - 1)
-    return position.astype(np.float32), inside & (near > depth[sample[:, 1], sample[:, 0]] - 0.06)
+def _landmarks(identity, state, mesh: Mesh, posed: Posed, size):
+    """Positions (L, 2) of LANDMARK_NAMES in pixels."""
+    position = (posed.pixel[mesh.landmark_vertices] * mesh.landmark_weights[..., None]).sum(1)
+    return (position + _eye_shift(identity, state, size)).astype(np.float32)
 
 
 def _eye_shift(identity, state, size):
     """How far from the middle of its eye each landmark (L, 2) is, in pixels: pupils and lids; 0 for all others."""
     a = identity.appearance
-    to_pixels = _eye_to_pixels(a, state, size)
+    # From movements on an eye, in half widths, to pixels.
+    zoom = ZOOM * state.scale * size / 2 * a.eye_width
+    to_pixels = zoom * rotation(state.yaw, state.pitch, state.roll)[:2, :2] * np.float32([[1], [-1]])
     upper, lower = (float(height) for height in eye_lids(a, state, np.float32(0)))
     shift = np.zeros((len(LANDMARK_NAMES), 2), np.float32)
     for name, place in (('pupil', pupil_position(state)), ('lid_upper', (0, upper)), ('lid_lower', (0, lower))):
         for side in ('left', 'right'):
             shift[LANDMARK_NAMES.index(f'{side}_{name}')] = to_pixels @ np.float32(place)
     return shift
-
-
-def _eye_to_pixels(a, state, size):
-    """(2, 2) from movements on an eye, in half widths, to pixels."""
-    zoom = ZOOM * state.scale * size / 2 * a.eye_width
-    return zoom * rotation(state.yaw, state.pitch, state.roll)[:2, :2] * np.float32([[1], [-1]])
-
-
-def flow(identity: Identity, source: HeadState, driving: HeadState, size: int):
-    """Where each pixel of the driving picture comes from in the source picture.
-
-    returns: (size, size, 2) float32 positions (x, y) in the source, in [-1, 1] with corners aligned, for grid_sample;
-             (size, size) bool, False where the source does not show that point of the surface
-    """
-    mesh, a = build_mesh(identity.appearance, size), identity.appearance
-    there, here = pose(mesh, source, size), pose(mesh, driving, size)
-    number, _ = rasterise(here.pixel, here.depth, mesh.triangles, size)
-    cover, depth = rasterise(there.pixel, there.depth, mesh.triangles, size)
-
-    axis = np.arange(size, dtype=np.float32)
-    target = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    # The background stays where it is.
-    position, visible = target.copy(), (number < 0) & (cover < 0)
-
-    hit = np.flatnonzero(number >= 0)
-    corners = mesh.triangles[number[hit]]
-    weights = barycentric(here.pixel, corners, target[hit])
-    position[hit] = interpolate(there.pixel, corners, weights)
-    near = interpolate(there.depth[:, None], corners, weights)[:, 0]
-    seen = _area(there.pixel, corners) < 0.25 * _area(here.pixel, corners)    # both negative: faces us, and not edge-on
-    seen &= _shown(position[hit], near, depth, size)
-
-    eye = mesh.kind[number[hit]] == EYE
-    shift, agree = _eye_flow(a, source, driving, interpolate(mesh.surface[:, 2:4], corners[eye], weights[eye]), size)
-    position[hit[eye]] += shift
-    seen[eye] &= agree
-    visible[hit] = seen
-    return (position * (2 / (size - 1)) - 1).reshape(size, size, 2), visible.reshape(size, size)
-
-
-def _area(pixel, corners):
-    p0, p1, p2 = (pixel.take(corners[:, i], 0) for i in range(3))
-    return (p1[:, 0] - p0[:, 0]) * (p2[:, 1] - p0[:, 1]) - (p1[:, 1] - p0[:, 1]) * (p2[:, 0] - p0[:, 0])
-
-
-def _shown(position, near, depth, size):
-    """Whether points (N,) at `position` and depth `near` are the nearest there."""
-    inside = ((position >= -0.5) & (position <= size - 0.5)).all(1)
-    cell = np.clip(np.floor(position).astype(int), 0, size - 2)
-    first = cell[:, 1] * size + cell[:, 0]
-    # One of the four pixels around may lie across an edge or on a slope.
-    around = np.stack([depth[first], depth[first + 1], depth[first + size], depth[first + size + 1]])
-    return inside & (np.abs(around - near).min(0) < 0.04)
-
-
-def _eye_flow(a, source, driving, face, size):
-    """Extra flow (N, 2), pixels, of the eyeball at face positions (N, 2); whether both show the same, ball or lid."""
-    ex = (np.abs(face[:, 0]) - a.eye_x) / a.eye_width
-    ey = (face[:, 1] - a.eye_y) / a.eye_width - a.eye_tilt * ex
-    moved = np.float32(pupil_position(source)) - np.float32(pupil_position(driving))
-    lid, lower = eye_lids(a, driving, ex)
-    ball = (ey < lid) & (ey > lower)
-    ex, ey = ex + np.sign(face[:, 0]) * moved[0] * ball, ey + moved[1] * ball
-    lid, lower = eye_lids(a, source, ex)
-    shift = _eye_to_pixels(a, source, size) @ moved
-    return ball[:, None] * shift, ball == ((ey < lid) & (ey > lower))

@@ -98,8 +98,8 @@ def head_loft(a: Appearance, y, angle):
                   (0.25, 0.775), (0.05, 0.745), (-0.2, 0.725), (-0.4, 0.735), (-0.58, 0.75), (-0.75, 0.72),
                   (-0.88, 0.71), (-0.97, 0.60), (-1.03, 0.40))
     back = curve(y, (1.0, -0.08), (0.97, -0.33), (0.9, -0.52), (0.75, -0.72), (0.5, -0.86), (0.2, -0.89),
-                 (-0.1, -0.82), (-0.35, -0.66),
-                 (-0.55, -0.42), (-0.7, -0.18), (-0.85, 0.08), (-0.97, 0.28), (-1.03, 0.40))
+                 (-0.1, -0.82), (-0.35, -0.66), (-0.55, -0.42), (-0.7, -0.18), (-0.85, 0.08), (-0.97, 0.28),
+                 (-1.03, 0.40))
     middle = curve(y, (1.0, -0.08), (0.6, -0.06), (0.0, -0.04), (-0.4, 0.02), (-0.7, 0.14), (-0.9, 0.32), (-1.03, 0.40))
     cosine = np.cos(angle)
     x = width * signed_power(np.sin(angle), 0.88)
@@ -132,8 +132,7 @@ def nose_tip(a: Appearance):
 def _nose(a: Appearance, x, y):
     tip, side = nose_tip(a), np.abs(x)
     ridge = curve(y, (tip - 0.16, 0.0), (tip - 0.11, 0.14), (tip - 0.06, 0.66), (tip, 1.0), (tip + 0.07, 0.86),
-                  (tip + 0.20, 0.47),
-                  (a.eye_y + 0.04, 0.20), (a.eye_y + 0.15, 0.06), (a.eye_y + 0.3, 0.0))
+                  (tip + 0.20, 0.47), (a.eye_y + 0.04, 0.20), (a.eye_y + 0.15, 0.06), (a.eye_y + 0.3, 0.0))
     breadth = a.nose_width * curve(y, (tip - 0.1, 0.105), (tip, 0.100), (tip + 0.10, 0.078), (a.eye_y, 0.066),
                                    (a.eye_y + 0.2, 0.12))
     wings = 0.07 * bump(side, y, 0.10 * a.nose_width, tip - 0.05, 0.05 * a.nose_width, 0.052)
@@ -143,15 +142,12 @@ def _nose(a: Appearance, x, y):
 # ---- hair that sits on the skull
 
 def hairline(a: Appearance, angle):
-    """Height above which column `angle` carries hair."""
-    side, top = np.abs(angle), a.hairline
-    temple, nape = 0.42, -0.46
+    """Height at which hair starts, by azimuth `angle`."""
+    side, top, temple, nape = np.abs(angle), a.hairline, 0.42, -0.46
     if a.hair_style == 'fringe':
-        top = a.brow_y + 0.12 + 0.05 * a.hair_wave
-        temple = 0.2
+        top, temple = a.brow_y + 0.12 + 0.05 * a.hair_wave, 0.2
     line = curve(side, (0.0, top), (0.45, top - 0.005), (0.75, top - 0.04), (1.0, temple), (1.18, 0.22),
-                 (1.33, -0.06), (1.5, -0.10),
-                 (1.72, -0.05), (1.9, -0.28), (2.3, nape + 0.04), (3.15, nape))
+                 (1.33, -0.06), (1.5, -0.10), (1.72, -0.05), (1.9, -0.28), (2.3, nape + 0.04), (3.15, nape))
     if a.hair_style in ('swept', 'bob', 'long', 'short'):
         # Two strands fall from the parting to the sides.
         split = 0.5 * a.parting

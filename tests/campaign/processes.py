@@ -33,35 +33,24 @@ def used(pid='self'):
 
 @dataclass
 class Stop:
-    """When to kill a run with its whole process group; nothing set: never.
-
-    cpu:       CPU seconds of its first process
-    operation: number, from 0, of the change to files below its folder before which to kill it; COUNT writes how many
-               there are to 'operations.txt'
-    byte:      with `operation`: from that change on, a file that grows beyond this size kills the process
-    """
-    cpu: float | None = None
-    operation: int | None = None
-    byte: int | None = None
+    """When to kill a run with its whole process group; nothing set: never. Changes are those of files in its folder."""
+    cpu: float | None = None         # CPU seconds of its first process
+    operation: int | None = None     # number, from 0, of the change before which to kill it; COUNT: see operations.txt
+    byte: int | None = None          # from that change on, a file that grows beyond this size kills the process
 
 
 @dataclass
 class Run:
-    """run.py as forked processes of one group, in `folder`.
-
-    output:    where they print, by default folder/'output.txt'
-    prepare:   called in every process with its rank, before run.py
-    meanwhile: called with this Run every few milliseconds until it ends
-    """
+    """run.py as forked processes of one group, in `folder`."""
     arguments: list
     folder: Path
     ranks: int = 1
     threads: int = 1
     stop: Stop = field(default_factory=Stop)
     seconds: float = SECONDS
-    output: Path | None = None
-    prepare: Callable | None = None
-    meanwhile: Callable | None = None
+    output: Path | None = None           # where they print, by default folder/'output.txt'
+    prepare: Callable | None = None      # called in every process with its rank, before run.py
+    meanwhile: Callable | None = None    # called with this Run every few milliseconds until it ends
     pids: list = field(default_factory=list)
     code: int | None = None
     cpu: float = 0.0

@@ -215,6 +215,7 @@ def test_a_closed_pipe_is_no_traceback(name, number, scenarios):
         os.dup2(writing, 1)
         os.close(reading)
         os.close(writing)
+        sys.stdout = open(1, 'w', buffering=1, closefd=False)    # not as a file, which can seek
     check_ended(scenarios.run(name, scenarios.fresh(), prepare=close).end(), 0, 141)
 
 

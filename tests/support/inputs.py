@@ -19,6 +19,7 @@ from modules.build import build_discriminator, build_model
 from motion.template import MotionTemplate, fingerprint, save
 from modules.talking_head import Keypoints
 from modules.training_state import State
+from support.files import encoded
 from tests.support.small import SMALL_METHOD
 from tests.support.tiny import ROOT, SIZES, tiny
 
@@ -143,22 +144,15 @@ def frames(count=12, size=(32, 24)):
 @cache
 def pictures():
     """{suffix: [bytes]} of stills of all kinds that are read."""
-    image, made = Image.fromarray(frames(1)[0]), {'.png': [], '.jpg': []}
+    image, turned = Image.fromarray(frames(1)[0]), Image.Exif()
     grey16 = Image.fromarray((frames(1)[0][..., 0].astype(np.uint16) * 257))
-    for picture, options in ((image, {}), (image.convert('L'), {}), (image.convert('RGBA'), {}),
-                             (image.convert('P'), {}), (grey16, {}), (image.convert('1'), {}),
-                             (image, {'transparency': (0, 0, 0)})):
-        file = io.BytesIO()
-        picture.save(file, 'PNG', **options)
-        made['.png'].append(file.getvalue())
-    turned = Image.Exif()
     turned[0x0112] = 6
-    for picture, options in ((image, {}), (image.convert('L'), {}), (image.convert('CMYK'), {}),
-                             (image, {'exif': turned}), (image, {'progressive': True})):
-        file = io.BytesIO()
-        picture.save(file, 'JPEG', **options)
-        made['.jpg'].append(file.getvalue())
-    return made
+    png = [encoded(picture.save, format='PNG') for picture in (
+        image, image.convert('L'), image.convert('RGBA'), image.convert('P'), grey16, image.convert('1'))]
+    jpeg = [encoded(picture.save, format='JPEG') for picture in (image, image.convert('L'), image.convert('CMYK'))]
+    return {'.png': [*png, encoded(image.save, format='PNG', transparency=(0, 0, 0))],
+            '.jpg': [*jpeg, *(encoded(image.save, format='JPEG', **options)
+                              for options in ({'exif': turned}, {'progressive': True}))]}
 
 
 # suffix: (format, video codec or None, its pixels, with sound)

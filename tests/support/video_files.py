@@ -28,24 +28,29 @@ def number_in(frame):
 
 
 def encode(path, codec='libx264', count=50, size=(48, 64), pix_fmt='yuv420p', times=None, tick=TICK, muxer=None,
-           title=None, **options):
-    """A video of numbered frames, which are shown at `times`, by default one by one, in units of tick seconds."""
+           title=None, frames=None, tags={}, **options):
+    """A video of numbered frames, which are shown at `times`, by default one by one, in units of tick seconds.
+
+    frames: VideoFrames or uint8 RGB instead of numbered ones
+    tags:   attributes of the codec context
+    """
+    times = times or range(len(frames) if frames else count)
+    frames = frames or [numbered(number, *size) for number in range(len(times))]
+    pictures = [frame if isinstance(frame, av.VideoFrame) else av.VideoFrame.from_ndarray(frame, format='rgb24')
+                for frame in frames]
     with av.open(str(path), 'w', options=muxer or {}) as container:
         container.metadata.update({'title': title} if title else {})
         stream = container.add_stream(codec, rate=25, options={name: str(value) for name, value in options.items()})
         if tick != TICK:
             stream.codec_context.time_base = stream.time_base = tick
-        (stream.height, stream.width), stream.pix_fmt = size, pix_fmt
-        _encode_numbered(container, stream, times or range(count), tick)
+        stream.width, stream.height, stream.pix_fmt = pictures[0].width, pictures[0].height, pix_fmt
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        for picture, time in zip(pictures, times, strict=True):
+            picture.pts, picture.time_base = time, tick
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
     return path
-
-
-def _encode_numbered(container, stream, times, tick=TICK):
-    for number, time in enumerate(times):
-        picture = av.VideoFrame.from_ndarray(numbered(number, stream.height, stream.width), format='rgb24')
-        picture.pts, picture.time_base = time, tick
-        container.mux(stream.encode(picture))
-    container.mux(stream.encode(None))
 
 
 def write_video(path, frames, fps=25, **options):
@@ -60,7 +65,6 @@ def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
     """A file with `seconds` of noise, and a few frames starting at video_offset seconds if that is given."""
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(codec, rate=rate, layout='mono')
-        frames = None
         if video_offset is not None:
             frames = container.add_stream('libx264', rate=25)
             frames.height, frames.width, frames.pix_fmt = 48, 64, 'yuv420p'
@@ -69,8 +73,12 @@ def write_tone(path, seconds, codec='aac', rate=44100, video_offset=None):
         sound.sample_rate, sound.pts, sound.time_base = rate, 0, Fraction(1, rate)
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
-        if frames is not None:
-            _encode_numbered(container, frames, [number + round(25 * video_offset) for number in range(5)])
+        if video_offset is not None:
+            for number in range(5):
+                picture = av.VideoFrame.from_ndarray(numbered(number), format='rgb24')
+                picture.pts, picture.time_base = number + round(25 * video_offset), TICK
+                container.mux(frames.encode(picture))
+            container.mux(frames.encode(None))
     return path
 
 
@@ -106,6 +114,7 @@ KINDS = {
     'h264.avi': dict(g=250, bf=3),
     'mpeg2.mpg': dict(codec='mpeg2video', g=12, bf=2),
     'wmv2.wmv': dict(codec='wmv2', g=12),
+    'moov_first.mp4': dict(muxer={'movflags': 'faststart'}),
     'moving.gif': dict(codec='gif', pix_fmt='rgb8'),
     'one.gif': dict(codec='gif', pix_fmt='rgb8', count=1),
 }
