@@ -5,17 +5,17 @@ The paper's Table 3 scores such pairs.
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from animate import crop_to_faces, write_animation, write_frames
 from datasets.video_writer import VideoWriter
-from evaluation.cases import Case, own_folder
+from evaluation.cases import Case, file_states, own_folder
 from evaluation.protocols import as_csv, fingerprint
 from evaluation.videos import pair_name
 from motion.settings import Motion
@@ -23,7 +23,7 @@ from support import distributed
 from support.errors import UserError
 from support.files import make_folder, write_text
 from support.weights import weights_hash
-from visualizer import Strip, beside, cells, contact_sheet, rows_of_sheet, save_png
+from visualizer import Strip, beside, contact_sheet, rows_of_sheet, save_png
 
 
 class _Job(NamedTuple):
@@ -35,7 +35,9 @@ class _Job(NamedTuple):
     stamp: str
 
     def finished(self):
-        return self.result.is_file() and _stamp_of(self.strip) == self.stamp
+        with suppress(OSError), Image.open(self.strip) as strip:      # missing, or damaged
+            return self.result.is_file() and strip.info.get('stamp') == self.stamp
+        return False
 
     @property
     def crop(self):
@@ -75,8 +77,7 @@ def animate_pairs(renderer, cases, folder, motion=Motion(), *, crop_size=None, d
             _animate_pair(renderer, job, motion, crop_size, detail, progress)
     shown = [jobs[i] for i in rows_of_sheet(len(jobs))]
     if all(job.finished() for job in shown):      # else another process has not come so far, and draws it
-        sheet = contact_sheet([cells(np.asarray(Image.open(job.strip))) for job in shown],
-                              [job.name.partition('_')[2] for job in shown])
+        sheet = contact_sheet([job.strip for job in shown], [job.name.partition('_')[2] for job in shown])
         save_png(folder / 'contact_sheet.png', sheet)
         write_text(folder / 'list.csv', as_csv([case.item for case in cases]))
     return [job.result for job in jobs]
@@ -122,25 +123,9 @@ def _animate_pair(renderer, job, motion, crop_size, detail, progress):
 
 def _stamp(made_by, case):
     """Hash of all that a result depends on; a result on disk with the same stamp is kept."""
-    files = [[_file(clip), *_state_of(clip)] for clip in (case.source, case.driving)]
+    files = [[_file(clip), file_states(clip)] for clip in (case.source, case.driving)]
     return hashlib.sha256(json.dumps([made_by, files, astuple(case.item)]).encode()).hexdigest()
 
 
 def _file(clip):
     return str(getattr(clip, 'path', clip.name))
-
-
-def _state_of(clip):
-    """(size, modification time in ns) of the clip's file; () for a clip in memory."""
-    if not hasattr(clip, 'path'):
-        return ()
-    state = clip.path.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-def _stamp_of(strip):
-    try:
-        with Image.open(strip) as image:
-            return image.info.get('stamp')
-    except OSError:      # not there, or damaged
-        return None

@@ -6,16 +6,13 @@ The paper's Tables 1 and 2; a mode of FOMM: NeurIPS 2019, Sec. 4, https://github
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 
-import numpy as np
-from PIL import Image
-
 from datasets.video_writer import VideoWriter
 from evaluation.cases import Case, Selection
 from evaluation.evaluate import EvaluationJob, evaluate
 from evaluation.protocols import PROTOCOLS, Item
 from support.errors import UserError
 from support.files import make_folder, write_text
-from visualizer import Strip, beside, cells, contact_sheet, rows_of_sheet, save_png
+from visualizer import Strip, beside, contact_sheet, rows_of_sheet, save_png
 
 METRICS = ('l1.mean_abs', 'psnr.rgb', 'ssim.gauss11', 'lpips.vgg')     # --mode evaluate computes others
 
@@ -46,8 +43,7 @@ def reconstruct(renderer, clips, folder, *, subject=None, include_first=True, sa
     report = evaluate(job, folder, renderer.device, renderer, recorder)
     if report is not None:
         strips = {case.item.name: recorder.strip(case) for case in shown if recorder.strip(case).is_file()}
-        save_png(recorder.folder / 'contact_sheet.png',
-                 contact_sheet([cells(np.asarray(Image.open(strip))) for strip in strips.values()], list(strips)))
+        save_png(recorder.folder / 'contact_sheet.png', contact_sheet(strips.values(), list(strips)))
     return report
 
 

@@ -42,6 +42,11 @@ def to_tensor(frames, device='cpu'):
     return from_bytes(torch.from_numpy(np.stack(frames)).to(device))       # bytes are copied, then converted
 
 
+def to_unit_range(frames, device='cpu'):
+    """Frames of one size -> (B, 3, H, W) float32 in [0, 1] on `device`, as metrics take them."""
+    return torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
 def from_bytes(frames):
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], on the same device."""
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -236,11 +241,6 @@ class Strip:
         return beside(*left, *(np.concatenate([_at_height(frame, height) for frame in pair]) for pair in self.pairs))
 
 
-def cells(strip):
-    """Split `beside(*Strip.row())` into its square frames."""
-    return np.split(strip, strip.shape[1] // strip.shape[0], axis=1)
-
-
 def _at_height(image, height):
     return resized(image, (height, round(image.shape[1] * height / image.shape[0])))
 
@@ -251,8 +251,10 @@ def rows_of_sheet(num_clips):
     return [i * num_clips // count for i in range(count)]
 
 
-def contact_sheet(rows, captions):
-    """A sheet of `Strip.row`s of MOMENTS with captions, (H, W, 3) uint8."""
+def contact_sheet(strips, captions):
+    """A sheet of clips, (H, W, 3) uint8; strips: paths of pictures `beside(*Strip.row())` of square frames."""
+    pictures = [np.asarray(Image.open(strip)) for strip in strips]
+    rows = [np.split(picture, picture.shape[1] // picture.shape[0], axis=1) for picture in pictures]
     percents = [100 * (2 * i + 1) // (2 * MOMENTS) for i in range(MOMENTS)]
     titles = [title for percent in percents for title in (f'driving at {percent} %', 'result')]
     return grid(rows, ['source', *titles], captions)

@@ -44,6 +44,15 @@ def clips_in(folder, size=None):
     return clips
 
 
+def file_states(clip):
+    """Name, size and time of a clip's files, which change when the clip does; None for no clip."""
+    path = getattr(clip, 'path', None)
+    if path is None:
+        return None if clip is None else [clip.name, len(clip)]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 class ClipFinder:
     """Finds the clip of an id of a list.
 
@@ -138,15 +147,11 @@ def _holds(folder):
 
 @dataclass(frozen=True)
 class Case:
-    """An item of a list with its open clips.
-
-    source:    clip of the source image, or None where it is unknown
-    generated: clip made elsewhere; None where a model generates it
-    """
+    """An item of a list with its open clips."""
     item: Item
-    source: Any
+    source: Any                # clip of the source image, or None where it is unknown
     driving: Any
-    generated: Any = None
+    generated: Any = None      # clip made elsewhere; None where a model generates it
 
     def moments(self, first=0):
         """(index of the source frame, indices of the driving frames); UserError where the clips are too short.
@@ -182,18 +187,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """A list, and which of its clips exist.
-
-    items:   the whole list
-    cases:   of the items whose clips exist
-    missing: names of the other items
-    extra:   names of generated clips without an item
-    """
+    """A list, and which of its clips exist."""
     list_name: str
-    items: list
-    cases: list
-    missing: list = ()
-    extra: list = ()
+    items: list             # the whole list
+    cases: list             # of the items whose clips exist
+    missing: list = ()      # names of the other items
+    extra: list = ()        # names of generated clips without an item
 
 
 def frame_index(clip, time):

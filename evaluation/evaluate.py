@@ -17,13 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation.cases import Selection, own_folder
-from evaluation.html import write_html
 from evaluation.protocols import Protocol, as_csv, fingerprint
 from evaluation.published import published_tables
 from evaluation.report import Report, versions, write_report
 from evaluation.scores import ClipScores, Scorer, parts_of
 from evaluation.store import Store
-from evaluation.tables import as_markdown
+from evaluation.tables import as_html, as_markdown
 from metrics.base import DistributionMetric, release_networks
 from motion.settings import Motion
 from support import distributed
@@ -39,30 +38,19 @@ log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------- frames
 
-class CodeCounter:
-    """Counts which codes a model uses while it generates frames.
+def _generated(driven, frames, totals):
+    """Yields (driving frames, generated frames (B, H, W, 3) uint8), batch by batch.
 
-    counts: {codebook and scale: how often each code was chosen} for the first frame of every batch
+    driven: DrivenSource that follows the `frames`
+    totals: {codebook and scale: how often each code was chosen}; the counts of the first frame of every batch are
+            added, of the codes that quantise the flow and the driving features (Eq. 1 and 4)
     """
-
-    def __init__(self):
-        self.counts = {}
-
-    def watch(self, driven, frames):
-        """Yields (driving frames, generated frames (B, H, W, 3) uint8), batch by batch.
-
-        driven: DrivenSource that follows the `frames`
-        """
-        for batch in driven.render(frames):
-            yield batch.driving, batch.frames
-            self._note(driven.model, driven.image, batch.images[:1])
-
-    @torch.inference_mode()
-    def _note(self, model, source, driving):
-        """Add the counts of codes that quantise the flow and the driving features (Eq. 1 and 4)."""
-        for key, counts in model.code_counts(source, driving).items():
-            counts = counts.tolist()
-            self.counts[key] = [a + b for a, b in zip(self.counts.get(key, [0] * len(counts)), counts)]
+    for batch in driven.render(frames):
+        yield batch.driving, batch.frames
+        with torch.inference_mode():
+            chosen = driven.model.code_counts(driven.image, batch.images[:1])
+        for key, counts in chosen.items():
+            totals[key] = [a + b for a, b in zip(totals.get(key, [0] * len(counts)), counts.tolist())]
 
 
 def _side_by_side(case, moments, batch_size):
@@ -93,20 +81,13 @@ def _passed(parts, *receivers):
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """An evaluation: of what, by which protocol, list and metrics.
-
-    name, protocol: PROTOCOLS[name]
-    selection:      Selection of a list; the report lists the cases that cannot be scored
-    metric_ids:     of the catalogue
-    subject:        {what: value} of the model's weights or the folder that is evaluated
-    batch_size:     frames scored at once
-    """
+    """An evaluation: of what, by which protocol, list and metrics."""
     name: str
-    protocol: Protocol
-    selection: Selection
-    metric_ids: tuple
-    subject: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 8
+    protocol: Protocol              # PROTOCOLS[name]
+    selection: Selection            # the report lists the cases that cannot be scored
+    metric_ids: tuple               # of the catalogue
+    subject: Mapping[str, Any] = field(default_factory=dict)     # of the model's weights or the evaluated folder
+    batch_size: int = 8             # frames scored at once
 
     def settings(self, device):
         """All that the generated frames depend on, besides the clips' files; as JSON values."""
@@ -125,7 +106,7 @@ class EvaluationJob:
 
 
 def evaluate(job, folder, device, renderer=None, recorder=None):
-    """Score all cases of an EvaluationJob, and write the report into `folder`, or beside it (`own_folder`).
+    """Score all cases of an EvaluationJob, and write the report into `folder`, or next to it (`own_folder`).
 
     renderer: inference.Renderer of the model; None where the cases hold generated clips
     recorder: writes other files of each clip: `missing(case, store)` returns whether they are, and within
@@ -159,7 +140,8 @@ def evaluate(job, folder, device, renderer=None, recorder=None):
     write_report(folder, report)
     write_text(folder / 'list.csv', as_csv(selection.items))
     write_text(folder / 'metrics.md', as_markdown(report))
-    write_html(folder / 'report.html', report, {case.item.name: store.path(case, '.jpg') for case in cases})
+    pictures = {case.item.name: store.path(case, '.jpg') for case in cases}
+    write_text(folder / 'report.html', as_html(report, pictures))
     return report
 
 
@@ -179,7 +161,7 @@ def _score_all(job, scorer, renderer, store, recorder):
 
 
 def _announce(scorer, selection):
-    """Log what will not be scored, before the long part."""
+    """Log skipped metrics and missing clips before scoring starts."""
     cases, missing = selection.cases, selection.missing
     for name, why in scorer.skipped.items():
         log.warning('%s skipped: %s', name, why)
@@ -197,11 +179,11 @@ def _score(case, job, scorer, renderer, store, recorder):
     try:
         at_source, moments = case.moments(job.protocol.first)
         source = None if case.source is None else case.source.read([at_source])[0]
-        codes = CodeCounter()
+        codes = {}
         if renderer is None:
             parts = _side_by_side(case, moments, job.batch_size)
         else:
-            parts = codes.watch(_follow(case, job.protocol, renderer, source), case.frames(moments))
+            parts = _generated(_follow(case, job.protocol, renderer, source), case.frames(moments), codes)
         strip = Strip(source, len(moments), STRIP_MOMENTS)
         recording = recorder.recording(case, store, source, len(moments)) if recorder else nullcontext()
         with recording as record:
@@ -210,7 +192,7 @@ def _score(case, job, scorer, renderer, store, recorder):
         log.warning('%s is not scored: %s', case.item.name, error)
         store.write_problem(case, str(error))
         return
-    clip.codes = codes.counts
+    clip.codes = codes
     picture = Image.fromarray(strip.stacked(STRIP_HEIGHT))
     write_bytes(store.path(case, '.jpg'), encoded(picture.save, format='JPEG', quality=88))
     store.write(case, clip)

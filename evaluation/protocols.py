@@ -35,20 +35,15 @@ LATE = 0.1                   # frames; a rounded time may fall this much before 
 class Protocol:
     """How a model is evaluated.
 
-    text:           the procedure in words
-    cross_identity: source and driver are different people
-    include_first:  score frame 0 too, which is the source image of same-identity protocols
-    relative:       add the driver's motion since the anchor frame to the source's pose; otherwise take the driver's
-                    pose. The anchor is the list's, or the driving frame with the keypoints nearest to the source's
-    adapt_scale:    scale relative motion by the ratio of the two faces' sizes
-    list:           the default list; None for the whole test set
+    Relative motion is added to the source's pose from an anchor frame on: the list's, or the driving frame with the
+    keypoints nearest to the source's.
     """
-    text: str
-    cross_identity: bool = False
-    include_first: bool = True
-    relative: bool = False
-    adapt_scale: bool = False
-    list: str | None = None
+    text: str                          # the procedure in words
+    cross_identity: bool = False       # source and driver are different people
+    include_first: bool = True         # score frame 0 too, which is the source image of same-identity protocols
+    relative: bool = False             # otherwise take the driver's pose
+    adapt_scale: bool = False          # scale relative motion by the ratio of the two faces' sizes
+    list: str | None = None            # the default list; None for the whole test set
 
     @property
     def first(self):

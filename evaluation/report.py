@@ -2,12 +2,13 @@
 
 import csv
 import hashlib
-import importlib.metadata
+import io
 import json
 import math
 import platform
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from evaluation.scores import PSNR, mean
 from metrics.catalogue import CATALOGUE
 from modules.codebook import perplexity
-from support.files import write_text, written_whole
+from support.files import write_text
 from support.weights import weights_hash
 
 GAIN = 'psnr_gain'
@@ -24,6 +25,7 @@ MEANS = ('mean: over the frames of a clip, then over clips, so that every clip c
 COMPARED = 'psnr_compared'
 GAIN_DEFINITION = ('PSNR of the result minus PSNR of the copied source image, in dB, over the frames where both are '
                    'finite: the source frame itself is left out. psnr_compared: the two means over these frames')
+DESCRIBED = 'definition', 'unit', 'direction', 'source'      # of a metric, in the report
 # The first of these that was computed ranks clips from worst to best.
 RANKING = ('lpips.vgg', 'lpips.alex', 'psnr.rgb', 'csim.antelopev2', 'aed.openface_sq_source', 'ard.mediapipe')
 PACKAGES = ('torch', 'torchvision', 'numpy', 'lpips', 'face-alignment', 'mediapipe', 'pytorch-fid', 'insightface',
@@ -104,37 +106,26 @@ def ranked(rows, summary):
     if name is None:
         return None, []
     sign = -1 if CATALOGUE[name].direction == 'lower' else 1
-    values = {id(row): _or_infinite(row.scores.get(name, ())) for row in rows}
-    known = [row for row in rows if values[id(row)] is not None]
-    return name, sorted(known, key=lambda row: sign * values[id(row)])
-
-
-def _or_infinite(values):
-    """The mean; infinite for the PSNR of a clip in which every frame equals its target."""
-    return math.inf if mean(values) is None and math.inf in values else mean(values)
+    means = {id(row): mean(row.scores.get(name, ())) for row in rows}
+    for row in rows:      # the PSNR of a clip in which every frame equals its target
+        if means[id(row)] is None and math.inf in row.scores.get(name, ()):
+            means[id(row)] = math.inf
+    known = [row for row in rows if means[id(row)] is not None]
+    return name, sorted(known, key=lambda row: sign * means[id(row)])
 
 
 # ---------------------------------------------------------------------------- files
 
 @dataclass
 class Report:
-    """A result with everything that is needed to compare it.
-
-    rows:      ClipScores of all clips
-    skipped:   {metric id: reason}
-    about:     JSON values: protocol, list, coverage, subject
-    distances: {id: value} of the distribution metrics
-    tables:    names of the paper's tables that are shown with it
-    weights:   {file name: SHA-256} of the metrics' networks
-    folder:    where the report is on disk
-    """
-    rows: list
-    skipped: dict
-    about: dict
-    distances: dict = field(default_factory=dict)
-    tables: tuple = ()
-    weights: dict = field(default_factory=dict)
-    folder: Path | None = None
+    """A result with everything that is needed to compare it."""
+    rows: list                                          # ClipScores of all clips
+    skipped: dict                                       # {metric id: reason}
+    about: dict                                         # JSON values: protocol, list, coverage, subject
+    distances: dict = field(default_factory=dict)       # {id: value} of the distribution metrics
+    tables: tuple = ()                                  # names of the paper's tables that are shown with it
+    weights: dict = field(default_factory=dict)         # {file name: SHA-256} of the metrics' networks
+    folder: Path | None = None                          # where the report is on disk
 
     def __post_init__(self):
         self.summary = summarize(self.rows, self.distances)
@@ -147,7 +138,8 @@ class Report:
             'frame_weighted_mean': {'model': summary['frame_weighted_model'], 'copy': summary['frame_weighted_copy']},
             'num_clips': summary['clips'],
             'num_frames': summary['frames'],
-            'metrics': {name: _described(name) | summary['counts'].get(name, {}) for name in summary['model']},
+            'metrics': {name: {key: getattr(CATALOGUE[name], key) for key in DESCRIBED}
+                        | summary['counts'].get(name, {}) for name in summary['model']},
             'definitions': {GAIN: GAIN_DEFINITION, 'copy': 'the source image repeated', 'means': MEANS},
             'codebooks': self.codebooks,
             'skipped': self.skipped,
@@ -157,24 +149,15 @@ class Report:
         }
 
 
-def _described(name):
-    metric = CATALOGUE[name]
-    return {key: getattr(metric, key) for key in ('definition', 'unit', 'direction', 'source')}
-
-
 def _row_as_json(row):
     return {'clip': row.clip, 'frames': row.frames,
             'model': {name: mean(values) for name, values in row.scores.items()},
             'copy': {name: mean(values) for name, values in row.copied.items()},
-            GAIN: _gain(row),
+            GAIN: mean(made - copy for made, copy in row.compared),
             'details': row.details,
             'equal_frames': {'model': sum(map(math.isinf, row.scores.get(PSNR, ()))),
                              'copy': sum(map(math.isinf, row.copied.get(PSNR, ())))},
             'misses': {name: counts for name, counts in row.misses.items() if counts}}
-
-
-def _gain(row):
-    return mean(made - copy for made, copy in row.compared)
 
 
 def code_hash(root):
@@ -188,34 +171,25 @@ def code_hash(root):
 
 def versions():
     """Versions of Python, of this code and of the packages that can change a result; None where not installed."""
-    found = {'python': platform.python_version(), 'code': code_hash(Path(__file__).parents[1])}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    packages = {name: next((found.version for found in distributions(name=name)), None) for name in PACKAGES}
+    return {'python': platform.python_version(), 'code': code_hash(Path(__file__).parents[1])} | packages
 
 
 def write_report(folder, report):
-    """Write metrics.json and metrics.csv (one line per clip) into `folder`, each whole or not at all."""
+    """Write metrics.json and metrics.csv into `folder`, each whole or not at all.
+
+    The CSV has a line per clip and one for the mean over clips; a cell is empty where no finite value exists.
+    """
+    content, file = report.as_json(), io.StringIO()
     write_text(Path(folder) / 'metrics.json',
-               json.dumps(report.as_json(), indent=2, allow_nan=False, ensure_ascii=False) + '\n')
-    with written_whole(Path(folder) / 'metrics.csv') as path, open(path, 'w', encoding='utf-8', newline='') as file:
-        _write_csv(file, report)
-
-
-def _write_csv(file, report):
-    """One line per clip and one for the mean over clips; an empty cell where no finite value exists."""
-    summary = report.summary
-    names, copied = list(summary['model']), list(summary['copy'])
-    details = [(name, key) for name, means in summary['details'].items() for key in means]
+               json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + '\n')
+    means = content['mean']
+    details = [(name, key) for name, found in means['details'].items() for key in found]
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['clip', 'frames', *names, *(f'copy_{name}' for name in copied), GAIN,
+    writer.writerow(['clip', 'frames', *means['model'], *(f'copy_{name}' for name in means['copy']), GAIN,
                      *(f'{name}: {key}' for name, key in details)])
-    for row in report.rows:
-        writer.writerow([row.clip, row.frames, *(mean(row.scores.get(name, ())) for name in names),
-                         *(mean(row.copied.get(name, ())) for name in copied), _gain(row),
-                         *(row.details.get(name, {}).get(key) for name, key in details)])
-    writer.writerow(['mean', summary['frames'], *summary['model'].values(), *summary['copy'].values(), summary[GAIN],
-                     *(summary['details'][name][key] for name, key in details)])
+    for row in (*content['clips'], {'clip': 'mean', 'frames': content['num_frames'], **means}):
+        writer.writerow([row['clip'], row['frames'], *(row['model'].get(name) for name in means['model']),
+                         *(row['copy'].get(name) for name in means['copy']), row[GAIN],
+                         *(row['details'].get(name, {}).get(key) for name, key in details)])
+    write_text(Path(folder) / 'metrics.csv', file.getvalue())

@@ -8,10 +8,11 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import torch
 
-from metrics.catalogue import DistributionMetric, build
+from metrics.base import DistributionMetric
+from metrics.catalogue import build
+from visualizer import to_unit_range
 
 COPIED = ('l1.', 'psnr.', 'ssim.', 'lpips.', 'akd.mediapipe', 'expression.')     # metrics of the baseline
 PSNR = 'psnr.rgb'
@@ -19,25 +20,16 @@ PSNR = 'psnr.rgb'
 
 @dataclass
 class ClipScores:
-    """Scores of one clip.
-
-    size:     (height, width) of its frames, pixels
-    scores:   {metric id: value of every frame}; NaN where it is undefined or no face was found
-    copied:   likewise, for the source image repeated
-    misses:   {metric id: {'generated' | 'driving' | 'source': frames without a face}}
-    details:  {metric id: {name: value or None}}, see Metric.details
-    codes:    {codebook and scale: how often each code was chosen}
-    features: {'network.side': (T, D)} of the distribution metrics; not in the JSON
-    """
+    """Scores of one clip."""
     clip: str
     frames: int = 0
-    size: tuple = ()
-    scores: dict = field(default_factory=dict)
-    copied: dict = field(default_factory=dict)
-    misses: dict = field(default_factory=dict)
-    details: dict = field(default_factory=dict)
-    codes: dict = field(default_factory=dict)
-    features: dict = field(default_factory=dict)
+    size: tuple = ()                                    # (height, width) of its frames, pixels
+    scores: dict = field(default_factory=dict)          # {metric id: value of every frame}; NaN: undefined, or no face
+    copied: dict = field(default_factory=dict)          # likewise, for the source image repeated
+    misses: dict = field(default_factory=dict)          # {id: {generated | driving | source: frames without a face}}
+    details: dict = field(default_factory=dict)         # {metric id: {name: value or None}}, see Metric.details
+    codes: dict = field(default_factory=dict)           # {codebook and scale: how often each code was chosen}
+    features: dict = field(default_factory=dict)        # {'network.side': (T, D)} of distribution metrics; not in JSON
 
     def add(self, scores, copied):
         """Append the values of the next frames, {metric id: (B,)}."""
@@ -135,13 +127,13 @@ class Scorer:
         distributions = [metric for metric in metrics if isinstance(metric, DistributionMetric)]
         metrics = [metric for metric in metrics if metric not in distributions]
         copied = [metric for metric in self.copied if source is not None and metric.id in {m.id for m in metrics}]
-        source = None if source is None else _unit([source], self.device)
+        source = None if source is None else to_unit_range([source], self.device)
         for metric in metrics + copied:
             metric.start_clip(None if source is None else source[0])
         clip, features = ClipScores(name), {}
         for driving, generated in batches:
             # Features are cached by the identity of their batch, so all metrics get the same tensors.
-            driving, generated = _unit(driving, self.device), _unit(generated, self.device)
+            driving, generated = to_unit_range(driving, self.device), to_unit_range(generated, self.device)
             clip.add({metric.id: metric(generated, driving) for metric in metrics},
                      {metric.id: metric(source, driving) for metric in copied})
             _add_features(features, distributions, generated=generated, driving=driving)
@@ -163,8 +155,3 @@ def _add_features(features, metrics, **frames):
             known = frames[side] is not None
             new = function(frames[side]).cpu() if known else features[part.replace(side, 'generated')][0][:0]
             features.setdefault(part, []).append(new)
-
-
-def _unit(frames, device):
-    """Frames (H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2).float() / 255

@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import astuple
 
+from evaluation.cases import file_states
 from evaluation.scores import ClipScores
 from support.errors import UserError
 from support.files import make_folder, write_text
@@ -13,7 +14,7 @@ from support.weights import load_tensors, save_tensors
 
 
 class Store:
-    """The scores of clips, in one file per clip, and features of the distribution metrics beside them.
+    """The scores of clips, in one file per clip, and next to them the features of the distribution metrics.
 
     A file's name holds a hash of all that its frames depend on: settings (model, protocol, versions, code) and the
     clip's files. In it, each metric has a hash of its definition and weights. What has changed is computed again;
@@ -30,7 +31,7 @@ class Store:
 
     def key(self, case):
         if id(case) not in self._key_of:
-            parts = [self.settings, astuple(case.item), *map(_signature, (case.source, case.driving, case.generated))]
+            parts = [self.settings, astuple(case.item), *map(file_states, (case.source, case.driving, case.generated))]
             self._key_of[id(case)] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._key_of[id(case)]
 
@@ -90,12 +91,3 @@ class Store:
         without_features = not self.path(case, '.pt').is_file()
         return {part for part, hash_ in self.parts.items()
                 if known.get(part) != hash_ or part not in scores and without_features}
-
-
-def _signature(clip):
-    """Name, size and time of a clip's files, which change when the clip does."""
-    path = getattr(clip, 'path', None)
-    if path is None:
-        return None if clip is None else [clip.name, len(clip)]
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,12 +1,16 @@
-"""A Report as a table for people: plain text, Markdown, and the sentences below any table of it."""
+"""A Report for people: plain text, Markdown, and report.html without scripts or external resources."""
 
+import base64
 from functools import partial
 from pathlib import Path
 
 from evaluation.published import TABLES
-from evaluation.report import COMPARED, GAIN
+from evaluation.report import COMPARED, GAIN, ranked
+from evaluation.scores import mean
 from metrics.catalogue import CATALOGUE
 from support.pages import fill
+
+SHOWN = 4                    # number of worst clips, and of best ones, in report.html
 
 
 def table_rows(report):
@@ -44,37 +48,25 @@ def number(name, value):
     return '–' if value is None else f'{value:.{CATALOGUE[name].decimals}f}'
 
 
-def verdict(summary):
-    """A sentence that compares the model with the copied source; '' where that was not measured."""
-    if summary[GAIN] is None:
-        return ''
-    made, copy = (round(summary[COMPARED][side], 2) for side in ('model', 'copy'))
-    return (f'PSNR without the source frame: {abs(made - copy):.2f} dB '
-            f'{"better" if made >= copy else "worse"} than the copied source')
-
-
-def misses(summary):
-    return [f'{name}: no face in ' + ', '.join(f'{count} {side} frame(s)' for side, count in counts['misses'].items())
-            for name, counts in summary['counts'].items() if counts['misses']]
-
-
-def details(summary):
-    return [f'{name}, within clips: ' + '; '.join(f'{key} {"–" if value is None else f"{value:.2f}"}'
-                                                  for key, value in found.items())
-            for name, found in summary['details'].items()]
-
-
-def few_frames(report):
-    """A sentence about distribution metrics of fewer frames than features."""
-    fid = [name for name in report.distances if name.startswith('fid.')]
-    frames = report.summary['frames']
-    return [f'{", ".join(fid)}: {frames} frames are fewer than 2048 features, which biases it; compare it with '
-            'results on the same frames only'] if fid and frames < 2048 else []
-
-
 def _remarks(report):
-    return [*filter(None, [verdict(report.summary)]), *details(report.summary), *misses(report.summary),
-            *few_frames(report), *(f'{name} skipped: {why}' for name, why in report.skipped.items())]
+    """Sentences: the gain, movements within clips, frames without a face, too few frames for FID, what is skipped."""
+    summary, frames, remarks = report.summary, report.summary['frames'], []
+    if summary[GAIN] is not None:
+        made, copy = (round(summary[COMPARED][side], 2) for side in ('model', 'copy'))
+        remarks.append(f'PSNR without the source frame: {abs(made - copy):.2f} dB '
+                       f'{"better" if made >= copy else "worse"} than the copied source')
+    for name, found in summary['details'].items():
+        values = (f'{key} {"–" if value is None else f"{value:.2f}"}' for key, value in found.items())
+        remarks.append(f'{name}, within clips: ' + '; '.join(values))
+    for name, counts in summary['counts'].items():
+        if counts['misses']:
+            sides = (f'{count} {side} frame(s)' for side, count in counts['misses'].items())
+            remarks.append(f'{name}: no face in ' + ', '.join(sides))
+    fid = [name for name in report.distances if name.startswith('fid.')]
+    if fid and frames < 2048:
+        remarks.append(f'{", ".join(fid)}: {frames} frames are fewer than 2048 features, which biases it; compare it '
+                       'with results on the same frames only')
+    return remarks + [f'{name} skipped: {why}' for name, why in report.skipped.items()]
 
 
 def format_table(report):
@@ -99,6 +91,28 @@ def as_markdown(report):
     return fill(Path(__file__).with_name('metrics.md.j2'), columns=table_columns(report), heading=heading,
                 cell=partial(table_cell, report), ours=ours, published=published, notes=notes(report),
                 metrics=[CATALOGUE[name] for name in report.summary['model']])
+
+
+def as_html(report, pictures):
+    """report.html: the whole result in one file. pictures: {clip: path of its picture}; missing ones are left out."""
+    def column(name):
+        """`heading` with non-breaking spaces before the arrow and within ranges."""
+        return '\N{NO-BREAK SPACE}'.join(heading(name).replace(', ', ',\N{NO-BREAK SPACE}').rsplit(' ', 1))
+
+    def card(row):
+        picture = pictures.get(row.clip)
+        data = base64.b64encode(picture.read_bytes()).decode() if picture is not None and picture.is_file() else None
+        means = {name: mean(values) for name, values in row.scores.items()}
+        return {'clip': row.clip, 'frames': row.frames, 'picture': data,
+                'means': {name: value for name, value in means.items() if value is not None}}
+
+    measure, rows = ranked(report.rows, report.summary)
+    count = min(SHOWN, max(len(rows) // 2, 1))
+    clips = [('Worst clips', [card(row) for row in rows[:count]]),
+             ('Best clips', [card(row) for row in rows[::-1][:count if len(rows) > 1 else 0]])]
+    return fill(Path(__file__).with_name('report.html.j2'), heading=column, number=number, report=report,
+                cell=partial(table_cell, report), CATALOGUE=CATALOGUE, columns=table_columns(report),
+                lines=table_rows(report), notes=notes(report), measure=measure, clips=clips)
 
 
 def notes(report):

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets.constant_rate import open_constant_rate
 from datasets.frame_folder import has_stills
 from datasets.video import VIDEO_SUFFIXES
+from evaluation.protocols import clip_name
 from support.errors import UserError
 
 SHORTEST = Fraction(9, 10)       # duration of a generated video, of the driving video's, at least
@@ -30,7 +31,7 @@ def find_videos(folder, names, method):
     found = {name: [] for name in names}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and has_stills(path):
-            stem = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+            stem = clip_name(path.name)
             name = stem if stem in found else re.sub(r'^\d+_', '', stem)
             if name in found:
                 found[name].append(path)

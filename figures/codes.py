@@ -75,7 +75,7 @@ class CodeUse:
     """
 
     def __init__(self, chosen, size):
-        self.book, self.scale, self.first, self.count = chosen.book, chosen.scale, chosen.first, chosen.count
+        self.book, self.first, self.count = chosen.book, chosen.first, chosen.count
         side = CONTEXT * size // chosen.quantized.indices.shape[-1]
         self.counts = np.zeros(self.count, np.int64)
         self.nearest = np.full((self.count, WINDOWS), np.inf)
@@ -89,18 +89,15 @@ class CodeUse:
         patch = len(frame) // len(indices)
         margin = (CONTEXT - 1) // 2 * patch
         padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode='edge')
-        seen = set()
-        for place in distance.ravel().argsort(kind='stable').tolist():    # one window per code and frame
-            code = int(indices.flat[place])
-            if code in seen or distance.flat[place] >= self.nearest[code, -1]:
-                continue
-            seen.add(code)
-            row, column = (part * patch for part in divmod(place, indices.shape[1]))
-            position = int(np.searchsorted(self.nearest[code], distance.flat[place]))
-            for kept, new in ((self.nearest, distance.flat[place]),
-                              (self.windows, padded[row:row + CONTEXT * patch, column:column + CONTEXT * patch])):
-                kept[code, position + 1:] = kept[code, position:-1].copy()
-                kept[code, position] = new
+        order = distance.ravel().argsort(kind='stable')
+        codes, first = np.unique(indices.ravel()[order], return_index=True)      # the nearest place of every code
+        for code, place in zip(codes.tolist(), order[first].tolist()):
+            if distance.flat[place] < self.nearest[code, -1]:
+                row, column = (part * patch for part in divmod(place, indices.shape[1]))
+                window = padded[row:row + CONTEXT * patch, column:column + CONTEXT * patch]
+                position = np.searchsorted(self.nearest[code], distance.flat[place])
+                for kept, new in ((self.nearest, distance.flat[place]), (self.windows, window)):
+                    kept[code] = np.insert(kept[code], position, new, axis=0)[:-1]
 
     def as_json(self):
         return {'codes': self.count, 'first': self.first, 'used': int((self.counts > 0).sum()),
@@ -108,6 +105,7 @@ class CodeUse:
                 'dead': (np.flatnonzero(self.counts == 0) + self.first).tolist(), 'counts': self.counts.tolist()}
 
 
+@torch.inference_mode()
 def count_codes(renderer, clips, limit=0):
     """{'BOOK SCALE': CodeUse} over `limit` evenly spread frames of the clips (0: all); {} for methods without codes.
 
@@ -120,24 +118,17 @@ def count_codes(renderer, clips, limit=0):
     for clip in tqdm(clips, desc='codes', unit='clip', dynamic_ncols=True):
         indices = [i for i in range(len(clip)) if start + i in wanted]
         start += len(clip)
-        for frame, chosen in _chosen_in(renderer, clip, indices):
-            for name, found in chosen.items():
-                uses.setdefault(name, CodeUse(found, len(frame))).add(found, frame)
-        if indices and not uses:
-            return {}
-    return uses
-
-
-@torch.inference_mode()
-def _chosen_in(renderer, clip, indices):
-    """[(frame (H, W, 3) uint8, {'BOOK SCALE': Chosen})] of some frames of a clip."""
-    found = []
-    if indices:
+        if not indices:
+            continue
         driven = renderer.follow(clip.read([0])[0])
         for made in driven.render(frame for index in indices for frame in clip.read([index])):
             with renderer.autocast():
-                found.append((made.driving[0], chosen_codes(renderer.model, made.generated, made.images)))
-    return found
+                chosen = chosen_codes(renderer.model, made.generated, made.images)
+            for name, found in chosen.items():
+                uses.setdefault(name, CodeUse(found, len(made.driving[0]))).add(found, made.driving[0])
+        if not uses:
+            return {}
+    return uses
 
 
 def code_windows(uses):

@@ -20,12 +20,12 @@ from datasets.video_writer import VideoWriter
 from evaluation.videos import pair_name
 from figures.methods import RenderedMethod, stream
 from figures.printed import Shown, check_size, print_figure
-from figures.selection import BY_SCORE, RULES, as_unit, check_zoom, largest_pose, rule_text, select
+from figures.selection import BY_SCORE, RULES, check_zoom, largest_pose, rule_text, select
 from metrics.catalogue import build
 from support.errors import UserError
 from support.files import make_folder, write_text
 from support.streaming import write_behind
-from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb, shortened
+from visualizer import BACKGROUND, INK, beside, enlarge, error_to_rgb, shortened, to_unit_range
 
 SCORES = {'psnr.rgb': '{:.2f} dB', 'lpips.vgg': 'LPIPS {:.3f}'}     # below a cell
 VIDEO_CELL = 256          # smallest height of a frame in a video, pixels
@@ -36,26 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings of a comparison.
-
-    out:     folder
-    cases:   tuple of evaluation.cases.Case, first frames that follow whole clips; they set the size of all cells
-    methods: tuple of RenderedMethod and VideoMethod
-    frames:  one of RULES, or a tuple of numbers of driving frames
-    zoom:    (x, y, w, h) in pixels of the frames, a region to enlarge, or None
-    error:   show error maps
-    videos:  write videos; otherwise only the frames of the figure are rendered
-    width:   of the figure in print, cm
-    raises:  UserError for settings that contradict each other
-    """
+    """Settings of a comparison; UserError where they contradict each other."""
     out: Path
-    cases: tuple
-    methods: tuple
-    frames: str | tuple = 'largest_pose'
-    zoom: tuple | None = None
-    error: bool = False
-    videos: bool = True
-    width: float = 17.5
+    cases: tuple                             # Cases of first frames that follow whole clips; their size is the cells'
+    methods: tuple                           # of RenderedMethod and VideoMethod
+    frames: str | tuple = 'largest_pose'     # one of RULES, or numbers of driving frames
+    zoom: tuple | None = None                # (x, y, w, h) in pixels of the frames, a region to enlarge
+    error: bool = False                      # show error maps
+    videos: bool = True                      # write videos; otherwise only the frames of the figure are rendered
+    width: float = 17.5                      # of the figure in print, cm
 
     def __post_init__(self):
         check_size(self.width, 2 + len(self.methods), self.cases[0].driving.read([0])[0].shape,
@@ -123,16 +112,16 @@ def shown_frames(job, number, source):
         named = [largest_pose(method.cases[number].driving, method.renderer) if method else largest_pose(case.driving)]
     indices = range(len(case.driving)) if job.whole else sorted(set(named))
     path = make_folder(job.out / 'videos') / f'{number:03d}_{pair_name(case)}.mp4' if job.videos else None
+
+    def frames(write):
+        for frame in tqdm(stream(case, number, job.methods, indices), total=len(indices), unit='frame',
+                          dynamic_ncols=True, desc=pair_name(case)[:40]):
+            if write:
+                write(source, frame.driving, *frame.made)
+            yield frame
+
     with video(path, case.driving.fps, source, job.names) if path else nullcontext() as write:
-        frames = tqdm(stream(case, number, job.methods, indices), total=len(indices), unit='frame',
-                      dynamic_ncols=True, desc=pair_name(case)[:40])
-        return select(written(frames, source, write) if write else frames, job.frames, named)
-
-
-def written(frames, source, write):
-    for frame in frames:
-        write(source, frame.driving, *frame.made)
-        yield frame
+        return select(frames(write), job.frames, named)
 
 
 @contextmanager
@@ -160,10 +149,11 @@ def label(text, width):
 
 def score(metrics, job, case, frame):
     """A row of comparison.json; scores: {method: {metric's id: score}}, None for the PSNR of equal frames."""
-    truth, scores = as_unit(frame.driving), {name: {} for name in job.names}
+    scores = {name: {} for name in job.names}
     if is_truth(case):
-        for name, made in zip(job.names, map(as_unit, frame.made)):
-            values = {metric.id: float(metric(made, truth)[0]) for metric in metrics}
+        truth, *made = to_unit_range([frame.driving, *frame.made])[:, None]
+        for name, image in zip(job.names, made):
+            values = {metric.id: float(metric(image, truth)[0]) for metric in metrics}
             scores[name] = {id_: value if np.isfinite(value) else None for id_, value in values.items()}
     return {'source': case.source.name, 'driving': case.driving.name, 'frame': frame.index,
             'same_identity': is_truth(case), 'scores': scores, 'zoom': job.zoom}

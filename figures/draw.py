@@ -93,7 +93,7 @@ def _vectors(feature):
 
 
 def _largest(amounts):
-    """The QUANTILE of tensors of values."""
+    """The QUANTILE of all values: the upper end of a colour scale."""
     amounts = torch.cat(amounts).float().cpu().sort().values
     return float(amounts[math.ceil(QUANTILE * (len(amounts) - 1))])
 

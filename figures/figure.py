@@ -20,20 +20,15 @@ class Panel(NamedTuple):
                  difference of flows; share (1, 1, h, w) in [0, 1]; heat (1, 1, h, w), at least 0; map (1, 1, h, w) of
                  any sign; feature (1, C, h, w); indices (1, h, w), integers; bars (K,), at least 0; code (), its index
                  in the book `basis`; picture (h, w, 3) uint8, drawn as it is
-    note:        numbers to print below
-    unit:        of a heat; those of one unit share a scale
-    basis:       features of one basis share the three directions drawn as red, green and blue
-    points:      (K, 2) in [-1, 1], keypoints to draw on an image
-    columns:     width, in panels
     """
     kind: str
     title: str
     value: Tensor
-    note: str = ''
-    unit: str = ''
-    basis: str = ''
-    points: Tensor | None = None
-    columns: int = 1
+    note: str = ''                    # numbers to print below
+    unit: str = ''                    # of a heat; those of one unit share a scale
+    basis: str = ''                   # features of one basis share the three directions drawn as red, green and blue
+    points: Tensor | None = None      # (K, 2) in [-1, 1], keypoints to draw on an image
+    columns: int = 1                  # width, in panels
 
 
 class Row(NamedTuple):
@@ -53,34 +48,20 @@ class Figure(NamedTuple):
 
 @dataclass
 class Moment:
-    """One driving frame and its rendering, the input of all figures. Batches of one.
-
-    source, driving:   (1, 3, H, W) in [-1, 1]
-    state:             SourceState
-    driving_keypoints: of the driving image
-    keypoints:         the rendered ones, after motion transfer
-    generated:         the output of `render`
-    same_identity:     the driving frame is the ground truth
-    at:                (x, y) in pixels of the image, the position whose attention is shown, or None
-    """
-    source: Tensor
-    driving: Tensor
-    state: Any
-    driving_keypoints: Any
-    keypoints: Any
-    generated: Any
-    same_identity: bool
-    at: tuple[int, int] | None = None
+    """One driving frame and its rendering, the input of all figures. Batches of one."""
+    source: Tensor                         # (1, 3, H, W) in [-1, 1]
+    driving: Tensor                        # likewise
+    state: Any                             # SourceState
+    driving_keypoints: Any                 # of the driving image
+    keypoints: Any                         # the rendered ones, after motion transfer
+    generated: Any                         # the output of `render`
+    same_identity: bool                    # the driving frame is the ground truth
+    at: tuple[int, int] | None = None      # (x, y) in pixels of the image, the position whose attention is shown
 
     @property
     def size(self):
         """Side of the images, pixels."""
         return self.source.shape[-1]
-
-    @property
-    def place(self):
-        """`at` as a point (1, 2) in [-1, 1] to draw on an image."""
-        return torch.tensor([self.at]) * 2 / (self.size - 1) - 1
 
     def token(self, grid):
         """Index of `at` in a grid of grid x grid tokens."""

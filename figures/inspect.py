@@ -37,17 +37,13 @@ FIGURES = {TalkingHead: common_figures, FirstOrderTalkingHead: lambda model, mom
 
 
 class InspectCase(NamedTuple):
-    """A source image (H, W, 3) uint8, a driving clip, and its frames to draw.
-
-    relative:      transfer motion relative to the first frame of the clip; otherwise absolute poses
-    same_identity: the driving frame is the ground truth
-    """
+    """A source image, a driving clip, and its frames to draw."""
     name: str
-    source: np.ndarray
+    source: np.ndarray       # (H, W, 3) uint8
     driving: Any
     frames: list[int]
-    relative: bool
-    same_identity: bool
+    relative: bool           # transfer motion relative to the first frame of the clip; otherwise absolute poses
+    same_identity: bool      # the driving frame is the ground truth
 
 
 def inspect(renderer, cases, folder, *, at=None, code_clips=(), code_frames=0, about=None):
@@ -81,7 +77,10 @@ def inspect(renderer, cases, folder, *, at=None, code_clips=(), code_frames=0, a
         sections.append(('Codes', [_write_sheet(folder, f'{figure.name}.png', figure, draw(figure, size)[0])
                                    for figure in code_figures(renderer.model, uses, counted)]))
         report['codes'] = {name: use.as_json() for name, use in uses.items()}
-    _write(folder, report, sections)
+    text = fill(Path(__file__).with_name('inspect.html.j2'), about=report['about'], sections=sections,
+                codes=report.get('codes', {}))
+    write_text(folder / 'inspect.html', text)
+    write_text(folder / 'inspect.json', json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n')
     return report
 
 
@@ -116,10 +115,3 @@ def _write_sheet(folder, file, figure, png):
     """Write a drawn Figure; returns it as the page's template takes it, with its PNG in base64."""
     write_bytes(folder / file, png)
     return {'file': file, 'title': figure.title, 'text': figure.text, 'data': base64.b64encode(png).decode()}
-
-
-def _write(folder, report, sections):
-    text = fill(Path(__file__).with_name('inspect.html.j2'), about=report['about'], sections=sections,
-                codes=report.get('codes', {}))
-    write_text(folder / 'inspect.html', text)
-    write_text(folder / 'inspect.json', json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + '\n')

@@ -34,16 +34,12 @@ def largest_cases(methods):
 
 @dataclass(frozen=True)
 class RenderedMethod:
-    """A method that renders its frames.
-
-    cases: those of the comparison, at the model's image size
-    watch: called before each frame; an exception in it ends the comparison
-    """
+    """A method that renders its frames."""
     name: str
     renderer: Renderer
-    cases: tuple
+    cases: tuple                                 # those of the comparison, at the model's image size
     motion: Motion
-    watch: Callable[[], None] | None = None
+    watch: Callable[[], None] | None = None      # called before each frame; an exception in it ends the comparison
 
     def frames(self, number, indices):
         """Yields the frames (H, W, 3) uint8 of a case for these driving frames, a list, or the range of all."""

@@ -19,17 +19,11 @@ BOX = (225, 30, 30)              # colour of the frame around a region that is e
 
 
 class Shown(NamedTuple):
-    """A frame of the figure.
-
-    frame: (H, W, 3) uint8
-    zoom:  (x, y, w, h) in pixels of the frame, a region to enlarge below it, or None
-    error: (H, W, 3) uint8, an error map to show below, or None
-    note:  text below
-    """
-    frame: np.ndarray
-    zoom: tuple[int, int, int, int] | None = None
-    error: np.ndarray | None = None
-    note: str = ''
+    """A frame of the figure."""
+    frame: np.ndarray                                  # (H, W, 3) uint8
+    zoom: tuple[int, int, int, int] | None = None      # (x, y, w, h) in pixels of the frame, a region to enlarge below
+    error: np.ndarray | None = None                    # (H, W, 3) uint8, an error map to show below
+    note: str = ''                                     # text below
 
 
 def check_size(width_cm, columns, shape, rows):

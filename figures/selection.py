@@ -40,8 +40,9 @@ def select(frames, rule, indices):
     """The ClipFrames to show: those at `indices`, in that order, or the first method's 'worst' or 'best' by PSNR."""
     if rule in BY_SCORE:
         from metrics.image import psnr
-        sign = -1 if rule == 'worst' else 1
-        return [max(frames, key=lambda frame: sign * float(psnr(as_unit(frame.made[0]), as_unit(frame.driving))))]
+        from visualizer import to_unit_range
+        choose = min if rule == 'worst' else max
+        return [choose(frames, key=lambda frame: float(psnr(*to_unit_range([frame.made[0], frame.driving])[:, None])))]
     kept = {frame.index: frame for frame in frames if frame.index in indices}
     return [kept[index] for index in indices]
 
@@ -51,22 +52,15 @@ def largest_pose(driving, renderer=None):
 
     renderer: measures the mean distance of its model's keypoints; without one, the mean absolute difference of pixels
     """
-    import torch
+    from visualizer import to_unit_range
     frames, distances, first = driving.frames(), [], None
     while batch := list(islice(frames, renderer.batch_size if renderer else 1)):
         # Pixels are points of one coordinate.
         points = (renderer.keypoints(batch).value.float() if renderer else
-                  torch.cat(list(map(as_unit, batch))).flatten(1)[..., None])                # (B, K, 2)
+                  to_unit_range(batch).flatten(1)[..., None])                                # (B, K, 2)
         first = points[:1] if first is None else first
         distances += (points - first).norm(dim=-1).mean(1).tolist()
     return distances.index(max(distances))
-
-
-def as_unit(frame):
-    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
-    import numpy as np
-    import torch
-    return torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255
 
 
 def parse_zoom(words):

@@ -5,7 +5,7 @@
     scores = metric(generated, driving)         # (B,); a DistributionMetric computes one value from features instead
 """
 
-from metrics.base import DistributionMetric, Metric, Unavailable
+from metrics.base import Unavailable
 from metrics.expression import DenseAkd, Expression
 from metrics.face import Akd, AkdEuclidean, Ard
 from metrics.fid import FidDriving, FidSource, KidDriving, KidSource
@@ -14,8 +14,6 @@ from metrics.image import L1, Psnr, Ssim, SsimUniform
 from metrics.jitter import LandmarkJitter, PixelJitter
 from metrics.perceptual import LpipsAlex, LpipsAlexUnscaled, LpipsVgg, LpipsVggUnscaled
 from support.errors import UserError, did_you_mean_or_known, nearest
-
-__all__ = ['CATALOGUE', 'DistributionMetric', 'Metric', 'Unavailable', 'build']
 
 CATALOGUE = {metric.id: metric for metric in (
     L1, Psnr, Ssim, SsimUniform, LpipsVgg, LpipsAlex, LpipsVggUnscaled, LpipsAlexUnscaled, FidSource, FidDriving,
@@ -30,9 +28,11 @@ def build(ids, device):
     returns: list of Metric in the order of the ids, {id: why it is skipped and what to install}
     raises:  UserError for an unknown id; the message suggests the nearest one
     """
-    unknown = [name for name in ids if name not in CATALOGUE]
-    if unknown:
-        raise UserError(f'there is no metric {unknown[0]}{_hint(unknown[0])}')
+    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}      # 'akd': the first akd.*
+    for name in ids:
+        if name not in CATALOGUE:
+            close = families.get(nearest(name, [*CATALOGUE, *families]), name)
+            raise UserError(f'there is no metric {name}{did_you_mean_or_known(close, CATALOGUE)}')
     metrics, skipped = [], {}
     for name in dict.fromkeys(ids):
         try:
@@ -40,9 +40,3 @@ def build(ids, device):
         except Unavailable as reason:
             skipped[name] = str(reason)
     return metrics, skipped
-
-
-def _hint(name):
-    families = {metric.partition('.')[0]: metric for metric in reversed(CATALOGUE)}      # 'akd': the first akd.*
-    close = nearest(name, [*CATALOGUE, *families])
-    return did_you_mean_or_known(families.get(close, name), CATALOGUE)

@@ -55,15 +55,10 @@ def _fan_landmarks(network):
 
 
 class Faces(NamedTuple):
-    """The largest face of each frame; NaN for frames without a face.
-
-    landmarks:   (B, 478, 2) in pixels
-    angles:      (B, 3) rotation of the head about the camera's x, y and z axis (pitch, yaw, roll), degrees
-    blendshapes: (B, 52) in [0, 1], in MediaPipe's order
-    """
-    landmarks: torch.Tensor
-    angles: torch.Tensor
-    blendshapes: torch.Tensor | None = None
+    """The largest face of each frame; NaN for frames without a face."""
+    landmarks: torch.Tensor        # (B, 478, 2) in pixels
+    angles: torch.Tensor           # (B, 3) of the head about the camera's axes x, y, z (pitch, yaw, roll), degrees
+    blendshapes: torch.Tensor      # (B, 52) in [0, 1], in MediaPipe's order
 
 
 def mediapipe_faces():

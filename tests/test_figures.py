@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
@@ -20,11 +21,11 @@ from evaluation.protocols import Item
 from figures.codes import ACROSS, TILE, Chosen, CodeUse, chosen_codes, code_figures
 from figures.compare import LABEL, Comparison, compare
 from figures.draw import Scales, draw, index_colours, picture_of
-from figures.figure import Moment, Panel, psnr
+from figures.figure import Moment, Panel, calls_of, psnr
 from figures.inspect import figures_of
 from figures.methods import VideoMethod
 from figures.printed import BOX, DPI
-from figures.selection import as_unit, largest_pose
+from figures.selection import largest_pose
 from figures.sheet import Sheet
 from inference import Renderer
 from metrics.perceptual import BACKBONES, LpipsVgg
@@ -40,7 +41,7 @@ from tests.support.random_weights import save_random_weights
 from tests.support.small import random_images, small_model
 from tests.support.tiny import save_model, save_models, tiny
 from tests.support.video_files import write_video
-from visualizer import error_to_rgb
+from visualizer import error_to_rgb, to_unit_range
 
 
 @pytest.fixture
@@ -148,11 +149,9 @@ def test_codes_read_at_a_place_are_those_of_attention_there(model, book):
     moment = moment_of(model, at=(20, 9))                       # token (1, 2) of 4 x 4 of 8 px
     figure = named_figures(model, moment)['reads']
     retrieval = getattr(model, book).retrieval
-    seen = [[] for _ in retrieval.layers]
-    hooks = [layer.cross_attention.register_forward_pre_hook(lambda _, inputs, calls=calls: calls.append(inputs))
-             for layer, calls in zip(retrieval.layers, seen)]
-    model.render(moment.state, moment.keypoints)
-    [hook.remove() for hook in hooks]
+    with ExitStack() as stack:
+        seen = [stack.enter_context(calls_of(layer.cross_attention)) for layer in retrieval.layers]
+        model.render(moment.state, moment.keypoints)
     side = retrieval.size[0]
     token = 9 * side // 32 * side + 20 * side // 32
     shares = 0
@@ -219,7 +218,7 @@ def test_every_figure_can_be_drawn_and_its_numbers_saved(method):
 
 
 def test_inspect_writes_a_page_with_its_figures(tmp_path, capsys):
-    save_model(tmp_path / 'model.pt', tiny('dataset_params.synthetic_params={test_people: 2, frames: 4}'))
+    save_model(tmp_path / 'model.pt', tiny('dataset_params.synthetic_params={test_people: 1, frames: 4}'))
     succeeds(capsys, '--mode', 'inspect', '--checkpoint', tmp_path / 'model.pt', '--out', tmp_path / 'out', '--device',
              'cpu', '--at', 3, 4, '--code_frames', 4)
     page = (tmp_path / 'out' / 'inspect.html').read_text(encoding='utf-8')
@@ -343,7 +342,7 @@ def test_scores_below_a_cell_are_those_of_its_frame(tmp_path, figures, monkeypat
     compare(job)
     lpips = LpipsVgg('cpu')
     for method, axes in zip(job.methods, figures[1].axes[2:4], strict=True):
-        expected = float(lpips(as_unit(method.make(3, driving)), as_unit(driving))[0])
+        expected = float(lpips(*to_unit_range([method.make(3, driving), driving])[:, None])[0])
         assert f'dB, LPIPS {expected:.3f}' in axes.get_xlabel().replace('\n', ' ')
 
 

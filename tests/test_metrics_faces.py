@@ -23,6 +23,7 @@ from metrics.face import Akd, AkdEuclidean, Ard, Faces
 from metrics.jitter import LandmarkJitter, PixelJitter
 from support.weights import checkpoint_path
 from tests.support.tiny import ROOT, SHARED
+from visualizer import to_unit_range
 
 REAL = SHARED / 'real'
 needs_mediapipe = pytest.mark.skipif(not REAL.is_dir(), reason='no clips')
@@ -31,8 +32,7 @@ needs_mediapipe = pytest.mark.skipif(not REAL.is_dir(), reason='no clips')
 def frames_of(pattern, step=1, count=None, folder='test'):
     """Some frames of a real clip: (B, 3, 256, 256) in [0, 1]."""
     clip = open_clip(next((REAL / folder).glob(pattern)), 256)
-    frames = list(itertools.islice(clip.frames(), 0, None if count is None else count * step, step))
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+    return to_unit_range(list(itertools.islice(clip.frames(), 0, None if count is None else count * step, step)))
 
 
 def plain(red, green):
@@ -112,8 +112,7 @@ def test_a_landmarker_under_torch_home_takes_precedence(tmp_path, monkeypatch):
 def test_turning_the_picture_turns_the_head_as_much(landmarker):
     frames = frames_of('id10002*', step=40, count=4)
     images = [Image.fromarray(image) for image in (frames * 255).byte().permute(0, 2, 3, 1).numpy()]
-    turned = np.stack([image.rotate(12, Image.Resampling.BICUBIC) for image in images])
-    turned = torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 255
+    turned = to_unit_range([image.rotate(12, Image.Resampling.BICUBIC) for image in images])
     ard = Ard('cpu')
     scores = ard(turned, frames)
     assert not ard.misses.total()

@@ -195,15 +195,6 @@ def test_counts_of_known_rankings(ranking, tmp_path):
     assert Image.open(study / 'study.png').width > 1000
 
 
-def test_agreement_of_known_choices(choice, tmp_path):
-    people = [answer(choice, n, lambda question, pair, method: (method == METHODS[0]) == (n < 5)) for n in range(6)]
-    study = shutil.copytree(choice, tmp_path / 'study')
-    overall = collect(study, [save(tmp_path / 'answers', *people)])['questions']['overall']
-    assert overall['methods'][METHODS[0]]['share'] == pytest.approx(5 / 6)
-    # All of 6 people agree on each of 6 methods on pairs, but one: 1 - (10 of 30 differ / 18 of 35 of all ranks).
-    assert overall['krippendorff_alpha'] == pytest.approx(1 - (10 / 30) / (18 / 35))
-
-
 @pytest.mark.parametrize('change, message', [
     (lambda data: data['trials'].pop(), 'holds 4 trials, expected 5'),
     (lambda data: data['trials'][1]['order'].update(motion=2 * data['trials'][1]['order']['motion'][:1]),

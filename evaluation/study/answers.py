@@ -17,16 +17,13 @@ from support.files import read_text
 
 @dataclass(frozen=True)
 class Participant:
-    """A participant's answers.
-
-    trials: list of (pair's name, {question: methods, best first}); None stands for the broken video of a check
-    """
+    """A participant's answers."""
     name: str
     file: Path
-    trials: list
+    trials: list      # (pair's name, {question: methods, best first}); None stands for the broken video of a check
 
     def failed_checks(self):
-        """Number of attention checks in which the broken video is not last in each question."""
+        """Number of failed attention checks: the broken video is not ranked last in at least one question."""
         return sum(None in order['overall'] and any(methods[-1] is not None for methods in order.values())
                    for _, order in self.trials)
 

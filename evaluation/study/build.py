@@ -42,25 +42,15 @@ HOLD = 4               # frames for which it shows a moment before it jumps to a
 
 @dataclass(frozen=True)
 class StudyJob:
-    """The parts of a study.
-
-    out:     its folder
-    cases:   tuple of evaluation.cases.Case: first frames and the clips that they follow
-    methods: {name of the method: folder with a video or frame folder for each pair}
-    checks:  number of attention checks
-    seed:    of orders, positions and the choice of checks
-    """
-    out: Path
-    cases: tuple
-    methods: Mapping[str, Path]
-    checks: int = 2
-    seed: int = 0
+    """The parts of a study."""
+    out: Path                        # its folder
+    cases: tuple                     # evaluation.cases.Cases: first frames and the clips that they follow
+    methods: Mapping[str, Path]      # {name of the method: folder with a video or frame folder for each pair}
+    checks: int = 2                  # number of attention checks
+    seed: int = 0                    # of orders, positions and the choice of checks
 
     def __post_init__(self):
-        num_methods, num_pairs = len(self.methods), len(self.cases)
-        names = Counter(map(pair_name, self.cases))
-        if num_methods < 2:
-            raise UserError(f'a study compares at least 2 methods, this one has {num_methods}')
+        num_pairs, names = len(self.cases), Counter(map(pair_name, self.cases))
         if not num_pairs or max(names.values()) > 1:
             raise UserError(f'a study needs pairs of different names; given: {", ".join(names) or "none"}')
         if not 0 <= self.checks <= num_pairs:

@@ -15,13 +15,9 @@ PARTICIPANTS = 120       # schedules; participant N has schedule N mod 120
 
 
 class Trial(NamedTuple):
-    """The videos that are shown together.
-
-    pair:    its number
-    options: numbers of the methods from left to right; the number of methods stands for the broken video
-    """
-    pair: int
-    options: tuple
+    """The videos that are shown together."""
+    pair: int           # its number
+    options: tuple      # numbers of the methods from left to right; the number of methods stands for the broken video
 
 
 def williams_square(num):
