@@ -17,10 +17,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,21 +34,6 @@ from support import hardware
 from support.errors import program
 
 REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to measure.
-
-    batch:   pairs of a training step, or frames rendered at once
-    threads: of the CPU; 0 for PyTorch's default
-    repeats: timed calls, after one warm-up call
-    """
-    config: Any
-    device: torch.device
-    batch: int
-    threads: int = 0
-    repeats: int = REPEATS
 
 
 # ---------------------------------------------------------------------------- what is measured
@@ -137,29 +119,33 @@ def peak_flops(device, precision):
     return max(operations / min(repeated(work, device)) for operations, work in works.items())
 
 
-def measured(work, job):
-    """Speed, peak memory and model FLOPs utilisation of a Job. work: Training or Animation"""
-    operations, taken, work = work.cost(job.config, job.batch).totals[0], [], work(job.config, job.batch, job.device)
-    memory = peak_memory(job.device, lambda: taken.extend(repeated(work, job.device, job.repeats)))
+def measured(work, config, batch, device, repeats=REPEATS):
+    """Speed, peak memory and model FLOPs utilisation.
+
+    work:  Training or Animation
+    batch: pairs of a training step, or frames rendered at once
+    """
+    operations, taken, work = work.cost(config, batch).totals[0], [], work(config, batch, device)
+    memory = peak_memory(device, lambda: taken.extend(repeated(work, device, repeats)))
     middle = statistics.median(taken)
-    return {'batch': job.batch, 'seconds': middle, 'range': [min(taken), max(taken)], 'per_second': job.batch / middle,
+    return {'batch': batch, 'seconds': middle, 'range': [min(taken), max(taken)], 'per_second': batch / middle,
             'peak_gib': memory, 'tflop': operations / 1e12,
-            'mfu': operations / middle / peak_flops(job.device, job.config.train_params.precision)}
+            'mfu': operations / middle / peak_flops(device, config.train_params.precision)}
 
 
 # ---------------------------------------------------------------------------- the command
 
-def in_process(work, job):
-    """`measured`, in a fresh process with the settings of the work's mode."""
+def in_process(threads, *job):
+    """measured(*job) in a fresh process with the settings of the work's mode; threads: 0 for PyTorch's default."""
     spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, spawn, _prepare, (work, job)) as pool:
-        return pool.submit(measured, work, job).result()
+    with ProcessPoolExecutor(1, spawn, _prepare, (threads, *job[:2])) as pool:
+        return pool.submit(measured, *job).result()
 
 
-def _prepare(work, job):
-    if job.threads:
-        torch.set_num_threads(job.threads)
-    hardware.prepare_cpu(None if work is Animation else job.config.train_params)
+def _prepare(threads, work, config):
+    if threads:
+        torch.set_num_threads(threads)
+    hardware.prepare_cpu(None if work is Animation else config.train_params)
 
 
 @program
@@ -177,14 +163,13 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     config = hardware.adapted(schema.load(options.config, options.set), device)
-    job = partial(Job, config, device, threads=options.threads, repeats=options.repeats)
-    parts = {f'frame, batch of {count}': (Animation, job(count)) for count in options.frames}
-    parts['training step'] = Training, job(options.batch)
+    parts = {f'frame, batch of {count}': (Animation, count) for count in options.frames}
+    parts['training step'] = Training, options.batch
     found = {'config': options.config, 'set': options.set, 'device': options.device, 'threads': options.threads,
              'precision': config.train_params.precision}
     try:
-        for name, (work, of) in parts.items():
-            found[name] = in_process(work, of)
+        for name, (work, batch) in parts.items():
+            found[name] = in_process(options.threads, work, config, batch, device, options.repeats)
             print('{}: {seconds:.3f} s ({range[0]:.3f} to {range[1]:.3f}), {per_second:.2f}/s, {tflop:.2f} TFLOP, '
                   'MFU {mfu:.0%}, peak memory {peak_gib:.2f} GiB'.format(name, **found[name]), flush=True)
     finally:                             # keep what was measured before an error

@@ -161,11 +161,9 @@ class NormSiluConv(torch.autograd.Function):
     @staticmethod
     def normalise(x, weight, bias, groups, eps):
         """(normalised, mean, 1 / standard deviation) in the type of the weights."""
-        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, *NormSiluConv.sizes(x), groups, eps)
-
-    @staticmethod
-    def sizes(x):
-        return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        batch, channels, height, width = x.shape
+        return torch.native_group_norm(dense(x.to(weight.dtype)), weight, bias, batch, channels, height * width,
+                                       groups, eps)
 
 
 def group_norm_gradients(gradient, x, mean, rstd, weight):

@@ -4,16 +4,14 @@ Keypoints are found in the image and its disparity; FOMM's warped feature is att
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.dense_motion import SourceImage
 from modules.depth import DepthNetwork, DepthParams
 from modules.discriminator import MultiScaleDiscriminatorParams
-from modules.first_order import Encoder, FirstOrderGenerated
+from modules.first_order import Encoder, FirstOrderGenerated, SourceFeatures
 from modules.fomm import Fomm, FommParams
 from modules.keypoint_detector import KeypointDetectorParams
 from modules.layers import tokens, to_unit, untokens
@@ -35,29 +33,16 @@ class DaganParams(FommParams):
                              'least 2 px (depth_params.num_stages + 1)')
 
 
-class DepthAwareSource(NamedTuple):
-    """What `render` needs of the source.
-
-    image, pyramid, small: as in first_order.SourceFeatures; image (B, 4, H, W) with the disparity as its last channel
-    depth_feature:         (B, C, h, w) the encoded disparity
-    """
-    image: Tensor
-    pyramid: list[Tensor]
-    small: SourceImage
+@dataclass
+class DepthAwareSource(SourceFeatures):
+    """depth_feature: (B, C, h, w) the encoded disparity."""
     depth_feature: Tensor
 
 
 @dataclass
 class DaganGenerated(FirstOrderGenerated):
-    """FirstOrderGenerated with the results of depth.
-
-    disparity: (B, 1, H, W) of the source, in (0, 1), larger where nearer
-    warped:    (B, C, h, w) the source's feature, warped and occluded
-    attended:  same, after attention
-    """
-    disparity: Tensor | None = None
+    """warped: (B, C, h, w) the source's feature, warped and occluded, before attention."""
     warped: Tensor | None = None
-    attended: Tensor | None = None
 
 
 class CrossModalAttention(nn.Module):
@@ -73,11 +58,6 @@ class CrossModalAttention(nn.Module):
         self.key = nn.Conv2d(channels, attention_channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))       # starts as FOMM; the rest learns from the second step on
-
-    def weights(self, depth_feature, warped):
-        """Attention of each source position over positions of `warped`: (B, h*w, h*w), rows sum to 1."""
-        query, key = tokens(F.relu(self.query(depth_feature))), tokens(F.relu(self.key(warped)))
-        return (query @ key.transpose(1, 2)).float().softmax(-1)
 
     def forward(self, depth_feature, warped):
         """depth_feature (1 or B, C, h, w), warped (B, C, h, w) -> (B, C, h, w)."""
@@ -111,15 +91,14 @@ class Dagan(Fomm):
     def _source_state(self, observed, keypoints):
         state = super()._source_state(observed[:, :3], keypoints)
         depth_feature = self.disparity_encoder(observed[:, 3:])[-1]
-        state.features = DepthAwareSource(observed, *state.features[1:], depth_feature)
+        state.features = DepthAwareSource(**vars(state.features), depth_feature=depth_feature)
         return state
 
     def render(self, source, driving):
         motion, occlusion, warped = self.warp_source(source, driving)
         attended = (warped if self.skips(source, 'attention', 0)
                     else self.attention(source.features.depth_feature, warped))
-        return DaganGenerated(self.decode(attended), [motion.flow], [occlusion], dense_motion=motion,
-                              disparity=source.features.image[:, 3:], warped=warped, attended=attended)
+        return DaganGenerated(self.decode(attended), [motion.flow], [occlusion], dense_motion=motion, warped=warped)
 
     @property
     def parts(self):

@@ -1,6 +1,7 @@
 """Depth network of DaGAN: Monodepth2 (Godard et al., ICCV 2019), frozen; disparity of one image."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -68,11 +69,7 @@ class DepthEncoder(nn.Module):
         return features
 
 
-class ReflectConv(nn.Conv2d):
-    """3x3 convolution with reflection padding."""
-
-    def __init__(self, in_channels, out_channels):
-        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode='reflect')
+reflect_conv = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode='reflect')
 
 
 class DepthDecoder(nn.Module):
@@ -86,10 +83,10 @@ class DepthDecoder(nn.Module):
         skips = [*widths[-2::-1], 0]
         incoming = [widths[-1], *own[:-1]]
         self.blocks = nn.ModuleList(
-            nn.ModuleList([ReflectConv(before, channels), ReflectConv(channels + skip, channels)])
+            nn.ModuleList([reflect_conv(before, channels), reflect_conv(channels + skip, channels)])
             for before, channels, skip in zip(incoming, own, skips))
         # Only the finest is used; the published files contain the others, which its training used.
-        self.heads = nn.ModuleList(ReflectConv(channels, 1) for channels in own[:0:-1])   # finest first
+        self.heads = nn.ModuleList(reflect_conv(channels, 1) for channels in own[:0:-1])   # finest first
 
     def forward(self, features):
         """The encoder's features, finest first -> disparities in (0, 1), finest first, (B, 1, H / 2^i, W / 2^i)."""

@@ -5,7 +5,6 @@ these methods convert on the way in and on the way out: published weights work, 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -47,7 +46,8 @@ class FirstOrderParams:
         check_hourglasses(self, **further)
 
 
-class SourceFeatures(NamedTuple):
+@dataclass
+class SourceFeatures:
     """What `render` needs of the source.
 
     image:   (B, 3, H, W) in [0, 1]

@@ -6,7 +6,6 @@ warped feature, modulates it per sample; the feature then queries the modulated 
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,14 +115,6 @@ class DynamicConv(nn.Module):
 
 # ---------------------------------------------------------------------------- memory
 
-class Recalled(NamedTuple):
-    """query (B, C, H, W) of a feature; key and value (B, C, M, M) of a memory; found (B, C, H, W), what it read."""
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    found: Tensor
-
-
 class MemoryCompensation(nn.Module):
     """The meta-memory and the attention that reads it; scales share all but the projections in and out."""
 
@@ -152,33 +143,19 @@ class MemoryCompensation(nn.Module):
         """
         kept, refined = warped[:, ::2], warped[:, 1::2]
         feature = self.project[scale](refined)                                                        # (B, C, H, W)
-        recalled = self.recall(feature, self.conditioned(feature, source_keypoints))
-        refined = self.refine(feature, recalled.found)
+        memory = self.conditioned(feature, source_keypoints)                                          # (B, C, M, M)
+        key, value = F.relu(self.key_value(memory, feature)).chunk(2, dim=1)
+        q, k, v = (tokens(x)[:, None] for x in (F.relu(self.query(feature)), key, value))            # (B, 1, H*W, C)
+        found = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE)
+        found = untokens(found[:, 0], feature.shape[-2:])
+        refined = feature + F.relu(self.difference(feature - found))
         refined = F.relu(self.norm[scale](self.unproject[scale](refined)))
-        return torch.stack([kept, refined], dim=2).flatten(1, 2), feature, recalled.value
+        return torch.stack([kept, refined], dim=2).flatten(1, 2), feature, value
 
     def conditioned(self, feature, source_keypoints):
         """The memory (B, C, M, M), modulated by an implicit identity: source keypoints (B, K, 2), pooled feature."""
         identity = self.identity(torch.cat([feature.mean((2, 3)), source_keypoints.flatten(1)], dim=1))
         return self.condition(self.memory, identity)
-
-    def recall(self, feature, memory):
-        """Cross-attention from a projected feature (B, C, H, W) to a conditioned memory (B, C, M, M): Recalled."""
-        key, value = F.relu(self.key_value(memory, feature)).chunk(2, dim=1)
-        query = F.relu(self.query(feature))
-        q, k, v = (tokens(x)[:, None] for x in (query, key, value))                                  # (B, 1, H*W, C)
-        found = F.scaled_dot_product_attention(q, k, v, scale=ATTENTION_SCALE)
-        return Recalled(query, key, value, untokens(found[:, 0], feature.shape[-2:]))
-
-    @staticmethod
-    def weights(recalled):
-        """Attention of each feature position over the memory: (B, H*W, M*M), rows sum to 1."""
-        product = tokens(recalled.query) @ tokens(recalled.key).transpose(1, 2)
-        return (ATTENTION_SCALE * product).float().softmax(-1)
-
-    def refine(self, feature, found):
-        """feature + ReLU(conv(feature - found)), where `found` was read from the memory; all (B, C, H, W)."""
-        return feature + F.relu(self.difference(feature - found))
 
 
 # ---------------------------------------------------------------------------- the method

@@ -81,7 +81,7 @@ class StepMemory(NamedTuple):
 
 
 def empty_training(config, batch):
-    """(TrainingStep, its Pairs) without data, for use within gpu_path()."""
+    """A TrainingStep and its Pairs on the meta device, to count memory and cost within gpu_path()."""
     params, size = config.train_params, config.model_params.image_size
     step = build_training_step(config, META, VGG19().state_dict() if needs_vgg(params.objective_params) else None)
     images = [torch.empty(batch, 3, size, size) for _ in range(2)]
@@ -160,17 +160,12 @@ def check_batch(config, batch, device):
         log.info('counting the memory of a training step ...')
         needed = step_memory(config, batch).total
         if needed > limit:
-            raise too_large(config, batch, needed, limit)
-
-
-def too_large(config, batch, needed, limit):
-    """The UserError for a batch that needs more bytes than there are."""
-    fitting = fitting_settings(dataclasses.replace(
-        config, train_params=dataclasses.replace(config.train_params, batch_size=batch, accumulate=1)), limit)
-    advice = ' or '.join(as_flags(settings | {'accumulate': settings['accumulate'] * config.train_params.accumulate})
-                         for settings, _ in fitting)
-    return UserError(f'a training step on {batch} pairs takes about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB are '
-                     f'free, and training is on the CPU; {advice or NOTHING_FITS}')
+            params = dataclasses.replace(config.train_params, batch_size=batch, accumulate=1)
+            fitting = fitting_settings(dataclasses.replace(config, train_params=params), limit)
+            advice = ' or '.join(as_flags(settings | {
+                'accumulate': settings['accumulate'] * config.train_params.accumulate}) for settings, _ in fitting)
+            raise UserError(f'a training step on {batch} pairs takes about {needed / GIB:.1f} GiB, {limit / GIB:.1f} '
+                            f'GiB are free, and training is on the CPU; {advice or NOTHING_FITS}')
 
 
 def check_frame(config, device):

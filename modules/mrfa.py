@@ -5,14 +5,12 @@ all pairs of positions; from coarse to fine, the correlations around the flow's 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.dense_motion import SourceImage
-from modules.first_order import FirstOrderGenerated, FirstOrderParams, FirstOrderTalkingHead
+from modules.first_order import FirstOrderGenerated, FirstOrderParams, FirstOrderTalkingHead, SourceFeatures
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
 from modules.keypoint_detector import KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import BatchNorm2d, Hourglass, ResBlock2d, UpBlock2d, from_unit, shrunk, tokens
@@ -52,15 +50,9 @@ class MrfaParams(FirstOrderParams):
             self.token_pose_params.patches_across(self.image_size)
 
 
-class RefinementSource(NamedTuple):
-    """What `render` needs of the source.
-
-    image, pyramid, small: as in first_order.SourceFeatures
-    structure:             (B, C, h, w) structure map
-    """
-    image: Tensor
-    pyramid: list[Tensor]
-    small: SourceImage
+@dataclass
+class RefinementSource(SourceFeatures):
+    """structure: (B, C, h, w) structure map of the source."""
     structure: Tensor
 
 
@@ -223,7 +215,7 @@ class Mrfa(FirstOrderTalkingHead):
     def _source_state(self, observed, keypoints):
         state = super()._source_state(observed, keypoints)
         structure = self.structure.encode_source(keypoints.value, state.features.small.image)
-        state.features = RefinementSource(*state.features, structure)
+        state.features = RefinementSource(**vars(state.features), structure=structure)
         return state
 
     def render(self, source, driving):

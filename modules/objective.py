@@ -147,8 +147,10 @@ class Objective(nn.Module):
         found = sum(part.last_layer for part in parts) / len(parts)
         distributed.add_up(found)
         norms = (found / distributed.world()).flatten(1).norm(dim=1).unbind()
+        # VQGAN's balance of the two gradients (CVPR 2021, Eq. 7), clamped to 1 (VQGAN: 1e4) as released.
+        weight = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1).detach()
         for part in parts:
-            part.norms, part.losses['adaptive_weight'] = norms, adaptive_weight(*norms)
+            part.norms, part.losses['adaptive_weight'] = norms, weight
 
     def _image_losses(self, generated, driving, landmarks, discriminator):
         regions = None
@@ -271,14 +273,6 @@ class DiscriminatorObjective(nn.Module):
         return on_real + on_fake, {'discriminator_real': on_real.detach(), 'discriminator_fake': on_fake.detach()}
 
 
-def adaptive_weight(reconstruction_norm, adversarial_norm):
-    """VQGAN's balance of the two gradients at the last layer (CVPR 2021, Eq. 7), clamped to 1 (VQGAN: 1e4) as released.
-
-    reconstruction_norm, adversarial_norm: scalars; returns a scalar in [0, 1]
-    """
-    return (reconstruction_norm / (adversarial_norm + 1e-4)).clamp(0, 1).detach()
-
-
 def needs_vgg(params):
     """Whether an objective with these ObjectiveParams needs VGG19, for the perceptual loss."""
     return params.loss_weights.get('perceptual', 0) > 0
@@ -290,7 +284,7 @@ def needs_discriminator(params):
 
 
 def check_weights(weights, own_losses):
-    """Every weight belongs to a loss, before the first step; ValueError naming the nearest loss otherwise."""
+    """Raise ValueError for a weight of no loss; the message names the nearest loss."""
     known = [*COMMON_LOSSES, *own_losses]
     for name in weights:
         if name not in known:

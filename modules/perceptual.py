@@ -62,7 +62,7 @@ class PerceptualLoss(nn.Module):
         return torch.stack(terms, dim=1), list(gradient.chunk(len(predictions)))
 
     def _level(self, down, leaf, wanted):
-        """Terms (predictions, layers) of one level, and the gradient of their sum at the predictions."""
+        """Losses (predictions, layers) at one image scale, and the gradient of their sum at the predictions."""
         with torch.enable_grad():
             seen = self.network(down(self._ranged(leaf)))
         terms, gradients = zip(*(mean_difference(*pair) for pair in zip(seen, wanted)))

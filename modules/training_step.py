@@ -174,7 +174,7 @@ class TrainingStep:
         return losses
 
     def update(self, result):
-        """Update weights, codes and EMA; the result no longer holds what was kept."""
+        """Update weights, codes and EMA; frees the tensors in `result.kept`."""
         kept, result.kept = result.kept, []
         self.state.update(result.adversarial, kept)
 
@@ -188,14 +188,13 @@ class TrainingStep:
         options[next(name for name in named if name in known)] = False
         return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
-    @contextmanager
     def _exchange(self, last):
         """Context manager: processes exchange gradients only in the backward pass of the `last` micro-batch."""
-        with ExitStack() as context:
-            for network in (self._generator, self._discriminator):
-                if isinstance(network, DistributedDataParallel) and not last:
-                    context.enter_context(network.no_sync())
-            yield
+        context = ExitStack()
+        for network in (self._generator, self._discriminator):
+            if isinstance(network, DistributedDataParallel) and not last:
+                context.enter_context(network.no_sync())
+        return context
 
 
 def build_training_step(config, device, vgg_state=None):

@@ -14,18 +14,19 @@ from modules.warp import identity_grid, resize, warp
 FLIPS = 8                      # of 1024 quantisation indices: near-ties may go either way
 
 
-def shared_motion(fixture, source, driving, dense, keypoint=FLOW, flow=FLOW, logit=False):
+def shared_motion(fixture, ours, keypoint=FLOW, flow=FLOW, logit=None):
     """Comparisons for all FOMM descendants: keypoints of both images, coarse flow, occlusion, mask.
 
-    keypoint, flow: tolerances, (largest, mean)
-    logit:          the fixture's occlusion is before the sigmoid (MRFA's), ten times as large
+    ours: the Generated; keypoint, flow, logit: tolerances, (largest, mean)
+    logit is for fixtures whose occlusion is before the sigmoid (MRFA's), ten times as large.
     """
-    for name, keypoints in (('source', source), ('driving', driving)):
+    dense = ours.dense_motion
+    for name, keypoints in (('source', ours.source_keypoints), ('driving', ours.driving_keypoints)):
         for part in ('value', 'jacobian'):
             yield stored(fixture, f'kp_{name}_{part}', getattr(keypoints, part), keypoint)
     yield stored(fixture, 'deformation', dense.flow, flow)
     occlusion = dense.occlusion_logit if logit else dense.occlusion_logit.sigmoid()
-    yield stored(fixture, 'occlusion_map', occlusion, UNIT if logit else flow)
+    yield stored(fixture, 'occlusion_map', occlusion, logit or flow)
     if 'mask_s4' in fixture:
         yield stored(fixture, 'mask_s4', dense.mask, flow)
 
@@ -40,14 +41,14 @@ def generate(fixture, config, source_format):
 def fomm_forward(fixture, config):
     """Comparisons of every stored result of FOMM in eval mode."""
     ours = generate(fixture, config, 'fomm')
-    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    yield from shared_motion(fixture, ours)
     yield stored(fixture, 'prediction', to_unit(ours.prediction), UNIT)
 
 
 def mcnet_forward(fixture, config):
     """Comparisons of every stored result of MCNet in eval mode, with queries and values of its memory."""
     ours = generate(fixture, config, 'mcnet')
-    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    yield from shared_motion(fixture, ours)
     for name, tensors in (('feat', ours.features), ('value', ours.values)):
         for i, tensor in enumerate(tensors):
             yield stored(fixture, f'{name}_list_{i}_sub', tensor, UNIT)
@@ -58,7 +59,7 @@ def mcnet_forward(fixture, config):
 def smac_forward(fixture, config):
     """Comparisons of every intermediate result of the paper's model in eval mode."""
     ours = generate(fixture, config, 'smac')
-    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    yield from shared_motion(fixture, ours)
     yield stored(fixture, 'driving_kp_heatmap_s4', ours.dense_motion.driving_heatmaps, FLOW)
 
     lists = {'deformation_list': ours.flows, 'res_deform_list': ours.residuals, 'out_occ': ours.occlusions[1:]}
@@ -88,7 +89,7 @@ def smac_forward(fixture, config):
 def mrfa_forward(fixture, config):
     """Comparisons of MRFA in eval mode: keypoints, flow, warped image, occlusions of all scales, prediction."""
     ours = generate(fixture, config, 'mrfa')
-    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion, logit=True)
+    yield from shared_motion(fixture, ours, logit=UNIT)
     strip = [ours.warped_source]
     for occlusion in (*ours.occlusions[1:], ours.occlusions[0]):
         strip.append(resize(occlusion, ours.prediction.shape[-2:]).expand(-1, 3, -1, -1))
@@ -107,7 +108,7 @@ def dagan_forward(fixture, config):
              'query': model.attention.query, 'key': model.attention.key}
     with torch.no_grad(), outputs_of(parts) as seen:
         ours = model(source, driving)
-    yield from shared_motion(fixture, ours.source_keypoints, ours.driving_keypoints, ours.dense_motion)
+    yield from shared_motion(fixture, ours)
     for name, (_, disparities) in zip(('source', 'driving'), seen['decoder']):
         yield stored(fixture, f'depth_{name}', disparities[0], FLOW)
     features, disparities = seen['encoder'][0][1], seen['decoder'][0][1]

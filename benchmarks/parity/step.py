@@ -18,6 +18,7 @@ from modules.mcnet import feature_consistency
 from modules.objective import ObjectiveOutput, needs_discriminator
 from modules.published.formats import FORMATS
 from modules.pairs import Pairs
+from modules.talking_head import Keypoints
 from modules.training_step import StepResult, TrainingStep
 
 
@@ -26,18 +27,18 @@ class Seen:
     """Record of a training iteration whose gradients are computed but not applied.
 
     source:    the public code's key in FORMATS
-    keypoints: of every pass of the detector, in order
     discriminated: of every pass of the discriminator, in order
-    transformed: the driving images that the equivariance loss made
+    transformed, transformed_keypoints: the driving images that the equivariance loss made, and their keypoints
     """
     source: str
     config: Any
     training: TrainingStep
     result: StepResult
     output: ObjectiveOutput
-    keypoints: list
     discriminated: list
     transformed: torch.Tensor
+    transformed_keypoints: Keypoints
+
 
 def filled_training(config, source):
     """Training's own step with the fixtures' weights.
@@ -69,8 +70,8 @@ def take(fixture, config, source):
     with outputs_of(watched) as seen:
         result = training.gradients([part], training.first_full_step)
     outputs = {name: [output for _, output in calls] for name, calls in seen.items()}
-    return Seen(source, config, training, result, outputs['output'][0], outputs['keypoints'],
-                outputs.get('discriminated', []), part.transform.warp_image(part.driving))
+    return Seen(source, config, training, result, outputs['output'][0], outputs.get('discriminated', []),
+                part.transform.warp_image(part.driving), outputs['keypoints'][2])
 
 
 def is_training(fixture):
@@ -190,8 +191,7 @@ def smac_step(fixture, config):
     seen = take(fixture, config, 'smac')
     step, training = seen.output, is_training(fixture)
     limits = Limits(training)
-    yield from shared_motion(fixture, step.generated.source_keypoints, step.generated.driving_keypoints,
-                             step.generated.dense_motion, limits.keypoint, limits.flow)
+    yield from shared_motion(fixture, step.generated, limits.keypoint, limits.flow)
     for name, value in smac_scalars(config, seen.result, seen.output).items():
         yield relative(name, value, fixture[name], UNSTEADY.get(name, 1e-3) if training else 1e-3)
     for name, terms in zip(('perceptual_terms_scale_layer', 'perceptual_lr_terms_scale_layer'), step.perceptual_terms):
@@ -253,13 +253,10 @@ def first_order_step(fixture, config, source):
 def first_order_motion(fixture, seen, limits):
     """Comparisons of source, driving and transformed keypoints, flow, occlusion, warped source and prediction."""
     generated = seen.output.generated
-    for name, keypoints in zip(('source', 'driving', 'transformed'), seen.keypoints):
-        for part in ('value', 'jacobian'):
-            yield stored(fixture, f'kp_{name}_{part}', getattr(keypoints, part), limits.flow)
-    yield stored(fixture, 'deformation', generated.dense_motion.flow, limits.flow)
-    logit, is_logit = generated.dense_motion.occlusion_logit, seen.source == 'mrfa'
-    yield stored(fixture, 'occlusion_map', logit if is_logit else logit.sigmoid(),
-                 limits.logit if is_logit else limits.flow)
+    logit = limits.logit if seen.source == 'mrfa' else None
+    yield from shared_motion(fixture, generated, limits.flow, limits.flow, logit)
+    for part in ('value', 'jacobian'):
+        yield stored(fixture, f'kp_transformed_{part}', getattr(seen.transformed_keypoints, part), limits.flow)
     pictures = {'out_s4': to_unit(generated.prediction), 'transformed_frame_s4': to_unit(seen.transformed)}
     if seen.source == 'mrfa':
         pictures['warp_img_s4'] = generated.warped_source

@@ -46,7 +46,7 @@ def _without_prefix(state):
 
 
 def _smac_networks(loaded, ema):
-    """One file holds one network: {params}, and {params_ema} too for net_g; told apart by their names."""
+    """The network in a file of this paper's released code, recognised by its tensors' names; net_g also has EMA."""
     if not _is_state(loaded.get('params')):
         return None
     state = _without_prefix(loaded['params'])
