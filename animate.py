@@ -13,11 +13,9 @@ How motion is transferred: FOMM, NeurIPS 2019, Sec. 3.4.
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ImageColor
@@ -69,22 +67,6 @@ def animate(model, image, video, result=None, *, fps=25, **settings):
 
 
 # ---------------------------------------------------------------------------- one animation
-
-class Opened(NamedTuple):
-    """The clips of AnimationSettings, ready for a model.
-
-    source:  (H, W, 3) uint8, or datasets.endless.EndlessClip, at the size of the result; None without a source
-    driving: clip as in datasets/video.py, or motion.template.MotionTemplate
-    show:    function of (source, driving, generated frame) that makes the frame of the result
-    detail:  see `Renderer.follow`
-    anchor:  index of the initial frame of relative motion; None for the one that Motion names
-    """
-    source: Any
-    driving: Any
-    show: Callable
-    detail: bool | None
-    anchor: int | None
-
 
 def animate_files(settings, renderer, watch=None):
     """Write the files that AnimationSettings name, `result_video` and `save_motion`; returns the driving clip.
@@ -157,7 +139,14 @@ def write_frames(video, driven, frames, show, watch):
 
 
 def _open(settings, renderer):
-    """The Opened of AnimationSettings; UserError that names the file or flag."""
+    """The clips of AnimationSettings, ready for a model: (source, driving, show, detail, anchor).
+
+    source:  (H, W, 3) uint8, or datasets.endless.EndlessClip, at the size of the result; None without a source
+    driving: clip as in datasets/video.py, or motion.template.MotionTemplate
+    show:    function of (source, driving, generated frame) that makes the frame of the result
+    detail, anchor: see `Renderer.follow`
+    raises:  UserError that names the file or flag
+    """
     openers, background = {}, ImageColor.getrgb(settings.background)
     if settings.source is not None:
         kind = open_constant_rate if settings.source_image is None else Still
@@ -174,7 +163,7 @@ def _open(settings, renderer):
 
     driving = None if settings.driving_motion is None else motion_template.load(settings.driving_motion, renderer.model)
     if settings.source is None:
-        return Opened(None, frames('driving', renderer.size), _result_alone, None, None)
+        return None, frames('driving', renderer.size), _result_alone, None, None
     own = squares['source'].side if squares else max(first_frame(openers['source']()).shape)
     size = output_size(settings.size, renderer.size, own)
     driving = driving or frames('driving', size if settings.side_by_side else renderer.size)
@@ -192,7 +181,7 @@ def _open(settings, renderer):
     show = (_paste_back(settings, openers['source'](), squares['source']) if settings.paste_back
             else beside if settings.side_by_side else _result_alone)
     anchor = driving.anchor if settings.driving_motion and settings.motion.start == 'first' else None
-    return Opened(source, driving, show, None if size == renderer.size else settings.detail == 'on', anchor)
+    return source, driving, show, None if size == renderer.size else settings.detail == 'on', anchor
 
 
 def _sound_of(driving):
@@ -211,8 +200,8 @@ def _opener(file, opener):
 
 def _face_squares(settings, openers, size):
     """{role: Square} around the faces; None for whole frames, with a warning for those that are not square."""
-    names = {'source': settings.source, 'driving': settings.driving}
-    names = {role: names[role] if isinstance(names[role], (str, Path)) else names[role].name for role in openers}
+    files = {role: getattr(settings, role) for role in openers}
+    names = {role: file if isinstance(file, (str, Path)) else file.name for role, file in files.items()}
     if settings.crop == 'none':
         for role, opener in openers.items():
             warn_of_squeeze(names[role], first_frame(opener()))
@@ -247,19 +236,15 @@ def warn_of_squeeze(name, frame):
                     name, width, height)
 
 
-def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0, 0)):
-    """Source and driving, each cut to a square around one face, and the way back into the source.
+def crop_to_faces(source_image, driving, size, preview, *, names):
+    """Source and driving, each cut to a square around its largest face, and the way back into the source.
 
     source_image: (H, W, 3) uint8, uncropped
     driving:      clip as in datasets/video.py, uncropped
-    size:         of the crops, pixels
-    preview:      path of a PNG that shows the faces by their numbers and the crops, source | driving
-    names:        of the two files, for messages
-    face_index:   which face of each, the largest is 0
     returns:      source (size, size, 3) uint8, CroppedClip, PasteBack
-    raises:       UserError that names the file without such a face, or what the detector is missing
+    The other arguments, and what is raised, as in `find_faces`.
     """
-    source, driver = (crop.square for crop in find_faces([[source_image], looked_at(driving)], names, face_index, size,
+    source, driver = (crop.square for crop in find_faces([[source_image], looked_at(driving)], names, (0, 0), size,
                                                          preview))
     return source.cut(source_image, size), CroppedClip(driving, driver, size), PasteBack(source_image, source)
 
@@ -267,8 +252,12 @@ def crop_to_faces(source_image, driving, size, preview, *, names, face_index=(0,
 def find_faces(looks, names, face_index, size, preview):
     """Where to cut each file: list of FaceCrops.
 
-    looks: of each file some frames (H, W, 3) uint8, uncropped
-    The other arguments, and what is raised, as in `crop_to_faces`.
+    looks:      of each file some frames (H, W, 3) uint8, uncropped
+    names:      of the files, for messages
+    face_index: which face of each, the largest is 0
+    size:       of the crops, pixels
+    preview:    path of a PNG that shows the faces by their numbers and the crops, source | driving; or None
+    raises:     UserError that names the file without such a face, or what the detector is missing
     """
     with FaceDetector() as detector:
         crops = [find_crop(detector, *file) for file in zip(looks, names, face_index)]

@@ -114,7 +114,7 @@ class Renderer:
 
 
 def first_frame(source):
-    """(H, W, 3) uint8 of a source: itself, or a clip's first."""
+    """The source image (H, W, 3) uint8: the image itself, or the first frame of a source clip."""
     return source if isinstance(source, np.ndarray) else next(iter(source.frames()))
 
 

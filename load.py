@@ -29,7 +29,11 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     raises:     UserError for a missing or damaged checkpoint, a config of another model, a device that is not there
     """
     device = choose_device(device)
-    path, state = _read(checkpoint, run)
+    found = RunFolder(run, writes=False).newest() if checkpoint is None else (checkpoint, read_checkpoint(checkpoint))
+    if found is None:
+        raise UserError(f'no checkpoint in {Path(run) / "checkpoints"}: train first (--mode train), or give '
+                        '--checkpoint')
+    path, state = found
     if config is None:
         config = schema.override(checkpoint_config(state, path), overrides)
     else:
@@ -38,20 +42,14 @@ def load_model(checkpoint=None, config=None, overrides=(), run=None, device='cpu
     check_frame(config, device)
     model = build_model(config)
     load_weights(model, state['ema'], path)
-    find_landmarks(model)
+    if model.landmarks:         # MediaPipe finds them; without it, the network does
+        try:
+            model.keypoint_detector.finder = LandmarkFinder(model.landmarks)
+        except UserError as missing:
+            log.warning('%s; keypoints are detected by a network instead, which moves faces less exactly', missing)
     log.info('weights: %s, step %d', path, state['step'])
     hardware.prepare_cpu()
     return hardware.adapted(config, device), model.to(device, memory_format=hardware.memory_format(device)).eval()
-
-
-def find_landmarks(model):
-    """For a model whose keypoints are landmarks of faces, let MediaPipe find them; without it, the network does."""
-    if not model.landmarks:
-        return
-    try:
-        model.keypoint_detector.finder = LandmarkFinder(model.landmarks)
-    except UserError as missing:
-        log.warning('%s; keypoints are detected by a network instead, which moves faces less exactly', missing)
 
 
 def load(checkpoint=None, device='auto', precision=None):
@@ -64,17 +62,6 @@ def load(checkpoint=None, device='auto', precision=None):
     """
     config, model = load_model(newest_checkpoint(checkpoint or shipped_weights()), device=device)
     return animation_renderer(config, model, precision)
-
-
-def _read(checkpoint, run):
-    """(path, state) of a checkpoint file, or of the newest checkpoint in a run folder."""
-    if checkpoint is not None:
-        return checkpoint, read_checkpoint(checkpoint)
-    found = RunFolder(run, writes=False).newest()
-    if found is None:
-        raise UserError(f'no checkpoint in {Path(run) / "checkpoints"}: train first (--mode train), or give '
-                        '--checkpoint')
-    return found
 
 
 def animation_renderer(config, model, precision=None):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config import schema
 from config.changes import changes
+from support.checkpoints import checkpoints_in
 from support.errors import UserError
 from support.files import make_folder, write_text, writing
 from support.weights import is_safetensors, load_safetensors, load_tensors, save_tensors
@@ -69,7 +70,7 @@ class RunFolder:
             return
         path = self.checkpoints / f'{step:08d}.pt'
         write_checkpoint(path, state)
-        for old in self.steps()[:-keep]:
+        for old in checkpoints_in(self.path)[:-keep]:
             old.unlink()
         log.info('saved %s', path)
 
@@ -78,7 +79,7 @@ class RunFolder:
 
         Damaged ones are logged and skipped. Raises UserError if all are damaged, as a new run would replace them.
         """
-        paths = self.steps()
+        paths = checkpoints_in(self.path)
         for path in reversed(paths):
             try:
                 return path, read_checkpoint(path)
@@ -88,10 +89,6 @@ class RunFolder:
             raise UserError(f'{self.checkpoints}: all {len(paths)} checkpoints are damaged; restore one, or move them '
                             'away to start again')
         return None
-
-    def steps(self):
-        """Paths of the checkpoints, oldest first."""
-        return sorted(path for path in self.checkpoints.glob('*.pt') if path.stem.isdigit())
 
     # Scalars and pictures
 

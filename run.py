@@ -10,6 +10,7 @@ message lists the modes that accept them. Slow imports come after the command li
 
 import argparse
 import errno
+import functools
 import logging
 import os
 import signal
@@ -64,6 +65,7 @@ def build_parser(mode):
     return parser, module
 
 
+@functools.cache
 def flags_of(mode):
     """All flags of a mode, such as '--checkpoint'."""
     actions = build_parser(mode)[0]._option_string_actions
@@ -71,7 +73,10 @@ def flags_of(mode):
 
 
 def parse(arguments):
-    """(options, module of their mode). Raises UserError for an unknown mode or flag."""
+    """(options, module of their mode).
+
+    Raises UserError for an unknown mode, and for an unsupported flag with the modes that support it or the nearest one.
+    """
     first = Parser(add_help=False, allow_abbrev=False)
     first.mode = DEFAULT_MODE
     first.add_argument('--mode', default=DEFAULT_MODE)
@@ -79,21 +84,15 @@ def parse(arguments):
     if mode not in MODES:
         raise UserError(f'there is no --mode {mode}{did_you_mean_or_known(mode, MODES)}')
     given = {argument.partition('=')[0] for argument in arguments if argument.startswith('--')} - {'--'}
-    refuse_unread(mode, sorted(given - flags_of(mode) - {'--help'}))
+    for flag in sorted(given - flags_of(mode) - {'--help'}):
+        if readers := [other for other in MODES if flag in flags_of(other)]:
+            raise UserError(f'{flag}: not supported by --mode {mode}, only by {", ".join(readers)}')
+        raise UserError(f'there is no flag {flag}'
+                        + (did_you_mean(flag, flags_of(mode)) or f'; --mode {mode} --help lists the flags'))
     parser, module = build_parser(mode)
     options = parser.parse_args(arguments)
     options.given = given
     return options, module
-
-
-def refuse_unread(mode, flags):
-    """Raises UserError for the first of `flags`, naming the modes that support it or the nearest flag of this mode."""
-    for flag in flags:
-        readers = [other for other in MODES if flag in flags_of(other)]
-        if readers:
-            raise UserError(f'{flag}: not supported by --mode {mode}, only by {", ".join(readers)}')
-        raise UserError(f'there is no flag {flag}'
-                        + (did_you_mean(flag, flags_of(mode)) or f'; --mode {mode} --help lists the flags'))
 
 
 def overview():

@@ -57,10 +57,10 @@ def may_change(key, before, after):
     return any(key == allowed or key.startswith(f'{allowed}.') for allowed in MAY_CHANGE)
 
 
-def in_words(found, most=5):
-    """Changes as text: 'a.b 1 -> 2, a.c 3 -> 4'."""
-    parts = [f'{key} {before!r} -> {after!r}' for key, (before, after) in list(found.items())[:most]]
-    return ', '.join(parts) + (f' and {len(found) - most} more' if len(found) > most else '')
+def in_words(found):
+    """The first five changes as text: 'a.b 1 -> 2, a.c 3 -> 4'."""
+    parts = [f'{key} {before!r} -> {after!r}' for key, (before, after) in found.items()]
+    return ', '.join(parts[:5]) + (f' and {len(parts) - 5} more' if len(parts) > 5 else '')
 
 
 def flat(section, prefix=''):

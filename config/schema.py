@@ -1,7 +1,7 @@
 """Schema of the YAML configs: loading, checking, overriding.
 
-A dataclass defines every key with type, default, meaning and range (support/ranges.py): here for the loops, beside each
-network for its parameters. Unknown keys, wrong types and impossible values raise a UserError.
+A dataclass defines every key with type, default, meaning and range (support/ranges.py): here for the loops, next
+to each network for its parameters. Unknown keys, wrong types and impossible values raise a UserError.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class SyntheticParams:
             if name not in LANDMARK_NAMES:
                 raise ValueError(f'landmarks: unknown landmark {name}{did_you_mean_or_known(name, LANDMARK_NAMES)}')
         if self.augment and not self.landmarks:
-            raise ValueError('augment: expected the landmarks that the pairs shall carry')
+            raise ValueError('augment: expected `landmarks`, those of the pairs')
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,16 @@ def prepare(options):
 
     The config of the first checkpoint names the folder of the test set.
     """
+    from animate import warn_of_squeeze
+    from datasets.video import open_any
     from evaluation.videos import find_videos, pair_name
     from figures.compare import Comparison
     from figures.methods import RenderedMethod, VideoMethod, largest_cases
     checkpoints, generated = named(options)
     methods, dataset = [], None
-    warn_of_proportions(options)
+    if checkpoints and not options.list:
+        for path in (options.source_image, options.driving_video):
+            warn_of_squeeze(path, open_any(path).read([0])[0])
     for name, config, renderer in renderers(checkpoints, options):
         dataset = dataset or config.dataset_params
         cases = cases_of(options, dataset, config.model_params.image_size)
@@ -91,14 +95,6 @@ def prepare(options):
         methods.append(VideoMethod(name, tuple(videos.values()), cases))
     return Comparison(Path(options.out), cases, tuple(methods), parse_frames(options.frames), parse_zoom(options.zoom),
                       options.error, not options.pictures_only, options.width_cm)
-
-
-def warn_of_proportions(options):
-    from animate import warn_of_squeeze
-    from datasets.video import open_any
-    if options.checkpoints and not options.list:
-        for path in (options.source_image, options.driving_video):
-            warn_of_squeeze(path, open_any(path).read([0])[0])
 
 
 def cases_of(options, dataset, size):

@@ -1,6 +1,7 @@
 """Limits of a run's scalars, with the likely reason for crossing each; training checks every log interval."""
 
 import logging
+import operator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -20,28 +21,26 @@ class Rule(NamedTuple):
     steps: int = 0
     together: bool = False
 
-    def matches(self, scalar):
-        return fnmatchcase(scalar, self.scalars)
-
     def crossing(self, values):
-        """{name: value} of the scalars that cross the limit; {} if `together` and not all of them do."""
-        matching = {name: value for name, value in values.items() if self.matches(name)}
-        over = {name: value for name, value in matching.items() if self.crossed(value)}
-        return {} if self.together and over != matching else over
+        """{name: value} of the scalars that cross the limit, as NaN does not; {} if `together` and not all of them do.
 
-    def crossed(self, value):
-        """Whether one value crosses the limit; NaN does not."""
-        return value < self.limit if self.side == 'below' else value > self.limit
+        None if no scalar is the rule's: a line of validation holds no values of training.
+        """
+        crossed = operator.lt if self.side == 'below' else operator.gt
+        matching = {name: value for name, value in values.items() if fnmatchcase(name, self.scalars)}
+        over = {name: value for name, value in matching.items() if crossed(value, self.limit)}
+        if not matching:
+            return None
+        return {} if self.together and over != matching else over
 
 
 RULES = tuple(Rule(**rule) for rule in yaml.safe_load(Path(__file__).with_suffix('.yaml').read_text(encoding='utf-8')))
 
 
 class Alarm(NamedTuple):
-    """A broken rule: since which step, when it was reported, and the {scalar: value} at that step."""
+    """A broken rule: since which step, and the {scalar: value} at the step of the report."""
     rule: Rule
     since: int
-    step: int
     broken: dict[str, float]
 
     @property
@@ -60,17 +59,17 @@ class Watch:
         self.since, self.raised = {}, {}     # by the rule's name: its first broken step, its Alarm
 
     def __call__(self, values):
-        """One interval's {'step': ..., name: value} -> (Alarms that it raises, Alarms that are over)."""
+        """Check one log interval {'step': ..., name: value}; returns (new Alarms, resolved Alarms)."""
         step, new, over = values['step'], [], []
         for rule in RULES:
-            if not any(map(rule.matches, values)):
-                continue                     # a line of validation holds no values of training
             broken = rule.crossing(values)
+            if broken is None:
+                continue
             if not broken:
                 self.since.pop(rule.name, None)
                 over += [self.raised.pop(rule.name)] if rule.name in self.raised else []
             elif step - self.since.setdefault(rule.name, step) >= rule.steps and rule.name not in self.raised:
-                self.raised[rule.name] = Alarm(rule, self.since[rule.name], step, broken)
+                self.raised[rule.name] = Alarm(rule, self.since[rule.name], broken)
                 new.append(self.raised[rule.name])
         return new, over
 

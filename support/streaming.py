@@ -18,12 +18,12 @@ DEPTH = 2      # items read ahead, or waiting to be written: one in work, one in
 _END = object()
 
 
-def read_ahead(items, depth=DEPTH):
-    """Iterates over `items` in another thread, at most `depth` of them ahead of the caller."""
+def read_ahead(items):
+    """Iterates over `items` in another thread, at most DEPTH of them ahead of the caller."""
     items, pending = iter(items), deque()
     with ThreadPoolExecutor(1) as pool:
         try:
-            pending.extend(pool.submit(next, items, _END) for _ in range(depth))
+            pending.extend(pool.submit(next, items, _END) for _ in range(DEPTH))
             while (item := pending.popleft().result()) is not _END:
                 pending.append(pool.submit(next, items, _END))
                 yield item
@@ -32,16 +32,16 @@ def read_ahead(items, depth=DEPTH):
 
 
 @contextmanager
-def write_behind(write, depth=DEPTH):
+def write_behind(write):
     """Yields a function that calls `write` with its arguments in another thread, one call after another.
 
-    It waits while `depth` calls are unfinished; the block ends when all have finished. Exceptions of `write` are raised
+    It waits while DEPTH calls are unfinished; the block ends when all have finished. Exceptions of `write` are raised
     by a later call or at the end of the block. If the block fails, calls that have not begun are dropped.
     """
     pending = deque()
     with ThreadPoolExecutor(1) as pool:
         def later(*arguments):
-            if len(pending) == depth:
+            if len(pending) == DEPTH:
                 pending.popleft().result()
             pending.append(pool.submit(write, *arguments))
         try:

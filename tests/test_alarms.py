@@ -16,7 +16,7 @@ from tests.support.training import train_in
 @pytest.mark.parametrize('name, values', [
     ('keypoints collapsed', {'diagnostics/keypoint_spread': 1e-4}),
     ('keypoints flew apart', {'diagnostics/keypoint_spread': 0.97}),
-    ('flow stands still', {'diagnostics/flow_magnitude_px': 0.0}),
+    ('flow without motion', {'diagnostics/flow_magnitude_px': 0.0}),
     ('codes died', {'perplexity/motion_0': 1.0, 'perplexity/motion_1': 6.0}),
     ('discriminator won', {'discriminator_real': 1e-3, 'discriminator_fake': 1e-3}),
     ('training waits for data', {'data/wait_share': 0.9}),
@@ -32,13 +32,12 @@ def test_one_loss_of_the_discriminator_alone_is_no_alarm():
     assert not Watch()({'step': 900, 'discriminator_real': 1.0, 'discriminator_fake': 1e-3})[0]
 
 
-def watched(values, scalar='diagnostics/keypoint_spread', every=50):
-    """[(step, name)] of alarms raised, [(step, name)] of those over, for one value per interval."""
+def watched(spreads):
+    """[(step, name)] of alarms raised, [(step, name)] of those over, for one keypoint spread per 50 steps."""
     watch, raised, over = Watch(), [], []
-    for i, value in enumerate(values, 1):
-        new, done = watch({'step': every * i, scalar: value})
-        raised += [(every * i, alarm.rule.name) for alarm in new]
-        over += [(every * i, alarm.rule.name) for alarm in done]
+    for step, spread in enumerate(spreads, 1):
+        for found, alarms in zip((raised, over), watch({'step': 50 * step, 'diagnostics/keypoint_spread': spread})):
+            found += [(50 * step, alarm.rule.name) for alarm in alarms]
     return raised, over
 
 

@@ -40,30 +40,20 @@ def test_animation_equals_rendering_frame_by_frame(model, relative):
     assert len(alone) == 9 and np.abs(alone - together).max() <= 1       # one level: sums in another order
 
 
-def test_relative_animation_starts_at_the_source_and_absolute_does_not(model):
+def test_relative_animation_is_the_source_at_its_anchor_and_absolute_is_not(model):
     source = ToyClip(seed=3).frame(0).astype(int)
     assert np.abs(collect(model, ToyClip(), relative=True)[0] - source).max() <= 1
     assert np.abs(collect(model, ToyClip(), relative=False)[0] - source).max() > 20
-
-
-def test_at_the_anchor_the_result_is_the_source(model):
-    made, source = collect(model, ToyClip(), anchor=7), ToyClip(seed=3).frame(0).astype(int)
-    differences = np.abs(made - source).mean(axis=(1, 2, 3))
+    differences = np.abs(collect(model, ToyClip(), anchor=7) - source).mean(axis=(1, 2, 3))
     assert differences.argmin() == 7 and differences[7] < 0.1
 
 
-def test_frame_rate_length_and_size_are_the_drivers(model, tmp_path):
-    result = tmp_path / 'new' / 'result.mp4'
-    count = write_animation(renderer(model), ToyClip().frame(0), ToyClip(num_frames=9, fps=NTSC), result, SCALED)
+def test_frame_rate_and_length_are_the_drivers_and_frames_may_lie_beside_the_source(model, tmp_path):
+    source, driving, result = ToyClip(seed=3).frame(0), ToyClip(num_frames=9, fps=NTSC), tmp_path / 'new' / 'result.mp4'
+    count = write_animation(renderer(model), source, driving, result, SCALED, show=beside)
     clip = open_clip(result)
-    assert count == len(clip) == 9 and clip.fps == NTSC and clip.read([0])[0].shape == (SIZE, SIZE, 3)
-    assert names_in(tmp_path) == ['new/result.mp4']
-
-
-def test_side_by_side_shows_source_driving_result(model, tmp_path):
-    source, driving = ToyClip(seed=3).frame(0), ToyClip()
-    write_animation(renderer(model), source, driving, tmp_path / 'r.mp4', SCALED, show=beside)
-    frame = open_clip(tmp_path / 'r.mp4').read([5])[0].astype(int)
+    assert count == len(clip) == 9 and clip.fps == NTSC and names_in(tmp_path) == ['new/result.mp4']
+    frame = clip.read([5])[0].astype(int)
     assert frame.shape == (SIZE, 3 * SIZE, 3)
     assert np.abs(frame[:, :SIZE] - source).mean() < 8                    # H.264 with subsampled colour
     assert np.abs(frame[:, SIZE:2 * SIZE] - driving.frame(5)).mean() < 8

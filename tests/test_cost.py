@@ -11,7 +11,7 @@ from benchmarks import cost, speed
 from config import schema
 from support.gpu_path import gpu_path
 from tests.support.small import small_config
-from tests.support.tiny import ROOT, SIZES, tiny
+from tests.support.tiny import ROOT, SIZES
 
 # Of a training step, batch of 2: (TFLOP, GB, launches). They may only fall.
 CEILINGS = {'vox-256': (3.80, 61, 4540), 'vox-256-plus': (3.80, 39.1, 5192)}
@@ -83,46 +83,36 @@ def test_every_method_is_counted(name):
 
 
 def test_a_motion_step_costs_less_and_precision_halves_no_operation():
-    config = tiny('train_params.motion_iterations=1')
-    whole, motion = cost.training_step(config, 2).totals, cost.training_step(config, 2, motion_only=True).totals
+    config, bf16 = (small_config('fomm', change)
+                    for change in ('train_params.motion_iterations=1', 'train_params.precision=bf16'))
+    whole, motion = (cost.training_step(config, 2, motion_only).totals for motion_only in (False, True))
     assert all(less < more for less, more in zip(motion, whole))
-    bf16 = cost.training_step(tiny('train_params.precision=bf16'), 2)
-    assert bf16.totals[0] == pytest.approx(whole[0], rel=0.02)
+    assert cost.training_step(bf16, 2).totals[0] == pytest.approx(whole[0], rel=0.02)
 
 
 def test_the_command_prints_bounds(capsys):
-    cost.main(['--config', str(ROOT / 'config' / 'demo-64.yaml'), '--top', '3'])
+    cost.main(['--config', str(ROOT / 'config' / 'demo-fomm-64.yaml'), '--top', '3', '--set',
+               'train_params.motion_iterations=1'])
     printed = capsys.readouterr().out
     assert 'training step, batch of 2' in printed and 'motion step' in printed and printed.count('RTX 3090') == 3
 
 
 # ---------------------------------------------------------------------------- seconds
 
-CPU = torch.device('cpu')
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(speed, 'peak_flops', lambda device, precision: 1e12)
-
-
 def test_peak_memory_is_that_of_the_call():
-    large, small = (speed.peak_memory(CPU, lambda: torch.ones(count * 2 ** 20)) for count in (64, 1))
+    large, small = (speed.peak_memory(torch.device('cpu'), lambda: torch.ones(count * 2 ** 20)) for count in (64, 1))
     assert 0.2 < large - small < 0.3, 'GiB of 63 Mi fp32 numbers'
 
 
-def test_measurements_of_a_step():
-    found = speed.measured(speed.Training, speed.Job(tiny(), CPU, 2, repeats=3))
+def test_the_command_keeps_its_measurements_and_a_wrong_config_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, 'in_process', lambda threads, *job: speed.measured(*job))
+    monkeypatch.setattr(speed, 'peak_flops', lambda device, precision: 1e12)
+    speed.main(['--device', 'cpu', '--config', str(ROOT / 'config' / 'vox-256.yaml'), '--set', *SIZES, '--frames', '1',
+                '--repeats', '3', '--json', str(tmp_path / 'speed.json')])
+    assert 'MFU' in capsys.readouterr().out
+    found = json.loads((tmp_path / 'speed.json').read_text())['training step']
     assert found['range'][0] <= found['seconds'] <= found['range'][1] and found['peak_gib'] > 0
     assert found['per_second'] == pytest.approx(2 / found['seconds'])
     assert found['mfu'] == pytest.approx(found['tflop'] / found['seconds'])
-
-
-def test_the_command_keeps_its_measurements_and_a_wrong_config_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(speed, 'in_process', speed.measured)
-    speed.main(['--device', 'cpu', '--config', str(ROOT / 'config' / 'vox-256.yaml'), '--set', *SIZES, '--frames', '1',
-                '--repeats', '1', '--json', str(tmp_path / 'speed.json')])
-    found = json.loads((tmp_path / 'speed.json').read_text())
-    assert found['training step']['batch'] == 2 and 'MFU' in capsys.readouterr().out
     for benchmark in (cost, speed):
         assert benchmark.main(['--config', 'nothing.yaml']) == 2 and 'nothing.yaml' in capsys.readouterr().err

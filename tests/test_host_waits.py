@@ -20,6 +20,7 @@ from modules.losses import RandomTransform
 from modules.pairs import Pairs, micro_batches
 from modules.training_step import TrainingStep, build_training_step
 from support import distributed
+from tests.support.inputs import smallest
 from tests.support.small import small_config
 from tests.support.tiny import tiny
 from tests.support.training import random_batch
@@ -45,7 +46,7 @@ class Misfits(TorchDispatchMode):
 
 
 def config_of(method, *sets):
-    return tiny(*sets) if method == 'synergy' else small_config(method)
+    return smallest(*sets) if method == 'synergy' else small_config(method)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +26,10 @@ LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 400, 60, 8
 OTHERS = sorted(path.relative_to(ROOT) for place in ('tests', 'benchmarks') for path in (ROOT / place).rglob('*.py'))
 
 
+@cache
 def nodes(path):
     """All nodes of the syntax tree of a file below ROOT."""
-    return ast.walk(ast.parse((ROOT / path).read_text(encoding='utf-8')))
+    return list(ast.walk(ast.parse((ROOT / path).read_text(encoding='utf-8'))))
 
 
 def imported(path):
@@ -47,30 +50,24 @@ def test_imports_point_downwards(path):
 
 def source_of(module):
     """Path of a module of this project, tests and benchmarks included; None for others, and for folders."""
-    path = ROOT / f'{module.replace(".", "/")}.py'
-    return path if path.is_file() else None
+    path = Path(f'{module.replace(".", "/")}.py')
+    return path if (ROOT / path).is_file() else None
 
 
+@cache
 def names_of(path):
-    """All names that a module defines or imports, wherever in it: enough to notice what is gone."""
-    for node in nodes(path):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            yield node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.alias):
-            yield node.asname or node.name.partition('.')[0]
+    """All names that a module defines, imports or uses: enough to notice what is gone, as ruff sees to the uses."""
+    return {getattr(node, part, None) for node in nodes(path) for part in ('name', 'asname', 'id')}
 
 
 def test_what_is_imported_is_there():
     """Also where no test goes: in benchmarks, and behind packages that are not installed."""
-    known, absent = {}, []
+    absent = []
     for path in [*FILES, *OTHERS]:
         for node in nodes(path):
             source = source_of(node.module) if isinstance(node, ast.ImportFrom) and node.module else None
-            if source is not None:
-                names = known.setdefault(source, set(names_of(source)))
-                absent += [f'{path}: {node.module}.{alias.name}' for alias in node.names if alias.name not in names]
+            absent += [f'{path}: {node.module}.{alias.name}' for alias in (node.names if source else ())
+                       if alias.name not in names_of(source)]
     assert not absent
 
 
@@ -88,10 +85,9 @@ def test_the_list_of_modules_is_current_and_every_module_says_what_it_is():
 
 def too_large(path):
     """What of a file is too long to be read at once: its lines, its functions, their parameters."""
-    text = (ROOT / path).read_text(encoding='utf-8')
-    if (lines := text.count('\n')) > LINES_OF_A_FILE:
+    if (lines := (ROOT / path).read_text(encoding='utf-8').count('\n')) > LINES_OF_A_FILE:
         yield f'{path}: {lines} lines'
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             name = f'{path}:{node.lineno}: {getattr(node, "name", "lambda")}'
             parameters = sum(isinstance(part, ast.arg) for part in ast.walk(node.args))

@@ -19,11 +19,6 @@ def random_images(batch, size=32):
 
 # ---------------------------------------------------------------------------- geometry
 
-def test_identity_flow_moves_nothing():
-    image = torch.rand(1, 3, 16, 16)
-    torch.testing.assert_close(warp(image, identity_grid((16, 16), image)[None]), image, atol=1e-5, rtol=0)
-
-
 def test_flow_of_one_pixel_moves_by_one_pixel():
     image = torch.rand(1, 1, 8, 8)
     shift = torch.zeros(1, 2, 8, 8)
@@ -191,20 +186,12 @@ def test_every_shipped_config_makes_a_step(path):
 
 # ---------------------------------------------------------------------------- the Laplacian pyramid
 
-def test_a_shift_in_brightness_is_left_to_plain_l1():
-    assert laplacian(torch.full((1, 3, 16, 16), 0.3)) < 1e-6
-
-
 def test_small_features_count_for_more_than_their_pixels():
     """Of two differences with the same sum of pixels, the sharp one costs more than the flat one; plain L1 is blind."""
-    flat, sharp = torch.full((1, 1, 16, 16), 1 / 256), torch.zeros(1, 1, 16, 16)
-    sharp[..., 5, 5] = 1
-    assert torch.isclose(flat.abs().mean(), sharp.abs().mean())
-    assert laplacian(sharp) > 1.5 * sharp.abs().mean() > 1000 * laplacian(flat)
-
-
-def test_pixels_get_a_gradient():
-    difference = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    flat, sharp = torch.full((1, 1, 16, 16), 0.3), torch.zeros(1, 1, 16, 16)
+    sharp[..., 5, 5] = flat.sum()
+    assert laplacian(sharp) > 1.5 * 0.3 and laplacian(flat) < 1e-6
+    difference = torch.randn(1, 3, 16, 16).requires_grad_()
     laplacian(difference).backward()
     assert (difference.grad != 0).float().mean() > 0.95      # bands may just cancel
 
@@ -334,7 +321,7 @@ def learned():
     model = build_model(tiny())
     for book in (model.motion.codebook, model.appearance.codebook):
         torch.nn.init.normal_(book.embedding, std=0.5)
-    return model, model(torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1)
+    return model, model(random_images(2), random_images(2))
 
 
 def reached(model, scalar):

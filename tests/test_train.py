@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datasets import build
-from logger import read_checkpoint
+from logger import RunFolder, read_checkpoint
 from modules.build import METHODS
 from modules.pairs import micro_batches
 from modules.training_state import State
@@ -24,18 +24,15 @@ from tests.support.agents import run_in_two_processes
 from tests.support.small import QUICK, small_config
 from tests.support.tiny import ROOT, tiny
 from tests.support.training import (
-    assert_bit_equal, assert_near, command, environment, final, random_batch, run, train_in, wait_for)
+    LIGHT, assert_bit_equal, assert_near, command, environment, final, random_batch, run, train_in, wait_for)
 
 CPU = torch.device('cpu')
-
-
-STEPS = 12
+CODES = ['model_params.motion_codebook_params.revive_after=2',
+         'model_params.appearance_codebook_params={feature_start: true, whitened: true}']
+STEPS = 9
 LONG = [f'train_params.num_iterations={STEPS}', 'train_params.save_every=2', 'train_params.val_every=100',
         'train_params.log_every=1', 'train_params.num_workers=1', 'train_params.keep_checkpoints=20',
-        'train_params.motion_iterations=5',
-        'model_params.motion_codebook_params.revive_after=2', 'model_params.appearance_codebook_params.revive_after=2',
-        'model_params.appearance_codebook_params.feature_start=true',
-        'model_params.appearance_codebook_params.whitened=true']
+        'train_params.motion_iterations=5', 'model_params.appearance_codebook_params.revive_after=2', *CODES, *LIGHT]
 
 
 @pytest.fixture(scope='module')
@@ -45,21 +42,39 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('number, code', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
-def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, tmp_path, number, code):
-    process = subprocess.Popen(command(tmp_path, *LONG), cwd=ROOT, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(tmp_path / 'run' / 'checkpoints' / '00000004.pt', process)
-    process.send_signal(number)
+def kill_run(folder, monkeypatch):
+    """SIGKILL, at any moment."""
+    process = subprocess.Popen(command(folder, *LONG), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE)
+    wait_for(folder / 'run' / 'checkpoints' / '00000004.pt', process)
+    process.kill()
     process.communicate()
-    assert process.returncode == code
+    assert process.returncode == -signal.SIGKILL
+
+
+def stop_run(folder, monkeypatch):
+    """SIGTERM, while step 4 is saved: the run ends with step 5, and with exit code 0."""
+    save = RunFolder.save
+
+    def save_and_stop(self, state, step, keep):
+        save(self, state, step, keep)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, 'save', save_and_stop)
+        run(folder, *LONG)
+    assert RunFolder(folder / 'run', writes=False).newest()[1]['step'] == 5
+
+
+@pytest.mark.parametrize('interrupt', [kill_run, stop_run])
+def test_a_stopped_run_ends_as_an_undisturbed_one(undisturbed, tmp_path, monkeypatch, interrupt):
+    interrupt(tmp_path, monkeypatch)
     assert not (tmp_path / 'run' / 'checkpoints' / f'{STEPS:08d}.pt').exists(), 'it had finished already'
 
     run(tmp_path, *LONG)
     assert_bit_equal(final(tmp_path, STEPS), final(undisturbed, STEPS))
-    steps = [line.split('"step": ')[1].split(',')[0]
-             for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
-    assert steps.count(str(STEPS)) == 2 and steps.count('5') == 1    # figures and validation; none twice
+    steps = [json.loads(line)['step'] for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
+    assert steps.count(STEPS) == 2 and steps.count(5) == 1    # figures and validation; none twice
 
 
 def test_signals_that_come_twice_are_one_request(monkeypatch):
@@ -77,11 +92,7 @@ def test_signals_that_come_twice_are_one_request(monkeypatch):
 def test_two_processes_equal_one_process(tmp_path):
     """Same global batch, same losses and weights, batch norm included; to rounding, as sums are split."""
     options = ['train_params.num_iterations=4', 'train_params.motion_iterations=1', 'train_params.batch_size=4',
-               'train_params.log_every=1',
-               'model_params.motion_codebook_params.revive_after=2',
-               'model_params.appearance_codebook_params.revive_after=3',
-               'model_params.appearance_codebook_params.feature_start=true',
-               'model_params.appearance_codebook_params.whitened=true']
+               'train_params.log_every=1', 'model_params.appearance_codebook_params.revive_after=3', *CODES]
     run_in_two_processes(*command(tmp_path / 'two', *options)[2:])
     run(tmp_path / 'one', *options)
     one, two = (final(tmp_path / name, 4) for name in ('one', 'two'))
@@ -215,26 +226,21 @@ def test_validation_sees_as_many_people_as_it_can(monkeypatch):
     assert [clip.name for clip in build.validation_clips(None, 64)] == ['ann#1', 'bob', 'cid', 'ann#2']
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, method):
-    train_in(tmp_path, small_config(method, *QUICK, 'train_params.motion_iterations=2', 'train_params.num_iterations=3',
-                                    'train_params.save_every=1'))
-    one, two, three = (read_checkpoint(tmp_path / 'checkpoints' / f'{step:08d}.pt')['model'] for step in (1, 2, 3))
+@pytest.mark.parametrize('method', ['synergy', 'fomm-adv', 'mcnet', 'mrfa', 'dagan'])
+def test_every_method_resumes_exactly_and_motion_iterations_train_keypoints_and_coarse_flow_alone(tmp_path, method):
+    config = small_config(method, *QUICK, 'train_params.motion_iterations=2', 'train_params.num_iterations=4',
+                          'train_params.save_every=1', 'train_params.keep_checkpoints=9', 'train_params.ema_decay=0.9')
+    whole, resumed = (tmp_path / name / 'checkpoints' for name in ('whole', 'resumed'))
+    train_in(whole.parent, config)
+    one, two, three = (read_checkpoint(whole / f'{step:08d}.pt')['model'] for step in (1, 2, 3))
     moved = {name.split('.')[0] for name in one if not torch.equal(one[name], two[name])}
     assert moved == {'keypoint_detector', 'dense_motion'}
     painted = {name.split('.')[0] for name in one if not torch.equal(two[name], three[name])}
     assert painted >= {'keypoint_detector', 'dense_motion', 'encoder'}
 
-
-@pytest.mark.parametrize('method', ['fomm-adv', 'mcnet', 'mrfa', 'dagan'])
-def test_the_compared_methods_resume_exactly(tmp_path, method):
-    config = small_config(method, *QUICK, 'train_params.num_iterations=4', 'train_params.save_every=2',
-                          'train_params.ema_decay=0.9')
-    whole, resumed = (tmp_path / name / 'checkpoints' for name in ('whole', 'resumed'))
-    train_in(whole.parent, config)
     resumed.mkdir(parents=True)
-    shutil.copy(whole / '00000002.pt', resumed)
-    written = (resumed / '00000002.pt').stat().st_mtime_ns
+    shutil.copy(whole / '00000003.pt', resumed)
+    written = (resumed / '00000003.pt').stat().st_mtime_ns
     train_in(resumed.parent, config)
-    assert (resumed / '00000002.pt').stat().st_mtime_ns == written          # it resumed from there
+    assert (resumed / '00000003.pt').stat().st_mtime_ns == written          # it resumed from there
     assert_bit_equal(*(torch.load(folder / '00000004.pt', weights_only=True) for folder in (whole, resumed)))

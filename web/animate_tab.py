@@ -32,9 +32,9 @@ def add_animate(context: PageContext):
             settings = settings_of(context, session, chosen)
             return functools.partial(jobs.animate, checkpoint=context.models[chosen['model']], settings=settings)
 
-        def finish(made):
-            saved = [path for path in (made.video, made.motion) if path]
-            return (note(f'Done: {made.frames} frames.'), made.video, gr.update(value=saved, visible=True),
+        def finish(frames):
+            saved = [path for path in (settings.result_video, settings.save_motion) if path]
+            return (note(f'Done: {frames} frames.'), settings.result_video, gr.update(value=saved, visible=True),
                     gr.update(value=command_line(context.models[chosen['model']], settings), visible=True))
         yield note('…'), None, *[gr.update(value=None, visible=False)] * 2
         yield from follow(context, session, make_job, _files(chosen), 4, finish)
@@ -49,9 +49,10 @@ def add_animate(context: PageContext):
             return functools.partial(jobs.find_faces, checkpoint=context.models[chosen['model']], settings=settings)
 
         def finish(found):
-            return (note(f'{found.source} face(s) in the source, {found.driving} in the driving video.'),
-                    gr.update(value=found.picture, visible=True),
-                    *(gr.update(choices=list(range(count))) for count in (found.source, found.driving)))
+            picture, *counts = found
+            return (note(f'{counts[0]} face(s) in the source, {counts[1]} in the driving video.'),
+                    gr.update(value=picture, visible=True),
+                    *(gr.update(choices=list(range(count))) for count in counts))
         yield from follow(context, session, make_job, _files(chosen), 4, finish)
 
     runs(context, page['animate'], page['cancel'], animate, inputs,

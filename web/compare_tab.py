@@ -37,8 +37,8 @@ def add_compare(context: PageContext):
                                      folder=str(context.files.new(session)))
 
         def finish(found):
-            return (note(f'Done: {found.frames} frames each. {found.rule}'), found.video, found.figure,
-                    gr.update(value=[found.video, found.figure, found.pdf], visible=True),
+            *files, frames, rule = found                        # video, figure, PDF
+            return (note(f'Done: {frames} frames each. {rule}'), *files[:2], gr.update(value=files, visible=True),
                     gr.update(value=command_line(context.models, chosen), visible=True))
         yield note('…'), None, None, gr.update(value=None, visible=False), gr.update(visible=False)
         yield from follow(context, session, make_job, (chosen['source_image'], chosen['driving_video']), 5, finish)

@@ -53,7 +53,7 @@ class Guard:
 
 
 def undecoded(component, payload):
-    """The value of a picture or video component: the path of its file, the bytes of a camera frame, or None."""
+    """What Gradio passes for a picture or video, without decoding it: its path, a camera frame's bytes, or None."""
     if payload is None:
         return None
     return payload.path or base64.b64decode(payload.url.partition(',')[2])

@@ -32,14 +32,17 @@ def add_inspect(context: PageContext):
     def show(driver, which, index, request: gr.Request):
         session = request.session_hash
 
+        def finish(made):
+            path, enlarged, length = made
+            return '', path, gr.update(maximum=length - 1), enlarged
+
         def make_job():
             path, folder = context.files.take(session, driver), str(context.files.new(session))
             return functools.partial(jobs.show_frame, checkpoint=context.models[which], index=int(index),
                                      driving=path, folder=folder)
         if driver is None:
             return
-        yield from follow(context, session, make_job, (driver,), 4, lambda made: (
-            '', made.picture, gr.update(maximum=made.length - 1), made.enlarged))
+        yield from follow(context, session, make_job, (driver,), 4, finish)
 
     def draw(source, driver, which, index, motion, place, request: gr.Request):
         session = request.session_hash

@@ -4,7 +4,6 @@ Modules that are slow to import are imported by the jobs.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 from support.errors import UserError
 from web.limits import MOST_FRAMES, check_clip, check_picture
@@ -14,13 +13,6 @@ PORTRAIT_SIZE, DRIVER_SIZE = 256, 128
 EXAMPLE_SEED = 1_000_000   # of synthetic heads outside of every training set
 CODE_FRAMES = 50           # driving frames over which Inspect counts codes
 PICTURE = 448              # approximate side of the picture to click into, pixels
-
-
-class Animated(NamedTuple):
-    """Paths of the video and of the motion template, or None, and the number of frames."""
-    video: str | None
-    motion: str | None
-    frames: int
 
 
 def begin(worker, checkpoints, folder):
@@ -62,24 +54,18 @@ def _check(settings, worker, checkpoint):
 
 
 def animate(worker, checkpoint, settings):
-    """Render AnimationSettings into their existing folder; returns Animated."""
+    """Render AnimationSettings into their existing folder; returns the number of frames."""
     from animate import animate_files
     total = _check(settings, worker, checkpoint)
     animate_files(settings, worker.model(checkpoint).renderer, watch=worker.counter(total))
-    return Animated(settings.result_video, settings.save_motion, total)
-
-
-class Compared(NamedTuple):
-    """Paths of the outputs of `--mode compare`, the number of frames, and the rule that chose those of the figure."""
-    video: str
-    figure: str
-    pdf: str
-    frames: int
-    rule: str
+    return total
 
 
 def compare(worker, models, files, motion, folder):
-    """Compare all models, {name: checkpoint}, on (source image, driving video), in the folder; returns Compared."""
+    """Compare all models, {name: checkpoint}, on (source image, driving video), in the folder.
+
+    Returns the paths of video, figure and PDF, the number of frames, and the rule that chose those of the figure.
+    """
     from figures import compare as side_by_side
     from figures.methods import RenderedMethod, case_of_files, largest_cases
     check_picture(files[0])
@@ -90,18 +76,14 @@ def compare(worker, models, files, motion, folder):
         methods.append(RenderedMethod(name, renderer, (case_of_files(*files, renderer.size),), motion, count))
     report = side_by_side.compare(side_by_side.Comparison(folder, largest_cases(methods), tuple(methods)))
     video, = (folder / 'videos').iterdir()
-    return Compared(str(video), str(folder / 'comparison.png'), str(folder / 'comparison.pdf'), total, report['rule'])
-
-
-class Faces(NamedTuple):
-    """Path of a picture with numbered faces and crops, and the number of faces in source and driver."""
-    picture: str
-    source: int
-    driving: int
+    return str(video), str(folder / 'comparison.png'), str(folder / 'comparison.pdf'), total, report['rule']
 
 
 def find_faces(worker, checkpoint, settings):
-    """Find the faces of AnimationSettings with a driving video; returns Faces."""
+    """Find the faces of AnimationSettings with a driving video.
+
+    Returns the path of a picture with numbered faces and crops, and the number of faces in source and driver.
+    """
     from animate import find_faces, looked_at
     from datasets.constant_rate import open_constant_rate
     from datasets.still import Still
@@ -111,20 +93,16 @@ def find_faces(worker, checkpoint, settings):
     worker.check()
     crops = find_faces([looked_at(source), looked_at(driving)], (settings.source, settings.driving),
                        (*settings.face_index, 0), worker.model(checkpoint).renderer.size, settings.preview)
-    return Faces(str(settings.preview), *(len(crop.boxes) for crop in crops))
+    return str(settings.preview), *(len(crop.boxes) for crop in crops)
 
 
 # ---------------------------------------------------------------------------- Inspect
 
-class Frame(NamedTuple):
-    """Path of a driving frame at the model's size, enlarged by a factor; and the number of frames."""
-    picture: str
-    enlarged: int
-    length: int
-
-
 def show_frame(worker, checkpoint, driving, index, folder):
-    """Save frame `index` of a driving video at the model's size in the folder; returns Frame."""
+    """Save frame `index` of a driving video at the model's size, enlarged by a factor, in the folder.
+
+    Returns (its path, the factor, the number of frames).
+    """
     from datasets.constant_rate import open_constant_rate
     from visualizer import enlarge, save_png
     length, size = len(check_clip(driving)), worker.model(checkpoint).renderer.size
@@ -132,7 +110,7 @@ def show_frame(worker, checkpoint, driving, index, folder):
     times = max(1, round(PICTURE / size))
     path = Path(folder) / f'frame-{index}.png'
     save_png(path, enlarge(open_constant_rate(driving, size).read([index])[0], size * times))
-    return Frame(str(path), times, length)
+    return str(path), times, length
 
 
 def inspect(worker, checkpoint, files, index, shown, folder):

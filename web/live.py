@@ -6,7 +6,6 @@ A frame that arrives while the worker is busy is dropped, so the latency is that
 import io
 import time
 from collections import OrderedDict
-from typing import NamedTuple
 
 from support.errors import UserError
 from support.files import encoded
@@ -15,49 +14,39 @@ from web.limits import MOST_PIXELS, check_picture
 MOST_SESSIONS = 4          # encoded portraits kept in the worker; the least recently used one goes first
 
 
-class LiveFrame(NamedTuple):
-    """The result for a camera frame as a JPEG, and the seconds that the model took."""
-    jpeg: bytes
-    seconds: float
-
-
 def render(worker, session, checkpoint, source, camera, size, reset):
-    """The LiveFrame of a camera frame, bytes of a JPEG, PNG or WebP.
+    """The result for a camera frame, bytes of a JPEG, PNG or WebP: (bytes of a JPEG, seconds that the model took).
 
     source: path of the portrait
     size:   side of the result in pixels; a larger model keeps its own
     reset:  use this frame as the reference of relative motion, as the first of a session always is
     """
     from PIL import Image
+
+    from datasets.still import read_image, resized
+    from inference import DrivenSource
     started = time.monotonic()
     model = worker.model(checkpoint)
     frame = _square(camera, model.renderer.size)
     held = worker.state.setdefault('live', OrderedDict())
     key = (checkpoint, source, size)
     if reset or held.get(session, (None,))[0] != key:
-        held[session] = key, _follow(model, source, size, frame)
+        check_picture(source)
+        own = model.renderer.size
+        image = resized(read_image(source), max(size, own))
+        held[session] = key, DrivenSource(model.renderer, image, initial=frame, detail=True if size > own else None)
         while len(held) > MOST_SESSIONS:
             held.popitem(last=False)
     held.move_to_end(session)
     driven = held[session][1]
     _, _, generated = driven([frame])
     picture = Image.fromarray(driven.pixels(generated, [driven.source])[0].cpu().numpy())
-    return LiveFrame(encoded(picture.save, format='JPEG', quality=90), time.monotonic() - started)
+    return encoded(picture.save, format='JPEG', quality=90), time.monotonic() - started
 
 
 def forget(worker, session):
     """Release the encoded portrait of a session."""
     worker.state.get('live', {}).pop(session, None)
-
-
-def _follow(model, source, size, frame):
-    """The DrivenSource of a portrait, with this frame as reference of relative motion."""
-    from datasets.still import read_image, resized
-    from inference import DrivenSource
-    check_picture(source)
-    own = model.renderer.size
-    image = resized(read_image(source), max(size, own))
-    return DrivenSource(model.renderer, image, initial=frame, detail=True if size > own else None)
 
 
 def _square(camera, size):

@@ -46,17 +46,17 @@ def add_live(context: PageContext):
             resets.discard(session)
             job = functools.partial(live.render, session=session, checkpoint=context.models[which], source=path,
                                     camera=frame, size=size, reset=reset)
-            made = context.worker.ask(session, job).result()
+            jpeg, seconds = context.worker.ask(session, job).result()
         except UserError as error:
             return gr.skip(), trouble(context.files.shown(str(error), source))
         except Cancelled:
             return gr.skip(), gr.skip()
-        now, picture = time.monotonic(), base64.b64encode(made.jpeg).decode()
+        now, picture = time.monotonic(), base64.b64encode(jpeg).decode()
         rate = 1 / max(now - shown_at.get(session, arrived), 1e-3)
         shown_at[session] = now
         return (f'<img class="live" alt="animated portrait" src="data:image/jpeg;base64,{picture}">',
                 note(f'{rate:.1f} frames/s, latency {1000 * (now - arrived):.0f} ms '
-                     f'(model {1000 * made.seconds:.0f} ms)'))
+                     f'(model {1000 * seconds:.0f} ms)'))
 
     def take_reference(request: gr.Request):
         resets.add(request.session_hash)

@@ -60,16 +60,14 @@ class Agents:
 
     folder:    for what they say
     arguments: of run.py
-    options:   of torchrun
     """
 
-    def __init__(self, folder, *arguments, options=()):
-        self._folder, self._arguments = folder, list(map(str, arguments))
-        self._environment = os.environ | VARIABLES
+    def __init__(self, folder, *arguments):
+        self._folder, self._arguments = folder, arguments
         self._torchrun = [
             sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1', '--rdzv-backend=c10d',
             f'--rdzv-endpoint=127.0.0.1:{free_port()}', '--rdzv-id=test', '--local-addr=127.0.0.1',
-            '--monitor-interval=0.1', *options]
+            '--monitor-interval=0.1', '--max-restarts=3']
         self.processes = {}
 
     def start(self, number):
@@ -77,11 +75,7 @@ class Agents:
         with open(self._folder / f'agent{number}.txt', 'a') as said:
             self.processes[number] = subprocess.Popen(
                 [*self._torchrun, f'--rdzv-conf=is_host={int(number == 0)}', 'run.py', *self._arguments], cwd=ROOT,
-                env=self._environment, stdout=said, stderr=subprocess.STDOUT)
-
-    def workers(self, number):
-        """Process ids of those that an agent has started."""
-        return children(self.processes[number].pid)
+                env=os.environ | VARIABLES, stdout=said, stderr=subprocess.STDOUT)
 
     def lose(self, number):
         """The machine of an agent is gone: the agent, what it has started, and what that has started."""
@@ -92,9 +86,9 @@ class Agents:
     def said(self, number):
         return (self._folder / f'agent{number}.txt').read_text()
 
-    def end(self, seconds=300):
+    def end(self):
         """Waits for both; returns their exit codes."""
-        return [self.processes[number].wait(seconds) for number in (0, 1)]
+        return [self.processes[number].wait(300) for number in (0, 1)]
 
     def __enter__(self):
         self._folder.mkdir(parents=True, exist_ok=True)

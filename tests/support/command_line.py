@@ -23,14 +23,15 @@ def commands(folder, files):
     weights = ['--checkpoint', files['checkpoint'], '--device', 'cpu']
     model = [*weights, '--log_dir', folder / 'log']
     pair = ['--source_image', files['source'], '--driving_video', files['driving']]
-    short = ['train_params.num_iterations=2', 'train_params.save_every=1']
+    short = ['train_params.num_iterations=2', 'train_params.save_every=1', 'reconstruction_params.num_videos=1',
+             'animate_params.num_pairs=1']
     return [[str(part) for part in command] for command in (
         ['--mode', 'train', '--config', files['config'], '--device', 'cpu', '--log_dir', folder / 'log', '--set',
          *short, 'train_params.num_workers=1'],
         ['--mode', 'reconstruction', *model],
         ['--mode', 'animate', *weights, *pair, '--result_video', folder / 'made.mp4', '--find_best_frame'],
         ['--mode', 'evaluate', *model, '--metrics', 'psnr.rgb', 'l1.mean_abs'],
-        ['--mode', 'inspect', *model, '--code_frames', '1'],
+        ['--mode', 'inspect', *model, *pair, '--frames', '1', '--code_frames', '1'],
         ['--mode', 'study', '--checkpoints', f'a={files["checkpoint"]}', f'b={files["checkpoint"]}', '--pairs', '1',
          '--checks', '0', '--device', 'cpu', '--out', folder / 'study'],
         ['--mode', 'import', '--from', 'smac', *(files[f'published{n}'] for n in range(3)), '--config',

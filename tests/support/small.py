@@ -27,7 +27,8 @@ SMALL_METHOD = {'fomm': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks
                 'dagan': [*SMALL_FIRST_ORDER, 'model_params.num_bottleneck_blocks=1',
                           'model_params.attention_channels=4',
                           'model_params.depth_params={pretrained: null, block_expansion: 8, num_stages: 3}']}
-SMALL_SYNERGY = [*SMALL, 'model_params.autoencoder_params={channels: [16, 12, 8, 8], res_blocks: 1, norm_groups: 4}',
+SMALL_SYNERGY = [*SMALL, 'model_params.flow_update_width=16',
+                 'model_params.autoencoder_params={channels: [16, 12, 8, 8], res_blocks: 1, norm_groups: 4}',
                  'model_params.motion_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',
                  'model_params.appearance_codebook_params={num_codes: 16, code_dim: 8, num_heads: 2}',
                  'model_params.discriminator_params={channels: 4, num_layers: 2}',

@@ -13,6 +13,9 @@ from tests.support.tiny import ROOT, SIZES
 from train import train
 
 
+# Overrides for training that is about processes and files, not about the networks.
+LIGHT = ['model_params.autoencoder_params={channels: [8, 8, 4, 4], res_blocks: 1, norm_groups: 2}',
+         'model_params.motion_codebook_params.num_layers=1', 'model_params.appearance_codebook_params.num_layers=1']
 # Two processes of one machine.
 TORCHRUN = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2'
 
@@ -79,8 +82,8 @@ def assert_bit_equal(a, b):
     assert not different, different[:5]
 
 
-def wait_for(path, process, seconds=300):
-    end = time.monotonic() + seconds
+def wait_for(path, process):
+    end = time.monotonic() + 300
     while not path.exists():
         assert process.poll() is None and time.monotonic() < end, f'{path} did not appear'
         time.sleep(0.02)

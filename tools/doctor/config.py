@@ -66,19 +66,14 @@ def _working_size(case, wanted):
 
 # ---------------------------------------------------------------------------- disk and memory
 
-def _weight_bytes(config):
-    """(bytes of the model's weights, of the discriminator's), without allocating them."""
-    def size(network):
-        return 4 * sum(parameter.numel() for parameter in network.parameters()) if network is not None else 0
-    with torch.device('meta'):
-        needed = needs_discriminator(config.train_params.objective_params)
-        return size(build_model(config)), size(build_discriminator(config) if needed else None)
-
-
 def check_disk(case):
     """Check disk space: a checkpoint holds 4 copies of the model's weights and 3 of the discriminator's."""
-    model, discriminator = _weight_bytes(case.config)
-    checkpoint = 4 * model + 3 * discriminator
+    with torch.device('meta'):
+        networks = [(4, build_model(case.config))]
+        if needs_discriminator(case.config.train_params.objective_params):
+            networks.append((3, build_discriminator(case.config)))
+    checkpoint = sum(4 * copies * parameter.numel() for copies, network in networks
+                     for parameter in network.parameters())                   # bytes
     needed = checkpoint * (case.config.train_params.keep_checkpoints + 1)
     wanted = case.run_folder.absolute()
     folder = next(folder for folder in (wanted, *wanted.parents) if folder.is_dir())

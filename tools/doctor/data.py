@@ -35,7 +35,14 @@ def check_clips(partition, case):
     yield from _left_out(data.root_dir, partition, folder)
     clips = [clip for group in people.values() for clip in group]
     opened = clips[::-(-len(clips) // CLIPS_OPENED)]
-    frames, sizes, broken = _examine(tqdm(opened, desc=f'{partition} clips', leave=False, dynamic_ncols=True))
+    frames, sizes, broken = [], {}, {}          # of each clip; the first clip of each size; UserErrors
+    for clip in tqdm(opened, desc=f'{partition} clips', leave=False, dynamic_ncols=True):
+        try:
+            count, size = _frames_and_size(clip.path)
+            frames.append(count)
+            sizes.setdefault(size, clip.name)
+        except UserError as error:
+            broken[clip.name] = error
     fewest, most = (min(frames), max(frames)) if frames else (0, 0)
     yield Finding(OK if frames else BLOCKS, f'{len(clips)} clips of {len(people)} people; {len(opened)} opened: '
                   f'{fewest} to {most} frames, ' + ', '.join(f'{w}x{h}' for w, h in sorted(sizes)[:4]),
@@ -62,19 +69,6 @@ def _left_out(root, partition, folder):
         listed = ', '.join(f'{name} ({reason})' for name, reason in list(others.items())[:10])
         yield Finding(WARNING, f'{len(others)} entries are no clips and left out: {listed}', str(folder),
                       'replace or remove them')
-
-
-def _examine(clips):
-    """([number of frames of each clip], {(width, height): first clip of this size}, {unreadable clip: UserError})."""
-    frames, sizes, broken = [], {}, {}
-    for clip in clips:
-        try:
-            count, size = _frames_and_size(clip.path)
-            frames.append(count)
-            sizes.setdefault(size, clip.name)
-        except UserError as error:
-            broken[clip.name] = error
-    return frames, sizes, broken
 
 
 def _sizes(sizes, image_size, folder):

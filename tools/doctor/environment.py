@@ -97,7 +97,7 @@ def check_video(case):
 
 
 def write_and_read(name):
-    """Write three frames of 32x32 as a video and read them; an exception where they do not come back."""
+    """Write three frames of 32x32 as a video and read them; raises ValueError if they differ."""
     frames = [np.full((32, 32, 3), 60 * number, np.uint8) for number in range(1, 4)]
     with TemporaryDirectory() as folder:
         path = Path(folder, name)
@@ -112,13 +112,10 @@ def write_and_read(name):
 
 def check_extras(case):
     for extra in EXTRAS:
-        reasons = {package: cannot_import(module) for module, package in extra.packages.items()}
-        missing = [package for package, reason in reasons.items() if reason]
-        absent = [f'pip install --upgrade {" ".join(missing)}'
-                  + ''.join(f' ({package}: {reasons[package]})' for package in missing
-                            if reasons[package] != 'not installed')] if missing else []
-        for url in extra.files:
-            absent += _weights_todo(url)
+        reasons = {package: reason for module, package in extra.packages.items() if (reason := cannot_import(module))}
+        broken = ''.join(f' ({package}: {reason})' for package, reason in reasons.items() if reason != 'not installed')
+        absent = [f'pip install --upgrade {" ".join(reasons)}{broken}'] if reasons else []
+        absent += filter(None, map(_weights_todo, extra.files))
         if absent:
             yield Finding(NOTE, f'not available: {extra.unlocks}', todo='; '.join(absent))
         else:
@@ -126,13 +123,12 @@ def check_extras(case):
 
 
 def _weights_todo(url):
-    """What to do about the optional weights of `url`: a list, empty where they are in order."""
+    """What to do about the optional weights of `url`; None where they are in order."""
     path = weights.checkpoint_path(url)
     if path.suffix == '.zip':
         unpacked = path.with_suffix('')
-        return [] if list(unpacked.glob('**/*.onnx')) else [f'unpack {url} into {unpacked}']
+        return None if list(unpacked.glob('**/*.onnx')) else f'unpack {url} into {unpacked}'
     try:
         check_weights_file(path)
     except UserError as error:
-        return [f'download {url} to {path}' + (f' ({error})' if path.is_file() else '')]
-    return []
+        return f'download {url} to {path}' + (f' ({error})' if path.is_file() else '')

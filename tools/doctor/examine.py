@@ -26,23 +26,16 @@ def examine(case):
     """All findings about a SetUp, in the order in which they should be dealt with."""
     findings = []
     for name, check in CHECKS.items():
-        if case.config is None and check not in WITHOUT_CONFIG:
-            found = [Finding(NOTE, 'not checked, as the config cannot be used')]
-        else:
-            found = _isolated(check, case)
+        found = []
+        try:
+            usable = case.config is not None or check in WITHOUT_CONFIG
+            for finding in check(case) if usable else [Finding(NOTE, 'not checked, as the config cannot be used')]:
+                found.append(finding)           # one by one: those before an error stay
+        except UserError as error:
+            found.append(from_error(error))
+        except Exception as error:      # a broken set-up may raise anything
+            found.append(Finding(
+                BLOCKS, f'the check broke: {type(error).__name__}: {" ".join(str(error).split())[:300]}',
+                todo='correct what the message names; if it is none of your files or settings, report it'))
         findings += [dataclasses.replace(finding, check=name) for finding in found]
     return findings
-
-
-def _isolated(check, case):
-    """What a check finds, up to where it breaks; breaking is a finding too."""
-    found = []
-    try:
-        for finding in check(case):
-            found.append(finding)
-    except UserError as error:
-        found.append(from_error(error))
-    except Exception as error:      # a broken set-up may raise anything
-        found.append(Finding(BLOCKS, f'the check broke: {type(error).__name__}: {" ".join(str(error).split())[:300]}',
-                             todo='correct what the message names; if it is none of your files or settings, report it'))
-    return found

@@ -10,6 +10,7 @@ from modules.objective import needs_vgg
 from modules.resize_checkpoint import resize_checkpoint
 from resume import find_resume_point
 from support import weights
+from support.checkpoints import checkpoints_in
 from support.errors import UserError
 from support.files import file_hash
 from tools.doctor.finding import BLOCKS, NOTE, OK, Finding
@@ -57,7 +58,7 @@ def check_training_weights(case):
 def check_checkpoint(case):
     """Report what training starts from: the run folder's newest checkpoint, given weights, or nothing."""
     run = RunFolder(case.run_folder, writes=False)
-    for path in run.steps()[-1:]:
+    for path in checkpoints_in(case.run_folder)[-1:]:
         read_checkpoint(path)        # training would pass over a damaged one, back to the one before
     start = find_resume_point(run, case.config, case.checkpoint)
     if start.state is None:
@@ -65,10 +66,8 @@ def check_checkpoint(case):
         return
     with torch.device('meta'):
         model = build_model(case.config)
-        if start.image_size is not None:
-            theirs = build_model(checkpoint_config(start.state, start.path))
-    wanted = (model if start.image_size is None else theirs).state_dict()
-    wanted = {name: tensor.shape for name, tensor in wanted.items()}
+        theirs = model if start.image_size is None else build_model(checkpoint_config(start.state, start.path))
+    wanted = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     for part in ('ema',) if start.of_another_run else ('model', 'ema'):
         if {name: tensor.shape for name, tensor in start.state[part].items()} != wanted:
             yield Finding(BLOCKS, f'the tensors of {part!r} are not those of the model', str(start.path),
