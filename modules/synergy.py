@@ -14,12 +14,12 @@ from modules.convolutions import keep_layout
 from modules.dense_motion import DenseMotion, DenseMotionNetwork, DenseMotionParams, SourceImage
 from modules.discriminator import PatchDiscriminatorParams
 from modules.flow_update import FlowUpdate, MotionEncoder, SourceContext
-from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams
+from modules.keypoint_detector import KeypointDetector, KeypointDetectorParams, gaussian_heatmaps
 from modules.layers import Downsample, ResBlock, Upsample, check_hourglasses, shrunk
 from modules.motion_compensation import MotionCompensation
 from modules.retrieval import Projection, RetrievalLayer
 from modules.talking_head import Generated, SourceState, TalkingHead
-from modules.warp import occlude, resize, warp
+from modules.warp import occlude, warp
 from support.ranges import LayerCount, TensorSize
 
 OCCLUSION_UPDATES = ('probability', 'logit')
@@ -62,7 +62,7 @@ class SynergyParams:
 
     @property
     def grid(self):
-        """Side of the token grid: the coarsest scale."""
+        """Side of the token grid, which is that of the coarsest features."""
         return self.image_size // 2 ** (len(self.autoencoder_params.channels) - 1)
 
     @property
@@ -190,7 +190,7 @@ class Synergy(TalkingHead):
 
     def render(self, source, driving):
         generated = self._compensate(source, driving)
-        coarsest, *finer = self._posed(generated)
+        coarsest, *finer = self._posed(generated, driving)
         generated.prediction = self._decode(self.decoder.start(coarsest), finer, self._moved(source, generated))
         return generated
 
@@ -208,7 +208,7 @@ class Synergy(TalkingHead):
         # The prediction, and I_g^1 from the coarsest feature only, so that the decoder does not depend on fine ones.
         state = self._source_state(source, source_keypoints, list(source_pyramid))
         generated = self._compensate(state, driving_keypoints)
-        coarsest, *finer = self._posed(generated)
+        coarsest, *finer = self._posed(generated, driving_keypoints)
         both = self._decode(self.decoder.start(coarsest), finer, self._moved(state, generated), plain=True)
         generated.prediction, generated.first_scale_prediction = both.chunk(2)
         generated.source_keypoints, generated.driving_keypoints = source_keypoints, driving_keypoints
@@ -266,11 +266,16 @@ class Synergy(TalkingHead):
             compensated = self.appearance(scale, warped, flow, source.features.appearance_projections)    # F_c^i
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
 
-    def _posed(self, generated):
-        """F_c of every scale; at `pose_scales` with the driving keypoints, embedded: a flow opens no closed mouth."""
-        heatmaps = generated.dense_motion.driving_heatmaps
-        return [feature + self.pose[str(scale)](resize(heatmaps, feature.shape[-2:]))
-                if str(scale) in self.pose else feature for scale, feature in enumerate(generated.compensated, start=1)]
+    def _posed(self, generated, driving):
+        """F_c of every scale; at `pose_scales` with the driving keypoints, embedded: a flow opens no closed mouth.
+
+        Keypoints are Gaussians with a standard deviation of one pixel of the scale.
+        """
+        def pose(scale, size):
+            heatmaps = gaussian_heatmaps(driving.value, (size, size), (2 / (size - 1)) ** 2)
+            return self.pose[str(scale)](heatmaps)
+        return [feature + pose(scale, feature.shape[-1]) if str(scale) in self.pose else feature
+                for scale, feature in enumerate(generated.compensated, start=1)]
 
     def _moved(self, source, generated):
         """With image_skip, the source image warped by the finest flow (B, 3, H, W), to which the decoder adds."""
@@ -302,7 +307,7 @@ class Synergy(TalkingHead):
         return torch.cat([fusion(halves[0], feature), halves[-1]])
 
     def learn_codes(self, generated, targets):
-        """Eq. 3 on the flows before refinement, Eq. 5 on `targets`, the driving features; summed over scales."""
+        """Codebook losses, summed over scales: Eq. 3 of the flows, Eq. 5 of `targets`, the driving features."""
         losses = {}
         if self.motion_scales:
             learned = self.motion.learn(generated.flows[:self.motion_scales], generated.motion_features)
