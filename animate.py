@@ -60,6 +60,8 @@ def animate(model, image, video, result=None, *, fps=25, **settings):
     if isinstance(image, np.ndarray):
         image = FrameList([image], 'image')
     if not isinstance(video, (str, Path)):
+        if fps <= 0:
+            raise UserError(f'fps={fps}: must be positive')
         video = FrameList(list(video), 'video', Fraction(fps))
     settings = AnimationSettings(source_image=image, driving_video=video, result_video=result, motion=motion,
                                  **settings)

@@ -267,9 +267,9 @@ class Synergy(TalkingHead):
         return ScaleResult(flow, logit, occlusion, warped, compensated, residual, motion_feature)
 
     def _posed(self, generated, driving):
-        """F_c of every scale; at `pose_scales` with the driving keypoints, embedded: a flow opens no closed mouth.
+        """F_c of every scale; at `pose_scales` plus a convolution of the driving keypoints' heat maps.
 
-        Keypoints are Gaussians with a standard deviation of one pixel of the scale.
+        A flow opens no closed mouth. The Gaussians have a standard deviation of one pixel of the scale.
         """
         def pose(scale, size):
             heatmaps = gaussian_heatmaps(driving.value, (size, size), (2 / (size - 1)) ** 2)

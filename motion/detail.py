@@ -85,6 +85,7 @@ def _up(x, size):
 
 
 @functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)      # cached for all uses, even if inference asks first
 def _centres(size, device):
     """Positions of the pixels' centres, (size, size, 2), for align_corners=False."""
     centre = (torch.arange(size, device=device) * 2 + 1) / size - 1

@@ -66,8 +66,8 @@ def test_training_reports_an_alarm_once_and_a_resumed_run_does_not_repeat_it(tmp
     alarms = [json.loads(line) for line in (tmp_path / 'alarms.jsonl').read_text().splitlines()]
     assert [line['step'] for line in alarms if line['rule'] == name] == [5]
     assert len([record for record in caplog.records if name in record.message]) == 1
-    assert all({'data/wait_share', 'data/step_s'} <= line.keys() for line in RunFolder(tmp_path, writes=False).figures()
-               if 'total' in line)
+    steps = [line for line in RunFolder(tmp_path, writes=False).figures() if 'total' in line]
+    assert len(steps) == 7 and all({'data/wait_share', 'data/step_s'} <= line.keys() for line in steps)
 
     (tmp_path / 'checkpoints' / '00000007.pt').unlink()
     train_in(tmp_path, tiny(every, 'train_params.num_iterations=9'))

@@ -177,9 +177,17 @@ def test_loading_processes_end_with_the_process_that_started_them_and_not_by_sig
         finally:
             process.kill()
     limit = time.monotonic() + 60
-    while any(Path(f'/proc/{worker}').exists() for worker in workers):
+    while any(map(running, workers)):
         assert time.monotonic() < limit, 'they are still there'
         time.sleep(0.05)
+
+
+def running(process):
+    try:
+        os.kill(process, 0)
+        return True
+    except ProcessLookupError:
+        return False
 
 
 @pytest.fixture

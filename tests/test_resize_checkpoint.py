@@ -1,4 +1,4 @@
-"""Models of other image sizes: the weights that they begin with, the configs of 512 px, every mode with five scales."""
+"""Models of other image sizes: the weights that they start from, the configs of 512 px, every mode at that size."""
 
 import json
 from functools import partial
@@ -141,34 +141,42 @@ def test_a_step_fits_one_card_or_four():
 
 # ---------------------------------------------------------------------------- every mode
 
+NARROW = [*SIZES, 'dataset_params.root_dir={root}', 'model_params.image_size=512',
+          'model_params.autoencoder_params={channels: [8, 8, 4, 4, 4], res_blocks: 1, norm_groups: 4}',
+          *(f'model_params.kp_detector_params.{key}' for key in ('scale_factor=0.125', 'padding=0')),
+          'model_params.dense_motion_params.scale_factor=0.125', 'model_params.flow_update_width=8',
+          *(f'model_params.{book}_codebook_params.{key}' for book in ('motion', 'appearance')
+            for key in ('code_dim=4', 'num_layers=1', 'num_codes=16', 'num_heads=1')),
+          'train_params.accumulate=2', 'train_params.num_iterations=1', 'train_params.val_pairs=1',
+          'train_params.log_every=1', 'animate_params.num_pairs=1']
+
 @pytest.fixture
 def raw(tmp_path):
-    """Raw videos of three people, with faces smaller than the model's images, and their metadata."""
+    """Raw videos of three people, smaller than 512 px, and their metadata."""
     rows = [('aaaaaaaaaaa', 'train', 'id1'), ('bbbbbbbbbbb', 'test', 'id2'), ('ccccccccccc', 'test', 'id3')]
     for number, (video, *_) in enumerate(rows):
         rough = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
         write_video(tmp_path / 'raw' / f'{video}.mp4', (
-            np.array(Image.fromarray(np.roll(rough, turn, 1)).resize((80, 60), Image.BICUBIC)) for turn in range(3)))
+            np.array(Image.fromarray(np.roll(rough, turn, 1)).resize((320, 240), Image.BICUBIC)) for turn in range(3)))
     (tmp_path / 'vox-metadata.csv').write_text(VOX + ''.join(
-        f'{video},0,2,10-5-60-55,25,80,60,{partition},{person}\n' for video, partition, person in rows))
+        f'{video},0,2,40-20-240-220,25,320,240,{partition},{person}\n' for video, partition, person in rows))
     return ['--dataset', 'voxceleb1', '--videos', tmp_path / 'raw', '--metadata', tmp_path / 'vox-metadata.csv']
 
 
 def test_every_mode_runs(raw, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, data, folder = ROOT / 'config' / 'vox-512.yaml', tmp_path / 'data', tmp_path / 'run'
-    sets = ['--set', *SIZES, *FIVE, f'dataset_params.root_dir={data}', 'animate_params.num_pairs=1', *(
-        f'train_params.{key}' for key in ('accumulate=2', 'num_iterations=1', 'val_pairs=1', 'log_every=1'))]
+    sets = ['--set', *(part.format(root=data) if part.endswith('{root}') else part for part in NARROW)]
     model = ['--checkpoint', folder / 'checkpoints' / '00000001.pt']
     here = ['--log_dir', tmp_path, '--run_name', 'run', '--device', 'cpu']
     clip = data / 'test' / 'id2#bbbbbbbbbbb#000000#000002.mp4'
 
     does = partial(succeeds, capsys, '--mode')
-    said = does('prepare', *raw, '--size', 64, '--out', data)
-    assert 'crops are 50 to 50 px large in the videos, median 50: 3 of 3 clips are enlarged to 64 px' in said
+    said = does('prepare', *raw, '--size', 512, '--out', data)
+    assert 'crops are 200 to 200 px large in the videos, median 200: 3 of 3 clips are enlarged to 512 px' in said
     does('doctor', '--config', config, *here, *sets)
     does('train', '--config', config, *here, *sets)
-    assert torch.load(model[1], weights_only=True)['model']['appearance.embed.3.weight'].shape == (16, 64 * 8)
+    assert torch.load(model[1], weights_only=True)['model']['appearance.embed.3.weight'].shape == (4, 64 * 4)
     does('reconstruction', *model, *here)
     does('animate', *model, *here)
     save_png(tmp_path / 'face.png', open_clip(clip).read([0])[0])
@@ -181,4 +189,4 @@ def test_every_mode_runs(raw, tmp_path, capsys, monkeypatch):
     assert json.loads((folder / 'reconstruction' / 'metrics.json').read_text())
     assert all(list((tmp_path / place).rglob(kind)) for place, kind in (
         ('run/evaluation', 'metrics.json'), ('run/inspect', '*.png'), ('compare', '*.png'), ('study', '*.html')))
-    assert open_clip(tmp_path / 'result.mp4').read([0])[0].shape == (64, 64, 3)
+    assert open_clip(tmp_path / 'result.mp4').read([0])[0].shape == (512, 512, 3)
